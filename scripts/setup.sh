@@ -1,0 +1,201 @@
+#!/usr/bin/env bash
+# Make this machine ready for llc: system packages (apt), .venv, the pinned Python packages. `make setup` runs it.
+#
+#   bash scripts/setup.sh [--fashion-mnist]     PYTHON=python3.12 chooses the interpreter; --fashion-mnist adds the demo's data
+#
+# Running it again takes a fraction of a second while .venv is whole and nothing it was made from has changed. Otherwise:
+#   requirements.txt, pyproject.toml or this file changed    the packages are installed over what is there
+#   .venv unfinished, damaged, moved, or of another Python   .venv is made again
+#   .venv made by hand                                       the packages are installed into it, nothing is removed
+# What is installed is only believed once .venv/llc-setup/done stands there: it is the last thing written, and names
+# what .venv was made from; .venv/llc-setup/files lists what .venv held then.
+set -euo pipefail
+export LC_ALL=C
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd "$root"
+venv="$root/.venv"
+state="$venv/llc-setup"
+fashion_mnist=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
+
+want_fashion_mnist=
+for argument in "$@"; do
+    case $argument in
+        --fashion-mnist) want_fashion_mnist=yes ;;
+        *) fail "unknown argument '$argument'; the only one is --fashion-mnist" ;;
+    esac
+done
+
+# ---- what .venv was made from, and whether it is still all there -----------------------------------------------------
+
+# One line that differs whenever .venv's interpreter is another one or the project lies elsewhere.
+interpreter_of() { "$1" -c 'import sys; print(*sys.version_info[:3], sys.implementation.cache_tag, sys.base_prefix)'; }
+sources() { sha256sum requirements.txt pyproject.toml scripts/setup.sh; }
+# Names only, so that editing an installed file in place, or adding packages of one's own, is nobody's business.
+files_of_venv() { (cd "$venv" && find . \( -type f -o -type l \) ! -name '*.pyc' ! -path './llc-setup/*' | sort); }
+
+# Sets `found` to whole, old (something to install), foreign (not made here), or broken with the reason in `why`.
+inspect_venv() {
+    found=broken
+    if [ ! -e "$venv" ]; then why="there is none yet"; return; fi
+    local installed lost
+    installed=$(interpreter_of "$venv/bin/python" 2>/dev/null) || { why="the one here has no Python that starts"; return; }
+    if [ ! -d "$state" ] && [ -f "$venv/pyvenv.cfg" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null; then found=foreign; return; fi
+    if [ ! -f "$state/done" ]; then why="the one here was never finished"; return; fi
+    if [ "$installed at $venv" != "$(head -n 1 "$state/done")" ]; then why="the one here was moved, or its Python changed"; return; fi
+    if [ -n "${PYTHON:-}" ] && [ "$installed" != "$(interpreter_of "$PYTHON")" ]; then
+        why="the one here has another Python than $PYTHON"; return
+    fi
+    lost=$(comm -23 "$state/files" <(files_of_venv))
+    if [ -n "$lost" ]; then why="files are missing from the one here, e.g. ${lost%%$'\n'*}"; return; fi
+    if [ "$(sources)" != "$(tail -n +2 "$state/done")" ]; then found=old; return; fi
+    # a system upgrade may have taken away the OpenCV that FFCV was linked with
+    if ldd "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so | grep -q 'not found'; then found=old; return; fi
+    found=whole
+}
+
+# ---- system packages -------------------------------------------------------------------------------------------------
+
+# Sets `missing` to the Debian packages for what this machine really cannot do: having the capability counts, not the
+# package, so a machine with its own compiler or OpenCV needs no apt.
+inspect_system() {
+    missing=()
+    local prefix=python3 from_system
+    # Debian's names are python3.12-venv etc. for an interpreter other than its default one.
+    from_system=$("$python" -c 'import sys; print(sys.base_prefix == "/usr")')
+    if [ "$from_system" = True ] && [ -x /usr/bin/python3 ]; then
+        local version; version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+        [ "$version" = "$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')" ] || prefix=$version
+    fi
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=("$prefix-venv")
+    "$python" -c 'import os, sysconfig as s; raise SystemExit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
+        || missing+=("$prefix-dev")
+    echo 'int main() {}' | g++ -x c++ - -o /dev/null 2>/dev/null || missing+=(g++)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    pkg-config --exists opencv4 2>/dev/null || missing+=(libopencv-dev)
+    pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
+}
+
+# Sets `as_root` to the command in front of apt-get (nothing for root); false where apt-get cannot be run here.
+# `may_ask`: yes lets sudo ask for a password where somebody is there to type it.
+find_apt() {
+    local may_ask=$1
+    as_root=()
+    command -v apt-get >/dev/null || { why_not="there is no apt-get here"; return 1; }
+    [ "$(id -u)" != 0 ] || return 0
+    command -v sudo >/dev/null || { why_not="you are not root and there is no sudo"; return 1; }
+    as_root=(sudo)
+    sudo -n true 2>/dev/null && return 0
+    [ "$may_ask" = yes ] && [ -t 0 ] && return 0
+    why_not="you are not root and sudo wants a password"
+    return 1
+}
+
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
+
+# libopencv-dev without its recommendations is 249 MB and 129 packages smaller (Debian 12), and FFCV builds all the same.
+apt_install() { apt install -y --no-install-recommends "$@"; }
+
+install_system_packages() {
+    inspect_system
+    [ ${#missing[@]} -gt 0 ] || return 0
+    local packages="${missing[*]}"
+    if ! find_apt yes; then
+        fail "llc needs these Debian/Ubuntu packages, and they cannot be installed from here: $why_not." \
+             "Have them installed, then run the same command again:" \
+             "    apt-get install --no-install-recommends $packages"
+    fi
+    say "installing $packages (apt)"
+    apt update || say "apt-get update failed; going on with the package lists that are here"
+    if [ -n "$want_fashion_mnist" ] && [ ! -e "$fashion_mnist" ] && apt-cache show dataset-fashion-mnist >/dev/null 2>&1; then
+        missing+=(dataset-fashion-mnist)
+    fi
+    apt_install "${missing[@]}" || fail "apt-get could not install: $packages" \
+        "On Ubuntu some of these are in the part called universe: add-apt-repository universe"
+    inspect_system
+    [ ${#missing[@]} -eq 0 ] || fail "apt-get ran, and this is still not usable here: ${missing[*]}" \
+        "(looked for by $python and $(command -v g++ pkg-config | tr '\n' ' '))"
+}
+
+# The demo's images. Not having them is no error: torchvision downloads the same files where there is a network.
+install_fashion_mnist() {
+    [ ! -e "$fashion_mnist" ] && [ ! -e "$state/fashion-mnist-asked" ] || return 0
+    touch "$state/fashion-mnist-asked"   # once is enough: this is not the only way to these images
+    if ! find_apt no; then say "not installing dataset-fashion-mnist: $why_not"; return 0; fi
+    say "installing dataset-fashion-mnist (apt)"
+    { apt update && apt_install dataset-fashion-mnist; } \
+        || say "apt-get has no dataset-fashion-mnist; the demo will try torchvision's download"
+}
+
+# ---- .venv -----------------------------------------------------------------------------------------------------------
+
+# Sets `python`: the interpreter asked for, else the one that was asked for when .venv was made, else python3.
+choose_python() {
+    python=${PYTHON:-$(cat "$state/python" 2>/dev/null || echo python3)}
+    if [ "$found" != broken ]; then
+        python=$venv/bin/python
+        if [ -n "${PYTHON:-}" ] && [ "$(interpreter_of "$python")" != "$(interpreter_of "$PYTHON")" ]; then
+            fail "the .venv here was made by hand, with $("$python" --version), not $PYTHON; move it away, or leave PYTHON out"
+        fi
+    fi
+    command -v "$python" >/dev/null || fail "PYTHON=$python: no such program; name one, e.g. make PYTHON=python3.12 setup"
+    "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' || fail \
+        "$python is $("$python" --version 2>&1); llc needs Python 3.10 or newer: make PYTHON=python3.12 setup" \
+        "(a .venv with an old Python has to be moved away first)"
+}
+
+make_venv() {
+    say "making .venv with $("$python" --version) ($why)"
+    rm -rf "$venv"
+    mkdir -p "$state"   # before anything else: what is broken off from here on is known for unfinished
+    if [ -n "${PYTHON:-}" ] || [ "$python" != python3 ]; then echo "$python" > "$state/python"; fi
+    "$python" -m venv "$venv"
+}
+
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+
+install_python_packages() {
+    local quiet=(--quiet)
+    [ -t 1 ] && quiet=()
+    say "installing the packages of requirements.txt: some 6 GB on disk, minutes on a slow line (torch is most of it)"
+    # FFCV names every library of OpenCV to the linker and uses two: without --as-needed the others load at each start.
+    # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
+    LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" pip install "${quiet[@]}" --use-pep517 -r requirements.txt \
+        || fail "pip could not install requirements.txt (its message is above); the versions there are for Python 3.10 to 3.13"
+    pip install "${quiet[@]}" --no-deps -e .
+    if ! "$venv/bin/python" -c 'import ffcv' 2>/dev/null; then
+        # pip may have kept an FFCV that was built against libraries that are no longer here
+        LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" pip install "${quiet[@]}" --use-pep517 --no-cache-dir --force-reinstall --no-deps \
+            "$(grep -o '^ffcv==[0-9.]*' requirements.txt)"
+        "$venv/bin/python" -c 'import ffcv' || fail "FFCV was installed and cannot be imported (its message is above)"
+    fi
+}
+
+# ---- in order --------------------------------------------------------------------------------------------------------
+
+# One set-up at a time in this folder: the lock is on this file, and the system drops it however the set-up ends.
+if command -v flock >/dev/null; then
+    exec 9<"${BASH_SOURCE[0]}"
+    flock -n 9 || { say "waiting for another set-up in this folder"; flock 9; }
+fi
+
+inspect_venv
+if [ "$found" != whole ]; then
+    started=$SECONDS
+    choose_python
+    install_system_packages
+    case $found in
+        broken) make_venv ;;
+        foreign) say "installing into the .venv that is here"; mkdir "$state" ;;
+    esac
+    rm -f "$state/done"
+    install_python_packages
+    files_of_venv > "$state/files"
+    { echo "$(interpreter_of "$venv/bin/python") at $venv"; sources; } > "$state/done.new"
+    mv "$state/done.new" "$state/done"
+    say "done in $((SECONDS - started)) s"
+fi
+if [ -n "$want_fashion_mnist" ]; then install_fashion_mnist; fi
