@@ -160,7 +160,11 @@ pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 install_python_packages() {
     local quiet=(--quiet)
     [ -t 1 ] && quiet=()
-    say "installing the packages of requirements.txt: some 6 GB on disk, minutes on a slow line (torch is most of it)"
+    if [ "$found" = old ]; then
+        say "installing what has changed into .venv"
+    else
+        say "installing the packages of requirements.txt: 6 GB on disk, nearly all of it torch; minutes on a slow line"
+    fi
     # FFCV names every library of OpenCV to the linker and uses two: without --as-needed the others load at each start.
     # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
     LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" pip install "${quiet[@]}" --use-pep517 -r requirements.txt \

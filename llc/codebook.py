@@ -1,0 +1,81 @@
+"""The codebook: real values float32 [num_classes, num_bits] and the class codes that are its signs. Load, save, health."""
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llc.codes import pack_bits, unpack_bits
+from llc.errors import UserError
+from llc.files import atomic_write
+
+
+def random_codebook(num_classes, num_bits, seed):
+    """Real values float32 [num_classes, num_bits], normal with variance 2 / num_bits (He et al., arXiv 1502.01852, fan-in)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_classes, num_bits, generator=generator) * (2 / num_bits) ** 0.5
+
+
+def load_codebook(path):
+    """Reads a codebook from a `.npy` file of real values, or from a run folder holding codebook.npy -> float32 tensor.
+
+    Raises UserError when it is missing, not a plain 2-D numeric array, or not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "codebook.npy"
+    try:
+        values = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"codebook {path}: cannot be read: {error}") from error
+    except (ValueError, EOFError) as error:
+        raise UserError(f"codebook {path}: not a .npy file of plain numbers: {error}") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape:
+        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise UserError(f"codebook {path}: expected real values [num_classes, num_bits], found {found}")
+    if not np.isfinite(values).all():
+        raise UserError(f"codebook {path}: holds values that are not finite")
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def save_codebook(path, codebook):
+    """Writes real values float32 [num_classes, num_bits] as .npy, whole or not at all."""
+    atomic_write(path, lambda file: np.save(file, codebook.detach().float().cpu().numpy(), allow_pickle=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """What a codebook's class codes are like. Distances in bits; `balance` is the share of ones, per bit."""
+
+    num_classes: int
+    num_bits: int
+    num_collisions: int      # classes whose code an earlier class has already
+    min_distance: int
+    mean_distance: float
+    min_balance: float
+    max_balance: float
+
+    def __str__(self):
+        return (f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions, "
+                f"distance min {self.min_distance} mean {self.mean_distance:.2f}, "
+                f"ones per bit {100 * self.min_balance:.0f} to {100 * self.max_balance:.0f} %")
+
+
+def health(codebook):
+    """Health of a codebook (real values [num_classes, num_bits])."""
+    codes = pack_bits(codebook.detach().cpu())
+    bits = unpack_bits(codes, codebook.shape[1]).double()
+    num_classes, num_bits = bits.shape
+    collisions = num_classes - len(torch.unique(codes, dim=0))
+    ones = bits.sum(0)
+    # the Gram matrix of 0/1 rows: |a| + |b| - 2 a.b, a block of rows at a time
+    weights, smallest = bits.sum(1), num_bits
+    for start in range(0, num_classes, 1024):
+        block = bits[start:start + 1024]
+        distances = block.sum(1)[:, None] + weights[None] - 2 * block @ bits.T
+        distances[torch.arange(len(block)), start + torch.arange(len(block))] = num_bits
+        smallest = min(smallest, int(distances.min()))
+    pairs = num_classes * (num_classes - 1) / 2
+    mean = float((ones * (num_classes - ones)).sum() / pairs) if pairs else 0.0
+    balance = ones / num_classes
+    return Health(num_classes, num_bits, collisions, smallest if pairs else 0, mean, float(balance.min()), float(balance.max()))

@@ -1,0 +1,58 @@
+"""Binary codes: the sign, with its straight-through gradient, and its packed form.
+
+One rule, everywhere: bit = 1 iff value > 0 (so zero and NaN give 0). Packed codes are uint8 [n, code_size] with
+code_size = ceil(num_bits / 8), in the bit order of numpy.packbits (the first bit is the highest of the first byte); the padding bits
+at the end of the last byte are 0.
+"""
+import numpy as np
+import torch
+
+
+def code_size(num_bits):
+    """Bytes of a packed code of `num_bits` bits."""
+    return (num_bits + 7) // 8
+
+
+class _StraightThroughSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return (values > 0).to(values.dtype).mul_(2).sub_(1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def binarize(values):
+    """+1 where values > 0, else -1, in the values' shape and dtype; the gradient passes through unchanged.
+
+    The straight-through estimator of Bengio et al., 2013 (arXiv 1308.3432), in its identity form, as LLC uses it.
+    """
+    return _StraightThroughSign.apply(values)
+
+
+def pack_bits(values):
+    """Packs the signs of values [n, num_bits] (torch or numpy; float, integer or bool) -> uint8 [n, code_size].
+
+    Equals numpy.packbits(values > 0, axis=-1); a tensor stays on its device. Raises ValueError unless 2-D with num_bits >= 1.
+    """
+    if isinstance(values, np.ndarray):
+        return pack_bits(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+    if values.ndim != 2 or values.shape[1] < 1:
+        raise ValueError(f"values: expected shape [n, num_bits] with num_bits >= 1, got {list(values.shape)}")
+    num_bits = values.shape[1]
+    bits = (values > 0).to(torch.uint8)
+    bits = torch.nn.functional.pad(bits, (0, code_size(num_bits) * 8 - num_bits))
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=values.device)
+    return (bits.view(len(bits), -1, 8) * weights).sum(dim=2, dtype=torch.uint8)
+
+
+def unpack_bits(codes, num_bits):
+    """The inverse: packed codes uint8 [n, code_size] -> uint8 0/1 [n, num_bits]. Raises ValueError on a wrong dtype or width."""
+    if isinstance(codes, np.ndarray):
+        return unpack_bits(torch.from_numpy(np.ascontiguousarray(codes)), num_bits).numpy()
+    if codes.dtype != torch.uint8 or codes.ndim != 2 or codes.shape[1] != code_size(num_bits):
+        raise ValueError(f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, "
+                         f"got {codes.dtype} {list(codes.shape)}")
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=codes.device)
+    return ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), -1)[:, :num_bits].contiguous()

@@ -1,0 +1,209 @@
+"""The edge where configuration is read: frozen dataclasses <- fastargs sections <- YAML files, then the command line.
+
+A section is a frozen dataclass. A field's annotation (str, int, float, bool) is its type, its default the default (none:
+required), and `option(help=..., choices=..., minimum=...)` says the rest. fastargs holds and validates the values; what it
+leaves out is added here: an unknown key is an error that names the nearest known one, and every error exits non-zero.
+"""
+import dataclasses
+import difflib
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from fastargs import Param, Section
+from fastargs.config import Config as FastargsConfig
+from fastargs.validation import Checker
+
+from llc.errors import UserError
+
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
+def option(default=dataclasses.MISSING, *, help, choices=None, minimum=None, maximum=None):
+    """A dataclass field of a section, with what --help and the checks need to know of it."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _FieldChecker(Checker):
+    """fastargs checker of one dataclass field: converts the value or raises ValueError."""
+
+    def __init__(self, field):
+        self.field = field
+
+    def check(self, value):
+        kind, meta = self.field.type, self.field.metadata
+        if kind is bool:
+            if str(value).lower() not in BOOLEANS:
+                raise ValueError
+            value = BOOLEANS[str(value).lower()]
+        elif kind is str:
+            if isinstance(value, (dict, list)):
+                raise ValueError
+            value = str(value)
+        else:
+            if isinstance(value, (dict, list)):
+                raise ValueError
+            number = float(value)
+            if kind is int and number != int(number) or number != number:
+                raise ValueError
+            value = int(number) if kind is int else number
+        if meta["choices"] is not None and value not in meta["choices"]:
+            raise ValueError
+        if meta["minimum"] is not None and value < meta["minimum"]:
+            raise ValueError
+        if meta["maximum"] is not None and value > meta["maximum"]:
+            raise ValueError
+        return value
+
+    def help(self):
+        meta = self.field.metadata
+        if meta["choices"] is not None:
+            return "one of " + ", ".join(map(str, meta["choices"]))
+        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[self.field.type]
+        if meta["minimum"] is not None:
+            words += f", at least {meta['minimum']}"
+        if meta["maximum"] is not None:
+            words += f", at most {meta['maximum']}"
+        return words
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What was read: `sections` name -> dataclass instance, `options` name -> text or None, `positionals` in order."""
+
+    sections: dict
+    options: dict
+    positionals: list
+
+
+def read(sections, argv, *, description, options=None, positionals=()):
+    """Reads YAML files (`--config FILE`, also `--config-file`, repeatable, later wins) and `--section.key=value`.
+
+    sections: {name: frozen dataclass type}; options: {name: help} of `--name=value` flags outside the sections;
+    positionals: names of the positional arguments, all required. `--help` prints and exits with 0.
+    Raises UserError for an unknown key, a bad or missing value, an unreadable file.
+    """
+    options = options or {}
+    registry = FastargsConfig()
+    for name, kind in sections.items():
+        params = {}
+        for field in dataclasses.fields(kind):
+            required = field.default is dataclasses.MISSING
+            params[field.name] = Param(_FieldChecker(field), field.metadata["help"], required=required,
+                                       default=None if required else field.default)
+        Section(name, (kind.__doc__ or name).strip(), config_descriptor=registry).params(**params)
+    known = [".".join(path) for path in registry.entries]
+
+    files, overrides, given, words = [], {}, dict.fromkeys(options), []
+    queue = list(argv)
+    while queue:
+        word = queue.pop(0)
+        if word in ("--help", "-h"):
+            print(_help(registry, description, options, positionals))
+            sys.exit(0)
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        key, has_value, value = word[2:].partition("=")
+        if not has_value:
+            if not queue or queue[0].startswith("--"):
+                raise UserError(f"--{key} needs a value: write --{key}=VALUE")
+            value = queue.pop(0)
+        if key in ("config", "config-file"):
+            files.append(value)
+        elif key in options:
+            given[key] = value
+        else:
+            _check_key(key, known, "command line", [*options, "config"])
+            overrides[key] = value
+    if len(words) != len(positionals):
+        wanted = " ".join(p.upper() for p in positionals) or "no positional arguments"
+        raise UserError(f"expected {wanted}; got {' '.join(words) or 'none'} (--help shows all arguments)")
+
+    origin = {}
+    for name in files:
+        for key, value in _flatten(_read_yaml(name)).items():
+            _check_key(key, known, name)
+            registry.collect({key: value})
+            origin[key] = name
+    registry.collect(overrides)
+    origin.update(dict.fromkeys(overrides, "command line"))
+
+    problems = []
+    for path in registry.validate(mode="errordict"):
+        key, param = ".".join(path), registry.entries[path]
+        if path in registry.content:
+            problems.append(f"{origin[key]}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}")
+        else:
+            problems.append(f"{key} is required ({param.desc}): give it as --{key}=VALUE")
+    if problems:
+        raise UserError("\n".join(problems))
+    made = {name: kind(**{f.name: registry[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
+            for name, kind in sections.items()}
+    return Arguments(made, given, words)
+
+
+def run(main):
+    """Runs an entry point: a UserError becomes one printed message and exit status 2, Ctrl-C status 130."""
+    quiet = int(os.environ.get("RANK", "0")) != 0
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if not quiet:
+            print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def _check_key(key, known, where, more=()):
+    if key in known:
+        return
+    same_end = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    near = same_end[:3] or difflib.get_close_matches(key, [*known, *more], n=1, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the known keys"
+    raise UserError(f"{where}: {key} is not a key; {hint} (all keys: --help)")
+
+
+def _flatten(content, prefix=""):
+    flat = {}
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(_flatten(value, path + "."))
+        elif value is not None:
+            flat[path] = value
+    return flat
+
+
+def _read_yaml(name):
+    try:
+        content = yaml.safe_load(Path(name).read_text())
+    except OSError as error:
+        raise UserError(f"--config {name}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {name}: not a YAML file: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {name}: expected sections with keys, found {type(content).__name__}")
+    return content
+
+
+def _help(registry, description, options, positionals):
+    lines = [description, ""]
+    for name in positionals:
+        lines.append(f"  {name.upper()}")
+    lines.append("  --config=FILE  a YAML file of the keys below (repeatable; the command line wins)")
+    lines += [f"  --{name}=VALUE  {text}" for name, text in options.items()]
+    for namespace, paths in registry.sections_to_entries.items():
+        lines += ["", f"{'.'.join(namespace)}: {registry.sections[namespace].desc.splitlines()[0]}"]
+        for path in paths:
+            param = registry.entries[path]
+            default = "required" if param.required else f"default {param.default!r}"
+            lines.append(f"  --{'.'.join(path)}=  {param.desc} [{param.checker.help()}; {default}]")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""From a network and a loader to codes, decoded classes and accuracies."""

@@ -1,0 +1,1 @@
+"""Config, schedules, the two stages, the trainer, checkpoints, the run folder."""

@@ -1,0 +1,16 @@
+"""Images -> beton and manifest.
+
+    python write_ffcv.py --cfg.data_dir=/imagenet --cfg.split=train --cfg.write_path=train.beton
+    python write_ffcv.py --cfg.dataset=CIFAR10 --cfg.data_dir=data --cfg.split=val --cfg.write_path=val.beton
+"""
+from llc import config
+from llc.data.writer import WriterConfig, write_beton
+
+
+def main(argv):
+    arguments = config.read({"cfg": WriterConfig}, argv, description=__doc__)
+    write_beton(arguments.sections["cfg"])
+
+
+if __name__ == "__main__":
+    config.run(main)
