@@ -44,7 +44,7 @@ def pack_bits(values):
     bits = (values > 0).to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, code_size(num_bits) * 8 - num_bits))
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=values.device)
-    return (bits.view(len(bits), -1, 8) * weights).sum(dim=2, dtype=torch.uint8)
+    return (bits.view(len(bits), bits.shape[1] // 8, 8) * weights).sum(dim=2, dtype=torch.uint8)
 
 
 def unpack_bits(codes, num_bits):
@@ -55,4 +55,4 @@ def unpack_bits(codes, num_bits):
         raise ValueError(f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, "
                          f"got {codes.dtype} {list(codes.shape)}")
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=codes.device)
-    return ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), -1)[:, :num_bits].contiguous()
+    return ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), 8 * codes.shape[1])[:, :num_bits].contiguous()

@@ -7,15 +7,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType
+from ffcv.fields import IntField, RGBImageField
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 
 from llc.errors import UserError
 from llc.files import atomic_write
 
 FORMAT = 1
 # metadata of the two fields that a beton of images and labels has, in FFCV's order
-METADATA_TYPE = np.dtype([("f0", [("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")]),
-                          ("f1", "<i8")], align=True)
+METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llc.errors import UserError
+
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split()
 )
@@ -36,7 +38,7 @@ DOWNLOAD_FOLDER = "data"  # for a named dataset without a data_dir
 _SOCKET_TIMEOUT_SECONDS = 30  # torchvision's downloads set none, and would wait for a silent server for ever
 
 
-class SourceError(ValueError):
+class SourceError(UserError):
     """A source that cannot be used as it is; the message says what is wrong with it, and what to do."""
 
 

@@ -17,8 +17,9 @@ from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderT
 from tqdm import tqdm
 
 from llc.config import option
+from llc.data.images import load_rgb
 from llc.data.manifest import METADATA_TYPE, Manifest, load_manifest, manifest_path, read_tables
-from llc.data.sources import hold_out, open_source
+from llc.data.sources import open_source
 from llc.errors import UserError
 
 PAGE_SIZE = 1 << 23  # FFCV's default; a sample never straddles pages
@@ -47,27 +48,16 @@ class WriterConfig:
 
 def write_beton(config):
     """Writes `config.write_path` and its manifest; returns the Manifest. Raises UserError; nothing is left half written."""
-    if config.dataset in ("folder", "imagenet") and not config.data_dir:
-        raise UserError("--cfg.data_dir is required: the folder with one folder a class")
     target = Path(config.write_path)
     if not target.parent.is_dir():
         raise UserError(f"--cfg.write_path={target}: the folder {target.parent} does not exist")
     if target.is_dir():
         raise UserError(f"--cfg.write_path={target}: is a folder; name a file, e.g. {target / 'train.beton'}")
     class_names = load_manifest(config.class_names_from).class_names if config.class_names_from else None
-    source = open_source(config.dataset, config.data_dir or "data", config.split, class_names)
-    indices = np.arange(len(source.labels))
-    if config.val_fraction:
-        indices = hold_out(source.labels, config.val_fraction, config.split)
-    if 0 <= config.subset < len(indices):
-        if config.subset == 0:
-            raise UserError("--cfg.subset=0: nothing to write; -1 writes everything")
-        # evenly spaced: the first ones of a sorted tree would be a few classes only
-        indices = indices[(np.arange(config.subset) * len(indices)) // config.subset]
-    if source.num_other:
-        print(f"{source.num_other} files that are not images are left out")
-    if source.empty_classes:
-        print(f"{len(source.empty_classes)} classes have no image in this split: {', '.join(source.empty_classes[:8])}")
+    source = open_source(config.dataset, config.data_dir, config.split, config.val_fraction, class_names, config.subset)
+    indices = np.arange(len(source))
+    for note in source.notes:
+        print(note)
 
     started = time.perf_counter()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -222,9 +212,9 @@ def _worker(source, config, path, first_page, todo, done, next_page):
             metadata, allocations, messages = [], [], []
             for i in map(int, chunk):
                 try:
-                    image, payload = encode_sample(source.image(i), i, config)
-                except UserError as error:
-                    messages.append((i, str(error)))
+                    image, payload = encode_sample(load_rgb(source.image(i)), i, config)
+                except (UserError, OSError) as error:
+                    messages.append((i, f"{source.name(i)}: {error}"))
                     continue
                 if payload.size > PAGE_SIZE:
                     messages.append((i, f"{source.name(i)}: {payload.size} bytes do not fit a page of {PAGE_SIZE}; "

@@ -53,6 +53,29 @@ def search(queries, database, k):
     return (distances.numpy(), indices.numpy()) if as_numpy else (distances, indices)
 
 
+def range_search(queries, database, radius):
+    """Every database code at distance <= radius from each query, in FAISS's CSR form: (lims, distances, indices).
+
+    Query i's answers are distances[lims[i]:lims[i + 1]] (int32) and indices[lims[i]:lims[i + 1]] (int64), by rising index;
+    lims is int64 [n + 1]. Note that FAISS's own range_search takes distances strictly below its radius. Raises ValueError when the
+    two do not match or radius < 0.
+    """
+    queries, database, as_numpy = _checked(queries, database)
+    if radius < 0:
+        raise ValueError(f"radius: expected 0 or more bits, got {radius}")
+    query_words, database_words = _words(queries), _words(database)
+    lims = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
+    found = [(lims[:0].int(), lims[:0])]
+    step = max(1, TILE_WORDS // max(1, len(database)))
+    for start in range(0, len(queries), step):
+        tile = _distances(query_words[start:start + step], database_words)
+        inside = tile <= radius
+        lims[start + 1:start + 1 + len(tile)] = inside.sum(1)
+        found.append((tile[inside], inside.nonzero()[:, 1]))
+    result = lims.cumsum(0), torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+    return tuple(part.numpy() for part in result) if as_numpy else result
+
+
 def decode_mhd(codes, class_codes, k=1):
     """Minimum Hamming distance decoding: the k nearest classes -> int64 [n, k]; ties go to the lowest class.
 

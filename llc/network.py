@@ -1,0 +1,157 @@
+"""The network: uint8 images -> normalised -> torchvision ResNet backbone -> linear projection -> z [B, num_bits]; with it the codebook.
+
+Parameter names: `backbone.*` as torchvision names them (its fc is gone), `projection.weight` [num_bits, features], `codebook`
+[num_classes, num_bits]. BlurPool changes no names, so the same weights fit with and without.
+"""
+import pickle
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from llc.codes import binarize
+from llc.errors import UserError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESNETS = tuple(name for name in torchvision.models.list_models(torchvision.models)
+                if name.startswith(("resnet", "resnext", "wide_resnet")))
+
+
+class BlurConv2d(nn.Conv2d):
+    """A strided convolution whose input is blurred by the 3x3 binomial filter first (BlurPool, Zhang 2019, arXiv 1904.11486).
+
+    Placed as ffcv-imagenet does: before the convolution. Before a 1x1 convolution the blur takes the stride itself, which gives the
+    same result for 1 / stride^2 of the work.
+    """
+
+    @classmethod
+    def of(cls, conv):
+        blurred = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
+                      conv.bias is not None)
+        blurred.load_state_dict(conv.state_dict())
+        row = torch.tensor([1.0, 2.0, 1.0]) / 4
+        blurred.register_buffer("blur", torch.outer(row, row).expand(conv.in_channels, 1, 3, 3).contiguous(), persistent=False)
+        return blurred
+
+    def forward(self, x):
+        first = self.kernel_size == (1, 1) and self.padding == (0, 0)
+        x = F.conv2d(x, self.blur.to(x.dtype), stride=self.stride if first else 1, padding=1, groups=self.in_channels)
+        if first:
+            return F.conv2d(x, self.weight, self.bias, groups=self.groups)
+        return super().forward(x)
+
+
+def apply_blurpool(module):
+    """Puts BlurConv2d in place of every strided convolution of 16 and more input channels, in place."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and max(child.stride) > 1 and child.in_channels >= 16:
+            setattr(module, name, BlurConv2d.of(child))
+        else:
+            apply_blurpool(child)
+
+
+class Network(nn.Module):
+    """forward(images uint8 [B, 3, H, W]) -> z [B, num_bits], in float32; `class_logits(z)` -> [B, num_classes].
+
+    arch: a torchvision ResNet's name; width: channels of its first stage (64 is torchvision's own, less is a narrower network);
+    logit_scale multiplies the class logits.
+    """
+
+    def __init__(self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0):
+        super().__init__()
+        if arch not in RESNETS:
+            raise UserError(f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}")
+        self.backbone = torchvision.models.get_model(arch, weights=None)
+        if width != 64:
+            _set_width(self.backbone, arch, width)
+        features = self.backbone.fc.in_features
+        self.backbone.fc = nn.Identity()
+        if use_blurpool:
+            apply_blurpool(self.backbone)
+        self.projection = nn.Linear(features, num_bits, bias=False)
+        self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
+        self.logit_scale = logit_scale
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, 255 * torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, images):
+        images = (images.float() - self.mean) / self.std
+        return self.projection(self.backbone(images)).float()
+
+    def class_logits(self, z):
+        """z . sign(C)^T, gradient straight through the sign to the codebook."""
+        return self.logit_scale * z @ binarize(self.codebook).T
+
+
+def _set_width(backbone, arch, width):
+    """Rebuilds the convolutions of a basic-block torchvision ResNet with `width` instead of 64 channels in the first stage."""
+    block = type(backbone.layer1[0])
+    if block is not torchvision.models.resnet.BasicBlock:
+        raise UserError(f"model.width = {width}: only resnet18 and resnet34 come narrower, model.arch is {arch}")
+    depths = [len(getattr(backbone, f"layer{i}")) for i in (1, 2, 3, 4)]
+    backbone.inplanes = width
+    backbone.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    backbone.bn1 = nn.BatchNorm2d(width)
+    for i, depth in enumerate(depths):
+        setattr(backbone, f"layer{i + 1}", backbone._make_layer(block, width << i, depth, stride=1 if i == 0 else 2))
+    backbone.fc = nn.Linear(width << 3, 1)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def read_torch_file(path):
+    """torch.load of plain tensors and containers only. Raises UserError naming the file when it is missing, broken or runs code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): "
+                        f"{str(error).splitlines()[0]}") from error
+
+
+def load_weights(network, source, arch):
+    """Starts `network` from weights: a run folder or checkpoint of ours, a torchvision ResNet state dict, or a torchvision weights
+    name (IMAGENET1K_V1, downloaded). The codebook is never taken from here; a dense classifier (fc) is left out. Returns one line
+    that says what was loaded. Raises UserError listing the keys when they do not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "instance")]
+        path = next((c for c in candidates if c.exists()), candidates[0])
+    if not path.exists():
+        names = torchvision.models.get_model_weights(arch).__members__
+        if source not in names:
+            raise UserError(f"model.weights = {source}: neither a file, nor a run folder, nor weights of torchvision's {arch} "
+                            f"({', '.join(names)})")
+        try:
+            state = names[source].get_state_dict()
+        except Exception as error:
+            raise UserError(f"model.weights = {source}: the download failed: {error}") from error
+    else:
+        state = read_torch_file(path)
+    for key in ("network", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"model.weights = {source}: holds no state dict of tensors")
+    state = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
+    ours = any(k.startswith("backbone.") for k in state)
+    if ours:
+        state.pop("codebook", None)
+        target, said = network, f"network weights from {path}"
+    else:
+        dropped = [k for k in ("fc.weight", "fc.bias") if state.pop(k, None) is not None]
+        target, said = network.backbone, f"backbone weights from {source}" + (", its classifier left out" if dropped else "")
+    wanted = {k: v.shape for k, v in target.state_dict().items() if not (ours and k == "codebook")}
+    wrong = [f"{k}: {list(v.shape)} in the file, {list(wanted[k])} here" for k, v in state.items()
+             if k in wanted and v.shape != wanted[k]]
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if wrong or missing or unexpected:
+        raise UserError(f"model.weights = {source} does not fit {arch}: {len(missing)} keys missing {missing[:4]}, "
+                        f"{len(unexpected)} unknown {unexpected[:4]}, {len(wrong)} of another shape {wrong[:4]}")
+    target.load_state_dict(state, strict=False)
+    return said

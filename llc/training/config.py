@@ -1,0 +1,147 @@
+"""The trainer's configuration: frozen dataclasses, one a section of the YAML, and the checks on their combinations."""
+import dataclasses
+
+import yaml
+
+from llc import config
+from llc.config import option
+from llc.errors import UserError
+
+SCHEDULES = ("triangular", "cosine", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The backbone."""
+
+    arch: str = option("resnet50", help="a torchvision ResNet")
+    weights: str = option("", help="start from: run folder, checkpoint, torchvision state dict or weights name; empty: random")
+    width: int = option(64, minimum=4, help="channels of the first stage; less than 64 is a narrower resnet18 or resnet34")
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """The codes."""
+
+    num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
+    init_codebook: str = option("", help="start from this codebook: .npy of real values or a run folder; empty: random")
+    logit_scale: str = option("none", choices=("none", "sqrt"), help="class logits as they are, or divided by sqrt(num_bits)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage: its length and learning rate."""
+
+    epochs: int = option(help="epochs", minimum=1)
+    lr: float = option(help="peak learning rate, for the total batch", minimum=0)
+    lr_schedule_type: str = option("triangular", choices=SCHEDULES, help="shape of the learning rate after warm-up, per step")
+    lr_peak_epoch: float = option(0.0, minimum=0, help="epoch at which the linear warm-up reaches the peak; 0: no warm-up")
+    step_ratio: float = option(0.1, minimum=0, maximum=1, help="step: factor at each step down")
+    step_length: int = option(30, minimum=1, help="step: epochs between steps down")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """Training resolution, in pixels: min_res up to epoch start_ramp of the codebook stage, max_res from end_ramp on (and in the instance stage)."""
+
+    min_res: int = option(160, minimum=8, help="pixels at first")
+    max_res: int = option(192, minimum=8, help="pixels at last")
+    start_ramp: int = option(0, minimum=0, help="epoch at which resolution begins to rise")
+    end_ramp: int = option(0, minimum=0, help="epoch at which it is max_res")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The betons."""
+
+    train_dataset: str = option(help="train beton")
+    val_dataset: str = option(help="val beton")
+    num_workers: int = option(-1, minimum=-1, help="loader threads of each process; -1: its share of the cores")
+    min_scale: float = option(0.08, minimum=0.01, maximum=1, help="smallest area of a random crop, as a share of the image")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The optimisation, of both stages."""
+
+    stages: str = option("both", choices=("both", "codebook", "instance"), help="which stages run")
+    batch_size: int = option(1024, minimum=2, help="images a step, over all processes")
+    momentum: float = option(0.9, minimum=0, maximum=1, help="SGD momentum")
+    weight_decay: float = option(1e-4, minimum=0, help="L2, on everything but batch norm")
+    label_smoothing: float = option(0.1, minimum=0, maximum=1, help="of the codebook stage's cross entropy")
+    use_blurpool: bool = option(False, help="BlurPool before strided convolutions")
+    precision: str = option("auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: on CUDA bf16, else fp16; on a CPU fp32")
+    seed: int = option(0, minimum=0, help="of initial values and sample order")
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Validation, after every epoch."""
+
+    batch_size: int = option(512, minimum=1, help="images a step, of each process")
+    resolution: int = option(256, minimum=8, help="pixels of the centre crop")
+    crop_ratio: float = option(0.875, minimum=0.1, maximum=1, help="side of the centre crop, as a share of the shorter side")
+    lr_tta: bool = option(True, help="also average over left-right flips")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """The run folder."""
+
+    folder: str = option("runs", help="where run folders are made")
+    name: str = option("", help="the run folder's name; empty: date and time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dist:
+    """Processes."""
+
+    timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
+
+
+SECTIONS = {"model": Model, "codes": Codes, "codebook": Stage, "instance": Stage, "resolution": Resolution, "data": Data,
+            "training": Training, "validation": Validation, "logging": Logging, "dist": Dist}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run is made from. Raises UserError for combinations that make no sense."""
+
+    model: Model
+    codes: Codes
+    codebook: Stage
+    instance: Stage
+    resolution: Resolution
+    data: Data
+    training: Training
+    validation: Validation
+    logging: Logging
+    dist: Dist
+
+    def __post_init__(self):
+        for name in self.stages:
+            stage = getattr(self, name)
+            if stage.lr_peak_epoch >= stage.epochs:
+                raise UserError(f"{name}.lr_peak_epoch = {stage.lr_peak_epoch:g} lies not before the end, {name}.epochs = "
+                                f"{stage.epochs}; lower the first (0: no warm-up) or raise the second")
+        r = self.resolution
+        if r.min_res > r.max_res:
+            raise UserError(f"resolution.min_res = {r.min_res} is above resolution.max_res = {r.max_res}; set both")
+        if r.start_ramp > r.end_ramp:
+            raise UserError(f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; set both")
+        if self.training.stages == "instance" and not (self.codes.init_codebook and self.model.weights):
+            raise UserError("training.stages = instance needs codes.init_codebook (.npy or run folder) and model.weights "
+                            "(the network of a codebook stage)")
+
+    @property
+    def stages(self):
+        return ("codebook", "instance") if self.training.stages == "both" else (self.training.stages,)
+
+    def save(self, path):
+        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+
+
+def read(argv, *, description, options=None):
+    """argv -> (Config, options)."""
+    arguments = config.read(SECTIONS, argv, description=description, options=options)
+    return Config(**arguments.sections), arguments.options

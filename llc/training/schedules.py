@@ -1,0 +1,31 @@
+"""Learning rate and resolution, as functions of the position alone."""
+import math
+
+WARMUP_START = 1e-4  # of the peak; ffcv-imagenet's
+
+
+def learning_rate(stage, step, steps_per_epoch):
+    """Learning rate of optimiser step `step` (from 0) of a stage (llc.training.config.Stage).
+
+    Linear from 1e-4 of the peak to the peak at lr_peak_epoch; then linearly to 0 (triangular), half a cosine to 0 (cosine; Loshchilov
+    and Hutter, arXiv 1608.03983), or times step_ratio every step_length epochs counted from the start (step).
+    """
+    epoch = step / steps_per_epoch
+    if epoch < stage.lr_peak_epoch:
+        return stage.lr * (WARMUP_START + (1 - WARMUP_START) * epoch / stage.lr_peak_epoch)
+    done = (epoch - stage.lr_peak_epoch) / (stage.epochs - stage.lr_peak_epoch)
+    if stage.lr_schedule_type == "triangular":
+        return stage.lr * (1 - done)
+    if stage.lr_schedule_type == "cosine":
+        return stage.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return stage.lr * stage.step_ratio ** (step // (steps_per_epoch * stage.step_length))
+
+
+def resolution_at(resolution, epoch):
+    """Pixels in epoch `epoch` (from 0) of the codebook stage: on the line from min_res to max_res, to the nearest multiple of 32."""
+    if epoch >= resolution.end_ramp:
+        return resolution.max_res
+    if epoch <= resolution.start_ramp:
+        return resolution.min_res
+    share = (epoch - resolution.start_ramp) / (resolution.end_ramp - resolution.start_ramp)
+    return round((resolution.min_res + share * (resolution.max_res - resolution.min_res)) / 32) * 32
