@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llc.data.images import ImageError
 from llc.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -86,7 +87,10 @@ class IndexedDataset(Source):
     dataset: object
 
     def image(self, i):
-        return self.dataset[i][0]
+        try:
+            return self.dataset[i][0]
+        except Exception as error:  # many open the image themselves
+            raise ImageError(self.name(i), f"cannot be read: {_one_line(error)}") from error
 
     def name(self, i):
         return f"{self.title}[{i}]"
