@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Make this machine ready for llc: system packages (apt), .venv, the pinned Python packages. `make setup` runs it.
 #
-#   bash scripts/setup.sh [--fashion-mnist]     PYTHON=python3.12 chooses the interpreter; --fashion-mnist adds the demo's data
+#   [PYTHON=python3.12] bash scripts/setup.sh [--fashion-mnist]
 #
-# Running it again takes a fraction of a second while .venv is whole and nothing it was made from has changed. Otherwise:
+# PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images.
+# Run again, it takes a fraction of a second while .venv is whole and nothing it was made from has changed. Otherwise:
 #   requirements.txt, pyproject.toml or this file changed    the packages are installed over what is there
 #   .venv unfinished, damaged, moved, or of another Python   .venv is made again
-#   .venv made by hand                                       the packages are installed into it, nothing is removed
-# What is installed is only believed once .venv/llc-setup/done stands there: it is the last thing written, and names
-# what .venv was made from; .venv/llc-setup/files lists what .venv held then.
+#   .venv made by hand                                       it is kept under another name, and .venv is made
+# .venv/llc-setup/done is written last and names what .venv was made from; .venv/llc-setup/files lists what it held
+# then. Without `done` nothing that is there is believed.
 set -euo pipefail
 export LC_ALL=C
 
@@ -16,7 +17,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cd "$root"
 venv="$root/.venv"
 state="$venv/llc-setup"
+dataset='dataset-fashion-mnist'
 fashion_mnist=/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz
+
+PATH=${PATH//"$venv/bin:"/}   # an activated .venv must not be what .venv is made with
 
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
@@ -37,15 +41,17 @@ sources() { sha256sum requirements.txt pyproject.toml scripts/setup.sh; }
 # Names only, so that editing an installed file in place, or adding packages of one's own, is nobody's business.
 files_of_venv() { (cd "$venv" && find . \( -type f -o -type l \) ! -name '*.pyc' ! -path './llc-setup/*' | sort); }
 
-# Sets `found` to whole, old (something to install), foreign (not made here), or broken with the reason in `why`.
+# Sets `found` to whole, to old (something to install into it), or to broken, with the reason in `why`.
 inspect_venv() {
     found=broken
-    if [ ! -e "$venv" ]; then why="there is none yet"; return; fi
+    [ -e "$venv" ] || { why="there is none yet"; return; }
+    [ -d "$state" ] || { why="the one here was not made by this script"; return; }
+    [ -f "$state/done" ] || { why="the one here was never finished"; return; }
     local installed lost
-    installed=$(interpreter_of "$venv/bin/python" 2>/dev/null) || { why="the one here has no Python that starts"; return; }
-    if [ ! -d "$state" ] && [ -f "$venv/pyvenv.cfg" ] && "$venv/bin/python" -c 'import pip' 2>/dev/null; then found=foreign; return; fi
-    if [ ! -f "$state/done" ]; then why="the one here was never finished"; return; fi
-    if [ "$installed at $venv" != "$(head -n 1 "$state/done")" ]; then why="the one here was moved, or its Python changed"; return; fi
+    why="the Python of the one here does not start"
+    installed=$(interpreter_of "$venv/bin/python" 2>/dev/null) || return 0
+    why="the one here was moved, or its Python changed"
+    [ "$installed at $venv" = "$(head -n 1 "$state/done")" ] || return 0
     if [ -n "${PYTHON:-}" ] && [ "$installed" != "$(interpreter_of "$PYTHON")" ]; then
         why="the one here has another Python than $PYTHON"; return
     fi
@@ -53,7 +59,10 @@ inspect_venv() {
     if [ -n "$lost" ]; then why="files are missing from the one here, e.g. ${lost%%$'\n'*}"; return; fi
     if [ "$(sources)" != "$(tail -n +2 "$state/done")" ]; then found=old; return; fi
     # a system upgrade may have taken away the OpenCV that FFCV was linked with
-    if ldd "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so | grep -q 'not found'; then found=old; return; fi
+    if ldd "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null | grep -q 'not found'; then
+        found=old
+        return
+    fi
     found=whole
 }
 
@@ -63,17 +72,16 @@ inspect_venv() {
 # package, so a machine with its own compiler or OpenCV needs no apt.
 inspect_system() {
     missing=()
-    local prefix=python3 from_system
-    # Debian's names are python3.12-venv etc. for an interpreter other than its default one.
-    from_system=$("$python" -c 'import sys; print(sys.base_prefix == "/usr")')
-    if [ "$from_system" = True ] && [ -x /usr/bin/python3 ]; then
-        local version; version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
-        [ "$version" = "$(/usr/bin/python3 -c 'import sys; print("python%d.%d" % sys.version_info[:2])')" ] || prefix=$version
+    # Debian has python3-venv for its default interpreter, python3.12-venv for that one beside it
+    local prefix=python3 version='import sys; print("python%d.%d" % sys.version_info[:2])'
+    if [ -x /usr/bin/python3 ] && [ "$("$python" -c 'import sys; print(sys.base_prefix)')" = /usr ]; then
+        prefix=$("$python" -c "$version")
+        [ "$prefix" != "$(/usr/bin/python3 -c "$version")" ] || prefix=python3
     fi
     "$python" -c 'import venv, ensurepip' 2>/dev/null || missing+=("$prefix-venv")
-    "$python" -c 'import os, sysconfig as s; raise SystemExit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
-        || missing+=("$prefix-dev")
-    echo 'int main() {}' | g++ -x c++ - -o /dev/null 2>/dev/null || missing+=(g++)
+    local headers; headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$headers/Python.h" ] || missing+=("$prefix-dev")
+    g++ -x c++ - -o /dev/null 2>/dev/null <<< 'int main() {}' || missing+=(g++)
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     pkg-config --exists opencv4 2>/dev/null || missing+=(libopencv-dev)
     pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
@@ -94,9 +102,10 @@ find_apt() {
     return 1
 }
 
-apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@"; }
+# 9 is the lock below, which nothing that apt-get starts shall keep
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" 9<&-; }
 
-# libopencv-dev without its recommendations is 249 MB and 129 packages smaller (Debian 12), and FFCV builds all the same.
+# On Debian 12, without what they recommend, these are 128 packages and 245 MB less, and FFCV builds all the same.
 apt_install() { apt install -y --no-install-recommends "$@"; }
 
 install_system_packages() {
@@ -110,8 +119,8 @@ install_system_packages() {
     fi
     say "installing $packages (apt)"
     apt update || say "apt-get update failed; going on with the package lists that are here"
-    if [ -n "$want_fashion_mnist" ] && [ ! -e "$fashion_mnist" ] && apt-cache show dataset-fashion-mnist >/dev/null 2>&1; then
-        missing+=(dataset-fashion-mnist)
+    if [ -n "$want_fashion_mnist" ] && [ ! -e "$fashion_mnist" ] && apt-cache show "$dataset" &>/dev/null; then
+        missing+=("$dataset")
     fi
     apt_install "${missing[@]}" || fail "apt-get could not install: $packages" \
         "On Ubuntu some of these are in the part called universe: add-apt-repository universe"
@@ -124,10 +133,9 @@ install_system_packages() {
 install_fashion_mnist() {
     [ ! -e "$fashion_mnist" ] && [ ! -e "$state/fashion-mnist-asked" ] || return 0
     touch "$state/fashion-mnist-asked"   # once is enough: this is not the only way to these images
-    if ! find_apt no; then say "not installing dataset-fashion-mnist: $why_not"; return 0; fi
-    say "installing dataset-fashion-mnist (apt)"
-    { apt update && apt_install dataset-fashion-mnist; } \
-        || say "apt-get has no dataset-fashion-mnist; the demo will try torchvision's download"
+    if ! find_apt no; then say "not installing $dataset: $why_not"; return 0; fi
+    say "installing $dataset (apt)"
+    { apt update && apt_install "$dataset"; } || say "apt-get has no $dataset; the demo will try torchvision's download"
 }
 
 # ---- .venv -----------------------------------------------------------------------------------------------------------
@@ -135,23 +143,29 @@ install_fashion_mnist() {
 # Sets `python`: the interpreter asked for, else the one that was asked for when .venv was made, else python3.
 choose_python() {
     python=${PYTHON:-$(cat "$state/python" 2>/dev/null || echo python3)}
-    if [ "$found" != broken ]; then
-        python=$venv/bin/python
-        if [ -n "${PYTHON:-}" ] && [ "$(interpreter_of "$python")" != "$(interpreter_of "$PYTHON")" ]; then
-            fail "the .venv here was made by hand, with $("$python" --version), not $PYTHON; move it away, or leave PYTHON out"
-        fi
-    fi
-    command -v "$python" >/dev/null || fail "PYTHON=$python: no such program; name one, e.g. make PYTHON=python3.12 setup"
+    [ "$found" = broken ] || python=$venv/bin/python
+    chosen=$python
+    command -v "$python" >/dev/null || fail "$python: no such program; name a Python, e.g. make PYTHON=python3.12 setup"
     "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' || fail \
-        "$python is $("$python" --version 2>&1); llc needs Python 3.10 or newer: make PYTHON=python3.12 setup" \
-        "(a .venv with an old Python has to be moved away first)"
+        "$python is $("$python" --version 2>&1); llc needs Python 3.10 or newer: make PYTHON=python3.12 setup"
+    # the one beneath, should this be the Python of a virtual environment, perhaps of the very .venv to be replaced
+    [ "$found" != broken ] || python=$("$python" -c 'import sys; print(sys._base_executable)')
 }
 
 make_venv() {
     say "making .venv with $("$python" --version) ($why)"
-    rm -rf "$venv"
+    if [ -d "$state" ]; then
+        # renamed first: of a removal that is broken off, nothing may look like a .venv
+        rm -rf "$venv.removed"
+        mv "$venv" "$venv.removed"
+    elif [ -e "$venv" ]; then
+        local kept; kept=.venv.$(date +%Y%m%d-%H%M%S)
+        mv "$venv" "$kept"
+        say "the .venv that was here is now $kept: remove it if you do not need it"
+    fi
+    rm -rf "$venv.removed"
     mkdir -p "$state"   # before anything else: what is broken off from here on is known for unfinished
-    if [ -n "${PYTHON:-}" ] || [ "$python" != python3 ]; then echo "$python" > "$state/python"; fi
+    [ "$chosen" = python3 ] || echo "$python" > "$state/python"
     "$python" -m venv "$venv"
 }
 
@@ -167,14 +181,16 @@ install_python_packages() {
     fi
     # FFCV names every library of OpenCV to the linker and uses two: without --as-needed the others load at each start.
     # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
-    LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" pip install "${quiet[@]}" --use-pep517 -r requirements.txt \
-        || fail "pip could not install requirements.txt (its message is above); the versions there are for Python 3.10 to 3.13"
+    export LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}"
+    pip install "${quiet[@]}" --use-pep517 -r requirements.txt \
+        || fail "pip could not install requirements.txt (the reason is above); its versions are for Python 3.10 to 3.13"
     pip install "${quiet[@]}" --no-deps -e .
     if ! "$venv/bin/python" -c 'import ffcv' 2>/dev/null; then
         # pip may have kept an FFCV that was built against libraries that are no longer here
-        LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}" pip install "${quiet[@]}" --use-pep517 --no-cache-dir --force-reinstall --no-deps \
+        pip install "${quiet[@]}" --use-pep517 --no-cache-dir --force-reinstall --no-deps \
             "$(grep -o '^ffcv==[0-9.]*' requirements.txt)"
-        "$venv/bin/python" -c 'import ffcv' || fail "FFCV was installed and cannot be imported (its message is above)"
+        "$venv/bin/python" -c 'import ffcv' || fail "FFCV was built and cannot be imported (the reason is above)." \
+            "A library it does not find has to be installed: libGL is in Debian's libgl1, libgthread in libglib2.0-0"
     fi
 }
 
@@ -191,10 +207,7 @@ if [ "$found" != whole ]; then
     started=$SECONDS
     choose_python
     install_system_packages
-    case $found in
-        broken) make_venv ;;
-        foreign) say "installing into the .venv that is here"; mkdir "$state" ;;
-    esac
+    if [ "$found" = broken ]; then make_venv; fi
     rm -f "$state/done"
     install_python_packages
     files_of_venv > "$state/files"
