@@ -1,0 +1,71 @@
+"""Real image files and real command lines, small."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_command(*words, processes=None, check=True, timeout=240):
+    """Runs a command line of the README in a subprocess: python WORDS, or torchrun --nproc_per_node=processes WORDS."""
+    launcher = [] if processes is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run([sys.executable, *launcher, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def run_llc():
+    return run_command
+
+
+def draw(rng, label, size=(40, 36)):
+    """A noisy picture whose class is its stripes: direction and colour."""
+    rows, columns = np.mgrid[:size[0], :size[1]]
+    stripes = ((rows if label % 2 else columns) // 5) % 2
+    colour = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [200, 200, 40]][label // 2])
+    pixels = 30 + stripes[..., None] * colour * 0.8 + rng.normal(0, 25, (*size, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def image_tree(tmp_path_factory):
+    """train/ and val/ of 6 classes, JPEG and PNG files of various sizes: 40 and 11 images a class."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(7)
+    for split, count in (("train", 40), ("val", 11)):
+        for label in range(6):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = int(rng.integers(30, 50)), int(rng.integers(30, 50))
+                Image.fromarray(draw(rng, label, size)).save(folder / f"{i:03d}.{'png' if i % 3 else 'jpg'}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def betons(image_tree, tmp_path_factory):
+    """(train.beton, val.beton), written by the command."""
+    folder = tmp_path_factory.mktemp("betons")
+    train, val = folder / "train.beton", folder / "val.beton"
+    run_command("write_ffcv.py", f"--cfg.data_dir={image_tree}", f"--cfg.write_path={train}", "--cfg.num_workers=2", "--cfg.chunk_size=7")
+    run_command("write_ffcv.py", f"--cfg.data_dir={image_tree}", "--cfg.split=val", f"--cfg.write_path={val}",
+                f"--cfg.class_names_from={train}.json")
+    return train, val
+
+
+SMALL = ("--config=rn18_configs/llc_demo.yaml", "--model.width=8", "--codes.num_bits=10", "--training.batch_size=24",
+         "--validation.batch_size=16", "--codebook.epochs=8", "--codebook.lr_peak_epoch=1", "--codebook.lr=0.05",
+         "--instance.epochs=5", "--instance.lr=0.03")
+
+
+@pytest.fixture(scope="session")
+def finished_run(betons, tmp_path_factory):
+    """A run folder of both stages, trained by torchrun on two processes in seconds."""
+    folder = tmp_path_factory.mktemp("runs")
+    run_command("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
+                f"--logging.folder={folder}", "--logging.name=run", processes=2)
+    return folder / "run"

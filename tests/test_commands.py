@@ -1,0 +1,124 @@
+"""The README's command lines, on small real image files: convert, train (two processes), evaluate, resume, and their errors."""
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.conftest import SMALL
+
+CHANCE = 1 / 6
+
+
+def results(run):
+    with open(run / "results.csv") as file:
+        return {row["metric"]: float(row["final"]) for row in csv.DictReader(file)}
+
+
+def test_two_process_training_learns_and_fills_the_run_folder(finished_run):
+    final = results(finished_run)
+    assert final["codebook/top1_class_flip"] > 3 * CHANCE
+    assert final["instance/top1_mhd_flip"] > 3 * CHANCE
+    for name in ("initial", "codebook", "instance", "last", "model_best"):
+        assert (finished_run / "checkpoints" / f"{name}.pth").is_file()
+    lines = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["codebook"] * 8 + ["instance"] * 5
+    assert all({"loss", "lr", "top1_class", "top5_mhd", "top1_ed", "images_per_second"} <= line.keys() for line in lines)
+    assert list(finished_run.glob("events.out.tfevents*"))
+    codebook = np.load(finished_run / "codebook.npy")
+    assert codebook.dtype == np.float32 and codebook.shape == (6, 10)
+    assert yaml.safe_load((finished_run / "config.yaml").read_text())["codes"]["num_bits"] == 10
+
+
+def test_the_instance_stage_leaves_the_codebook_as_it_was(finished_run):
+    books = [torch.load(finished_run / "checkpoints" / f"{n}.pth", weights_only=True)["network"]["codebook"]
+             for n in ("initial", "codebook", "instance")]
+    assert not torch.equal(books[0], books[1]) and torch.equal(books[1], books[2])
+
+
+def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_run, run_llc, tmp_path):
+    files = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    texts = [run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}").stdout,
+             run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[1]}", processes=2).stdout]
+    one, two = map(np.load, files)
+    assert len(one["labels"]) == 66 and (one["labels"] == np.repeat(np.arange(6), 11)).all()
+    for key in ("labels", "codes", "top_class"):
+        assert (one[key] == two[key]).all(), key
+    numbers = [re.findall(r"(class codes|MHD|ED) +top-1 +([\d.]+) %", text) for text in texts]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 3
+    assert float(numbers[0][1][1]) == pytest.approx(100 * results(finished_run)["instance/top1_mhd_flip"], abs=0.01)
+    assert "collisions" in texts[0]
+
+
+
+
+
+def test_resume_continues_at_the_last_finished_epoch(betons, run_llc, tmp_path):
+    common = [*SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
+              "--training.stages=codebook", "--logging.name=run"]
+    run_llc("train_llc.py", *common, "--codebook.epochs=2")
+    run_llc("train_llc.py", f"--resume={tmp_path / 'run'}", "--codebook.epochs=3")
+    # the first call had finished its stage: asked for one epoch more, a resumed run has nothing left in that stage
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+
+
+def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, run_llc, tmp_path):
+    """The state after an epoch, put back, is gone on from: its later lines are made again, its earlier ones stay."""
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+    before = (run / "log.jsonl").read_text().splitlines()
+    state["progress"].update(stage=1, epoch=3, global_epoch=11)
+    state["progress"]["finals"].pop("instance")
+    torch.save(state, run / "checkpoints" / "last.pth")
+    done = run_llc("train_llc.py", "--resume", run)
+    after = (run / "log.jsonl").read_text().splitlines()
+    assert after[:11] == before[:11] and len(after) == 13 and after[11:] != before[11:]
+    assert "instance 4/5" in done.stdout and "instance 3/5" not in done.stdout
+
+
+def test_instance_stage_alone_on_a_given_codebook_and_network(finished_run, betons, run_llc, tmp_path):
+    run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
+            f"--logging.folder={tmp_path}", "--logging.name=run", "--training.stages=instance", "--instance.epochs=2",
+            f"--model.weights={finished_run}", f"--codes.init_codebook={finished_run / 'codebook.npy'}")
+    assert (np.load(tmp_path / "run" / "codebook.npy") == np.load(finished_run / "codebook.npy")).all()
+    assert results(tmp_path / "run")["instance/top1_mhd_flip"] > 3 * CHANCE
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--training.batch_sise=3"], "did you mean training.batch_size?"),
+    (["--training.batch_size=many"], "training.batch_size = 'many': it takes a whole number"),
+    (["--codebook.lr_schedule_type=square"], "it takes one of triangular, cosine, step"),
+    (["--codebook.epochs=1", "--codebook.lr_peak_epoch=3"], "codebook.lr_peak_epoch = 3"),
+    (["--config=nowhere.yaml"], "nowhere.yaml"),
+    (["--training.stages=instance"], "codes.init_codebook"),
+    (["--data.val_dataset=nowhere.beton"], "nowhere.beton"),
+    (["--model.arch=vit_b_16"], "not a ResNet"),
+    (["--resume=nowhere"], "not a run folder"),
+])
+def test_bad_input_is_named_and_ends_non_zero(words, message, betons, run_llc, tmp_path):
+    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
+                   f"--logging.folder={tmp_path}", *words, check=False)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_unknown_key_in_yaml_is_an_error(betons, run_llc, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("training: {batch_sise: 3}\n")
+    done = run_llc("train_llc.py", f"--config={recipe}", check=False)
+    assert done.returncode == 2 and "mine.yaml: training.batch_sise is not a key; did you mean training.batch_size?" in done.stderr
+
+
+def test_train_and_val_that_disagree_are_refused(betons, image_tree, run_llc, tmp_path):
+    shutil.copytree(image_tree / "val", tmp_path / "other")
+    (tmp_path / "other" / "class_0").rename(tmp_path / "other" / "zebra")
+    other = tmp_path / "other.beton"
+    run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'other'}", f"--cfg.write_path={other}")
+    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={other}",
+                   f"--logging.folder={tmp_path}", check=False)
+    assert done.returncode == 2 and "disagree on the classes" in done.stderr

@@ -1,0 +1,51 @@
+"""BlurPool, weights in, any ResNet."""
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from llc.errors import UserError
+from llc.network import BlurConv2d, Network, apply_blurpool, load_weights
+
+
+@pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
+def test_blurpool_equals_blur_then_strided_convolution(kernel, padding):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 8, kernel, stride=2, padding=padding, bias=False).double()
+    x = torch.randn(2, 16, 13, 11, dtype=torch.float64)
+    row = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
+    blurred = torch.stack([F.conv2d(x[:, c:c + 1], torch.outer(row, row)[None, None], padding=1)[:, 0] for c in range(16)], 1)
+    ours = BlurConv2d.of(conv).double()
+    assert torch.allclose(ours(x), conv(blurred), atol=1e-12)
+    assert not torch.allclose(ours(x), conv(x), atol=1e-2)
+
+
+def test_blurpool_changes_no_names_and_leaves_the_stem():
+    network = torchvision.models.resnet50()
+    names = list(network.state_dict())
+    apply_blurpool(network)
+    assert list(network.state_dict()) == names and type(network.conv1) is torch.nn.Conv2d
+    assert sum(isinstance(m, BlurConv2d) for m in network.modules()) == 6  # conv2 and downsample of three stages
+
+
+def test_dense_torchvision_weights_start_the_backbone(tmp_path):
+    dense = torchvision.models.resnet18(num_classes=5)
+    torch.save({"state_dict": {f"module.{k}": v for k, v in dense.state_dict().items()}}, tmp_path / "dense.pth")
+    network = Network("resnet18", 12, 5, use_blurpool=True)
+    assert "classifier left out" in load_weights(network, str(tmp_path / "dense.pth"), "resnet18")
+    assert torch.equal(network.backbone.layer3[0].conv1.weight, dense.layer3[0].conv1.weight)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match="unknown.*layer1.2"):
+        load_weights(Network("resnet18", 12, 5), str(tmp_path / "other.pth"), "resnet18")
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match="broken.pth"):
+        load_weights(Network("resnet18", 12, 5), str(tmp_path / "broken.pth"), "resnet18")
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "resnext50_32x4d"])
+def test_any_resnet_is_a_backbone(arch):
+    z = Network(arch, 20, 3, use_blurpool=True).eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+    assert z.shape == (2, 20) and z.dtype == torch.float32
