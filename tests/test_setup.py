@@ -120,8 +120,8 @@ def test_every_package_folder_is_found_by_the_installer():
 
 TOOLS = "bash cat comm cp date dirname env find flock grep head ldd mkdir mv rm sha256sum sh sort tail touch tr".split()
 
-# The Python that runs this, of any version, with these things replaced: `-m venv` makes a bare .venv whose Python is this
-# script again, `-m pip` installs one file, and the pieces of Python that Debian has in other packages are there or not.
+# The Python that runs this, said to be of any version, with these things replaced: `-m venv` makes a bare .venv whose
+# Python is this script again, `-m pip` installs one file, what Debian keeps in python3-venv and -dev is there or not.
 PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*)   mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
