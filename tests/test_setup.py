@@ -37,8 +37,8 @@ NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
     "numba": "FFCV imports it and is sensitive to its version, as numpy is",
 }
-# imported by tests only, installed by pytest itself
-WITH_PYTEST = {"packaging", "tomli"}
+# imported by tests only: pytest brings them, or Python from 3.11 on
+WITH_PYTEST = {"packaging", "tomli", "tomllib"}
 
 
 def declared(*extras):
