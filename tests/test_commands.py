@@ -57,16 +57,6 @@ def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_ru
 
 
 
-def test_resume_continues_at_the_last_finished_epoch(betons, run_llc, tmp_path):
-    common = [*SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
-              "--training.stages=codebook", "--logging.name=run"]
-    run_llc("train_llc.py", *common, "--codebook.epochs=2")
-    run_llc("train_llc.py", f"--resume={tmp_path / 'run'}", "--codebook.epochs=3")
-    # the first call had finished its stage: asked for one epoch more, a resumed run has nothing left in that stage
-    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
-
-
 def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, run_llc, tmp_path):
     """The state after an epoch, put back, is gone on from: its later lines are made again, its earlier ones stay."""
     run = tmp_path / "run"
@@ -121,4 +111,4 @@ def test_train_and_val_that_disagree_are_refused(betons, image_tree, run_llc, tm
     run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'other'}", f"--cfg.write_path={other}")
     done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={other}",
                    f"--logging.folder={tmp_path}", check=False)
-    assert done.returncode == 2 and "disagree on the classes" in done.stderr
+    assert done.returncode == 2 and "zebra" in done.stderr and "--cfg.class_names_from" in done.stderr
