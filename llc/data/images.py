@@ -149,6 +149,8 @@ def _as_array(image):
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return np.array(ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"))
     if image.has_transparency_data:
+        if image.mode == "La":  # Pillow has no direct way
+            image = image.convert("LA")
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
         alpha = rgba[:, :, 3:]
         return ((rgba[:, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

@@ -147,7 +147,11 @@ def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=
 
 
 def find_split(data_dir, split):
-    """The folder in (or at) `data_dir` that holds the class folders of `split`. Raises SourceError."""
+    """The folder in (or at) `data_dir` that holds the class folders of `split`. Raises SourceError.
+
+    Where `data_dir` is plainly the root of a dataset, but without this split, that is an error: its folders would become classes
+    called train and val (ImageNet's val, before it is sorted into class folders, is such a case).
+    """
     root = Path(data_dir)
     _must_be_folder(root, "data_dir")
     candidates = (split, "test") if split == "val" else (split,)
@@ -155,10 +159,13 @@ def find_split(data_dir, split):
         if _holds_class_folders(root / candidate):
             return root / candidate
     folders = _subfolders(root)
-    if folders and _SPLIT_FOLDERS.issuperset(folders) and all(_holds_class_folders(root / name) for name in folders):
+    other_splits = [name for name in folders if name in _SPLIT_FOLDERS and _holds_class_folders(root / name)]
+    if other_splits or (folders and _SPLIT_FOLDERS.issuperset(folders)):
+        found = f"{', '.join(other_splits)} does" if other_splits else f"{', '.join(folders)} do not"
         raise SourceError(
-            f"{root} holds no folder {' or '.join(candidates)} for split={split}, only {', '.join(folders)}: give one of "
-            f"these as data_dir" + ("" if split == "train" else ", or hold images out of train with val_fraction")
+            f"split={split}: {root} holds no folder {' or '.join(candidates)} that holds a folder of images per class ({found}); sort its"
+            " images into class folders, or give the folder that holds them as data_dir"
+            + (", or hold a val split out of train with val_fraction" if split == "val" and "train" in other_splits else "")
         )
     return root
 
@@ -171,27 +178,26 @@ def _must_be_folder(path, what):
 
 
 def _subfolders(folder):
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def _holds_class_folders(folder):
     """Whether `folder` holds folders and no images beside them."""
     if not folder.is_dir():
         return False
-    has_folder = False
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                has_folder = True
-            elif is_image_name(entry.name):
-                return False
-    return has_folder
+    entries = _entries(folder)
+    return any(entry.is_dir() for entry in entries) and not any(
+        is_image_name(entry.name) for entry in entries if not entry.is_dir()
+    )
+
+
+def _entries(folder):
+    """What `folder` holds, sorted by name, without what begins with a dot. Raises SourceError."""
+    try:
+        with os.scandir(folder) as listing:
+            return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(f"{printable(folder)} cannot be listed: {error.strerror}") from error
 
 
 def is_image_name(name):
@@ -214,7 +220,7 @@ def open_tree(root, may_be_empty=False):
         files += found
         labels += [label] * len(found)
     counts = Counter(labels)
-    beside = [name for name in _plain_files(root) if is_image_name(name)]
+    beside = [entry.name for entry in _entries(root) if is_image_name(entry.name) and not entry.is_dir()]
     hint = f"; the images directly in it, like {beside[0]}, have no class" if beside else ""
     if not class_names:
         raise SourceError(f"{root} holds no folder: one folder of images per class is needed{hint}")
@@ -229,31 +235,22 @@ def open_tree(root, may_be_empty=False):
             f"{root}: {len(empty)} of {len(class_names)} class folders hold no images: {_some(empty)}; fill or remove them"
             " (for a val split that lacks some classes of train, give class_names_from)"
         )
-    notes = []
+    notes = [f"{len(files):,} images in {len(class_names)} class folders of {root}"]
     if others:
-        notes.append(f"{len(others)} files in {root} are not images by their names and were passed over, like {others[0]}")
+        notes.append(f"{len(others)} files there are not images by their names and were passed over, like {others[0]}")
     if beside:
         notes.append(f"{len(beside)} images directly in {root} have no class and were passed over, like {beside[0]}")
     return FolderTree(tuple(class_names), np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes))
 
 
-def _plain_files(folder):
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir())
-
-
 def _images_below(root, relative, others, above=()):
     """Paths relative to `root` of the images in its folder `relative` and below, sorted; non-images are added to `others`."""
     folder = os.path.join(root, relative)
-    try:
-        identity = os.stat(folder)
-        with os.scandir(folder) as listing:
-            entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
+    entries = _entries(folder)
+    identity = os.stat(folder)
     identity = (identity.st_dev, identity.st_ino)
     if identity in above:
-        raise SourceError(f"{folder} is a link to a folder that it lies in: remove the link")
+        raise SourceError(f"{printable(folder)} is a link to a folder that it lies in: remove the link")
     found = []
     for entry in entries:
         path = os.path.join(relative, entry.name)
@@ -266,8 +263,13 @@ def _images_below(root, relative, others, above=()):
     return found
 
 
+def printable(name):
+    """File names are bytes; those that are not UTF-8 are shown with escapes."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _some(names, limit=20):
-    names = list(names)
+    names = [printable(name) for name in names]
     return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
 
 
@@ -280,7 +282,7 @@ def open_named(dataset, data_dir, split):
     Fashion-MNIST is read without torchvision, from its four files as they are published, packed or not. Raises SourceError.
     """
     if dataset.lower() in ("fashionmnist", "fashion-mnist", "fashion_mnist"):
-        folder = _find_fashion_mnist(data_dir)
+        folder = _find_fashion_mnist(data_dir, split)
         if folder is not None:
             return _open_fashion_mnist(folder, split)
         dataset = "FashionMNIST"
@@ -329,28 +331,46 @@ def _construct(cls, root, split):
         raise SourceError(
             f"dataset={cls.__name__} has one split only; write train and val with val_fraction, such as val_fraction=0.1"
         )
-    for place, extra in _places(cls, root, accepted):
+    existed = root.exists()
+    for place, extra in _places(accepted):
         for choice in choices:
             try:
                 with _socket_timeout():
                     instance = cls(os.fspath(root), **choice, **extra)
             except Exception as error:
-                if isinstance(error, ValueError) and "split" in choice and choice is not choices[-1]:
-                    continue  # a name that this dataset does not have for the split
+                if isinstance(error, ValueError) and "Unknown value" in str(error) and choice is not choices[-1]:
+                    continue  # this dataset has another name for the split
                 failure = error
                 break
             used = "".join(f", {key}={value}" for key, value in choice.items())
             return instance, f"{cls.__name__}{used}: {place} {root}"
-    raise SourceError(
-        f"dataset={cls.__name__}, split={split}: not found in {root.absolute()}, and it could not be downloaded there: "
-        f"{_one_line(failure)}. Put its files there as torchvision lays them out, or write where there is a network"
-        if "download" in accepted
-        else f"dataset={cls.__name__}, split={split}: not found in {root.absolute()}, and torchvision cannot download it: "
-        f"{_one_line(failure)}"
-    ) from failure
+    if not existed:
+        _remove_empty_folders(root)
+    if "Unknown value" in str(failure):
+        raise SourceError(
+            f"dataset={cls.__name__} has no split that could be {split}: {_one_line(failure)}; make a tree of the images that you want"
+        ) from failure
+    message = f"dataset={cls.__name__}, split={split}: not found in {root.absolute()}, and "
+    if "download" in accepted:
+        message += f"it could not be downloaded: {_one_line(failure)}. Put its files there as torchvision lays them out, or run this"
+        message += " where there is a network"
+    else:
+        message += f"torchvision does not download it: {_one_line(failure)}"
+    if cls.__name__ == "FashionMNIST":
+        message += f"; Debian's package dataset-fashion-mnist has them too, in {FASHION_MNIST_FOLDER}"
+    raise SourceError(message) from failure
 
 
-def _places(cls, root, accepted):
+def _remove_empty_folders(root):
+    """torchvision makes its folders before it knows whether it has anything to put there."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        try:
+            os.rmdir(folder)
+        except OSError:
+            return
+
+
+def _places(accepted):
     """First what is on the disk, then the network."""
     yield "read from", {"download": False} if "download" in accepted else {}
     if "download" in accepted:
@@ -405,14 +425,14 @@ def _class_names_of(dataset, labels, title):
     return names
 
 
-def _find_fashion_mnist(data_dir):
-    """The folder that holds all four files of Fashion-MNIST, or None."""
+def _find_fashion_mnist(data_dir, split):
+    """The folder that holds the two files of this split of Fashion-MNIST, or None."""
     if data_dir:
         folders = [Path(data_dir), Path(data_dir, "FashionMNIST", "raw"), Path(data_dir, "raw")]
     else:
         folders = [Path(DOWNLOAD_FOLDER, "FashionMNIST", "raw")]
     for folder in [*folders, Path(FASHION_MNIST_FOLDER)]:
-        if all(_idx_file(folder, split, kind) for split in SPLITS for kind in ("images-idx3", "labels-idx1")):
+        if all(_idx_file(folder, split, kind) for kind in ("images-idx3", "labels-idx1")):
             return folder
     return None
 

@@ -33,7 +33,7 @@ from llc.config import option
 from llc.data import beton
 from llc.data.images import ImageError, load_rgb
 from llc.data.manifest import Manifest, Skipped, load_manifest, manifest_path
-from llc.data.sources import open_source
+from llc.data.sources import open_source, printable
 from llc.errors import UserError
 
 _JPEG_MAX_SIDE = 65_500  # pixels; libjpeg's limit, just below what the beton's 16 bits hold
@@ -558,8 +558,3 @@ def _say_what_was_written(target, manifest, seconds):
         f"{target}: {manifest.num_samples:,} images, {manifest.num_classes} classes, {manifest.file_size:,} bytes, {seconds:.1f} s"
         f" ({manifest.num_samples / seconds:,.0f} images/s)"
     )
-
-
-def printable(text):
-    """File names are bytes; those that are not UTF-8 are shown with escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,0 +1,108 @@
+"""Small real image trees, and the command that converts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def picture(seed, height, width):
+    """A smooth picture of its own for every seed, uint8 [height, width, 3]; smooth, so that JPEG keeps it."""
+    rng = np.random.default_rng(seed)
+    blocks = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
+    return np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_tree(root, counts, suffix=".png"):
+    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted tree."""
+    pixels = {}
+    for label, (name, count) in enumerate(sorted(counts.items())):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            path = f"{name}/{i:03}{suffix}"
+            pixels[path] = picture(1000 * label + i, 20 + i % 7, 30 - label)
+            Image.fromarray(pixels[path]).save(root / path)
+    return pixels
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of 5, 12 and 9 lossless pictures of varying sizes; the folder carries `.pixels`."""
+
+    class Tree(type(tmp_path)):
+        pixels = None
+
+    root = Tree(tmp_path / "images")
+    root.pixels = write_tree(root, {"ant": 5, "bee": 12, "cow": 9})
+    return root
+
+
+@pytest.fixture
+def shm():
+    """What lies in shared memory; equal before and after when nothing leaks."""
+    return lambda: sorted(os.listdir("/dev/shm"))
+
+
+def command(**flags):
+    return [sys.executable, str(REPOSITORY / "write_ffcv.py"), *(f"--cfg.{key}={value}" for key, value in flags.items())]
+
+
+@pytest.fixture
+def write_ffcv():
+    """Runs write_ffcv.py to its end; returns its CompletedProcess, with text."""
+
+    def run(**flags):
+        return subprocess.run(command(**flags), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def start_write_ffcv():
+    """Starts write_ffcv.py as a process group of its own, which does not outlive the test."""
+    started = []
+
+    def start(**flags):
+        process = subprocess.Popen(
+            command(**flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.communicate()
+
+
+def children_of(pid):
+    """Process ids of the living children of `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(condition, seconds=60):
+    """Polls; fails the test when the condition does not come true in time."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        time.sleep(0.02)
+    return result
