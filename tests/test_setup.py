@@ -30,12 +30,12 @@ PINS = [Requirement(line) for line in (line.partition("#")[0].strip()
                                        for line in (ROOT / "requirements.txt").read_text().splitlines()) if line]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
-# import name -> distribution, where they differ
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}
-# declared or pinned, but not for an import of ours
+# import name -> distribution, where they differ; llvmlite is the other half of numba, which installs the one that fits
+DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "llvmlite": "numba"}
+# needed, but perhaps not for an import of ours
 NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
-    "numba": "FFCV imports it and is sensitive to its version, as numpy is",
+    "numba": "FFCV compiles its loaders with it, and asks for no version",
 }
 # imported by tests only: pytest brings them, or Python from 3.11 on
 WITH_PYTEST = {"packaging", "tomli", "tomllib"}
