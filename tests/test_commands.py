@@ -111,4 +111,4 @@ def test_train_and_val_that_disagree_are_refused(betons, image_tree, run_llc, tm
     run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'other'}", f"--cfg.write_path={other}")
     done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={other}",
                    f"--logging.folder={tmp_path}", check=False)
-    assert done.returncode == 2 and "zebra" in done.stderr and "--cfg.class_names_from" in done.stderr
+    assert done.returncode == 2 and "--cfg.class_names_from" in done.stderr and "Traceback" not in done.stderr
