@@ -57,9 +57,14 @@ class Tables:
     def __len__(self):
         return len(self.labels)
 
-    def class_counts(self):
-        """Samples per label, int64 [max label + 1]."""
-        return np.bincount(self.labels)
+    @property
+    def num_labels(self):
+        """The highest label + 1."""
+        return int(self.labels.max()) + 1
+
+    def class_counts(self, num_classes):
+        """Samples per label, a list of `num_classes` numbers; num_labels <= num_classes is the caller's to check."""
+        return np.bincount(self.labels, minlength=num_classes).tolist()
 
 
 def header_bytes(num_samples, alloc_table_ptr):

@@ -128,8 +128,10 @@ def verify(beton):
                 f"{beton} does not belong to {manifest_path(beton).name}: its tables have another checksum. One of the two is damaged "
                 "or of another conversion; copy both or write again"
             )
-        counts = tables.class_counts()
-        if len(counts) > manifest.num_classes or tuple(counts) + (0,) * (manifest.num_classes - len(counts)) != manifest.class_counts:
+        if (
+            tables.num_labels > manifest.num_classes
+            or tuple(tables.class_counts(manifest.num_classes)) != manifest.class_counts
+        ):
             raise ManifestError(f"{manifest_path(beton)}: its class_counts are not those of the labels in {beton}; write it again")
     else:
         tables = read_tables(beton)
@@ -169,15 +171,15 @@ def check_same_classes(train, val, train_name="train", val_name="val"):
 
 
 def _derive(beton, tables):
-    counts = tables.class_counts()
-    if len(counts) > 10 * len(tables) + 1000:
-        raise BetonError(f"{beton} is damaged: a label of {len(counts) - 1} among {len(tables)} samples")
+    num_classes = tables.num_labels
+    if num_classes > 10 * len(tables) + 1000:  # before as many names are made
+        raise BetonError(f"{beton} is damaged: a label of {num_classes - 1} among {len(tables)} samples")
     warnings.warn(
-        f"{beton} has no manifest ({manifest_path(beton).name}): its {len(counts)} classes are called 0 to {len(counts) - 1}",
+        f"{beton} has no manifest ({manifest_path(beton).name}): its {num_classes} classes are called 0 to {num_classes - 1}",
         stacklevel=3,
     )
-    names = tuple(str(label) for label in range(len(counts)))
-    return Manifest(names, tuple(counts.tolist()), len(tables), tables.file_size, tables.sha256)
+    names = tuple(str(label) for label in range(num_classes))
+    return Manifest(names, tuple(tables.class_counts(num_classes)), len(tables), tables.file_size, tables.sha256)
 
 
 def _read(path):

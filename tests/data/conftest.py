@@ -1,41 +1,18 @@
-"""Small real image trees, and the command that converts them."""
+"""A small real image tree, and the command that converts it."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
-
-
-def picture(seed, height, width):
-    """A smooth picture of its own for every seed, uint8 [height, width, 3]; smooth, so that JPEG keeps it."""
-    rng = np.random.default_rng(seed)
-    blocks = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
-    return np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def write_tree(root, counts, suffix=".png"):
-    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted tree."""
-    pixels = {}
-    for label, (name, count) in enumerate(sorted(counts.items())):
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            path = f"{name}/{i:03}{suffix}"
-            pixels[path] = picture(1000 * label + i, 20 + i % 7, 30 - label)
-            Image.fromarray(pixels[path]).save(root / path)
-    return pixels
+from tests.data.helpers import REPOSITORY, write_tree
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """Three classes of 5, 12 and 9 lossless pictures of varying sizes; the folder carries `.pixels`."""
+    """Three classes of 5, 12 and 9 lossless pictures of varying sizes; the path carries `.pixels`."""
 
     class Tree(type(tmp_path)):
         pixels = None
@@ -47,11 +24,11 @@ def tree(tmp_path):
 
 @pytest.fixture
 def shm():
-    """What lies in shared memory; equal before and after when nothing leaks."""
+    """Lists shared memory; equal before and after when nothing leaks."""
     return lambda: sorted(os.listdir("/dev/shm"))
 
 
-def command(**flags):
+def command(flags):
     return [sys.executable, str(REPOSITORY / "write_ffcv.py"), *(f"--cfg.{key}={value}" for key, value in flags.items())]
 
 
@@ -59,8 +36,8 @@ def command(**flags):
 def write_ffcv():
     """Runs write_ffcv.py to its end; returns its CompletedProcess, with text."""
 
-    def run(**flags):
-        return subprocess.run(command(**flags), capture_output=True, text=True, timeout=120)
+    def run(preexec_fn=None, **flags):
+        return subprocess.run(command(flags), capture_output=True, text=True, timeout=120, preexec_fn=preexec_fn)
 
     return run
 
@@ -72,7 +49,7 @@ def start_write_ffcv():
 
     def start(**flags):
         process = subprocess.Popen(
-            command(**flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command(flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         started.append(process)
         return process
@@ -83,26 +60,5 @@ def start_write_ffcv():
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        process.communicate()
-
-
-def children_of(pid):
-    """Process ids of the living children of `pid`."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def wait_until(condition, seconds=60):
-    """Polls; fails the test when the condition does not come true in time."""
-    end = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < end, "what the test waits for did not happen"
-        time.sleep(0.02)
-    return result
+        if process.stdout and not process.stdout.closed:
+            process.communicate()

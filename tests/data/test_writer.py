@@ -1,188 +1,568 @@
-"""Real image files through write_ffcv.py and back through stock FFCV."""
+"""Real image files to betons and back: by stock FFCV, by hand from FFCV's own tables, and for everything that can go wrong."""
+
+import dataclasses
 import hashlib
-import json
+import io
 import os
+import resource
+import shutil
 import signal
+import stat
 import subprocess
-import sys
+import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
+from ffcv.fields import IntField, RGBImageField
 from ffcv.reader import Reader
+from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from llc.data import beton as layout
+from llc.data import writer
 from llc.data.images import load_rgb
-from llc.data.loaders import epoch_order
 from llc.data.manifest import load_manifest, verify
+from llc.data.sources import IndexedDataset, open_source
+from llc.data.writer import WriterConfig, place, shrink, uniform, write_beton
 from llc.errors import UserError
-from tests.conftest import ROOT
+from tests.data.helpers import children_of, picture, wait_until, write_tree
+
+# Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two pictures differ by 60.
+NEAR = 10
 
 
-def samples(beton):
-    """(pixels or JPEG bytes as a digest, label) of each sample, read by hand from the file's tables."""
-    reader, data = Reader(str(beton)), np.fromfile(beton, np.uint8)
+def convert(tree, path, **settings):
+    return write_beton(WriterConfig(write_path=str(path), data_dir=str(tree), **settings), show_progress=False)
+
+
+def samples(path):
+    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours."""
+    reader, data = Reader(str(path)), path.read_bytes()
     sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+    found = []
     for row in reader.metadata:
-        start = int(row["f0"]["data_ptr"])
-        yield hashlib.md5(data[start:start + sizes[start]].tobytes()).hexdigest(), int(row["f1"])
+        image, start = row["f0"], int(row["f0"]["data_ptr"])
+        content = data[start : start + sizes[start]]
+        if image["mode"] == 1:
+            pixels = np.frombuffer(content, np.uint8).reshape(image["height"], image["width"], 3)
+        else:
+            pixels = np.asarray(Image.open(io.BytesIO(content)))
+            assert pixels.shape == (image["height"], image["width"], 3)
+        found.append((int(image["mode"]), pixels, int(row["f1"])))
+    return found
 
 
-def test_stock_ffcv_reads_back_the_pixels_in_order(tmp_path, run_llc):
-    rng, pictures = np.random.default_rng(0), {}
-    for label, name in enumerate(("Zebra", "ant", "bee")):
-        (tmp_path / "tree" / name).mkdir(parents=True)
-        for i in range(5):
-            pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "tree" / name / f"{i}.png")
-            pictures[5 * label + i] = pixels
-    beton = tmp_path / "out.beton"
-    run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'tree'}", f"--cfg.write_path={beton}", "--cfg.write_mode=raw",
-            "--cfg.chunk_size=2")
-    manifest = verify(beton)
-    assert manifest.class_names == ("Zebra", "ant", "bee") and manifest.class_counts == (5, 5, 5)
-    loader = Loader(str(beton), batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
-                    pipelines={"image": [CenterCropRGBImageDecoder((20, 20), 1.0)], "label": [IntDecoder()]})
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- what is in a beton
+
+
+def test_layout_is_ffcvs():
+    assert layout.HEADER_TYPE == HeaderType and layout.FIELD_TYPE == FieldDescType and layout.ALLOC_TYPE == ALLOC_TABLE_TYPE
+    assert layout.METADATA_TYPE == get_metadata_type([RGBImageField(), IntField()])
+    assert layout.VERSION == CURRENT_VERSION
+
+
+def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    pictures = [picture(i, 24, 24) for i in range(23)]
+    dataset = [(Image.fromarray(pixels), i * 7 % 5) for i, pixels in enumerate(pictures)]
+    source = IndexedDataset(tuple("abcde"), np.array([label for _, label in dataset]), "pictures", dataset)
+    path = tmp_path / "out.beton"
+    write_beton(WriterConfig(write_path=str(path), num_workers=2, chunk_size=4), source, show_progress=False)
+    modes = [mode for mode, _, _ in samples(path)]
+    assert 5 < sum(modes) < 18  # both kinds
+    loader = Loader(
+        str(path), batch_size=5, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        pipelines={"image": [CenterCropRGBImageDecoder((24, 24), 1.0)], "label": [IntDecoder()]},
+    )  # fmt: skip
     position = 0
     for images, labels in loader:
         for image, label in zip(images, labels.reshape(-1)):
-            assert (image == pictures[position]).all() and label == position // 5
+            difference = np.abs(image.astype(int) - pictures[position]).max()
+            assert difference == 0 if modes[position] else 0 < difference < 30  # raw; JPEG at quality 90
+            assert label == position * 7 % 5
             position += 1
-    assert position == 15
+    assert position == 23
 
 
-def test_samples_do_not_depend_on_the_number_of_workers(image_tree, tmp_path, run_llc):
-    found = []
-    for workers in (1, 3):
-        beton = tmp_path / f"{workers}.beton"
-        run_llc("write_ffcv.py", f"--cfg.data_dir={image_tree}", f"--cfg.write_path={beton}", f"--cfg.num_workers={workers}",
-                "--cfg.chunk_size=5", "--cfg.max_resolution=32")
-        found.append(list(samples(beton)))
-        metadata = Reader(str(beton)).metadata["f0"]
-        assert max(metadata["width"].max(), metadata["height"].max()) == 32
-        assert 0 < (metadata["mode"] == 0).sum() < 240  # a proportion of JPEGs
-    assert found[0] == found[1] and len(found[0]) == 240 and len(set(found[0])) == 240
+def test_raw_is_exact_and_manifest_says_what_is_there(tree, tmp_path):
+    manifest = convert(tree, tmp_path / "out.beton", write_mode="raw")
+    found = samples(tmp_path / "out.beton")
+    assert [mode for mode, _, _ in found] == [1] * 26
+    for (_, pixels, _), expected in zip(found, tree.pixels.values()):
+        assert np.array_equal(pixels, expected)
+    assert [label for _, _, label in found] == [0] * 5 + [1] * 12 + [2] * 9
+    assert manifest == verify(tmp_path / "out.beton") == load_manifest(tmp_path / "out.beton.json")
+    assert manifest.class_names == ("ant", "bee", "cow") and manifest.class_counts == (5, 12, 9)
+    assert manifest.num_samples == 26 and manifest.file_size == (tmp_path / "out.beton").stat().st_size
+    assert manifest.writer["write_mode"] == "raw" and manifest.writer["data_dir"] == str(tree) and manifest.skipped == ()
+    assert set(manifest.writer) == {field.name for field in dataclasses.fields(WriterConfig)}
+    assert names_in(tmp_path) == ["images", "out.beton", "out.beton.json"]
+    for name in ("out.beton", "out.beton.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o644
 
 
-def test_held_out_images_and_the_rest_are_a_partition(image_tree, tmp_path, run_llc):
-    parts = []
-    for split in ("train", "val"):
-        beton = tmp_path / f"{split}.beton"
-        run_llc("write_ffcv.py", f"--cfg.data_dir={image_tree / 'val'}", f"--cfg.write_path={beton}", f"--cfg.split={split}",
-                "--cfg.val_fraction=0.2", "--cfg.write_mode=raw")
-        parts.append(set(samples(beton)))
-    assert [len(p) for p in parts] == [54, 12] and not parts[0] & parts[1]
+def test_jpg_is_near_and_quality_counts(tree, tmp_path):
+    sizes = []
+    for quality, tolerance in ((95, NEAR), (40, 2 * NEAR)):
+        path = tmp_path / f"{quality}.beton"
+        convert(tree, path, write_mode="jpg", jpeg_quality=quality)
+        for (mode, pixels, _), expected in zip(samples(path), tree.pixels.values(), strict=True):
+            assert mode == 0 and 0 < np.abs(pixels.astype(int) - expected).mean() < tolerance
+        sizes.append(int(layout.read_tables(path).sizes.sum()))
+    assert sizes[0] > 1.5 * sizes[1]
 
 
-KINDS = {  # name -> (PIL image, expected middle pixel)
-    "grey.png": (Image.new("L", (9, 9), 90), (90, 90, 90)),
-    "one_bit.png": (Image.new("1", (9, 9), 1), (255, 255, 255)),
-    "palette.gif": (Image.new("RGB", (9, 9), (255, 0, 0)).convert("P"), (255, 0, 0)),
-    "alpha.png": (Image.new("RGBA", (9, 9), (0, 0, 0, 0)), (255, 255, 255)),
-    "grey_alpha.png": (Image.new("LA", (9, 9), (10, 255)), (10, 10, 10)),
-    "cmyk.tiff": (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), (255, 0, 0)),
-    "deep.png": (Image.fromarray(np.full((9, 9), 0x8080, np.uint16)), (128, 128, 128)),
-}
+def test_any_number_of_workers_writes_the_same_bytes(tree, tmp_path):
+    digests = set()
+    for num_workers, chunk_size in ((1, 100), (2, 3), (3, 1), (7, 2), (40, 100)):
+        path = tmp_path / f"{num_workers}.beton"
+        convert(tree, path, num_workers=num_workers, chunk_size=chunk_size)
+        digests.add(sha256(path))
+    assert len(digests) == 1
+    modes = [mode for mode, _, _ in samples(path)]
+    assert 0 < sum(modes) < 26
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_any_image_becomes_8_bit_rgb(name, tmp_path):
-    image, expected = KINDS[name]
-    image.save(tmp_path / name)
-    pixels = load_rgb(tmp_path / name)
-    assert pixels.dtype == np.uint8 and pixels.shape == (9, 9, 3) and tuple(pixels[4, 4]) == expected
+def test_pages_hold_whole_samples(tmp_path):
+    # 40 noisy raw pictures of 1.1 MB: 7 to a page of 8 MiB
+    (tmp_path / "images/a").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (600, 610, 3), np.uint8)
+    for i in range(40):
+        cv2.imwrite(str(tmp_path / f"images/a/{i:02}.bmp"), np.roll(noise, i, axis=0)[:, :, ::-1])
+    for num_workers in (1, 3):
+        path = tmp_path / f"{num_workers}.beton"
+        convert(tmp_path / "images", path, write_mode="raw", max_resolution=0, num_workers=num_workers, chunk_size=4)
+    assert sha256(tmp_path / "1.beton") == sha256(tmp_path / "3.beton")
+    for i, (_, pixels, _) in enumerate(samples(path)):
+        assert np.array_equal(pixels, np.roll(noise, i, axis=0))
+    table = Reader(str(path)).alloc_table
+    first, last = table["ptr"] // layout.PAGE_SIZE, (table["ptr"] + table["size"] - 1) // layout.PAGE_SIZE
+    assert (first == last).all() and np.unique(first).size == 6
+    verify(path)
 
 
-def test_16_bit_rgb_is_scaled(tmp_path):
-    import cv2
-    cv2.imwrite(str(tmp_path / "deep.tiff"), np.full((5, 6, 3), (0x1010, 0x8080, 0xF0F0), np.uint16))
-    assert load_rgb(tmp_path / "deep.tiff")[2, 2].tolist() == [0xF0, 0x80, 0x10]
+def test_settings_select_raw_or_jpeg(tree, tmp_path):
+    def modes(**settings):
+        convert(tree, tmp_path / "out.beton", **settings)
+        return [mode for mode, _, _ in samples(tmp_path / "out.beton")]
+
+    sizes = [pixels.nbytes for pixels in tree.pixels.values()]
+    threshold = sorted(sizes)[13]
+    assert modes(write_mode="smart") == [1] * 26
+    assert modes(write_mode="smart", smart_threshold=threshold) == [int(size <= threshold) for size in sizes]
+    assert modes(compress_probability=0) == [1] * 26
+    assert modes(compress_probability=1) == [0] * 26
+    some, more = modes(compress_probability=0.3), modes(compress_probability=0.7)
+    assert some == [int(uniform(i) >= 0.3) for i in range(26)]
+    assert all(a >= b for a, b in zip(some, more)) and some != more
 
 
-def test_exif_rotation_is_applied_and_animations_give_their_first_frame(tmp_path):
+def test_uniform_is_splitmix64():
+    # the generator's published first outputs for seed 0
+    for index, value in enumerate((0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F)):
+        assert uniform(index) == (value >> 11) / 2**53
+    values = np.array([uniform(i) for i in range(20_000)])
+    counts, _ = np.histogram(values, bins=20, range=(0, 1))
+    # 1000 expected in each, standard deviation 31
+    assert counts.sum() == 20_000 and np.abs(counts - 1000).max() < 150
+    assert abs(np.corrcoef(values[1:], values[:-1])[0, 1]) < 0.03
+
+
+@given(start=st.integers(0, 3), sizes=st.lists(st.integers(0, layout.PAGE_SIZE), max_size=30))
+def test_place(start, sizes):
+    begin = start * 1_234_567
+    places, end = place(begin, sizes)
+    position = begin
+    for where, size in zip(places.tolist(), sizes):
+        assert where >= position and where % layout.PAGE_SIZE + size <= layout.PAGE_SIZE
+        # nothing is left free but what the sample does not fit into
+        assert where == position or (where % layout.PAGE_SIZE == 0 and position % layout.PAGE_SIZE + size > layout.PAGE_SIZE)
+        position = where + size
+    assert end == position
+
+
+@pytest.mark.parametrize(
+    "height, width, max_resolution, expected",
+    [
+        (300, 400, 500, (300, 400)),  # never enlarged
+        (500, 500, 500, (500, 500)),
+        (375, 501, 500, (374, 500)),
+        (1000, 750, 500, (500, 375)),
+        (3, 3000, 500, (1, 500)),  # 0.5 rows: a side never becomes 0
+        (3000, 1, 500, (500, 1)),
+        (733, 367, 500, (500, 250)),  # 500 / 733 * 733 is 499.99... in floating point
+        (900, 800, 0, (900, 800)),
+        (50, 40, 1, (1, 1)),
+    ],
+)
+def test_shrink(height, width, max_resolution, expected):
+    pixels = picture(1, height, width)
+    small = shrink(pixels, max_resolution)
+    assert small.shape == (*expected, 3)
+    if small.shape != pixels.shape:
+        assert abs(small.mean() - pixels.mean()) < 8  # an average, not a cut-out
+
+
+def test_shrinking_by_two_averages_four_pixels(tmp_path):
+    pixels = picture(3, 60, 80)
+    (tmp_path / "images/a").mkdir(parents=True)
+    Image.fromarray(pixels).save(tmp_path / "images/a/1.png")
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="raw", max_resolution=40)
+    expected = pixels.reshape(30, 2, 40, 2, 3).mean(axis=(1, 3))
+    assert np.abs(samples(tmp_path / "out.beton")[0][1] - expected).max() <= 0.5
+
+
+def test_slivers_and_single_pixels_are_written(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i, size in enumerate(((1, 1), (3000, 3), (1, 2000))):
+        Image.new("RGB", size, (200, 100, 50)).save(tmp_path / f"images/a/{i}.png")
+    convert(tmp_path / "images", tmp_path / "out.beton")
+    assert [pixels.shape for _, pixels, _ in samples(tmp_path / "out.beton")] == [(1, 1, 3), (1, 500, 3), (500, 1, 3)]
+    verify(tmp_path / "out.beton")
+
+
+def test_odd_files_are_stored_as_load_rgb_reads_them(tmp_path):
+    folder = tmp_path / "images/a"
+    folder.mkdir(parents=True)
+    pixels = Image.fromarray(picture(5, 20, 31))
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.full((10, 20, 3), 99, np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_rgb(tmp_path / "turned.jpg").shape == (20, 10, 3)
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert load_rgb(tmp_path / "moving.gif")[0, 0].tolist() == [255, 0, 0]
+    pixels.convert("CMYK").save(folder / "0.jpg")
+    pixels.save(folder / "1.jpeg", exif=exif)
+    pixels.quantize(8).save(folder / "2.GIF")
+    Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 257).save(folder / "3.png")
+    pixels.convert("LA").save(folder / "4.png")
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="raw")
+    found = [pixels for _, pixels, _ in samples(tmp_path / "out.beton")]
+    assert [pixels.shape for pixels in found] == [(20, 31, 3), (31, 20, 3), (20, 31, 3), (20, 31, 3), (20, 31, 3)]
+    for path, pixels in zip(sorted(folder.iterdir()), found):
+        assert np.array_equal(pixels, load_rgb(path))
 
 
-def broken_tree(folder):
-    for name in ("a", "b"):
-        (folder / name).mkdir(parents=True)
-        Image.new("RGB", (30, 30), "blue").save(folder / name / "good.png")
-    (folder / "a" / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    return folder
+def test_splits_classes_and_subset(tree, tmp_path):
+    train = convert(tree, tmp_path / "train.beton", write_mode="raw", val_fraction=0.3)
+    val = convert(tree, tmp_path / "val.beton", write_mode="raw", val_fraction=0.3, split="val")
+    parts = [[pixels.tobytes() for _, pixels, _ in samples(tmp_path / name)] for name in ("train.beton", "val.beton")]
+    assert sorted(parts[0] + parts[1]) == sorted(pixels.tobytes() for pixels in tree.pixels.values())
+    assert train.class_counts == (3, 8, 6) and val.class_counts == (2, 4, 3)
+
+    shutil.rmtree(tree / "bee")
+    forced = convert(tree, tmp_path / "forced.beton", class_names_from=str(tmp_path / "train.beton.json"))
+    assert forced.class_names == train.class_names and forced.class_counts == (5, 0, 9)
+    assert {label for _, _, label in samples(tmp_path / "forced.beton")} == {0, 2}
+    assert convert(tree, tmp_path / "few.beton", subset=4).num_samples == 4
 
 
-def test_unreadable_images_are_listed_and_nothing_is_written(tmp_path, run_llc):
-    tree, beton = broken_tree(tmp_path / "tree"), tmp_path / "out.beton"
-    beton.write_bytes(b"what was there before")
-    done = run_llc("write_ffcv.py", f"--cfg.data_dir={tree}", f"--cfg.write_path={beton}", check=False)
-    assert done.returncode == 2 and "torn.jpg" in done.stderr and "--cfg.on_error=skip" in done.stderr
-    assert beton.read_bytes() == b"what was there before" and sorted(p.name for p in tmp_path.iterdir()) == ["out.beton", "tree"]
-    run_llc("write_ffcv.py", f"--cfg.data_dir={tree}", f"--cfg.write_path={beton}", "--cfg.on_error=skip")
-    manifest = verify(beton)
-    assert manifest.num_samples == 2 and "torn.jpg" in manifest.skipped[0].name
+def test_config_of_the_worker_count_is_all_cores(tree, tmp_path, monkeypatch):
+    used = []
+    workers = writer._Workers
+    monkeypatch.setattr(writer, "_Workers", lambda count, *rest: used.append(count) or workers(count, *rest))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    convert(tree, tmp_path / "out.beton")
+    convert(tree, tmp_path / "out.beton", num_workers=100)
+    assert used == [3, 26]
 
 
-@pytest.mark.parametrize("prepare, message", [
-    (lambda folder: None, "does not exist"),
-    (lambda folder: folder.mkdir(), "holds no folder"),
-    (lambda folder: (folder / "empty").mkdir(parents=True), "holds no images"),
-    (lambda folder: (broken_tree(folder), (folder / "empty").mkdir()), "empty"),
-    (lambda folder: folder.write_text("a file"), "is a file"),
-])
-def test_a_tree_without_images_is_a_clear_error(prepare, message, tmp_path, run_llc):
-    prepare(tmp_path / "tree")
-    done = run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'tree'}", f"--cfg.write_path={tmp_path / 'o.beton'}", check=False)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+def test_from_a_thread(tree, tmp_path):
+    # signal handlers can only be set in the main thread
+    thread = threading.Thread(target=convert, args=(tree, tmp_path / "out.beton"))
+    thread.start()
+    thread.join(60)
+    assert verify(tmp_path / "out.beton").num_samples == 26
 
 
-def test_a_killed_worker_ends_the_conversion_and_leaves_nothing(tmp_path):
-    folder = tmp_path / "tree" / "a"
+# ---------------------------------------------------------------------------------------------- images that cannot be read
+
+
+@pytest.fixture
+def spoilt(tree):
+    """The tree with three files that cannot be read."""
+    (tree / "ant/001.png").write_bytes((tree / "ant/001.png").read_bytes()[:200])
+    (tree / "bee/empty.jpg").write_bytes(b"")
+    os.symlink("gone.png", tree / "cow/link.png")
+    return tree
+
+
+def test_fail_lists_every_bad_file_and_writes_nothing(spoilt, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("out.beton", "out.beton.json"):
+        (tmp_path / "out" / name).write_text("before")
+    with pytest.raises(UserError) as caught:
+        convert(spoilt, tmp_path / "out/out.beton", num_workers=2, chunk_size=2)
+    message = str(caught.value)
+    assert message.startswith("3 of 28 images cannot be read; nothing was written.") and "on_error=skip" in message
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == ["ant/001.png", "bee/empty.jpg", "cow/link.png"]
+    assert names_in(tmp_path / "out") == ["out.beton", "out.beton.json"]
+    assert (tmp_path / "out/out.beton").read_text() == (tmp_path / "out/out.beton.json").read_text() == "before"
+
+
+def test_skip_leaves_them_out_and_lists_them(spoilt, tmp_path, capsys):
+    digests = set()
+    for num_workers in (1, 3):
+        path = tmp_path / f"{num_workers}.beton"
+        manifest = convert(spoilt, path, on_error="skip", num_workers=num_workers, chunk_size=2)
+        digests.add(sha256(path))
+    assert len(digests) == 1
+    assert [skipped.name for skipped in manifest.skipped] == ["ant/001.png", "bee/empty.jpg", "cow/link.png"]
+    assert manifest.skipped[1].reason == "is an empty file" and manifest.num_samples == 25
+    assert manifest.class_counts == (4, 12, 9) and verify(path) == manifest
+    assert str(tmp_path) not in "".join(skipped.reason for skipped in manifest.skipped)
+    good = [pixels for name, pixels in spoilt.pixels.items() if name != "ant/001.png"]
+    assert [label for _, _, label in samples(path)] == [0] * 4 + [1] * 12 + [2] * 9
+    for (mode, pixels, _), expected in zip(samples(path), good, strict=True):
+        assert np.abs(pixels.astype(int) - expected).mean() <= (0 if mode else NEAR)
+    printed = capsys.readouterr().out
+    assert "3 images cannot be read and were left out:\n  ant/001.png: " in printed
+
+
+def test_nothing_readable_is_an_error_even_with_skip(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f"images/a/{i}.jpg").write_text("text")
+    with pytest.raises(UserError, match="none of the 3 images can be read; nothing was written:\n  a/0.jpg: "):
+        convert(tmp_path / "images", tmp_path / "out.beton", on_error="skip")
+    assert names_in(tmp_path) == ["images"]
+
+
+def test_a_picture_larger_than_a_page_is_named(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    Image.new("RGB", (1700, 1700)).save(tmp_path / "images/a/large.png")
+    with pytest.raises(UserError, match=r"a/large.png: takes 8,670,000 bytes .* page holds 8,388,608 \(set max_resolution"):
+        convert(tmp_path / "images", tmp_path / "out.beton", write_mode="raw", max_resolution=0)
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", max_resolution=0)
+
+
+def test_names_that_are_not_utf8(tree, tmp_path):
+    with open(os.fsencode(tree) + b"/ant/\xff.png", "wb"):
+        pass
+    os.mkdir(os.fsencode(tree) + b"/d\xe9")
+    Image.new("RGB", (5, 5)).save(os.fsencode(tree) + b"/d\xe9/1.png")
+    manifest = convert(tree, tmp_path / "out.beton", on_error="skip")
+    assert manifest.skipped[0].name == "ant/\\udcff.png"
+    assert os.fsencode(manifest.class_names[3]) == b"d\xe9"
+    assert verify(tmp_path / "out.beton") == manifest
+    again = convert(tree, tmp_path / "again.beton", on_error="skip", class_names_from=str(tmp_path / "out.beton"))
+    assert again.class_names == manifest.class_names
+
+
+# ---------------------------------------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize(
+    "write_path, message",
+    [
+        ("", "write_path is empty"),
+        ("nowhere/out.beton", "the folder .*nowhere does not exist"),
+        ("images", "is a folder; give a file"),
+        ("out.json", "would look like a manifest"),
+        ("pipe", "is not a regular file"),
+    ],
+)
+def test_targets_that_cannot_be_written(write_path, message, tree, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=message):
+        convert(tree, tmp_path / write_path if write_path else "")
+    assert names_in(tmp_path) == ["images", "pipe"]
+
+
+def test_an_existing_beton_is_replaced(tree, tmp_path):
+    first = convert(tree, tmp_path / "out.beton")
+    second = convert(tree, tmp_path / "out.beton", write_mode="jpg")
+    assert first != second == verify(tmp_path / "out.beton")
+
+
+def test_what_a_killed_conversion_left_is_removed_unless_in_use(tree, tmp_path):
+    out = tmp_path / "o[u]t.beton"
+    stale, used, other = (tmp_path / name for name in (".o[u]t.beton.abc.tmp", ".o[u]t.beton.def.tmp", ".o[u]t.beton2.abc.tmp"))
+    for path in (stale, used, other):
+        path.write_bytes(b"half")
+        os.utime(path, (1, 1))
+    with open(used) as file:
+        assert writer._lock(file.fileno())
+        convert(tree, out)
+    assert names_in(tmp_path) == sorted([used.name, other.name, "images", out.name, out.name + ".json"])
+
+
+# ---------------------------------------------------------------------------------------------- faults
+
+
+@pytest.fixture
+def slow_tree(tmp_path):
+    """Links to a picture that takes long to decode: half a minute of work for one core."""
+    folder = tmp_path / "images/a"
     folder.mkdir(parents=True)
-    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "0.png")
-    for i in range(1, 400):
+    cv2.imwrite(str(folder / "0.png"), np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8))
+    for i in range(1, 1500):
         os.link(folder / "0.png", folder / f"{i}.png")
-    writer = subprocess.Popen([sys.executable, "write_ffcv.py", f"--cfg.data_dir={tmp_path / 'tree'}", "--cfg.num_workers=2",
-                               f"--cfg.write_path={tmp_path / 'o.beton'}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    children = []
-    while len(children) < 2 and writer.poll() is None:
-        time.sleep(0.05)
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(writer.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[0]), signal.SIGKILL)
-    _, errors = writer.communicate(timeout=60)
-    assert writer.returncode == 2 and "was killed by SIGKILL" in errors
-    assert [p.name for p in tmp_path.iterdir()] == ["tree"]
+    return tmp_path / "images"
 
 
-def test_a_damaged_beton_is_recognised(betons, tmp_path):
-    content = betons[1].read_bytes()
-    manifest = json.loads((betons[1].parent / f"{betons[1].name}.json").read_text())
-    beton, beside = tmp_path / "v.beton", tmp_path / "v.beton.json"
-    beside.write_text(json.dumps(manifest))
-    for damage in (content[:-10], content[:len(content) // 2], b"", content[:3000] + b"\0" + content[3001:]):
-        beton.write_bytes(damage)
-        with pytest.raises(UserError, match="v.beton"):
-            verify(beton)
-    beton.write_bytes(content)
-    verify(beton)
-    for text in ("", "[]", "{}", json.dumps({**manifest, "class_names": 3}), json.dumps({**manifest, "num_samples": 10 ** 30})):
-        beside.write_text(text)
-        with pytest.raises(UserError, match="not a manifest"):
-            load_manifest(beton)
+@pytest.fixture
+def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
+    """A conversion by two workers that has already written images; (its process, its workers, a check that nothing is left)."""
+    before = shm()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old.beton").write_text("before")
+    process = start_write_ffcv(data_dir=slow_tree, write_path=tmp_path / "out/old.beton", num_workers=2, chunk_size=3)
+    wait_until(lambda: any(path.stat().st_size > 9_000_000 for path in (tmp_path / "out").glob(".old.beton.*.tmp")))
+    workers = children_of(process.pid)
+    assert len(workers) == 2 and process.poll() is None
+
+    def nothing_is_left():
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), 5)
+        assert shm() == before
+        assert names_in(tmp_path / "out") == ["old.beton"]
+        assert (tmp_path / "out/old.beton").read_text() == "before"
+
+    return process, workers, nothing_is_left
 
 
-def test_each_epochs_order_is_shared_out_without_repeats():
-    whole = epoch_order(103, 20, seed=5, epoch=2)
-    assert len(whole) == 100 and len(set(whole.tolist())) == 100
-    ranks = [epoch_order(103, 5, 5, 2, rank, 4).reshape(-1, 5) for rank in range(4)]
-    assert (np.concatenate(ranks, axis=1).reshape(-1) == whole).all()  # the same global batches for any number of processes
-    assert (whole != epoch_order(103, 20, 5, 3)).any() and (whole != epoch_order(103, 20, 6, 2)).any()
+def test_a_killed_worker(halfway):
+    process, workers, nothing_is_left = halfway
+    os.kill(workers[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 2
+    assert f"worker process {workers[1]} was killed by SIGKILL (the system does that when memory runs out)" in errors
+    assert "Traceback" not in errors
+    nothing_is_left()
+
+
+@pytest.mark.parametrize("number, to_group, status", [
+    (signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGTERM, True, None), (signal.SIGHUP, False, 129),
+])  # fmt: skip
+def test_signals(number, to_group, status, halfway):
+    process, _, nothing_is_left = halfway
+    (os.killpg if to_group else os.kill)(process.pid, number)
+    output, errors = process.communicate(timeout=10)
+    # SIGTERM to all: whether the parent first hears of it or of its dead worker is the system's choice
+    assert process.returncode == status if status else process.returncode in (2, 143)
+    assert "Traceback" not in errors
+    assert "was not written" in output or "nothing was written" in errors
+    nothing_is_left()
+
+
+def test_workers_do_not_outlive_their_parent(halfway, tmp_path):
+    process, workers, _ = halfway
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), 5)
+    assert (tmp_path / "out/old.beton").read_text() == "before"  # only the temporary file is left, for the next to remove
+
+
+def test_a_bug_in_a_worker_is_shown_and_ends_all(tree, tmp_path, monkeypatch, shm):
+    before = shm()
+    encode = writer.encode_sample
+    monkeypatch.setattr(writer, "encode_sample", lambda image, index, *rest: encode(image, index, *rest) if index < 20 else 1 / 0)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="(?s)a worker process failed; nothing was written:.*ZeroDivisionError"):
+        convert(tree, tmp_path / "out.beton", num_workers=2, chunk_size=2)
+    assert time.monotonic() - start < 10
+    assert names_in(tmp_path) == ["images"] and shm() == before and not children_of(os.getpid())
+
+
+def test_a_worker_that_leaves_is_noticed(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "encode_sample", lambda *_: os._exit(7))
+    with pytest.raises(UserError, match=r"worker process \d+ ended with status 7; nothing was written"):
+        convert(tree, tmp_path / "out.beton", num_workers=2)
+    assert names_in(tmp_path) == ["images"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with 3 MB of space, and what a process must run first to see it: a tmpfs, else a limit on the size of files."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True).returncode == 0
+    yield folder, None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+    if mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk(tmp_path, small_disk, write_ffcv):
+    folder, before_start = small_disk
+    write_tree(tmp_path / "images", {"a": 3})
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), np.uint8)
+    for i in range(40):
+        cv2.imwrite(str(tmp_path / f"images/a/noise{i}.bmp"), noise)
+    (folder / "out.beton").write_text("before")
+    for _ in range(2):  # twice: the first left room for the second
+        done = write_ffcv(data_dir=tmp_path / "images", write_path=folder / "out.beton", write_mode="raw", preexec_fn=before_start)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        if before_start is None:
+            assert f"{folder / 'out.beton'} cannot be written: No space left on device (0.0 GB are free in {folder})" in done.stderr
+        else:
+            assert f"{folder / 'out.beton'} cannot be written: File too large" in done.stderr
+        assert names_in(folder) == ["out.beton"] and (folder / "out.beton").read_text() == "before"
+
+
+def test_a_disk_that_fills_at_the_manifest(tree, tmp_path, monkeypatch):
+    convert(tree, tmp_path / "out.beton")
+    before = sha256(tmp_path / "out.beton"), sha256(tmp_path / "out.beton.json")
+    write_at = writer._write_at
+
+    def full(descriptor, data, offset):
+        if bytes(data[:1]) == b"{":
+            raise OSError(28, "No space left on device")
+        write_at(descriptor, data, offset)
+
+    monkeypatch.setattr(writer, "_write_at", full)
+    with pytest.raises(UserError, match="out.beton cannot be written: No space left"):
+        convert(tree, tmp_path / "out.beton", write_mode="jpg")
+    assert (sha256(tmp_path / "out.beton"), sha256(tmp_path / "out.beton.json")) == before
+    assert names_in(tmp_path) == ["images", "out.beton", "out.beton.json"]
+
+
+def test_a_folder_without_permission(tree, tmp_path, monkeypatch):
+    def forbidden(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(writer.tempfile, "mkstemp", forbidden)  # root may write anywhere
+    with pytest.raises(UserError, match="out.beton cannot be written: Permission denied"):
+        convert(tree, tmp_path / "out.beton")
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_from_end_to_end(tree, tmp_path, write_ffcv):
+    done = write_ffcv(data_dir=tree, write_path=tmp_path / "val.beton", split="val", val_fraction=0.2, num_workers=2, write_mode="jpg")
+    assert done.returncode == 0, done.stderr
+    assert "img/s" in done.stderr and "5/5" in done.stderr  # 1 of 5, 2 of 12, 2 of 9
+    manifest = verify(tmp_path / "val.beton")
+    assert f"{tmp_path / 'val.beton'}: 5 images, 3 classes, {manifest.file_size:,} bytes, " in done.stdout.splitlines()[-1]
+    assert manifest.writer["num_workers"] == 2 and manifest.writer["val_fraction"] == 0.2
+
+    wrong = write_tree(tmp_path / "other", {"ant": 1, "dog": 1})
+    assert wrong
+    done = write_ffcv(data_dir=tmp_path / "other", write_path=tmp_path / "o.beton", class_names_from=tmp_path / "val.beton.json")
+    assert done.returncode == 2 and done.stdout == ""
+    assert "error: 1 classes are not among the 3 of class_names_from: dog; without images here: bee, cow" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"write_mod": "raw"}, "did you mean cfg.write_mode"),
+        ({"write_mode": "png"}, "it takes one of raw, jpg, smart, proportion"),
+        ({"data_dir": "/no/such/folder"}, "error: data_dir /no/such/folder does not exist"),
+    ],
+)
+def test_the_command_refuses(flags, message, tmp_path, write_ffcv):
+    done = write_ffcv(**{"data_dir": tmp_path, "write_path": tmp_path / "out.beton", **flags})
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert names_in(tmp_path) == []

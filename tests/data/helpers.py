@@ -1,0 +1,50 @@
+"""Pictures, trees of them, and what tests ask of processes."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def picture(seed, height, width):
+    """A smooth picture of its own for every seed, uint8 [height, width, 3]; smooth, so that JPEG keeps it."""
+    rng = np.random.default_rng(seed)
+    blocks = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
+    return np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def write_tree(root, counts, suffix=".png"):
+    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted tree."""
+    pixels = {}
+    for label, (name, count) in enumerate(sorted(counts.items())):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            path = f"{name}/{i:03}{suffix}"
+            pixels[path] = picture(1000 * label + i, 20 + i % 7, 30 - label)
+            Image.fromarray(pixels[path]).save(root / path)
+    return pixels
+
+
+def children_of(pid):
+    """Process ids of the living children of `pid`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == pid and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(condition, seconds=60):
+    """Polls; fails the test when the condition does not come true in time."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        time.sleep(0.02)
+    return result
