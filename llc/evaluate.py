@@ -16,8 +16,8 @@ from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
 from llc.training import config as training_config
+from llc.training.engine import autocast_for
 from llc.training.run_folder import RunFolder
-from llc.training.stages import autocast_for
 from llc.training.trainer import build_network, make_val_loader
 
 

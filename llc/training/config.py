@@ -70,7 +70,11 @@ class Training:
     weight_decay: float = option(1e-4, minimum=0, help="L2, on everything but batch norm")
     label_smoothing: float = option(0.1, minimum=0, maximum=1, help="of the codebook stage's cross entropy")
     use_blurpool: bool = option(False, help="BlurPool before strided convolutions")
-    precision: str = option("auto", choices=("auto", "bf16", "fp16", "fp32"), help="auto: on CUDA bf16, else fp16; on a CPU fp32")
+    precision: str = option("auto", choices=("auto", "bf16", "fp16", "tf32", "fp32"), help="auto: on CUDA bf16, else fp16; on a CPU fp32")
+    accumulation_steps: int = option(1, minimum=1, help="parts in which a process computes its share of a batch, to save memory")
+    clip_grad_norm: float = option(0.0, minimum=0, help="largest norm of the whole gradient; 0: any")
+    ema_decay: float = option(0.0, minimum=0, maximum=1, help="of the weights' moving average, evaluated beside them; 0: none")
+    compile: str = option("auto", choices=("auto", "on", "off"), help="torch.compile of network and loss; auto: on CUDA")
     seed: int = option(0, minimum=0, help="of initial values and sample order")
 
 
@@ -96,6 +100,7 @@ class Logging:
 class Dist:
     """Processes."""
 
+    grad_compression: str = option("none", choices=("none", "bf16"), help="what gradients travel as; bf16 halves them, for slow links")
     timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
 
 

@@ -43,15 +43,3 @@ def parameter_groups(module, weight_decay):
     wanted = sum(p.requires_grad for p in module.parameters())
     assert len(set(map(id, plain + decayed))) == wanted == len(plain + decayed), "a parameter was missed or taken twice"
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-
-
-def autocast_for(precision, device):
-    """(context factory, gradient scaler) of a precision: auto, bf16, fp16 or fp32, on a device."""
-    if precision == "auto":
-        precision = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-
-    def autocast():
-        return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")

@@ -4,7 +4,6 @@ import math
 import time
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from llc.codebook import health, load_codebook, random_codebook
@@ -14,8 +13,8 @@ from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
 from llc.network import Network, load_weights
+from llc.training.engine import Engine, autocast_for
 from llc.training.schedules import learning_rate, resolution_at
-from llc.training.stages import StageModule, autocast_for, parameter_groups
 
 LOSS_SECONDS = 2.0  # the bar shows a new loss this often: each time the host waits once for the device
 HEADLINE = {"codebook": "top1_class", "instance": "top1_mhd"}
@@ -23,7 +22,7 @@ HEADLINE = {"codebook": "top1_class", "instance": "top1_mhd"}
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: all of its state beside network, optimiser and gradient scaler."""
+    """Where a run stands: all of its state beside the network's and the engine's."""
 
     stage: int = 0           # index into config.stages
     epoch: int = 0           # finished epochs of it
@@ -56,9 +55,10 @@ class Trainer:
         self.train_manifest, self.val_manifest = verify(config.data.train_dataset), verify(config.data.val_dataset)
         check_same_classes(self.train_manifest, self.val_manifest, config.data.train_dataset, config.data.val_dataset)
         num_classes = self.train_manifest.num_classes
-        if config.training.batch_size % processes.world_size:
-            raise UserError(f"training.batch_size = {config.training.batch_size} is the total over {processes.world_size} processes "
-                            f"and must be a multiple of that")
+        parts = processes.world_size * config.training.accumulation_steps
+        if config.training.batch_size % parts:
+            raise UserError(f"training.batch_size = {config.training.batch_size} is the total over {processes.world_size} processes with "
+                            f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a multiple of {parts}")
         self.device = processes.device
         self.network = build_network(config, num_classes)
         codebook = random_codebook(num_classes, config.codes.num_bits, config.training.seed)
@@ -102,20 +102,12 @@ class Trainer:
 
     def _run_stage(self, name):
         stage, progress = getattr(self.config, name), self.progress
-        module = StageModule(self.network, name, self.config.training.label_smoothing)
-        optimizer = torch.optim.SGD(parameter_groups(module, self.config.training.weight_decay), lr=stage.lr,
-                                    momentum=self.config.training.momentum)
-        _, scaler = autocast_for(self.config.training.precision, self.device)
+        engine = Engine(self.network, name, self.config.training, self.config.dist, self.processes)
         if self.resumed is not None and progress.epoch:
-            optimizer.load_state_dict(self.resumed["optimizer"])
-            scaler.load_state_dict(self.resumed["scaler"])
+            engine.load_state_dict(self.resumed["engine"])
         self.resumed = None
-        if self.processes.world_size > 1:
-            # batch norm's statistics are averaged once an epoch (_epoch) instead of being sent at every step
-            module = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True,
-                                             device_ids=[self.device] if self.device.type == "cuda" else None)
         while progress.epoch < stage.epochs:
-            line = self._epoch(name, stage, module, optimizer, scaler)
+            line = self._epoch(name, stage, engine)
             progress.epoch += 1
             progress.global_epoch += 1
             metrics = {k: v for k, v in line.items() if k.startswith(("top", "none", "tied"))}
@@ -132,30 +124,23 @@ class Trainer:
             if progress.epoch == stage.epochs:
                 progress.finals[name], progress.bests[name] = metrics, progress.best_metrics
                 self._save(name, {"network": self.network.state_dict()})
+                if engine.ema is not None:
+                    self._save(f"{name}_ema", {"network": engine.ema.module.state_dict()})
                 progress.stage, progress.epoch, progress.best, progress.best_metrics = progress.stage + 1, 0, -1.0, {}
-                self._save_last(optimizer, scaler)
+                self._save_last(engine)
                 return
-            self._save_last(optimizer, scaler)
+            self._save_last(engine)
 
-    def _epoch(self, name, stage, module, optimizer, scaler):
+    def _epoch(self, name, stage, engine):
         config, progress, steps = self.config, self.progress, self.train_loader.batches_per_epoch
         resolution = resolution_at(config.resolution, progress.epoch) if name == "codebook" else config.resolution.max_res
         total_loss = torch.zeros((), device=self.device)
         started = shown = time.perf_counter()
-        module.train()
         bar = tqdm(self.train_loader.epoch(progress.global_epoch, resolution), total=steps, unit="step", mininterval=0.5, leave=False,
                    desc=f"{name} {progress.epoch + 1}/{stage.epochs}", disable=not self.processes.is_main)
         for batch, (images, labels) in enumerate(bar):
             lr = learning_rate(stage, progress.epoch * steps + batch, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with self.autocast():
-                loss = module(images, labels.long())
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            total_loss += loss.detach()
+            total_loss += engine.step(images, labels, lr)
             if not bar.disable and time.perf_counter() - shown > LOSS_SECONDS:
                 shown = time.perf_counter()
                 bar.set_postfix(loss=f"{total_loss.item() / (batch + 1):.3f}", lr=f"{lr:.3g}", refresh=False)
@@ -164,15 +149,18 @@ class Trainer:
         if not math.isfinite(mean_loss):
             raise UserError(f"the loss became {mean_loss} in epoch {progress.epoch + 1} of the {name} stage (lr up to {stage.lr:g}); "
                             f"lower {name}.lr or lengthen {name}.lr_peak_epoch; the last good epoch is in checkpoints/last.pth")
-        self.processes.average_buffers(self.network)
         validation_started = time.perf_counter()
-        metrics = evaluate(self.predict(), self.network.codebook)
+        metrics = self._validate(self.network)
+        if engine.ema is not None:
+            metrics.update({f"{key}_ema": value for key, value in self._validate(engine.ema.module).items()})
         return {"loss": mean_loss, "lr": lr, "resolution": resolution, "images_per_second": steps * config.training.batch_size / seconds,
                 "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, **metrics}
 
-    def predict(self):
-        return predict(self.network, self.val_loader, self.processes, flip=self.config.validation.lr_tta, autocast=self.autocast,
-                       num_classes=self.train_manifest.num_classes)
+    def _validate(self, network):
+        self.processes.average_buffers(network)
+        found = predict(network, self.val_loader, self.processes, flip=self.config.validation.lr_tta, autocast=self.autocast,
+                        num_classes=self.train_manifest.num_classes)
+        return evaluate(found, network.codebook)
 
     def suffixed(self, metric):
         return metric + ("_flip" if self.config.validation.lr_tta else "")
@@ -184,8 +172,8 @@ class Trainer:
         if self.run_folder:
             self.run_folder.save(name, state)
 
-    def _save_last(self, optimizer, scaler):
-        self._save("last", {"network": self.network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+    def _save_last(self, engine):
+        self._save("last", {"network": self.network.state_dict(), "engine": engine.state_dict(),
                             "progress": dataclasses.asdict(self.progress)})
 
     def _finish(self):
