@@ -73,11 +73,17 @@ def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons,
 
 
 def test_instance_stage_alone_on_a_given_codebook_and_network(finished_run, betons, run_llc, tmp_path):
-    run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
+    """With the engine's options, which two processes must agree on."""
+    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
             f"--logging.folder={tmp_path}", "--logging.name=run", "--training.stages=instance", "--instance.epochs=2",
-            f"--model.weights={finished_run}", f"--codes.init_codebook={finished_run / 'codebook.npy'}")
+            f"--model.weights={finished_run}", f"--codes.init_codebook={finished_run / 'codebook.npy'}",
+            "--training.accumulation_steps=2", "--training.ema_decay=0.9", "--training.clip_grad_norm=5",
+            "--dist.grad_compression=bf16", processes=2)
+    assert "Warning" not in done.stderr
     assert (np.load(tmp_path / "run" / "codebook.npy") == np.load(finished_run / "codebook.npy")).all()
-    assert results(tmp_path / "run")["instance/top1_mhd_flip"] > 3 * CHANCE
+    final = results(tmp_path / "run")
+    assert final["instance/top1_mhd_flip"] > 3 * CHANCE and final["instance/top1_mhd_flip_ema"] > 3 * CHANCE
+    assert (tmp_path / "run" / "checkpoints" / "instance_ema.pth").is_file()
 
 
 @pytest.mark.parametrize("words, message", [

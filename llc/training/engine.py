@@ -1,5 +1,6 @@
 """What one optimiser step does, on any device and for any number of processes: forward, backward, gradients together, step."""
 import contextlib
+import inspect
 import sys
 
 import torch
@@ -35,9 +36,11 @@ class Engine:
         self.module = module
         if processes.world_size > 1:
             # batch norm's statistics are averaged once an epoch (the trainer does) instead of being sent at every step
-            self.module = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True,
-                                                  static_graph=self.accumulation_steps == 1,
-                                                  device_ids=[processes.device] if on_cuda else None)
+            # newer releases of torch call it so
+            sync = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters \
+                else "broadcast_buffers"
+            self.module = DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=self.accumulation_steps == 1,
+                                                  device_ids=[processes.device] if on_cuda else None, **{sync: False})
             if dist.grad_compression == "bf16":
                 self.module.register_comm_hook(None, bf16_compress_hook)
         self.module.train()

@@ -41,6 +41,12 @@ def build_network(config, num_classes):
                    use_blurpool=config.training.use_blurpool, logit_scale=scale)
 
 
+def make_train_loader(config, num_samples, processes):
+    return TrainLoader(config.data.train_dataset, num_samples, batch_size=config.training.batch_size // processes.world_size,
+                       num_workers=config.data.num_workers, processes=processes, seed=config.training.seed,
+                       min_scale=config.data.min_scale)
+
+
 def make_val_loader(config, num_samples, processes):
     return ValLoader(config.data.val_dataset, num_samples, batch_size=config.validation.batch_size,
                      num_workers=config.data.num_workers, processes=processes, resolution=config.validation.resolution,
@@ -76,10 +82,7 @@ class Trainer:
             self.network.load_state_dict(resume["network"])
         self.network.to(self.device, memory_format=torch.channels_last)
         self.autocast, _ = autocast_for(config.training.precision, self.device)
-        self.train_loader = TrainLoader(
-            config.data.train_dataset, self.train_manifest.num_samples, processes=processes,
-            batch_size=config.training.batch_size // processes.world_size, num_workers=config.data.num_workers,
-            seed=config.training.seed, min_scale=config.data.min_scale)
+        self.train_loader = make_train_loader(config, self.train_manifest.num_samples, processes)
         self.val_loader = make_val_loader(config, self.val_manifest.num_samples, processes)
 
     def say(self, text):
