@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from llc.codebook import health, load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
-from llc.data.manifest import check_same_classes, verify
+from llc.data.manifest import check_same_classes
+from llc.data.shards import open_shards
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
@@ -42,10 +43,9 @@ def build_network(config, num_classes):
                    use_blurpool=config.training.use_blurpool, logit_scale=scale)
 
 
-def make_val_loader(config, num_samples, processes):
-    return ValLoader(config.data.val_dataset, num_samples, batch_size=config.validation.batch_size,
-                     num_workers=config.data.num_workers, processes=processes, resolution=config.validation.resolution,
-                     crop_ratio=config.validation.crop_ratio)
+def make_val_loader(config, shards, processes):
+    return ValLoader(shards, batch_size=config.validation.batch_size, num_workers=config.data.num_workers, processes=processes,
+                     resolution=config.validation.resolution, crop_ratio=config.validation.crop_ratio, in_memory=config.data.in_memory)
 
 
 class Trainer:
@@ -53,7 +53,8 @@ class Trainer:
 
     def __init__(self, config, run, processes, resume=None):
         self.config, self.run_folder, self.processes = config, run, processes
-        self.train_manifest, self.val_manifest = verify(config.data.train_dataset), verify(config.data.val_dataset)
+        train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+        self.train_manifest, self.val_manifest = train_shards.manifest, val_shards.manifest
         check_same_classes(self.train_manifest, self.val_manifest, config.data.train_dataset, config.data.val_dataset)
         num_classes = self.train_manifest.num_classes
         if config.training.batch_size % processes.world_size:
@@ -77,10 +78,10 @@ class Trainer:
         self.network.to(self.device, memory_format=torch.channels_last)
         self.autocast, _ = autocast_for(config.training.precision, self.device)
         self.train_loader = TrainLoader(
-            config.data.train_dataset, self.train_manifest.num_samples, processes=processes,
-            batch_size=config.training.batch_size // processes.world_size, num_workers=config.data.num_workers,
-            seed=config.training.seed, min_scale=config.data.min_scale)
-        self.val_loader = make_val_loader(config, self.val_manifest.num_samples, processes)
+            train_shards, processes=processes, batch_size=config.training.batch_size // processes.world_size,
+            num_workers=config.data.num_workers, seed=config.training.seed, min_scale=config.data.min_scale,
+            in_memory=config.data.in_memory, on_error=config.data.on_error)
+        self.val_loader = make_val_loader(config, val_shards, processes)
 
     def say(self, text):
         if self.processes.is_main:
