@@ -31,7 +31,8 @@ from torchvision import transforms
 from llc import config as edge
 from llc.codebook import random_codebook
 from llc.data.beton import RAW, read_tables
-from llc.data.manifest import verify
+from llc.data.loaders import default_workers
+from llc.data.shards import open_shards
 from llc.data.sources import Source
 from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
@@ -98,7 +99,10 @@ class _Plan:
 def measure(config, plan, processes, synthetic=False):
     """-> a dict of figures, whole on the main process: images/s over all processes, seconds, bytes. See `describe`."""
     device = processes.device
-    train, val = verify(config.data.train_dataset), verify(config.data.val_dataset)
+    train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+    if plan.peers and len(train_shards.paths) > 1:
+        raise UserError(f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}")
+    train, val = train_shards.manifest, val_shards.manifest
     resolution = resolution_at(config.resolution, 0) if plan.stage == "codebook" else config.resolution.max_res
     network = build_network(config, train.num_classes)
     network.codebook.data.copy_(random_codebook(train.num_classes, config.codes.num_bits, config.training.seed))
@@ -107,16 +111,15 @@ def measure(config, plan, processes, synthetic=False):
     seconds = {}  # way -> seconds a batch, one entry a round
     starting = {}
 
-    loader = make_train_loader(config, train.num_samples, processes)
+    loader = make_train_loader(config, train_shards, processes)
     with clock("loader's first batch", starting):
         images, labels = next(iter(loader.epoch(0, resolution)))
-        images, labels = images.clone(), labels.long().clone()
     engine = Engine(network, plan.stage, config.training, config.dist, processes)
     with clock("first step", starting):
         engine.step(images, labels, LR)
     for _ in range(2):
         engine.step(images, labels, LR)
-    val_loader = make_val_loader(config, val.num_samples, processes)
+    val_loader = make_val_loader(config, val_shards, processes)
     autocast, _ = autocast_for(config.training.precision, device)
 
     def from_loader(of):
@@ -142,7 +145,7 @@ def measure(config, plan, processes, synthetic=False):
         pinned = images.cpu().pin_memory()
         ways["copy"] = (fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
-        peer = PEERS[name](config, plan.stage, train.num_samples, resolution, processes)
+        peer = PEERS[name](config, plan.stage, train_shards, resolution, processes)
         ways[f"{name} epoch"] = (from_loader(peer), peer.step)
         with clock(f"{name}: first step", starting):
             peer.step(*next(iter(peer.epoch(0, resolution))))
@@ -290,8 +293,7 @@ def _matrix_rate(precision, device):
 class _EagerStep:
     """The plain loop: forward, loss, scaled backward, SGD, nothing compiled or fused."""
 
-    def __init__(self, config, stage, num_samples, processes, channels_last):
-        num_classes = verify(config.data.train_dataset).num_classes
+    def __init__(self, config, stage, num_classes, processes, channels_last):
         self.network = build_network(config, num_classes)
         self.network.codebook.data.copy_(random_codebook(num_classes, config.codes.num_bits, config.training.seed))
         self.network.to(processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -324,17 +326,17 @@ class _EagerStep:
 class _FFCV(_EagerStep):
     """FFCV's own loader (random order, its crop decoder) and the loop of ffcv-imagenet."""
 
-    def __init__(self, config, stage, num_samples, resolution, processes):
+    def __init__(self, config, stage, shards, resolution, processes):
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
 
-        super().__init__(config, stage, num_samples, processes, channels_last=True)
+        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=True)
         to_device = [ToDevice(self.device, non_blocking=True)] if self.device.type == "cuda" else []
         decoder = RandomResizedCropRGBImageDecoder((resolution, resolution), scale=(config.data.min_scale, 1.0))
         self.loader = Loader(
-            config.data.train_dataset, batch_size=config.training.batch_size // processes.world_size, num_workers=_workers(config, processes),
+            str(shards.paths[0]), batch_size=config.training.batch_size // processes.world_size, num_workers=_workers(config),
             os_cache=True, order=OrderOption.RANDOM, drop_last=True, distributed=processes.world_size > 1,
             pipelines={"image": [decoder, RandomHorizontalFlip(), ToTensor(), *to_device, ToTorchImage()],
                        "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device]})
@@ -346,16 +348,16 @@ class _FFCV(_EagerStep):
 class _Torchvision(_EagerStep):
     """DataLoader with PIL and torchvision's transforms on the samples of the beton, and an eager loop with mixed precision."""
 
-    def __init__(self, config, stage, num_samples, resolution, processes):
-        super().__init__(config, stage, num_samples, processes, channels_last=False)
+    def __init__(self, config, stage, shards, resolution, processes):
+        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
         network = self.network
         network.forward = lambda images: network.projection(network.backbone(images)).float()  # the transforms normalise
         transform = transforms.Compose([
             transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)), transforms.RandomHorizontalFlip(),
             transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
         self.loader = torch.utils.data.DataLoader(
-            _BetonImages(config.data.train_dataset, transform), batch_size=config.training.batch_size // processes.world_size,
-            shuffle=True, drop_last=True, num_workers=_workers(config, processes), pin_memory=self.device.type == "cuda",
+            _BetonImages(shards.paths[0], transform), batch_size=config.training.batch_size // processes.world_size,
+            shuffle=True, drop_last=True, num_workers=_workers(config), pin_memory=self.device.type == "cuda",
             persistent_workers=True)
 
     def epoch(self, epoch, resolution):
@@ -385,10 +387,8 @@ class _BetonImages(torch.utils.data.Dataset):
 PEERS = {"torchvision": _Torchvision, "ffcv": _FFCV}
 
 
-def _workers(config, processes):
-    if config.data.num_workers > 0:
-        return config.data.num_workers
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+def _workers(config):
+    return config.data.num_workers if config.data.num_workers > 0 else default_workers()
 
 
 # ---- data, output ----------------------------------------------------------------------------------------------------
