@@ -29,7 +29,7 @@ struct Batch {
 // What one thread needs, reused from sample to sample.
 struct Scratch {
     JpegDecoder jpeg;
-    Resizer resizer;
+    Resizer resizer{best_kernels()};
     std::vector<uint8_t> rows;
 };
 
@@ -56,7 +56,8 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     } else {
         return LLC_WRONG_MODE;
     }
-    scratch.resizer.resize(rows, stride, crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
+    scratch.resizer.begin(crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
+    scratch.resizer.advance(rows, stride, crop.height);
     return LLC_OK;
 }
 

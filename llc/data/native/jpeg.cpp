@@ -1,7 +1,7 @@
 #include "jpeg.h"
 
+#include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include <jerror.h>
 
@@ -15,6 +15,9 @@ void message(j_common_ptr jpeg, int level) {
     // About what the markers say of the file, not about its pixels.
     if (level < 0 && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM) fail(jpeg);
 }
+
+// Smooth chroma upsampling looks one chroma sample, two pixels, to every side.
+constexpr int32_t PAD = 2;
 
 }  // namespace
 
@@ -39,15 +42,21 @@ Status JpegDecoder::open(const uint8_t *data, int64_t size) {
 }
 
 Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
-    std::vector<uint8_t> row(static_cast<size_t>(jpeg.image_width) * 3);
-    JSAMPROW pointer = row.data();
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
     jpeg.out_color_space = JCS_RGB;
     jpeg.dct_method = JDCT_ISLOW;
     jpeg_start_decompress(&jpeg);
-    for (int32_t y = 0; y < region.top + region.height; y++) {
+    const JDIMENSION left = std::max(region.left - PAD, 0), top = std::max(region.top - PAD, 0);
+    const JDIMENSION right = std::min<JDIMENSION>(region.left + region.width + PAD, jpeg.image_width);
+    JDIMENSION first_column = left, width = right - left;
+    jpeg_crop_scanline(&jpeg, &first_column, &width);
+    line.resize(static_cast<size_t>(width) * 3);
+    JSAMPROW pointer = line.data();
+    if (top > 0) jpeg_skip_scanlines(&jpeg, top);
+    const uint8_t *wanted = line.data() + 3 * (region.left - static_cast<int32_t>(first_column));
+    for (int32_t y = top; y < region.top + region.height; y++) {
         jpeg_read_scanlines(&jpeg, &pointer, 1);
-        if (y >= region.top) memcpy(rows + (y - region.top) * stride, row.data() + 3 * region.left, 3 * region.width);
+        if (y >= region.top) memcpy(rows + (y - region.top) * stride, wanted, 3 * region.width);
     }
     return LLC_OK;
 }

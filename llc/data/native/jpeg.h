@@ -3,6 +3,7 @@
 #include <csetjmp>
 #include <cstdint>
 #include <cstdio>
+#include <vector>
 
 #include <jpeglib.h>
 
@@ -37,4 +38,5 @@ private:
         jmp_buf jump;
     } errors;
     jpeg_decompress_struct jpeg;
+    std::vector<uint8_t> line;
 };
