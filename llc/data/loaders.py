@@ -71,12 +71,12 @@ class TrainLoader:
         def replace(index, status, out):
             if self._on_error == "fail":
                 raise _damaged(self._shards, index, status, "; write it again, or train on the others with data.on_error=skip_sample")
-            replaced.append(index)
             for candidate in sampling.replacements(index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS):
                 data = read_sample(self._shards, candidate)
                 samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
                 crops, flips = draw(np.array([index]), samples.heights, samples.widths)
                 if native.decode_batch(samples, crops, flips, out[None], fast=self._fast)[0] == native.OK:
+                    replaced.append(index)
                     return self._shards.labels[candidate]
             raise _damaged(self._shards, index, status, f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again")
 
@@ -208,7 +208,7 @@ def _damaged(shards, index, status, advice):
 
 def _replaced_text(shards, replaced, epoch):
     names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (", ..." if len(replaced) > 5 else "")
-    return f"epoch {epoch}: {len(replaced)} samples cannot be decoded and others took their places: {names}"
+    return f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: {names}"
 
 
 class _Memory:

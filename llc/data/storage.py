@@ -32,7 +32,7 @@ class MappedFiles:
             self._maps = []
             for path, file_size in zip(self._shards.paths, self._shards.file_sizes):
                 with _opened(path, file_size) as file:
-                    self._maps.append(opened.enter_context(mmap.mmap(file, 0, access=mmap.ACCESS_READ)))
+                    self._maps.append(opened.enter_context(_mapped(path, file)))
             self._opened = opened.pop_all()
         self._bases = np.array([np.frombuffer(mapped, np.uint8).ctypes.data for mapped in self._maps], np.uint64)
         return self
@@ -163,6 +163,13 @@ def _opened(path, file_size):
         yield file
     finally:
         os.close(file)
+
+
+def _mapped(path, file):
+    try:
+        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path} cannot be mapped into memory: {error.strerror}; read it by pages, with data.in_memory=0") from error
 
 
 def _read_exactly(file, memory, start, path):
