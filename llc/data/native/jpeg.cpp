@@ -21,7 +21,7 @@ constexpr int32_t PAD = 2;
 
 }  // namespace
 
-JpegDecoder::JpegDecoder() {
+JpegDecoder::JpegDecoder(const Kernels &kernels) : baseline(kernels) {
     jpeg.err = jpeg_std_error(&errors);
     errors.error_exit = fail;
     errors.emit_message = message;
@@ -41,7 +41,11 @@ Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     return LLC_OK;
 }
 
-Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
+Status JpegDecoder::read(const Region &region, RowSink &sink) {
+    return baseline.accepts(jpeg) ? baseline.read(jpeg, region, sink) : read_by_libjpeg(region, sink);
+}
+
+Status JpegDecoder::read_by_libjpeg(const Region &region, RowSink &sink) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
     jpeg.out_color_space = JCS_RGB;
     jpeg.dct_method = JDCT_ISLOW;
@@ -56,7 +60,10 @@ Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
     const uint8_t *wanted = line.data() + 3 * (region.left - static_cast<int32_t>(first_column));
     for (int32_t y = top; y < region.top + region.height; y++) {
         jpeg_read_scanlines(&jpeg, &pointer, 1);
-        if (y >= region.top) memcpy(rows + (y - region.top) * stride, wanted, 3 * region.width);
+        if (y < region.top) continue;
+        int64_t stride;
+        memcpy(sink.reserve(1, stride), wanted, size_t(3) * region.width);
+        sink.added(1);
     }
     return LLC_OK;
 }

@@ -26,7 +26,7 @@ void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weig
 
 }  // namespace
 
-const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels};
+const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};
 
 const Kernels &best_kernels() {
 #if defined(__x86_64__)
