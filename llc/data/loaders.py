@@ -13,6 +13,7 @@ import hashlib
 import os
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from llc.data.prefetch import Prefetch
 from llc.data.storage import MappedFiles, PagedFiles, pages_of, read_sample
 from llc.errors import UserError
 
-_NUM_AHEAD = 2  # batches in the making or waiting, beside the one in use
+_NUM_AHEAD = 2  # batches that wait or are being made, beside the one in use and one more that is being made
 _MAX_REPLACEMENTS = 20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
 _MAX_UNEVEN = 0.05  # of a machine's images that its shards may hold beyond what the smallest ones let it use
 
@@ -70,12 +71,12 @@ class TrainLoader:
         def replace(index, status, out):
             if self._on_error == "fail":
                 raise _damaged(self._shards, index, status, "; write it again, or train on the others with data.on_error=skip_sample")
-            replaced.append(index)
             for candidate in sampling.replacements(index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS):
                 data = read_sample(self._shards, candidate)
                 samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
                 crops, flips = draw(np.array([index]), samples.heights, samples.widths)
                 if native.decode_batch(samples, crops, flips, out[None], fast=self._fast)[0] == native.OK:
+                    replaced.append(index)
                     return self._shards.labels[candidate]
             raise _damaged(self._shards, index, status, f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again")
 
@@ -185,9 +186,15 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
 
-    with storage:
+    # Two calls at a time: no core waits for the last image of a batch, or while the next one's crops are drawn. No batch gets a name
+    # here, which would keep its memory from being used again.
+    with storage, ThreadPoolExecutor(2, "llc-decode") as pool:
+        decoding = collections.deque()
         for b, indices in enumerate(batches):
-            yield decode(indices, storage.addresses(b))  # no name here: it would keep the batch's memory from being used again
+            decoding.append(pool.submit(decode, indices, storage.addresses(b)))
+            if len(decoding) == 2:
+                yield decoding.popleft().result()
+        yield from (future.result() for future in decoding)
 
 
 def _samples(shards, indices, addresses):
@@ -200,8 +207,8 @@ def _damaged(shards, index, status, advice):
 
 
 def _replaced_text(shards, replaced, epoch):
-    names = ", ".join(shards.name(index) for index in replaced[:5]) + (", ..." if len(replaced) > 5 else "")
-    return f"epoch {epoch}: {len(replaced)} samples cannot be decoded and others took their places: {names}"
+    names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (", ..." if len(replaced) > 5 else "")
+    return f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: {names}"
 
 
 class _Memory:

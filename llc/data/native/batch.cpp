@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <new>
@@ -26,11 +27,62 @@ struct Batch {
     std::atomic<int64_t> next{0};
 };
 
+// Rows on their way from the decoder to the resizer: no more of them than the resizer still needs, so that they stay in the cache.
+class RowWindow : public RowSink {
+public:
+    explicit RowWindow(Resizer &resizer) : resizer(resizer) {}
+
+    void begin(int32_t width) {
+        stride = int64_t(3) * width;
+        first = end = 0;
+    }
+
+    uint8_t *reserve(int32_t count, int64_t &stride) override {
+        const int32_t needed = std::min(resizer.next_row(), end);
+        if (needed > first) {
+            memmove(rows.data(), rows.data() + (needed - first) * this->stride, (end - needed) * this->stride);
+            first = needed;
+        }
+        const size_t size = (end - first + count) * this->stride + ROOM;
+        if (rows.size() < size) rows.resize(size);
+        stride = this->stride;
+        return rows.data() + (end - first) * stride;
+    }
+
+    void added(int32_t count) override {
+        end += count;
+        resizer.advance(rows.data() + (resizer.next_row() - first) * stride, stride, end);
+    }
+
+private:
+    Resizer &resizer;
+    std::vector<uint8_t> rows;  // [first, end) of the region
+    int64_t stride;
+    int32_t first, end;
+};
+
+// The rows of a whole image, in their place.
+class Whole : public RowSink {
+public:
+    Whole(uint8_t *next, int64_t stride) : next(next), stride(stride) {}
+
+    uint8_t *reserve(int32_t, int64_t &stride) override {
+        stride = this->stride;
+        return next;
+    }
+
+    void added(int32_t count) override { next += count * stride; }
+
+private:
+    uint8_t *next;
+    int64_t stride;
+};
+
 // What one thread needs, reused from sample to sample.
 struct Scratch {
-    JpegDecoder jpeg;
-    Resizer resizer;
-    std::vector<uint8_t> rows;
+    JpegDecoder jpeg{best_kernels()};
+    Resizer resizer{best_kernels()};
+    RowWindow window{resizer};
 };
 
 Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
@@ -39,25 +91,17 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     if (crop.top < 0 || crop.left < 0 || crop.height < 1 || crop.width < 1 || crop.top > height - crop.height ||
         crop.left > width - crop.width)
         return LLC_WRONG_CROP;
-    const uint8_t *rows;
-    int64_t stride;
-    if (batch.modes[i] == RAW && batch.sizes[i] == int64_t(width) * height * 3) {
-        stride = int64_t(width) * 3;
-        rows = batch.data[i] + crop.top * stride + crop.left * 3;
-    } else if (batch.modes[i] == JPG) {
-        Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
-        if (status != LLC_OK) return status;
-        if (scratch.jpeg.width() != width || scratch.jpeg.height() != height) return LLC_WRONG_SIZE;
-        stride = int64_t(crop.width) * 3;
-        scratch.rows.resize(stride * crop.height);
-        status = scratch.jpeg.read(crop, scratch.rows.data(), stride);
-        if (status != LLC_OK) return status;
-        rows = scratch.rows.data();
-    } else {
-        return LLC_WRONG_MODE;
+    if (batch.modes[i] != JPG && (batch.modes[i] != RAW || batch.sizes[i] != int64_t(3) * width * height)) return LLC_WRONG_MODE;
+    scratch.resizer.begin(crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
+    if (batch.modes[i] == RAW) {
+        scratch.resizer.advance(batch.data[i] + (int64_t(crop.top) * width + crop.left) * 3, int64_t(3) * width, crop.height);
+        return LLC_OK;
     }
-    scratch.resizer.resize(rows, stride, crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
-    return LLC_OK;
+    const Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
+    if (status != LLC_OK) return status;
+    if (scratch.jpeg.width() != width || scratch.jpeg.height() != height) return LLC_WRONG_SIZE;
+    scratch.window.begin(crop.width);
+    return scratch.jpeg.read(crop, scratch.window);
 }
 
 void work(Batch &batch) {
@@ -103,18 +147,19 @@ void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *size
 }
 
 int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height) {
-    JpegDecoder jpeg;
+    JpegDecoder jpeg(PORTABLE_KERNELS);
     const Status status = jpeg.open(data, size);
     if (status == LLC_OK) *width = jpeg.width(), *height = jpeg.height();
     return status;
 }
 
 int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_t height, uint8_t *out) try {
-    JpegDecoder jpeg;
+    JpegDecoder jpeg(PORTABLE_KERNELS);
     const Status status = jpeg.open(data, size);
     if (status != LLC_OK) return status;
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;
-    return jpeg.read({0, 0, height, width}, out, int64_t(width) * 3);
+    Whole sink(out, int64_t(3) * width);
+    return jpeg.read_by_libjpeg({0, 0, height, width}, sink);
 } catch (const std::bad_alloc &) {
     return LLC_OUT_OF_MEMORY;
 }
