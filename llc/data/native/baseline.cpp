@@ -215,6 +215,10 @@ bool BaselineDecoder::accepts(const jpeg_decompress_struct &jpeg) const {
         return false;
     for (int c = 0; c < jpeg.num_components; c++) {
         const jpeg_component_info &component = jpeg.comp_info[c];
+        // jpeg_read_header has not checked these numbers yet; what is wrong with them libjpeg shall say
+        if (component.quant_tbl_no < 0 || component.quant_tbl_no >= NUM_QUANT_TBLS || component.dc_tbl_no < 0 ||
+            component.dc_tbl_no >= NUM_HUFF_TBLS || component.ac_tbl_no < 0 || component.ac_tbl_no >= NUM_HUFF_TBLS)
+            return false;
         if (jpeg.cur_comp_info[c] != &component || !jpeg.quant_tbl_ptrs[component.quant_tbl_no] ||
             !jpeg.dc_huff_tbl_ptrs[component.dc_tbl_no] || !jpeg.ac_huff_tbl_ptrs[component.ac_tbl_no])
             return false;
