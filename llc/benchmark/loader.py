@@ -292,11 +292,15 @@ PEERS = {"llc": _llc, "ffcv": _ffcv, "torchvision": _torchvision, "dali": _dali,
 
 
 def _with_descendants(pid):
-    """The process and its children's children; those of every thread."""
+    """The process, its children, theirs, and so on, as far as they are still there."""
+    children = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(path.parent.name))
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += _with_descendants(int(child))
+    for parent in found:  # it grows
+        found += children.get(parent, [])
     return found
 
 

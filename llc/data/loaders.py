@@ -25,7 +25,7 @@ from llc.errors import UserError
 
 _NUM_AHEAD = 2  # batches that wait or are being made, beside the one in use and one more that is being made
 _MAX_REPLACEMENTS = 20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
-_MAX_UNEVEN = 0.05  # of a machine's images that its shards may hold beyond what the smallest ones let it use
+_MAX_UNEVEN = 0.05  # of a machine's images may be left out of an epoch because another machine has fewer
 
 
 def default_workers():
@@ -158,8 +158,8 @@ def _share(shards, batch_size, processes):
                         f"{batch_size * processes.world_size} is too large")  # fmt: skip
     if fewest < (1 - _MAX_UNEVEN) * max(batches.values()):
         raise UserError(
-            f"the machines' train betons are too uneven: for batches an epoch of {fewest} to {max(batches.values())} (all take the "
-            f"fewest); spread the images evenly, within {_MAX_UNEVEN:.0%}"
+            f"the machines' train betons fill from {fewest} to {max(batches.values())} batches an epoch, and every process has to take as "
+            f"many; spread the images evenly over the machines, within {_MAX_UNEVEN:.0%}"
         )
     own = of_all[processes.rank][0]
     rank = sum(digest == own for digest, _, _ in of_all[: processes.rank])

@@ -24,6 +24,7 @@ struct Batch {
     uint8_t *out;
     int32_t out_height, out_width;
     int32_t *status;
+    const Kernels &kernels;
     std::atomic<int64_t> next{0};
 };
 
@@ -32,8 +33,9 @@ class RowWindow : public RowSink {
 public:
     explicit RowWindow(Resizer &resizer) : resizer(resizer) {}
 
-    void begin(int32_t width) {
-        stride = int64_t(3) * width;
+    void begin() override {
+        resizer.restart();
+        stride = int64_t(3) * resizer.in_width();
         first = end = 0;
     }
 
@@ -64,7 +66,9 @@ private:
 // The rows of a whole image, in their place.
 class Whole : public RowSink {
 public:
-    Whole(uint8_t *next, int64_t stride) : next(next), stride(stride) {}
+    Whole(uint8_t *pixels, int64_t stride) : pixels(pixels), stride(stride) {}
+
+    void begin() override { next = pixels; }
 
     uint8_t *reserve(int32_t, int64_t &stride) override {
         stride = this->stride;
@@ -74,15 +78,17 @@ public:
     void added(int32_t count) override { next += count * stride; }
 
 private:
-    uint8_t *next;
+    uint8_t *pixels, *next;
     int64_t stride;
 };
 
 // What one thread needs, reused from sample to sample.
 struct Scratch {
-    JpegDecoder jpeg{best_kernels()};
-    Resizer resizer{best_kernels()};
-    RowWindow window{resizer};
+    explicit Scratch(const Kernels &kernels) : jpeg(kernels), resizer(kernels), window(resizer) {}
+
+    JpegDecoder jpeg;
+    Resizer resizer;
+    RowWindow window;
 };
 
 Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
@@ -100,12 +106,11 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     const Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
     if (status != LLC_OK) return status;
     if (scratch.jpeg.width() != width || scratch.jpeg.height() != height) return LLC_WRONG_SIZE;
-    scratch.window.begin(crop.width);
     return scratch.jpeg.read(crop, scratch.window);
 }
 
 void work(Batch &batch) {
-    Scratch scratch;
+    Scratch scratch(batch.kernels);
     const int64_t bytes = int64_t(batch.out_height) * batch.out_width * 3;
     for (int64_t i; (i = batch.next++) < batch.n;) {
         uint8_t *out = batch.out + i * bytes;
@@ -133,10 +138,15 @@ const char *llc_status_text(int32_t status) {
     return status >= 0 && status < LLC_NUM_STATUSES ? texts[status] : nullptr;
 }
 
+const char *llc_instructions(int32_t index) {
+    const Kernels *kernels = kernels_of_cpu(index);
+    return kernels ? kernels->name : nullptr;
+}
+
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
                       const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                      int32_t out_width, int32_t num_threads, int32_t, int32_t *status) {
-    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status};
+                      int32_t out_width, int32_t num_threads, int32_t, int32_t instructions, int32_t *status) {
+    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
     try {
         for (int64_t t = 1; t < num_threads && t < n; t++) threads.emplace_back([&batch] { work(batch); });

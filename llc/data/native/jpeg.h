@@ -15,7 +15,7 @@
 #error "llc needs libjpeg-turbo (its jpeg_crop_scanline); Debian and Ubuntu call it libjpeg-dev"
 #endif
 
-// One decompress object, reused from image to image. Not for two threads at once.
+// Reused from image to image. Not for two threads at once.
 class JpegDecoder {
 public:
     explicit JpegDecoder(const Kernels &kernels);

@@ -28,10 +28,10 @@ void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weig
 
 const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};
 
-const Kernels &best_kernels() {
+const Kernels *kernels_of_cpu(int32_t index) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return AVX512_KERNELS;
-    if (__builtin_cpu_supports("avx2")) return AVX2_KERNELS;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0) return &AVX512_KERNELS;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && index-- == 0) return &AVX2_KERNELS;
 #endif
-    return PORTABLE_KERNELS;
+    return index == 0 ? &PORTABLE_KERNELS : nullptr;
 }

@@ -1,4 +1,4 @@
-// The inner loops that have a version for each kind of CPU, all of the same results; chosen once, when the library is loaded.
+// The inner loops that have a version for each kind of CPU, all of the same results.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -33,5 +33,5 @@ extern const Kernels PORTABLE_KERNELS;
 extern const Kernels AVX2_KERNELS, AVX512_KERNELS;
 #endif
 
-// The fastest ones that this CPU can run.
-const Kernels &best_kernels();
+// Those that this CPU can run, the fastest first; NULL beyond the last.
+const Kernels *kernels_of_cpu(int32_t index);

@@ -9,6 +9,8 @@ struct Region {
 // Takes an image's rows, uint8 RGB, from top to bottom.
 class RowSink {
 public:
+    // The first row comes next, whatever came before.
+    virtual void begin() = 0;
     // Room for `count` more rows, `stride` bytes apart, with ROOM bytes behind the last one that may be written as well.
     virtual uint8_t *reserve(int32_t count, int64_t &stride) = 0;
     // `count` rows have been written there.
