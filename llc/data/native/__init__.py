@@ -20,7 +20,7 @@ _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _FUNCTIONS = {  # name -> result, arguments; as in native.h
     "llc_status_text": (ctypes.c_char_p, [_I32]),
     "llc_instructions": (ctypes.c_char_p, [_I32]),
-    "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _I32, _P]),
+    "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _P]),
     "llc_jpeg_size": (_I32, [_P, _I64, _P, _P]),
     "llc_decode_jpeg": (_I32, [_P, _I64, _I32, _I32, _P]),
 }
@@ -74,7 +74,7 @@ def instruction_sets():
     return names
 
 
-def decode_batch(samples, crops, flips, out, num_threads=1, *, fast=False, instructions=None):
+def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None):
     """Crops, resizes and flips every sample into its slot of `out`; returns status, int32 [n].
 
     samples: Samples; crops: int32 [n, 4], top, left, height, width; flips: bool [n], left to right;
@@ -98,7 +98,7 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, fast=False, instr
     status = np.empty(n, np.int32)
     library().llc_decode_batch(
         n, addresses.ctypes.data, sizes.ctypes.data, modes.ctypes.data, widths.ctypes.data, heights.ctypes.data, crops.ctypes.data,
-        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, fast, index, status.ctypes.data,
+        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, index, status.ctypes.data,
     )
     return status
 

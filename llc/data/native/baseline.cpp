@@ -13,7 +13,6 @@
 namespace {
 
 constexpr int TABLE_BITS = 11;  // looked up at once; longer codes are rare
-constexpr int SKIP_BITS = 12;
 constexpr int64_t DATA_PAD = 4096;  // more than an MCU of damaged data can take
 
 const uint8_t ZIGZAG[64 + 16] = {
@@ -33,14 +32,21 @@ struct HuffmanTable {
     // By the next TABLE_BITS bits: length of code and value bits (8), symbol (8), and for AC the value (16) where it is not 0 and all its
     // bits are within those looked up; 0 for longer codes.
     uint32_t entries[1 << TABLE_BITS];
-    // AC, by the next SKIP_BITS bits: of as many symbols as they hold whole, the bits (4), the coefficients (7), and whether the last
-    // of them ends the block (1); 0 where not even one is whole.
-    uint16_t skips[1 << SKIP_BITS];
+    // AC, by the next TABLE_BITS bits: what the one or two coefficients that they hold whole do.
+    struct Pair {
+        int16_t first, second;          // values; 0 where there is none
+        uint8_t first_step, second_step;  // from the last coefficient to them
+        uint8_t step;                   // from the last coefficient to the last of these; END more where the block ends with them
+        uint8_t length;                 // their bits; 0 where not even one coefficient (or the block's end) is whole
+    };
+    static constexpr int END = 64;
+    Pair pairs[1 << TABLE_BITS];
     // Codes of length l are those below end[l] (16 bits, left-aligned); value index = code + offset[l].
     uint32_t end[18];
     int32_t offset[17];
 
     bool make(const JHUFF_TBL &from, bool dc);
+    static bool is_end(uint32_t entry) { return entry && !(entry >> 8); }
 };
 
 bool HuffmanTable::make(const JHUFF_TBL &from, bool dc) {
@@ -71,19 +77,30 @@ bool HuffmanTable::make(const JHUFF_TBL &from, bool dc) {
     }
     end[17] = ~0u;
     if (!dc) {
-        for (uint32_t window = 0; window < 1 << SKIP_BITS; window++) {
-            int bits = 0, count = 0;
-            bool ends = false;
-            while (!ends && bits < SKIP_BITS) {
-                const uint32_t next = window << bits & ((1 << SKIP_BITS) - 1);
-                const uint32_t entry = entries[next >> (SKIP_BITS - TABLE_BITS)];
-                const int length = entry & 255, symbol = entry >> 8 & 255;
-                if (!length || bits + length > SKIP_BITS) break;
-                bits += length;
-                ends = !(symbol & 15) && symbol != 0xf0;
-                if (!ends) count += (symbol >> 4) + 1;
+        for (uint32_t window = 0; window < 1 << TABLE_BITS; window++) {
+            Pair &pair = pairs[window];
+            pair = {0, 0, 1, 1, 0, 0};
+            uint32_t entry = entries[window];
+            if (is_end(entry)) {
+                pair.step = END, pair.length = entry & 255;
+                continue;
             }
-            skips[window] = count > 63 ? 0 : bits | count << 4 | ends << 11;
+            if (!(entry >> 16)) continue;
+            pair.first = static_cast<int16_t>(entry >> 16);
+            pair.first_step = pair.step = (entry >> 12 & 15) + 1;
+            pair.second_step = pair.first_step + 1;  // a 0 there does no harm: it comes before what belongs there
+            pair.length = entry & 255;
+            entry = entries[window << pair.length & ((1 << TABLE_BITS) - 1)];
+            if (pair.length + (entry & 255) > TABLE_BITS) continue;
+            if (is_end(entry)) {
+                pair.step += END;
+            } else if (entry >> 16) {
+                pair.second = static_cast<int16_t>(entry >> 16);
+                pair.second_step = pair.step = pair.first_step + (entry >> 12 & 15) + 1;
+            } else {
+                continue;
+            }
+            pair.length += entry & 255;
         }
     }
     return is_valid = true;
@@ -94,7 +111,7 @@ namespace {
 // Bits of a segment, the next one in the highest place.
 struct BitReader {
     uint64_t buffer;
-    int32_t count;
+    uint64_t count;
     const uint8_t *next;
 
     // To at least 56 bits. Without a branch: one on `count` would be guessed wrong too often, and the load does not wait for it.
@@ -109,18 +126,18 @@ struct BitReader {
         count |= 56;
     }
 
-    inline void drop(int32_t bits) {
+    inline void drop(uint64_t bits) {
         buffer <<= bits;
         count -= bits;
     }
 
     // The value of `size` bits that stand `skipped` bits from here: negative ones begin with a 0 (ITU-T T.81, F.2.2.1).
-    inline int32_t value(int32_t skipped, int32_t size) const {
+    inline int32_t value(uint64_t skipped, uint64_t size) const {
         const uint64_t bits = buffer << skipped;
-        const int32_t magnitude = static_cast<int32_t>(bits >> 1 >> (63 - size));
+        const int64_t magnitude = bits >> 1 >> (63 - size);
         // No branch: the sign is as good as random.
-        const int32_t is_negative = static_cast<int32_t>(static_cast<int64_t>(~bits) >> 63);
-        return magnitude - (is_negative & ((1 << size) - 1));
+        const int64_t is_negative = static_cast<int64_t>(~bits) >> 63;
+        return static_cast<int32_t>(magnitude - (is_negative & ~(~uint64_t(0) << size)));
     }
 };
 
@@ -144,64 +161,37 @@ inline bool decode_dc(BitReader &reader, const HuffmanTable &table, int32_t &las
     return true;
 }
 
+// The coefficients of a block after the first; without STORE they are only passed over.
+template <bool STORE>
 inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_t *quantisation, int16_t *block) {
-    int32_t k = 0;
+    uint32_t k = 0;  // the last coefficient
     for (;;) {
         reader.fill();
-        uint32_t entry;
         for (int i = 0; i < 4; i++) {  // 4 * TABLE_BITS bits at most
-            entry = table.entries[reader.buffer >> (64 - TABLE_BITS)];
-            const int32_t value = static_cast<int32_t>(entry) >> 16;
-            if (!value) goto other;
-            reader.drop(entry & 255);
-            k += (entry >> 12 & 15) + 1;
-            block[ZIGZAG[k]] = static_cast<int16_t>(value * quantisation[k]);
+            const HuffmanTable::Pair pair = table.pairs[reader.buffer >> (64 - TABLE_BITS)];
+            const uint32_t first = k + pair.first_step, second = k + pair.second_step;
+            if (!pair.length || first >= 63) break;  // a second one would belong to the next block
+            reader.drop(pair.length);
+            if (STORE) {
+                block[ZIGZAG[first]] = static_cast<int16_t>(pair.first * quantisation[first]);
+                block[ZIGZAG[second]] = static_cast<int16_t>(pair.second * quantisation[second]);
+            }
+            k += pair.step;
             if (k >= 63) return true;
-        }
-        continue;
-    other:
-        if (entry && !(entry >> 8)) {  // the end of the block
-            reader.drop(entry);
-            return true;
-        }
-        reader.fill();
-        if (!entry && !(entry = long_code(table, reader))) return false;
-        const int32_t symbol = entry >> 8 & 255, size = symbol & 15;
-        const int32_t value = reader.value((entry & 255) - size, size);
-        reader.drop(entry & 255);
-        k += symbol >> 4;
-        if (size) {
-            k++;
-            block[ZIGZAG[k]] = static_cast<int16_t>(value * quantisation[k]);
-        } else if (symbol != 0xf0) {
-            return true;
-        } else {
-            k++;
-        }
-        if (k >= 63) return true;
-    }
-}
-
-inline bool skip_ac(BitReader &reader, const HuffmanTable &table) {
-    for (int32_t k = 1; k < 64;) {
-        reader.fill();
-        for (int i = 0; i < 4; i++) {  // 4 * SKIP_BITS bits at most
-            const uint32_t skip = table.skips[reader.buffer >> (64 - SKIP_BITS)];
-            const int32_t after = k + (skip >> 4 & 127);
-            if (!skip || after > 63) break;  // a long symbol, or one that may belong to the next block
-            reader.drop(skip & 15);
-            if (skip >> 11) return true;
-            k = after;
         }
         reader.fill();
         uint32_t entry = table.entries[reader.buffer >> (64 - TABLE_BITS)];
         if (!entry && !(entry = long_code(table, reader))) return false;
-        const int32_t symbol = entry >> 8 & 255;
-        reader.drop(entry & 255);
-        if (!(symbol & 15) && symbol != 0xf0) return true;
+        const uint32_t length = entry & 255, symbol = entry >> 8 & 255, size = symbol & 15;
+        if (!size && symbol != 0xf0) {
+            reader.drop(length);
+            return true;
+        }
         k += (symbol >> 4) + 1;
+        if (STORE) block[ZIGZAG[k]] = static_cast<int16_t>(reader.value(length - size, size) * quantisation[k]);  // 0 for 16 zeros
+        reader.drop(length);
+        if (k >= 63) return true;
     }
-    return true;
 }
 
 }  // namespace
@@ -393,8 +383,8 @@ FAST_SHIFTS Status BaselineDecoder::decode_mcu_row(int32_t row) {
                         int16_t *block = &component.coefficients[size_t(64) * (y * component.blocks_per_row +
                                                                                 (column - first_column) * component.h + x)];
                         block[0] = static_cast<int16_t>(static_cast<uint32_t>(last_dc[c]) * component.quantisation[0]);
-                        if (!decode_ac(reader, *component.ac, component.quantisation, block)) return LLC_CORRUPT;
-                    } else if (!skip_ac(reader, *component.ac)) {
+                        if (!decode_ac<true>(reader, *component.ac, component.quantisation, block)) return LLC_CORRUPT;
+                    } else if (!decode_ac<false>(reader, *component.ac, nullptr, nullptr)) {
                         return LLC_CORRUPT;
                     }
                 }

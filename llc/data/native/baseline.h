@@ -63,8 +63,7 @@ private:
 
     // Where entropy decoding stands.
     int64_t next_mcu;
-    uint64_t bit_buffer;
-    int32_t num_bits;
+    uint64_t bit_buffer, num_bits;
     const uint8_t *position, *segment_end;
     int32_t last_dc[3];
 

@@ -1,8 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <new>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -116,7 +115,7 @@ void work(Batch &batch) {
         uint8_t *out = batch.out + i * bytes;
         try {
             batch.status[i] = decode_sample(batch, i, scratch, out);
-        } catch (const std::bad_alloc &) {
+        } catch (const std::exception &) {
             batch.status[i] = LLC_OUT_OF_MEMORY;
         }
         if (batch.status[i] != LLC_OK) memset(out, 0, bytes);
@@ -145,12 +144,13 @@ const char *llc_instructions(int32_t index) {
 
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
                       const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                      int32_t out_width, int32_t num_threads, int32_t, int32_t instructions, int32_t *status) {
+                      int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
     Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
     try {
-        for (int64_t t = 1; t < num_threads && t < n; t++) threads.emplace_back([&batch] { work(batch); });
-    } catch (const std::system_error &) {  // the threads there are, this one at least, do it all
+        threads.reserve(std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0));
+        while (threads.size() < threads.capacity()) threads.emplace_back([&batch] { work(batch); });
+    } catch (const std::exception &) {  // the threads there are, this one at least, do it all
     }
     work(batch);
     for (std::thread &thread : threads) thread.join();
@@ -170,6 +170,6 @@ int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;
     Whole sink(out, int64_t(3) * width);
     return jpeg.read_by_libjpeg({0, 0, height, width}, sink);
-} catch (const std::bad_alloc &) {
+} catch (const std::exception &) {
     return LLC_OUT_OF_MEMORY;
 }

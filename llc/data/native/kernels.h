@@ -28,6 +28,10 @@ struct Kernels {
     void (*grey_to_rgb)(const uint8_t *y, int32_t n, uint8_t *out);
 };
 
+// PORTABLE_KERNELS.blend_pixels, from pixel x on.
+void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, int32_t x,
+                       uint8_t *out);
+
 extern const Kernels PORTABLE_KERNELS;
 #if defined(__x86_64__)
 extern const Kernels AVX2_KERNELS, AVX512_KERNELS;

@@ -93,22 +93,6 @@ AVX2 inline const __m128i *pixels_at(const int16_t *line, int32_t pixel) {
     return reinterpret_cast<const __m128i *>(line + 3 * ptrdiff_t(pixel));
 }
 
-// The last n % 4 pixels; the weights of pair p of pixel x stay at 8 (p n + x).
-void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, int32_t x,
-                       uint8_t *out) {
-    for (; x < n; x++) {
-        for (int c = 0; c < 3; c++) {
-            const int16_t *value = line + 3 * first[x] + c;
-            int32_t sum = 1 << 20;
-            for (int32_t p = 0; p < num_pairs; p++) {
-                const int16_t *pair = weights + 8 * (ptrdiff_t(p) * n + x);
-                sum += pair[0] * value[6 * p] + pair[1] * value[6 * p + 3];
-            }
-            out[3 * x + c] = sum >> 21;
-        }
-    }
-}
-
 // Four pixels as 16 32-bit numbers, every fourth of them 0, to 12 bytes.
 AVX2 inline void store_pixels(__m256i first_two, __m256i last_two, uint8_t *out) {
     const __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(first_two, 21), _mm256_srai_epi32(last_two, 21));  // 0 2 | 1 3

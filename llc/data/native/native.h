@@ -27,7 +27,7 @@ LLC_API const char *llc_instructions(int32_t index);
 // `instructions` is an index for which llc_instructions has a name.
 LLC_API void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
                               const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                              int32_t out_width, int32_t num_threads, int32_t fast, int32_t instructions, int32_t *status);
+                              int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status);
 
 // Size of a JPEG from its header. Returns a Status.
 LLC_API int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height);
