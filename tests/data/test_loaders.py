@@ -418,6 +418,6 @@ def test_a_beton_several_times_the_memory_is_read_by_pages(tmp_path):
     paged = run(0)
     assert paged.returncode == 0, paged.stderr
     num_seen, most = map(int, paged.stdout.split())
-    # 4 pages mixed, 2 read ahead, those that two batches of 64 span: 19 of 8 MB at most
-    assert num_seen == num_samples // 64 * 64 and 32 < most < 170
+    # 4 pages mixed, 2 read ahead, those that three batches of 64 span: 25 of 8 MB at most
+    assert num_seen == num_samples // 64 * 64 and 32 < most < 210
     assert "cannot be mapped into memory: Cannot allocate memory; read it by pages, with data.in_memory=0" in run(1).stderr
