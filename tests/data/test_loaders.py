@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -418,6 +419,39 @@ def test_a_beton_several_times_the_memory_is_read_by_pages(tmp_path):
     paged = run(0)
     assert paged.returncode == 0, paged.stderr
     num_seen, most = map(int, paged.stdout.split())
-    # 4 pages mixed, 2 read ahead, those that two batches of 64 span: 19 of 8 MB at most
-    assert num_seen == num_samples // 64 * 64 and 32 < most < 170
+    # 4 pages mixed, 2 read ahead, those that three batches of 64 span: 25 of 8 MB at most
+    assert num_seen == num_samples // 64 * 64 and 32 < most < 210
     assert "cannot be mapped into memory: Cannot allocate memory; read it by pages, with data.in_memory=0" in run(1).stderr
+
+
+STOPPED = """
+import sys
+from llc.data.loaders import TrainLoader
+from llc.data.shards import open_shards
+from llc.distributed import Processes
+
+loader = TrainLoader(
+    open_shards(sys.argv[1]), batch_size=8, num_workers=2, processes=Processes(), seed=0, min_scale=0.08, in_memory=sys.argv[2] == "1"
+)
+epochs = [loader.epoch(e, 200) for e in range(4)]
+next(epochs[0])
+print("started", flush=True)
+while sys.argv[3] == "interrupt":
+    for batch in loader.epoch(0, 200):
+        pass
+"""
+
+
+@pytest.mark.parametrize("how, status, in_memory", [("exit", 0, 0), ("interrupt", -signal.SIGINT, 1)])
+def test_a_process_ends_in_the_middle_of_epochs(how, status, in_memory, path):
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", STOPPED, str(path), str(in_memory), how], cwd=REPOSITORY, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "started\n"
+    if how == "interrupt":
+        process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.strip().splitlines()[-1:] == (["KeyboardInterrupt"] if how == "interrupt" else [])
+    assert "ignored" not in errors
