@@ -53,6 +53,9 @@ class WriterConfig:
     num_workers: int = option(-1, minimum=-1, help="processes (-1: one per core)")
     chunk_size: int = option(100, minimum=1, maximum=10_000, help="images that a worker takes at a time, at most")
     jpeg_quality: int = option(90, minimum=1, maximum=100, help="quality of the JPEGs")
+    keep_jpeg: bool = option(
+        False, help="JPEG files that fit into max_resolution keep their picture as it is, whatever jpeg_quality says; most read slower then"
+    )  # fmt: skip
     subset: int = option(-1, minimum=-1, help="write only so many images, evenly spaced over all (-1: all)")
     compress_probability: float = option(0.5, minimum=0, maximum=1, help="write_mode=proportion: share of images stored as JPEG")
     smart_threshold: int = option(0, minimum=0, help="write_mode=smart: bytes of pixels above which JPEG is used (0: never)")
