@@ -21,19 +21,21 @@ constexpr int32_t PAD = 2;
 
 }  // namespace
 
-JpegDecoder::JpegDecoder() {
+JpegDecoder::JpegDecoder(const Kernels &kernels) : baseline(kernels) {
     jpeg.err = jpeg_std_error(&errors);
     errors.error_exit = fail;
     errors.emit_message = message;
-    jpeg_create_decompress(&jpeg);
-    jpeg.client_data = &errors.jump;
+    jpeg.client_data = &errors.jump;  // jpeg_create_decompress keeps it, and `err`
+    jpeg.mem = nullptr;               // nothing to destroy yet
 }
 
 JpegDecoder::~JpegDecoder() { jpeg_destroy_decompress(&jpeg); }
 
 Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
-    jpeg_abort_decompress(&jpeg);
+    // A fresh object: an old one would lend the last image's tables to one that has lost its own.
+    jpeg_destroy_decompress(&jpeg);
+    jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data, size);
     jpeg_read_header(&jpeg, TRUE);
     if (jpeg.jpeg_color_space != JCS_GRAYSCALE && jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_RGB)
@@ -41,8 +43,17 @@ Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     return LLC_OK;
 }
 
-Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
+Status JpegDecoder::read(const Region &region, RowSink &sink) {
+    if (baseline.accepts(jpeg)) {
+        sink.begin();
+        if (baseline.read(jpeg, region, sink) == LLC_OK) return LLC_OK;
+    }
+    return read_by_libjpeg(region, sink);  // what is damaged, libjpeg says, whatever the CPU
+}
+
+Status JpegDecoder::read_by_libjpeg(const Region &region, RowSink &sink) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
+    sink.begin();
     jpeg.out_color_space = JCS_RGB;
     jpeg.dct_method = JDCT_ISLOW;
     jpeg_start_decompress(&jpeg);
@@ -56,7 +67,10 @@ Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
     const uint8_t *wanted = line.data() + 3 * (region.left - static_cast<int32_t>(first_column));
     for (int32_t y = top; y < region.top + region.height; y++) {
         jpeg_read_scanlines(&jpeg, &pointer, 1);
-        if (y >= region.top) memcpy(rows + (y - region.top) * stride, wanted, 3 * region.width);
+        if (y < region.top) continue;
+        int64_t stride;
+        memcpy(sink.reserve(1, stride), wanted, size_t(3) * region.width);
+        sink.added(1);
     }
     return LLC_OK;
 }

@@ -1,17 +1,8 @@
 #include "kernels.h"
 
-namespace {
-
-void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n, int16_t *line) {
-    for (int32_t x = 0; x < n; x++) {
-        int32_t sum = 1 << 6;
-        for (int32_t t = 0; t < num_taps; t++) sum += weights[t] * rows[t * stride + x];
-        line[x] = sum >> 7;
-    }
-}
-
-void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, uint8_t *out) {
-    for (int32_t x = 0; x < n; x++) {
+void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, int32_t x,
+                       uint8_t *out) {
+    for (; x < n; x++) {
         for (int c = 0; c < 3; c++) {
             const int16_t *value = line + 3 * first[x] + c;
             int32_t sum = 1 << 20;
@@ -24,14 +15,28 @@ void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weig
     }
 }
 
+namespace {
+
+void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n, int16_t *line) {
+    for (int32_t x = 0; x < n; x++) {
+        int32_t sum = 1 << 6;
+        for (int32_t t = 0; t < num_taps; t++) sum += weights[t] * rows[t * stride + x];
+        line[x] = sum >> 7;
+    }
+}
+
+void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, uint8_t *out) {
+    blend_last_pixels(line, first, weights, num_pairs, n, 0, out);
+}
+
 }  // namespace
 
-const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels};
+const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};
 
-const Kernels &best_kernels() {
+const Kernels *kernels_of_cpu(int32_t index) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return AVX512_KERNELS;
-    if (__builtin_cpu_supports("avx2")) return AVX2_KERNELS;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0) return &AVX512_KERNELS;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && index-- == 0) return &AVX2_KERNELS;
 #endif
-    return PORTABLE_KERNELS;
+    return index == 0 ? &PORTABLE_KERNELS : nullptr;
 }

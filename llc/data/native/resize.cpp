@@ -19,7 +19,7 @@ void Taps::prepare(int32_t in, int32_t out) {
         return;
     }
     // In units of 1 / out of a pixel, output pixel o covers [o in, (o + 1) in) and input pixel i [i out, (i + 1) out).
-    num_taps = (in + out - 1) / out + 1;
+    num_taps = in % out ? std::min(in, in / out + 2) : in / out;
     weights.assign(static_cast<size_t>(out) * num_taps, 0);
     for (int64_t o = 0; o < out; o++) {
         const int64_t begin = o * in, end = begin + in;

@@ -24,6 +24,11 @@ public:
     // From height x width to out [out_height, out_width, 3], mirrored where `flip`.
     void begin(int32_t height, int32_t width, uint8_t *out, int32_t out_height, int32_t out_width, bool flip);
 
+    // The same image again, from its first row.
+    void restart() { done = 0; }
+
+    int32_t in_width() const { return width; }
+
     // The first row that is still needed.
     int32_t next_row() const { return done < out_height ? vertical.first[done] : height; }
 
