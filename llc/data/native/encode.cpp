@@ -11,14 +11,12 @@
 
 #include "markers.h"
 #include "recode.h"
-#include "resize.h"
 
 namespace {
 
 constexpr int32_t MAX_SIDE = 65500;
 constexpr int64_t MAX_PIXELS = 1 << 26;          // of a picture that is decoded whole; larger ones are for slower ways
 constexpr int64_t MAX_RESTART_INTERVAL = 65535;  // MCUs
-constexpr int32_t STRIP_ROWS = 16;
 
 // libjpeg's errors and warnings end what is under way; client_data says where to go then.
 [[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
@@ -65,7 +63,7 @@ struct Libjpeg {
     EncodeStatus failure() const { return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY; }
 };
 
-void copy_table(const JHUFF_TBL &from, HuffmanTable &to) {
+void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
     memcpy(to.counts, from.bits + 1, sizeof to.counts);
     memcpy(to.values, from.huffval, sizeof to.values);
     to.defined = true;
@@ -87,50 +85,15 @@ void shrunk_size(int32_t max_side, int32_t &height, int32_t &width) {
     width = std::max<int64_t>(int64_t(width) * max_side / longer, 1);
 }
 
-// Decodes data of `width` columns, up to STRIP_ROWS rows at a time into strip(), and tells done(count). Both must not throw.
-template <class Strip, class Done>
-bool decode_strips(Libjpeg &libjpeg, const uint8_t *data, int64_t size, int32_t width, Strip strip, Done done) {
-    jpeg_decompress_struct &jpeg = libjpeg.decompress;
-    if (setjmp(libjpeg.jump)) return false;
-    libjpeg.create_decompress();
-    jpeg_mem_src(&jpeg, data, size);
-    jpeg_read_header(&jpeg, TRUE);
-    jpeg.out_color_space = JCS_RGB;
-    jpeg.dct_method = JDCT_ISLOW;
-    jpeg_start_decompress(&jpeg);
-    while (jpeg.output_scanline < jpeg.output_height) {
-        JSAMPROW rows[STRIP_ROWS];
-        for (int32_t i = 0; i < STRIP_ROWS; i++) rows[i] = strip() + int64_t(i) * width * 3;
-        int32_t count = 0;
-        const int32_t left = jpeg.output_height - jpeg.output_scanline, wanted = std::min(left, STRIP_ROWS);
-        while (count < wanted) count += jpeg_read_scanlines(&jpeg, rows + count, wanted - count);
-        done(count);
-    }
-    jpeg_finish_decompress(&jpeg);
-    return true;
-}
-
 // The picture, shrunk to height x width, to out [height, width, 3].
 bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width, uint8_t *out) {
-    Libjpeg libjpeg(nullptr, 0);
-    if (height == markers.height && width == markers.width) {
-        uint8_t *next = out;
-        return decode_strips(libjpeg, data, size, width, [&] { return next; }, [&](int32_t n) { next += int64_t(n) * width * 3; });
-    }
+    if (!markers.image_ends()) return false;
     // libjpeg's decoding at 1/2, 1/4 or 1/8 of the size would gain 1 % over ImageNet, and cost up to 15 dB (BENCHMARKS.md).
-    Resizer resizer(best_kernels());
-    resizer.begin(markers.height, markers.width, out, height, width, false);
-    const int64_t stride = int64_t(markers.width) * 3;
-    // Rows that the resizer has not done with, and a strip.
-    std::vector<uint8_t> rows((markers.height / height + 2 + STRIP_ROWS) * stride);
-    int32_t first = 0, held = 0;
-    return decode_strips(libjpeg, data, size, markers.width, [&] { return rows.data() + held * stride; }, [&](int32_t count) {
-        held += count;
-        resizer.advance(rows.data(), stride, first + held);
-        const int32_t gone = std::min(resizer.next_row() - first, held);
-        memmove(rows.data(), rows.data() + gone * stride, (held - gone) * stride);
-        first += gone, held -= gone;
-    });
+    const uint8_t mode = 0, flip = 0;
+    const int32_t crop[4] = {0, 0, markers.height, markers.width};
+    int32_t status;
+    llc_decode_batch(1, &data, &size, &mode, &markers.width, &markers.height, crop, &flip, out, height, width, 1, 0, &status);
+    return status == LLC_OK;
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
     while (size > 0) {
         if (size < 17 || (data[0] >> 4) > 1 || (data[0] & 15) > 3) return false;
         const bool is_dc = data[0] >> 4 == 0;
-        HuffmanTable &table = (is_dc ? dc : ac)[data[0] & 15];
+        HuffmanCodes &table = (is_dc ? dc : ac)[data[0] & 15];
         memcpy(table.counts, data + 1, 16);
         int32_t total = 0;
         for (int bits = 0, code = 0; bits < 16; bits++, code <<= 1) {
@@ -152,4 +152,14 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
     // How libjpeg decides.
     ycc = num_components == 3 && (jfif || (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
     return true;
+}
+
+bool JpegMarkers::image_ends() const {
+    const uint8_t *p = scan;
+    while ((p = static_cast<const uint8_t *>(memchr(p, 0xff, end - p))) && end - p >= 2) {
+        if (p[1] == 0xd9) return true;
+        if (p[1] != 0 && p[1] != 0xff && (p[1] < 0xd0 || p[1] > 0xd7)) return false;
+        p += p[1] == 0xff ? 1 : 2;
+    }
+    return false;
 }

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-struct HuffmanTable {
+struct HuffmanCodes {
     bool defined = false;
     uint8_t counts[16];  // codes of 1, 2, ... 16 bits
     uint8_t values[256];
@@ -20,11 +20,14 @@ struct JpegMarkers {
     Component components[3];
     uint16_t quantisation[4][64];  // in zigzag order
     bool quantisation_defined[4];
-    HuffmanTable dc[4], ac[4];
+    HuffmanCodes dc[4], ac[4];
     const uint8_t *scan, *end;  // behind the header of the first scan; behind the data
 
     // False where this is no JPEG of 8 bits and 1 or 3 components, or its markers are damaged.
     bool parse(const uint8_t *data, int64_t size);
+
+    // Whether the only scan's data is followed by the end of the image.
+    bool image_ends() const;
 
 private:
     bool read_quantisation(const uint8_t *data, int64_t size);

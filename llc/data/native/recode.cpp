@@ -45,7 +45,7 @@ struct Decoder {
     int32_t end[17], offset[17];  // codes of each length end before `end`, and are values[code + offset]
     const uint8_t *values;
 
-    void prepare(const HuffmanTable &table) {
+    void prepare(const HuffmanCodes &table) {
         values = table.values;
         memset(lookup, 0, sizeof lookup);
         for (int32_t bits = 1, code = 0, k = 0; bits <= 16; bits++, code <<= 1) {
@@ -267,7 +267,7 @@ struct Encoder {
     };
     Code symbols[256];
 
-    void prepare(const HuffmanTable &table) {
+    void prepare(const HuffmanCodes &table) {
         memset(symbols, 0, sizeof symbols);
         for (uint32_t length = 1, next = 0, k = 0; length <= 16; length++, next <<= 1)
             for (int i = 0; i < table.counts[length - 1]; i++, k++) {
@@ -375,7 +375,7 @@ INLINE void write_empty_block(BitSink &out, const Encoder &dc, const Encoder &ac
     out.put(ac.symbols[0], 0);
 }
 
-void write_huffman(Output &out, int number, const HuffmanTable &table) {
+void write_huffman(Output &out, int number, const HuffmanCodes &table) {
     int total = 0;
     for (int bits = 0; bits < 16; bits++) total += table.counts[bits];
     out.word(0xffc4), out.word(19 + total), out.byte(number);

@@ -16,7 +16,7 @@ constexpr uint8_t ZIGZAG[64] = {  // position in zigzag order -> in rows
 // The tables of a JPEG to be written: libjpeg's for its quality, and the standard Huffman codes.
 struct JpegTables {
     uint16_t quantisation[2][64];  // luma, chroma; in zigzag order
-    HuffmanTable dc[2], ac[2];
+    HuffmanCodes dc[2], ac[2];
 
     // False where libjpeg has no memory.
     bool prepare(int32_t quality);
