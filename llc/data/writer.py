@@ -5,6 +5,9 @@ it, and reports the sizes; this process, which alone decides on places, answers 
 belongs; the worker writes it there itself. No image passes through a pipe, nothing is locked or shared but
 the open file, so a worker that dies at any moment is noticed at once and leaves nothing behind.
 
+JPEGs are stored as 4:2:0 of the quality asked for, with restart markers, whatever the files are: that reads fastest (most of ImageNet's
+files are 4:4:4). `keep_jpeg` keeps their pictures instead.
+
 The file grows under a temporary name beside its target and is renamed when it is whole and on the disk; so is the manifest, last.
 A crash between the two renames leaves a manifest that does not fit its beton, which `manifest.verify` says.
 """

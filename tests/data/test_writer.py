@@ -29,6 +29,7 @@ from llc.data import writer
 from llc.data.encoding import shrink, uniform
 from llc.data.images import load_rgb
 from llc.data.manifest import load_manifest, verify
+from llc.data.native import decode
 from llc.data.sources import IndexedDataset, open_source
 from llc.data.workers import place
 from llc.data.writer import WriterConfig, write_beton
@@ -43,21 +44,27 @@ def convert(tree, path, **settings):
     return write_beton(WriterConfig(write_path=str(path), data_dir=str(tree), **settings), show_progress=False)
 
 
-def samples(path):
-    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours."""
-    reader, data = Reader(str(path)), path.read_bytes()
-    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+def samples(path, mode=None):
+    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours. `mode`: Pillow's, that JPEGs are converted to."""
     found = []
-    for row in reader.metadata:
-        image, start = row["f0"], int(row["f0"]["data_ptr"])
-        content = data[start : start + sizes[start]]
+    for row, content in zip(Reader(str(path)).metadata, stored_bytes(path), strict=True):
+        image = row["f0"]
         if image["mode"] == 1:
             pixels = np.frombuffer(content, np.uint8).reshape(image["height"], image["width"], 3)
         else:
-            pixels = np.asarray(Image.open(io.BytesIO(content)))
+            picture = Image.open(io.BytesIO(content))
+            pixels = np.asarray(picture if mode is None else picture.convert(mode))
             assert pixels.shape == (image["height"], image["width"], 3)
         found.append((int(image["mode"]), pixels, int(row["f1"])))
     return found
+
+
+def stored_bytes(path):
+    """The data of each sample, in order, by FFCV's reader."""
+    reader, data = Reader(str(path)), path.read_bytes()
+    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+    starts = [int(row["f0"]["data_ptr"]) for row in reader.metadata]
+    return [data[start : start + sizes[start]] for start in starts]
 
 
 def sha256(path):
@@ -101,6 +108,50 @@ def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
             assert label == position * 7 % 5
             position += 1
     assert position == 23
+
+
+@pytest.mark.parametrize("keep_jpeg", [False, True])
+def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    folder = tmp_path / "images/a"
+    folder.mkdir(parents=True)
+    kinds = [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"optimize": True}, {"mode": "L"}]
+    for i, options in enumerate(kinds):
+        image = Image.fromarray(picture(i, 64, 64)).convert(options.get("mode", "RGB"))
+        image.save(folder / f"{i}.jpg", quality=98, **options)
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=keep_jpeg, jpeg_quality=95)
+    expected = [load_rgb(path) for path in sorted(folder.iterdir())]
+    stored = samples(tmp_path / "out.beton", mode="RGB")
+    loader = Loader(
+        str(tmp_path / "out.beton"), batch_size=6, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        pipelines={"image": [CenterCropRGBImageDecoder((64, 64), 1.0)], "label": None},
+    )  # fmt: skip
+    (by_ffcv,) = next(iter(loader))
+    for (mode, pixels, _), data, ffcv_pixels, right in zip(stored, stored_bytes(tmp_path / "out.beton"), by_ffcv, expected, strict=True):
+        assert mode == 0 and b"\xff\xd0" in data and np.array_equal(decode(data), pixels)
+        assert np.array_equal(pixels, right) if keep_jpeg else np.abs(pixels.astype(int) - right).mean() < 4
+        assert np.abs(ffcv_pixels.astype(int) - pixels).mean() < NEAR / 2  # FFCV asks libjpeg for fast, less exact pixels
+
+
+def test_keep_jpeg_encodes_what_does_not_fit(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i, size in enumerate((40, 41)):
+        Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg", quality=60, subsampling=0)
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=True, max_resolution=40)
+    layers = [[layer[1:3] for layer in Image.open(io.BytesIO(data)).layer] for data in stored_bytes(tmp_path / "out.beton")]
+    assert layers == [[(1, 1)] * 3, [(2, 2), (1, 1), (1, 1)]]
+
+
+def test_smart_mode_looks_at_the_size_that_is_stored(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i, size in enumerate((40, 80, 30)):
+        Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg")
+    (tmp_path / "images/a/3.png").write_bytes((tmp_path / "images/a/0.jpg").read_bytes()[:40] * 9)
+    settings = {"write_mode": "smart", "smart_threshold": 3 * 40 * 40 - 1, "max_resolution": 40, "on_error": "skip"}
+    convert(tmp_path / "images", tmp_path / "out.beton", **settings)
+    assert [mode for mode, _, _ in samples(tmp_path / "out.beton")] == [0, 0, 1]
 
 
 def test_raw_is_exact_and_manifest_says_what_is_there(tree, tmp_path):

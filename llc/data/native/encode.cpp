@@ -37,6 +37,7 @@ struct Libjpeg {
 
     Libjpeg(uint8_t *buffer, int64_t capacity) {
         compress.err = decompress.err = jpeg_std_error(&errors);
+        compress.client_data = decompress.client_data = &jump;
         errors.error_exit = fail;
         errors.emit_message = message;
         destination.next_output_byte = buffer;
@@ -50,15 +51,10 @@ struct Libjpeg {
         jpeg_destroy_decompress(&decompress);
     }
 
-    // Both forget client_data and dest; after setjmp.
+    // After setjmp.
     void create_compress() {
         jpeg_create_compress(&compress);
-        compress.client_data = &jump;
         compress.dest = &destination;
-    }
-    void create_decompress() {
-        jpeg_create_decompress(&decompress);
-        decompress.client_data = &jump;
     }
     EncodeStatus failure() const { return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY; }
 };
@@ -70,7 +66,8 @@ void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
 }
 
 bool is_ordinary(const JpegMarkers &markers) {
-    return markers.upright && (markers.ycc || markers.grey) && std::max(markers.width, markers.height) <= MAX_SIDE && int64_t(markers.width) * markers.height <= MAX_PIXELS;
+    return markers.upright && (markers.ycc || markers.grey) && std::max(markers.width, markers.height) <= MAX_SIDE &&
+           int64_t(markers.width) * markers.height <= MAX_PIXELS;
 }
 
 int32_t restart_rows_within_limit(int32_t restart_rows, int32_t width, int32_t mcu_width) {
@@ -88,7 +85,8 @@ void shrunk_size(int32_t max_side, int32_t &height, int32_t &width) {
 // The picture, shrunk to height x width, to out [height, width, 3].
 bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width, uint8_t *out) {
     if (!markers.image_ends()) return false;
-    // libjpeg's decoding at 1/2, 1/4 or 1/8 of the size would gain 1 % over ImageNet, and cost up to 15 dB (BENCHMARKS.md).
+    // Not decoded at 1/2, 1/4 or 1/8 of the size first, which libjpeg can: that gained 1 % of the time to write ImageNet's files, for
+    // pixels 31 dB at worst from these (BENCHMARKS.md).
     const uint8_t mode = 0, flip = 0;
     const int32_t crop[4] = {0, 0, markers.height, markers.width};
     int32_t status;
@@ -179,7 +177,7 @@ int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32
     jpeg_compress_struct &to = libjpeg.compress;
     jpeg_decompress_struct &from = libjpeg.decompress;
     if (setjmp(libjpeg.jump)) return libjpeg.failure();
-    libjpeg.create_decompress();
+    jpeg_create_decompress(&from);
     libjpeg.create_compress();
     jpeg_mem_src(&from, data, size);
     jpeg_read_header(&from, TRUE);
