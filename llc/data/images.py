@@ -71,7 +71,7 @@ def load_rgb(source, name=None):
         if isinstance(source, Image.Image):
             pixels = _rgb(source)
         else:
-            pixels = _decode(source if isinstance(source, (bytes, bytearray, memoryview)) else _read(source))
+            pixels = _decode(source if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name))
     except ImageError as error:
         raise ImageError(name, error.reason) from error.__cause__
     except Exception as error:  # for broken data Pillow raises nearly any type: OSError, SyntaxError, struct.error, KeyError
@@ -87,13 +87,17 @@ def _say(error):
     return str(error) or type(error).__name__
 
 
-def _read(path):
-    """The bytes of the regular file `path` (opening a named pipe would wait for ever)."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise ImageError(path, "is a folder, not an image" if stat.S_ISDIR(mode) else "is not a regular file")
-    with open(path, "rb") as file:
-        return file.read()
+def read_file(path, name=None):
+    """The bytes of the file `path`. Raises ImageError, which calls it `name`, where it is no regular file or cannot be read."""
+    name = os.fspath(path) if name is None else name
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
+            raise ImageError(name, "is a folder, not an image" if stat.S_ISDIR(mode) else "is not a regular file")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ImageError(name, f"cannot be read as an image: {_say(error)}") from error
 
 
 @functools.cache

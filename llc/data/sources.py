@@ -1,7 +1,8 @@
 """Where images and labels come from: a tree with a folder per class, or a torchvision dataset by name.
 
 A source has `class_names` (in label order), `labels` (int64 [len]), and for each index `image(i)`, which is what
-`llc.data.images.load_rgb` takes, and `name(i)`, which is what a message calls it. `open_source` makes the one that was asked for,
+`llc.data.images.load_rgb` takes, and `name(i)`, which is what a message calls it. Other processes get its `reader` once, and then
+`handles` for the images that they are to read. `open_source` makes the one that was asked for,
 holding the images of one split. The order of its images is the same on every machine.
 """
 
@@ -60,6 +61,19 @@ class Source:
     def name(self, i):
         raise NotImplementedError
 
+    @property
+    def reader(self):
+        """What `read`s this source's handles, without the lists that can be long: to be sent to other processes."""
+        return self
+
+    def handles(self, indices):
+        """What `reader.read` takes for the images at `indices`, a list."""
+        return indices.tolist()
+
+    def read(self, handle):
+        """(image, name) of one of `handles`, as `image` and `name` give them. Raises ImageError."""
+        return self.image(handle), self.name(handle)
+
     def class_counts(self):
         """Images per class, int64 [num_classes]."""
         return np.bincount(self.labels, minlength=len(self.class_names))
@@ -73,10 +87,20 @@ class FolderTree(Source):
     files: tuple
 
     def image(self, i):
-        return os.path.join(self.root, self.files[i])
+        return self.read(self.files[i])[0]
 
     def name(self, i):
         return self.files[i]
+
+    @property
+    def reader(self):
+        return FolderTree((), self.labels[:0], self.root, ())
+
+    def handles(self, indices):
+        return [self.files[i] for i in indices]
+
+    def read(self, handle):
+        return os.path.join(self.root, handle), handle
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,13 @@ class Selection(Source):
 
     def name(self, i):
         return self.source.name(self.indices[i])
+
+    @property
+    def reader(self):
+        return self.source.reader
+
+    def handles(self, indices):
+        return self.source.handles(self.indices[indices])
 
 
 def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=None, subset=-1):

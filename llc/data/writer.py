@@ -5,38 +5,34 @@ it, and reports the sizes; this process, which alone decides on places, answers 
 belongs; the worker writes it there itself. No image passes through a pipe, nothing is locked or shared but
 the open file, so a worker that dies at any moment is noticed at once and leaves nothing behind.
 
+JPEGs are stored as 4:2:0 of the quality asked for, with restart markers, whatever the files are: that reads fastest (most of ImageNet's
+files are 4:4:4). `keep_jpeg` keeps their pictures instead.
+
 The file grows under a temporary name beside its target and is renamed when it is whole and on the disk; so is the manifest, last.
 A crash between the two renames leaves a manifest that does not fit its beton, which `manifest.verify` says.
 """
 
-import collections
 import dataclasses
 import errno
 import fcntl
-import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
 import time
-import traceback
-import warnings
 from contextlib import contextmanager
-from multiprocessing import connection as pipes
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from llc.config import option
 from llc.data import beton
-from llc.data.images import ImageError, load_rgb
 from llc.data.manifest import Manifest, Skipped, load_manifest, manifest_path
 from llc.data.sources import open_source, printable
+from llc.data.workers import Workers, next_page, place, write_at
 from llc.errors import UserError
 
-_JPEG_MAX_SIDE = 65_500  # pixels; libjpeg's limit, just below what the beton's 16 bits hold
 _HELD_BYTES = 1 << 25  # encoded data that a worker may hold while earlier chunks are not placed; it stays idle above
 _MAX_LISTED = 1_000  # unreadable images that are listed on the screen
 
@@ -60,6 +56,9 @@ class WriterConfig:
     num_workers: int = option(-1, minimum=-1, help="processes (-1: one per core)")
     chunk_size: int = option(100, minimum=1, maximum=10_000, help="images that a worker takes at a time, at most")
     jpeg_quality: int = option(90, minimum=1, maximum=100, help="quality of the JPEGs")
+    keep_jpeg: bool = option(
+        False, help="JPEG files that fit into max_resolution keep their picture as it is, whatever jpeg_quality says; most read slower then"
+    )  # fmt: skip
     subset: int = option(-1, minimum=-1, help="write only so many images, evenly spaced over all (-1: all)")
     compress_probability: float = option(0.5, minimum=0, maximum=1, help="write_mode=proportion: share of images stored as JPEG")
     smart_threshold: int = option(0, minimum=0, help="write_mode=smart: bytes of pixels above which JPEG is used (0: never)")
@@ -108,92 +107,6 @@ def write_beton(config, source=None, show_progress=True):
     return manifest
 
 
-# ------------------------------------------------------------------------------------------------ one sample
-
-
-@dataclasses.dataclass(frozen=True)
-class EncodedSample:
-    """A sample as it is stored: `mode` is beton.JPG or beton.RAW, `data` uint8 [bytes]."""
-
-    mode: int
-    width: int
-    height: int
-    data: np.ndarray
-
-
-def encode_sample(image, index, config, name=None):
-    """What load_rgb takes -> EncodedSample: decoded, shrunk, and encoded as `config` says.
-
-    A function of the image, its index in the source and the config alone. Raises ImageError, which calls the image `name`.
-    """
-    pixels = shrink(load_rgb(image, name), config.max_resolution)
-    height, width = pixels.shape[:2]
-    if max(height, width) > _JPEG_MAX_SIDE:
-        raise ImageError(name, f"has {width} x {height} pixels; a side has at most {_JPEG_MAX_SIDE} (set max_resolution)")
-    if _is_stored_as_jpeg(pixels.nbytes, index, config):
-        encoded = EncodedSample(beton.JPG, width, height, _encode_jpeg(pixels, config.jpeg_quality))
-    else:
-        encoded = EncodedSample(beton.RAW, width, height, pixels.reshape(-1))
-    if encoded.data.nbytes > beton.PAGE_SIZE:
-        raise ImageError(
-            name, f"takes {encoded.data.nbytes:,} bytes with its {width} x {height} pixels; a beton's page holds {beton.PAGE_SIZE:,}"
-            " (set max_resolution, or write_mode=jpg)"
-        )  # fmt: skip
-    return encoded
-
-
-def shrink(pixels, max_resolution):
-    """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: any) by averaging areas; no side becomes 0."""
-    height, width = pixels.shape[:2]
-    longer = max(height, width)
-    if not max_resolution or longer <= max_resolution:
-        return pixels
-    size = [max(side * max_resolution // longer, 1) for side in (width, height)]  # rounded down, as FFCV does
-    return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-
-
-def _is_stored_as_jpeg(num_bytes, index, config):
-    if config.write_mode == "smart":
-        return bool(config.smart_threshold) and num_bytes > config.smart_threshold
-    if config.write_mode == "proportion":
-        return uniform(index) < config.compress_probability
-    return config.write_mode == "jpg"
-
-
-def uniform(index):
-    """A number in [0, 1) that looks random and is a function of `index`: SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = (index + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return ((x ^ x >> 31) >> 11) * 2.0**-53
-
-
-def _encode_jpeg(pixels, quality):
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture of {pixels.shape}")
-    return data.reshape(-1)
-
-
-def place(offset, sizes):
-    """Where samples of `sizes` bytes go, one behind the other from byte `offset` on, none across a page.
-
-    Returns their places, int64 [len(sizes)], and the byte behind the last.
-    """
-    places = np.empty(len(sizes), np.int64)
-    for k, size in enumerate(sizes):
-        if offset % beton.PAGE_SIZE + size > beton.PAGE_SIZE:
-            offset = _next_page(offset)
-        places[k] = offset
-        offset += int(size)
-    return places, offset
-
-
-def _next_page(offset):
-    return -(-offset // beton.PAGE_SIZE) * beton.PAGE_SIZE
-
-
 # ------------------------------------------------------------------------------------------------ all samples
 
 
@@ -208,11 +121,11 @@ def _write_samples(source, config, path, descriptor, show_progress):
     images = np.zeros(num_samples, beton.IMAGE_TYPE)
     sizes = np.zeros(num_samples, np.int64)  # stays 0 for a sample that cannot be read
     unreadable = {}
-    offset = _next_page(beton.METADATA_START + num_samples * beton.METADATA_TYPE.itemsize)
+    offset = next_page(beton.METADATA_START + num_samples * beton.METADATA_TYPE.itemsize)
     next_chunk, next_placed, num_finished = 0, 0, 0
     encoded = {}  # number of a chunk that waits for its place -> its worker
     with (
-        _Workers(min(num_workers, len(chunks)), source, config, descriptor) as workers,
+        Workers(min(num_workers, len(chunks)), source.reader, config, descriptor) as workers,
         tqdm(
             total=num_samples, desc=Path(config.write_path).name, unit="img", disable=not show_progress, dynamic_ncols=True,
             mininterval=0.5 if os.isatty(2) else 10,
@@ -221,7 +134,8 @@ def _write_samples(source, config, path, descriptor, show_progress):
         while num_finished < len(chunks):
             for worker in workers:
                 while next_chunk < len(chunks) and len(worker.chunks) < 2 and worker.held_bytes < _HELD_BYTES:
-                    worker.send("encode", *chunks[next_chunk])
+                    start, stop = chunks[next_chunk]
+                    worker.encode(start, source.handles(np.arange(start, stop)))
                     worker.chunks.append(next_chunk)
                     next_chunk += 1
             for worker, kind, *content in workers.receive():
@@ -240,7 +154,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
                 part = slice(*chunks[next_placed])
                 worker.held_bytes -= int(sizes[part].sum())
                 hopeless = bool(unreadable) and config.on_error == "fail"  # go on to find all of them, but fill no disk
-                worker.send("write", None if hopeless else offset)
+                worker.write(None if hopeless else offset)
                 images["data_ptr"][part], offset = place(offset, sizes[part])
                 next_placed += 1
 
@@ -249,7 +163,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
     kept = np.flatnonzero(sizes)
     if not len(kept):
         raise UserError(f"none of the {num_samples} images can be read; nothing was written:\n{_listing(source, unreadable)}")
-    _write_tables(descriptor, images[kept], source.labels[kept], sizes[kept], _next_page(offset))
+    _write_tables(descriptor, images[kept], source.labels[kept], sizes[kept], next_page(offset))
     return kept, tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
 
 
@@ -258,15 +172,8 @@ def _write_tables(descriptor, images, labels, sizes, end):
     metadata["f0"], metadata["f1"] = images, labels
     alloc_table = np.zeros(len(images), beton.ALLOC_TYPE)
     alloc_table["sample_id"], alloc_table["ptr"], alloc_table["size"] = np.arange(len(images)), images["data_ptr"], sizes
-    _write_at(descriptor, beton.header_bytes(len(images), end) + metadata.tobytes(), 0)
-    _write_at(descriptor, alloc_table.tobytes(), end)
-
-
-def _write_at(descriptor, data, offset):
-    left = memoryview(data)
-    while len(left):
-        count = os.pwrite(descriptor, left, offset)
-        left, offset = left[count:], offset + count
+    write_at(descriptor, beton.header_bytes(len(images), end) + metadata.tobytes(), 0)
+    write_at(descriptor, alloc_table.tobytes(), end)
 
 
 def _listing(source, unreadable):
@@ -281,150 +188,6 @@ def _list_unreadable(source, unreadable):
         f"{len(unreadable)} of {len(source)} images cannot be read; nothing was written. Mend or remove them, or leave them out with"
         f" --cfg.on_error=skip:\n{_listing(source, unreadable)}"
     )
-
-
-# ------------------------------------------------------------------------------------------------ the workers
-
-
-class _Worker:
-    """A worker process as its parent sees it. `chunks`: numbers of those it has to encode, in its order."""
-
-    def __init__(self, process, pipe):
-        self.process, self.pipe = process, pipe
-        self.chunks = collections.deque()
-        self.held_bytes = 0
-
-    def send(self, *command):
-        try:
-            self.pipe.send(command)
-        except OSError:
-            self.raise_death()
-
-    def raise_death(self):
-        self.process.join(5)
-        status = self.process.exitcode
-        if status is None or status >= 0:
-            how = f"ended with status {status}"
-        else:
-            how = f"was killed by {signal.Signals(-status).name}"
-            how += " (the system does that when memory runs out)" if -status == signal.SIGKILL else ""
-        raise UserError(f"worker process {self.process.pid} {how}; nothing was written")
-
-
-class _Workers:
-    """The worker processes, from `with` on until its end; they are gone after it, whatever happened."""
-
-    def __init__(self, num_workers, source, config, descriptor):
-        self._num_workers, self._args = num_workers, (source, config, descriptor)
-        self._workers = []
-
-    def __enter__(self):
-        # Forked: the source is there at once, however long its lists. A new interpreter for each would load them all again.
-        context = multiprocessing.get_context("fork")
-        pairs = [context.Pipe() for _ in range(self._num_workers)]
-        # Signals wait until a child has its own handlers: ours would unwind this function in the child.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        try:
-            for ours, theirs in pairs:
-                # Every other end is closed in the child, or the death of its owner would go unnoticed.
-                others = [end for pair in pairs for end in pair if end is not theirs]
-                process = context.Process(target=_work, args=(theirs, others, blocked, os.getpid(), *self._args), daemon=True)
-                with warnings.catch_warnings():
-                    # Python 3.12 warns of forking beside threads; ours are numpy's and OpenCV's, idle, and not used in the child.
-                    warnings.simplefilter("ignore", DeprecationWarning)
-                    process.start()
-                self._workers.append(_Worker(process, ours))
-        except BaseException:
-            self.__exit__()
-            raise
-        finally:
-            for _, theirs in pairs:
-                theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        return self
-
-    def __iter__(self):
-        return iter(self._workers)
-
-    def receive(self):
-        """Waits for messages and yields (worker, kind, *content). Raises UserError where a worker failed or died."""
-        for ready in pipes.wait([worker.pipe for worker in self._workers]):
-            worker = next(worker for worker in self._workers if worker.pipe is ready)
-            try:
-                kind, *content = ready.recv()
-            except (EOFError, OSError):
-                worker.raise_death()
-            if kind == "error":
-                raise OSError(*content)
-            if kind == "bug":
-                raise UserError(f"a worker process failed; nothing was written:\n{content[0]}")
-            yield worker, kind, *content
-
-    def __exit__(self, *_):
-        # Killed rather than asked: they hold nothing that needs an end, and may be deep in a decoder.
-        for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-
-
-def _work(pipe, others, signals, parent, source, config, descriptor):
-    """The life of a worker: obeys "encode" and "write" in the order in which they come, until it is killed or left alone."""
-    for end in others:
-        end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal; the parent acts on it
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, signals)
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
-    cv2.setNumThreads(1)
-    held = collections.deque()  # encoded chunks that wait for their place
-    try:
-        while True:
-            kind, *content = pipe.recv()
-            if kind == "encode":
-                images, chunk, problems = _encode_chunk(source, config, *content, parent)
-                held.append(chunk)
-                pipe.send(("encoded", images, [len(data) for data in chunk], problems))
-            else:
-                chunk = held.popleft()
-                if content[0] is not None:
-                    _write_chunk(descriptor, chunk, content[0])
-                pipe.send(("written",))
-    except (EOFError, ConnectionError):
-        pass  # the parent is gone
-    except OSError as error:
-        pipe.send(("error", error.errno, error.strerror))
-    except Exception:
-        pipe.send(("bug", traceback.format_exc()))
-
-
-def _encode_chunk(source, config, start, stop, parent):
-    """Samples start..stop -> IMAGE_TYPE [stop - start], their data (empty where unreadable), and [(index, reason)]."""
-    images = np.zeros(stop - start, beton.IMAGE_TYPE)
-    chunk, problems = [], []
-    for row, index in enumerate(range(start, stop)):
-        if os.getppid() != parent:
-            raise EOFError
-        name = source.name(index)
-        try:
-            sample = encode_sample(source.image(index), index, config, name)
-        except ImageError as error:
-            problems.append((index, error.reason))
-            chunk.append(b"")
-        else:
-            images[row] = (sample.mode, sample.width, sample.height, 0)
-            chunk.append(sample.data)
-    return images, chunk, problems
-
-
-def _write_chunk(descriptor, chunk, offset):
-    places, _ = place(offset, [len(data) for data in chunk])
-    ends = places + [len(data) for data in chunk]
-    breaks = np.flatnonzero(places[1:] != ends[:-1]) + 1
-    for first, behind in zip([0, *breaks], [*breaks, len(chunk)]):
-        _write_at(descriptor, b"".join(bytes(data) for data in chunk[first:behind]), int(places[first]))
 
 
 # ------------------------------------------------------------------------------------------------ the file
@@ -501,7 +264,7 @@ def _put_in_place(temporary, target, manifest):
     """Renames the finished beton and its manifest, both already on the disk."""
     destination = manifest_path(target)
     with _temporary_beside(destination) as (text, descriptor):
-        _write_at(descriptor, manifest.to_json().encode("ascii"), 0)
+        write_at(descriptor, manifest.to_json().encode("ascii"), 0)
         os.fsync(descriptor)
         for path in (temporary, text):
             os.chmod(path, 0o644)  # temporary files are made for the owner only

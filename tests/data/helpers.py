@@ -1,10 +1,13 @@
 """Pictures, trees of them, and what tests ask of processes."""
 
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from llc.data.sources import Source
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -48,3 +51,19 @@ def wait_until(condition, seconds=60):
         assert time.monotonic() < end, "what the test waits for did not happen"
         time.sleep(0.02)
     return result
+
+
+class FailingSource(Source):
+    """26 grey pictures; whoever reads the 21st meets what is no image's fault: a bug, or (`leaves`) an exit."""
+
+    def __init__(self, leaves=False):
+        super().__init__(("grey",), np.zeros(26, np.int64))
+        object.__setattr__(self, "leaves", leaves)
+
+    def image(self, i):
+        if i == 20:
+            os._exit(7) if self.leaves else 1 / 0
+        return Image.new("L", (9, 8), i)
+
+    def name(self, i):
+        return f"grey {i}"

@@ -154,7 +154,7 @@ ROW = layout.METADATA_START + 3 * layout.METADATA_TYPE.itemsize  # sample 3
         (TABLE_PTR, b"\xff" * 8, "is cut off"),
         (TABLE_PTR, b"\x40" + bytes(7), "17 samples and an allocation table at byte 64"),
         (PAGE, bytes(4), "page size is 0"),
-        (PAGE, b"\x01\x10", "page size is 838"),
+        (PAGE, b"\x01\x10", "page size is 8392705"),
         (ROW, b"\x02", "sample 3 is neither raw nor JPEG"),
         (ROW + 1, bytes(2), "sample 3 has no pixels"),
         (ROW + 1, b"\xff\xff", "sample 3 is raw, but of another size"),

@@ -9,6 +9,8 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -24,12 +26,15 @@ from PIL import Image
 
 from llc.data import beton as layout
 from llc.data import writer
+from llc.data.encoding import shrink, uniform
 from llc.data.images import load_rgb
 from llc.data.manifest import load_manifest, verify
+from llc.data.native import decode
 from llc.data.sources import IndexedDataset, open_source
-from llc.data.writer import WriterConfig, place, shrink, uniform, write_beton
+from llc.data.workers import place
+from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
-from tests.data.helpers import children_of, picture, wait_until, write_tree
+from tests.data.helpers import REPOSITORY, FailingSource, children_of, picture, wait_until, write_tree
 
 # Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two pictures differ by 60.
 NEAR = 10
@@ -39,21 +44,27 @@ def convert(tree, path, **settings):
     return write_beton(WriterConfig(write_path=str(path), data_dir=str(tree), **settings), show_progress=False)
 
 
-def samples(path):
-    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours."""
-    reader, data = Reader(str(path)), path.read_bytes()
-    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+def samples(path, mode=None):
+    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours. `mode`: Pillow's, that JPEGs are converted to."""
     found = []
-    for row in reader.metadata:
-        image, start = row["f0"], int(row["f0"]["data_ptr"])
-        content = data[start : start + sizes[start]]
+    for row, content in zip(Reader(str(path)).metadata, stored_bytes(path), strict=True):
+        image = row["f0"]
         if image["mode"] == 1:
             pixels = np.frombuffer(content, np.uint8).reshape(image["height"], image["width"], 3)
         else:
-            pixels = np.asarray(Image.open(io.BytesIO(content)))
+            picture = Image.open(io.BytesIO(content))
+            pixels = np.asarray(picture if mode is None else picture.convert(mode))
             assert pixels.shape == (image["height"], image["width"], 3)
         found.append((int(image["mode"]), pixels, int(row["f1"])))
     return found
+
+
+def stored_bytes(path):
+    """The data of each sample, in order, by FFCV's reader."""
+    reader, data = Reader(str(path)), path.read_bytes()
+    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
+    starts = [int(row["f0"]["data_ptr"]) for row in reader.metadata]
+    return [data[start : start + sizes[start]] for start in starts]
 
 
 def sha256(path):
@@ -92,11 +103,55 @@ def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
     position = 0
     for images, labels in loader:
         for image, label in zip(images, labels.reshape(-1)):
-            difference = np.abs(image.astype(int) - pictures[position]).max()
-            assert difference == 0 if modes[position] else 0 < difference < 30  # raw; JPEG at quality 90
+            difference = np.abs(image.astype(int) - pictures[position]).mean()
+            assert difference == 0 if modes[position] else 0 < difference < NEAR  # raw; JPEG at quality 90
             assert label == position * 7 % 5
             position += 1
     assert position == 23
+
+
+@pytest.mark.parametrize("keep_jpeg", [False, True])
+def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
+    from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    folder = tmp_path / "images/a"
+    folder.mkdir(parents=True)
+    kinds = [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"optimize": True}, {"mode": "L"}]
+    for i, options in enumerate(kinds):
+        image = Image.fromarray(picture(i, 64, 64)).convert(options.get("mode", "RGB"))
+        image.save(folder / f"{i}.jpg", quality=98, **options)
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=keep_jpeg, jpeg_quality=95)
+    expected = [load_rgb(path) for path in sorted(folder.iterdir())]
+    stored = samples(tmp_path / "out.beton", mode="RGB")
+    loader = Loader(
+        str(tmp_path / "out.beton"), batch_size=6, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        pipelines={"image": [CenterCropRGBImageDecoder((64, 64), 1.0)], "label": None},
+    )  # fmt: skip
+    (by_ffcv,) = next(iter(loader))
+    for (mode, pixels, _), data, ffcv_pixels, right in zip(stored, stored_bytes(tmp_path / "out.beton"), by_ffcv, expected, strict=True):
+        assert mode == 0 and b"\xff\xd0" in data and np.array_equal(decode(data), pixels)
+        assert np.array_equal(pixels, right) if keep_jpeg else np.abs(pixels.astype(int) - right).mean() < 4
+        assert np.abs(ffcv_pixels.astype(int) - pixels).mean() < NEAR / 2  # FFCV asks libjpeg for fast, less exact pixels
+
+
+def test_keep_jpeg_encodes_what_does_not_fit(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i, size in enumerate((40, 41)):
+        Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg", quality=60, subsampling=0)
+    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=True, max_resolution=40)
+    layers = [[layer[1:3] for layer in Image.open(io.BytesIO(data)).layer] for data in stored_bytes(tmp_path / "out.beton")]
+    assert layers == [[(1, 1)] * 3, [(2, 2), (1, 1), (1, 1)]]
+
+
+def test_smart_mode_looks_at_the_size_that_is_stored(tmp_path):
+    (tmp_path / "images/a").mkdir(parents=True)
+    for i, size in enumerate((40, 80, 30)):
+        Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg")
+    (tmp_path / "images/a/3.png").write_bytes((tmp_path / "images/a/0.jpg").read_bytes()[:40] * 9)
+    settings = {"write_mode": "smart", "smart_threshold": 3 * 40 * 40 - 1, "max_resolution": 40, "on_error": "skip"}
+    convert(tmp_path / "images", tmp_path / "out.beton", **settings)
+    assert [mode for mode, _, _ in samples(tmp_path / "out.beton")] == [0, 0, 1]
 
 
 def test_raw_is_exact_and_manifest_says_what_is_there(tree, tmp_path):
@@ -124,12 +179,12 @@ def test_jpg_is_near_and_quality_counts(tree, tmp_path):
         for (mode, pixels, _), expected in zip(samples(path), tree.pixels.values(), strict=True):
             assert mode == 0 and 0 < np.abs(pixels.astype(int) - expected).mean() < tolerance
         sizes.append(int(layout.read_tables(path).sizes.sum()))
-    assert sizes[0] > 1.5 * sizes[1]
+    assert sizes[0] > 1.25 * sizes[1]  # of which the headers take as much in both
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tree, tmp_path):
     digests = set()
-    for num_workers, chunk_size in ((1, 100), (2, 3), (3, 1), (7, 2), (40, 100)):
+    for num_workers, chunk_size in ((1, 100), (2, 3), (3, 1), (5, 2)):
         path = tmp_path / f"{num_workers}.beton"
         convert(tree, path, num_workers=num_workers, chunk_size=chunk_size)
         digests.add(sha256(path))
@@ -270,12 +325,12 @@ def test_splits_classes_and_subset(tree, tmp_path):
 
 def test_config_of_the_worker_count_is_all_cores(tree, tmp_path, monkeypatch):
     used = []
-    workers = writer._Workers
-    monkeypatch.setattr(writer, "_Workers", lambda count, *rest: used.append(count) or workers(count, *rest))
+    workers = writer.Workers
+    monkeypatch.setattr(writer, "Workers", lambda count, *rest: used.append(count) or workers(count, *rest))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     convert(tree, tmp_path / "out.beton")
-    convert(tree, tmp_path / "out.beton", num_workers=100)
-    assert used == [3, 26]
+    convert(tree, tmp_path / "out.beton", num_workers=100, subset=4)
+    assert used == [3, 4]
 
 
 def test_from_a_thread(tree, tmp_path):
@@ -284,6 +339,34 @@ def test_from_a_thread(tree, tmp_path):
     thread.start()
     thread.join(60)
     assert verify(tmp_path / "out.beton").num_samples == 26
+
+
+@pytest.fixture
+def run_script():
+    """Runs Python text in an interpreter of its own, which is given up when it hangs."""
+
+    def run(text):
+        head = "import cv2, numpy as np\nfrom llc.data.sources import IndexedDataset\nfrom llc.data.writer import WriterConfig, write_beton\n"
+        command = [sys.executable, "-c", head + textwrap.dedent(text)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_beside_threads_of_opencv(tree, tmp_path, run_script):
+    # a worker forked here would wait for OpenCV's other threads, which a fork does not have
+    done = run_script(f"""
+        cv2.setNumThreads(4)
+        cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (900, 900), interpolation=cv2.INTER_AREA)
+        write_beton(WriterConfig(write_path={str(tmp_path / "out.beton")!r}, data_dir={str(tree)!r}, max_resolution=15))
+    """)
+    assert done.returncode == 0, done.stderr
+    assert verify(tmp_path / "out.beton").num_samples == 26
+
+
+def test_importing_the_writer_loads_no_torch(run_script):
+    # every worker would spend a second and half a gigabyte on it
+    assert run_script('import sys; print("torch" in sys.modules)').stdout == "False\n"
 
 
 # ---------------------------------------------------------------------------------------------- images that cannot be read
@@ -353,7 +436,7 @@ def test_names_that_are_not_utf8(tree, tmp_path):
     os.mkdir(os.fsencode(tree) + b"/d\xe9")
     Image.new("RGB", (5, 5)).save(os.fsencode(tree) + b"/d\xe9/1.png")
     manifest = convert(tree, tmp_path / "out.beton", on_error="skip")
-    assert manifest.skipped[0].name == "ant/\\udcff.png"
+    assert manifest.skipped[0].name == "ant/\\xff.png"
     assert os.fsencode(manifest.class_names[3]) == b"d\xe9"
     assert verify(tmp_path / "out.beton") == manifest
     again = convert(tree, tmp_path / "again.beton", on_error="skip", class_names_from=str(tmp_path / "out.beton"))
@@ -464,22 +547,31 @@ def test_workers_do_not_outlive_their_parent(halfway, tmp_path):
     assert (tmp_path / "out/old.beton").read_text() == "before"  # only the temporary file is left, for the next to remove
 
 
-def test_a_bug_in_a_worker_is_shown_and_ends_all(tree, tmp_path, monkeypatch, shm):
-    before = shm()
-    encode = writer.encode_sample
-    monkeypatch.setattr(writer, "encode_sample", lambda image, index, *rest: encode(image, index, *rest) if index < 20 else 1 / 0)
-    start = time.monotonic()
+def test_a_bug_in_a_worker_is_shown_and_ends_all(tmp_path, shm):
+    before = shm(), children_of(os.getpid())
     with pytest.raises(UserError, match="(?s)a worker process failed; nothing was written:.*ZeroDivisionError"):
-        convert(tree, tmp_path / "out.beton", num_workers=2, chunk_size=2)
-    assert time.monotonic() - start < 10
-    assert names_in(tmp_path) == ["images"] and shm() == before and not children_of(os.getpid())
+        write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2, chunk_size=2), FailingSource())
+    assert names_in(tmp_path) == [] and (shm(), children_of(os.getpid())) == before
 
 
-def test_a_worker_that_leaves_is_noticed(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "encode_sample", lambda *_: os._exit(7))
+def test_a_worker_that_leaves_is_noticed(tmp_path):
     with pytest.raises(UserError, match=r"worker process \d+ ended with status 7; nothing was written"):
-        convert(tree, tmp_path / "out.beton", num_workers=2)
-    assert names_in(tmp_path) == ["images"]
+        write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2), FailingSource(leaves=True))
+    assert names_in(tmp_path) == []
+
+
+def test_a_dataset_that_cannot_be_sent_to_workers(tmp_path, run_script):
+    source = IndexedDataset(("a",), np.zeros(3, np.int64), "mine", lambda i: i)
+    with pytest.raises(UserError, match="this IndexedDataset cannot be sent to worker processes: .*lambda.* must be picklable"):
+        write_beton(WriterConfig(write_path=str(tmp_path / "out.beton")), source)
+    done = run_script(f"""
+        class Mine(list):
+            pass
+        source = IndexedDataset(("a",), np.zeros(3, np.int64), "mine", Mine([(b"",)] * 3))
+        write_beton(WriterConfig(write_path={str(tmp_path / "out.beton")!r}), source)
+    """)
+    assert "cannot be sent to worker processes: Can't get attribute 'Mine'" in done.stderr
+    assert names_in(tmp_path) == []
 
 
 @pytest.fixture
@@ -513,14 +605,14 @@ def test_full_disk(tmp_path, small_disk, write_ffcv):
 def test_a_disk_that_fills_at_the_manifest(tree, tmp_path, monkeypatch):
     convert(tree, tmp_path / "out.beton")
     before = sha256(tmp_path / "out.beton"), sha256(tmp_path / "out.beton.json")
-    write_at = writer._write_at
+    write_at = writer.write_at
 
     def full(descriptor, data, offset):
         if bytes(data[:1]) == b"{":
             raise OSError(28, "No space left on device")
         write_at(descriptor, data, offset)
 
-    monkeypatch.setattr(writer, "_write_at", full)
+    monkeypatch.setattr(writer, "write_at", full)
     with pytest.raises(UserError, match="out.beton cannot be written: No space left"):
         convert(tree, tmp_path / "out.beton", write_mode="jpg")
     assert (sha256(tmp_path / "out.beton"), sha256(tmp_path / "out.beton.json")) == before

@@ -126,3 +126,75 @@ def _array(values, dtype, shape, name):
     if array.shape != shape:
         raise ValueError(f"{name} must be {list(shape)}, not {list(array.shape)}")
     return array
+
+
+# ------------------------------------------------------------------------------------------------ the writer's part (encode.h)
+
+_PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
+_FUNCTIONS |= {
+    "llc_recode_jpeg": (_I32, [_P, _I64, _I32, _I32, _I32, *_PICTURE]),
+    "llc_keep_jpeg": (_I32, [_P, _I64, _I32, _I32, *_PICTURE]),
+    "llc_read_jpeg": (_I32, [_P, _I64, _I32, *_PICTURE]),
+    "llc_encode_jpeg": (_I32, [_P, _I32, _I32, _I32, _I32, _P, _I64, _P]),
+}
+
+
+class Encoded(NamedTuple):
+    """A picture's size in pixels and its bytes: a JPEG, or pixels, RGB; uint8 [size]."""
+
+    width: int
+    height: int
+    data: np.ndarray
+
+
+def jpeg_size(data):
+    """The bytes of a JPEG -> (height, width), from its header. Raises DecodeError."""
+    width, height = ctypes.c_int32(), ctypes.c_int32()
+    data = np.frombuffer(data or b"\0", np.uint8)
+    status = library().llc_jpeg_size(data.ctypes.data, data.size, ctypes.byref(width), ctypes.byref(height))
+    if status != OK:
+        raise DecodeError(f"no size in {data.size} bytes of a JPEG: {status_text(status)}")
+    return height.value, width.value
+
+
+class JpegWriter:
+    """JPEGs -> JPEGs or pixels for a beton, of `capacity` bytes at most. Not for two threads at once.
+
+    Its methods that take the bytes of a file know ordinary JPEGs only (encode.h says what those are), and return None for all else, and
+    for results that are too large.
+    """
+
+    def __init__(self, capacity):
+        self._out = np.empty(capacity, np.uint8)
+        self._length, self._width, self._height = ctypes.c_int64(), ctypes.c_int32(), ctypes.c_int32()
+
+    def recode(self, data, max_side, quality, restart_rows):
+        """As a baseline JPEG of that quality, 4:2:0, no side longer than `max_side` (0: any); marked every `restart_rows` rows of MCUs."""
+        return self._picture("llc_recode_jpeg", data, max_side, quality, restart_rows)
+
+    def keep(self, data, max_side, restart_rows):
+        """With the same coefficients, and so pixels, marked every `restart_rows` rows of MCUs. None if a side is longer than `max_side`."""
+        return self._picture("llc_keep_jpeg", data, max_side, restart_rows)
+
+    def read(self, data, max_side):
+        """As pixels, no side longer than `max_side` (0: any)."""
+        return self._picture("llc_read_jpeg", data, max_side)
+
+    def encode(self, pixels, quality, restart_rows):
+        """uint8 [height, width, 3] -> the bytes of a baseline JPEG, 4:2:0, marked; None if they are too many."""
+        height, width, _ = pixels.shape
+        pixels = _array(pixels, np.uint8, (height, width, 3), "pixels")
+        status = library().llc_encode_jpeg(
+            pixels.ctypes.data, height, width, quality, restart_rows, self._out.ctypes.data, self._out.size, ctypes.byref(self._length)
+        )
+        return None if status else self._out[: self._length.value].copy()
+
+    def _picture(self, function, data, *settings):
+        if not len(data):
+            return None
+        data = np.frombuffer(data, np.uint8)
+        status = getattr(library(), function)(
+            data.ctypes.data, data.size, *settings, self._out.ctypes.data, self._out.size,
+            ctypes.byref(self._length), ctypes.byref(self._width), ctypes.byref(self._height),
+        )  # fmt: skip
+        return None if status else Encoded(self._width.value, self._height.value, self._out[: self._length.value].copy())

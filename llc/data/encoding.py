@@ -1,0 +1,111 @@
+"""One sample as a beton stores it: decoded, shrunk, and encoded.
+
+An ordinary JPEG goes through the native library, everything else through llc.data.images, Pillow and OpenCV; the rules are the same. What
+is stored as JPEG is 4:2:0 and carries a restart marker at every MCU row, where llc's loader can begin to decode.
+"""
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from llc.data import beton
+from llc.data.images import ImageError, load_rgb, read_file
+from llc.data.native import DecodeError, JpegWriter, jpeg_size
+
+RESTART_ROWS = 1  # MCU rows between two restart markers of a JPEG
+_JPEG_MAX_SIDE = 65_500  # pixels; libjpeg's limit, just below what the beton's 16 bits hold
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as it is stored: `mode` is beton.JPG or beton.RAW, `data` uint8 [bytes]."""
+
+    mode: int
+    width: int
+    height: int
+    data: np.ndarray
+
+
+def encode_sample(image, index, config, name=None):
+    """What load_rgb takes -> EncodedSample: decoded, shrunk, and encoded as `config` says.
+
+    A function of the image, its index in the source and the config alone. Raises ImageError, which calls the image `name`.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = read_file(image, name)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        encoded = _encode_jpeg_file(image, index, config)
+        if encoded is not None:
+            return encoded
+    pixels = shrink(load_rgb(image, name), config.max_resolution)
+    height, width = pixels.shape[:2]
+    if max(height, width) > _JPEG_MAX_SIDE:
+        raise ImageError(name, f"has {width} x {height} pixels; a side has at most {_JPEG_MAX_SIDE} (set max_resolution)")
+    mode, data = beton.RAW, pixels.reshape(-1)
+    if _is_stored_as_jpeg(pixels.nbytes, index, config):
+        mode, data = beton.JPG, _jpeg_writer().encode(pixels, config.jpeg_quality, RESTART_ROWS)
+    if data is None or data.nbytes > beton.PAGE_SIZE:
+        size = "too many" if data is None else f"{data.nbytes:,}"
+        raise ImageError(
+            name, f"takes {size} bytes with its {width} x {height} pixels; a beton's page holds {beton.PAGE_SIZE:,}"
+            " (set max_resolution, or write_mode=jpg)"
+        )  # fmt: skip
+    return EncodedSample(mode, width, height, data)
+
+
+def _encode_jpeg_file(data, index, config):
+    """An ordinary JPEG file's EncodedSample; None for all else, broken files among it."""
+    num_bytes = None
+    if config.write_mode == "smart":
+        try:
+            num_bytes = 3 * math.prod(_shrunk_size(*jpeg_size(data), config.max_resolution))
+        except DecodeError:
+            return None
+    writer, picture = _jpeg_writer(), None
+    if _is_stored_as_jpeg(num_bytes, index, config):
+        mode = beton.JPG
+        if config.keep_jpeg:
+            picture = writer.keep(data, config.max_resolution, RESTART_ROWS)
+        if picture is None:
+            picture = writer.recode(data, config.max_resolution, config.jpeg_quality, RESTART_ROWS)
+    else:
+        mode, picture = beton.RAW, writer.read(data, config.max_resolution)
+    return picture and EncodedSample(mode, picture.width, picture.height, picture.data)
+
+
+@functools.cache
+def _jpeg_writer():
+    return JpegWriter(beton.PAGE_SIZE)
+
+
+def shrink(pixels, max_resolution):
+    """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: any) by averaging areas; no side becomes 0."""
+    height, width = _shrunk_size(*pixels.shape[:2], max_resolution)
+    return pixels if pixels.shape[:2] == (height, width) else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _shrunk_size(height, width, max_resolution):
+    longer = max(height, width)
+    if not max_resolution or longer <= max_resolution:
+        return height, width
+    return max(height * max_resolution // longer, 1), max(width * max_resolution // longer, 1)  # rounded down, as FFCV does
+
+
+def _is_stored_as_jpeg(num_bytes, index, config):
+    if config.write_mode == "smart":
+        return bool(config.smart_threshold) and num_bytes > config.smart_threshold
+    if config.write_mode == "proportion":
+        return uniform(index) < config.compress_probability
+    return config.write_mode == "jpg"
+
+
+def uniform(index):
+    """A number in [0, 1) that looks random and is a function of `index`: SplitMix64 (Steele, Lea, Flood 2014)."""
+    x = (index + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return ((x ^ x >> 31) >> 11) * 2.0**-53

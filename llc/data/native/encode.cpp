@@ -1,0 +1,194 @@
+#include "encode.h"
+
+#include <algorithm>
+#include <csetjmp>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include <jpeglib.h>
+
+#include "markers.h"
+#include "recode.h"
+
+namespace {
+
+constexpr int32_t MAX_SIDE = 65500;
+constexpr int64_t MAX_PIXELS = 1 << 26;          // of a picture that is decoded whole; larger ones are for slower ways
+constexpr int64_t MAX_RESTART_INTERVAL = 65535;  // MCUs
+
+// libjpeg's errors and warnings end what is under way; client_data says where to go then.
+[[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
+
+void message(j_common_ptr jpeg, int level) {
+    if (level < 0) fail(jpeg);
+}
+
+boolean full(j_compress_ptr jpeg) { fail(reinterpret_cast<j_common_ptr>(jpeg)); }
+
+// libjpeg's objects, for one picture. What is longer than the buffer ends with `free_in_buffer` 0.
+struct Libjpeg {
+    jmp_buf jump;
+    jpeg_error_mgr errors;
+    jpeg_destination_mgr destination = {};
+    jpeg_compress_struct compress = {};
+    jpeg_decompress_struct decompress = {};
+
+    Libjpeg(uint8_t *buffer, int64_t capacity) {
+        compress.err = decompress.err = jpeg_std_error(&errors);
+        compress.client_data = decompress.client_data = &jump;
+        errors.error_exit = fail;
+        errors.emit_message = message;
+        destination.next_output_byte = buffer;
+        destination.free_in_buffer = capacity;
+        destination.init_destination = destination.term_destination = [](j_compress_ptr) {};
+        destination.empty_output_buffer = full;
+    }
+    Libjpeg(const Libjpeg &) = delete;
+    ~Libjpeg() {
+        jpeg_destroy_compress(&compress);
+        jpeg_destroy_decompress(&decompress);
+    }
+
+    // After setjmp.
+    void create_compress() {
+        jpeg_create_compress(&compress);
+        compress.dest = &destination;
+    }
+    EncodeStatus failure() const { return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY; }
+};
+
+void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
+    memcpy(to.counts, from.bits + 1, sizeof to.counts);
+    memcpy(to.values, from.huffval, sizeof to.values);
+    to.defined = true;
+}
+
+bool is_ordinary(const JpegMarkers &markers) {
+    return markers.upright && (markers.ycc || markers.grey) && std::max(markers.width, markers.height) <= MAX_SIDE &&
+           int64_t(markers.width) * markers.height <= MAX_PIXELS;
+}
+
+int32_t restart_rows_within_limit(int32_t restart_rows, int32_t width, int32_t mcu_width) {
+    return int64_t(restart_rows) * ((width + mcu_width - 1) / mcu_width) <= MAX_RESTART_INTERVAL ? restart_rows : 0;
+}
+
+// The size that a picture shrinks to: rounded down, as FFCV does, but no side becomes 0.
+void shrunk_size(int32_t max_side, int32_t &height, int32_t &width) {
+    const int64_t longer = std::max(height, width);
+    if (max_side == 0 || longer <= max_side) return;
+    height = std::max<int64_t>(int64_t(height) * max_side / longer, 1);
+    width = std::max<int64_t>(int64_t(width) * max_side / longer, 1);
+}
+
+// The picture, shrunk to height x width, to out [height, width, 3].
+bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width, uint8_t *out) {
+    if (!markers.image_ends()) return false;
+    // Not decoded at 1/2, 1/4 or 1/8 of the size first, which libjpeg can: that gained 1 % of the time to write ImageNet's files, for
+    // pixels 31 dB at worst from these (BENCHMARKS.md).
+    const uint8_t mode = 0, flip = 0;
+    const int32_t crop[4] = {0, 0, markers.height, markers.width};
+    int32_t status;
+    llc_decode_batch(1, &data, &size, &mode, &markers.width, &markers.height, crop, &flip, out, height, width, 1, 0, &status);
+    return status == LLC_OK;
+}
+
+}  // namespace
+
+bool JpegTables::prepare(int32_t quality) {
+    Libjpeg libjpeg(nullptr, 0);
+    jpeg_compress_struct &jpeg = libjpeg.compress;
+    if (setjmp(libjpeg.jump)) return false;
+    libjpeg.create_compress();
+    jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
+    jpeg_set_defaults(&jpeg);
+    jpeg_set_quality(&jpeg, quality, TRUE);
+    for (int number = 0; number < 2; number++) {
+        for (int k = 0; k < 64; k++) quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
+        copy_table(*jpeg.dc_huff_tbl_ptrs[number], dc[number]);
+        copy_table(*jpeg.ac_huff_tbl_ptrs[number], ac[number]);
+    }
+    return true;
+}
+
+int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_rows, uint8_t *out,
+                        int64_t capacity, int64_t *length) {
+    Libjpeg libjpeg(out, capacity);
+    jpeg_compress_struct &jpeg = libjpeg.compress;
+    if (setjmp(libjpeg.jump)) return libjpeg.failure();
+    libjpeg.create_compress();
+    jpeg.image_height = height, jpeg.image_width = width;
+    jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
+    jpeg_set_defaults(&jpeg);
+    jpeg_set_quality(&jpeg, quality, TRUE);
+    jpeg.restart_interval = restart_rows_within_limit(restart_rows, width, 16) * ((width + 15) / 16);
+    jpeg_start_compress(&jpeg, TRUE);
+    while (jpeg.next_scanline < jpeg.image_height) {
+        JSAMPROW rows[16];
+        for (int32_t i = 0; i < 16; i++)
+            rows[i] = const_cast<uint8_t *>(pixels) + int64_t(std::min<int32_t>(jpeg.next_scanline + i, height - 1)) * width * 3;
+        jpeg_write_scanlines(&jpeg, rows, std::min<JDIMENSION>(16, height - jpeg.next_scanline));
+    }
+    jpeg_finish_compress(&jpeg);
+    *length = libjpeg.destination.next_output_byte - out;
+    return LLC_ENCODED;
+}
+
+int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out, int64_t capacity, int64_t *length,
+                      int32_t *width, int32_t *height) try {
+    JpegMarkers markers;
+    if (!markers.parse(data, size) || !markers.sequential || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
+    *height = markers.height, *width = markers.width;
+    shrunk_size(max_side, *height, *width);
+    *length = int64_t(*height) * *width * 3;
+    if (*length > capacity) return LLC_TOO_LARGE;
+    return read_pixels(markers, data, size, *height, *width, out) ? LLC_ENCODED : LLC_NOT_ORDINARY;
+} catch (const std::bad_alloc &) {
+    return LLC_NOT_ORDINARY;
+}
+
+int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_rows, uint8_t *out,
+                        int64_t capacity, int64_t *length, int32_t *width, int32_t *height) try {
+    JpegMarkers markers;
+    if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
+    *height = markers.height, *width = markers.width;
+    shrunk_size(max_side, *height, *width);
+    if (*height == markers.height && *width == markers.width && can_recode(markers)) {
+        JpegTables tables;
+        if (!tables.prepare(quality)) return LLC_NOT_ORDINARY;
+        return recode(markers, tables, restart_rows_within_limit(restart_rows, *width, 16), out, capacity, *length);
+    }
+    if (!markers.sequential) return LLC_NOT_ORDINARY;
+    std::vector<uint8_t> pixels(int64_t(*height) * *width * 3);
+    if (!read_pixels(markers, data, size, *height, *width, pixels.data())) return LLC_NOT_ORDINARY;
+    return llc_encode_jpeg(pixels.data(), *height, *width, quality, restart_rows, out, capacity, length);
+} catch (const std::bad_alloc &) {
+    return LLC_NOT_ORDINARY;
+}
+
+int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_rows, uint8_t *out, int64_t capacity,
+                      int64_t *length, int32_t *width, int32_t *height) {
+    JpegMarkers markers;
+    if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
+    *height = markers.height, *width = markers.width;
+    if (max_side && std::max(*height, *width) > max_side) return LLC_NOT_ORDINARY;
+    Libjpeg libjpeg(out, capacity);
+    jpeg_compress_struct &to = libjpeg.compress;
+    jpeg_decompress_struct &from = libjpeg.decompress;
+    if (setjmp(libjpeg.jump)) return libjpeg.failure();
+    jpeg_create_decompress(&from);
+    libjpeg.create_compress();
+    jpeg_mem_src(&from, data, size);
+    jpeg_read_header(&from, TRUE);
+    jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
+    jpeg_copy_critical_parameters(&from, &to);
+    to.optimize_coding = TRUE;  // the standard codes would make most files longer
+    const int32_t mcu_width = markers.grey ? 8 : 8 * from.max_h_samp_factor;
+    to.restart_interval = restart_rows_within_limit(restart_rows, *width, mcu_width) * ((*width + mcu_width - 1) / mcu_width);
+    jpeg_write_coefficients(&to, coefficients);
+    jpeg_finish_compress(&to);
+    jpeg_finish_decompress(&from);
+    *length = libjpeg.destination.next_output_byte - out;
+    return LLC_ENCODED;
+}

@@ -1,0 +1,165 @@
+#include "markers.h"
+
+#include <algorithm>
+#include <cstring>
+
+// Marker codes and layouts: ITU-T T.81, annex B.
+
+namespace {
+
+int32_t big16(const uint8_t *p) { return p[0] << 8 | p[1]; }
+
+bool begins(const uint8_t *data, int64_t size, const char *text, int64_t length) {
+    return size >= length && memcmp(data, text, length) == 0;
+}
+
+enum Orientation { UPRIGHT, TURNED, UNSAID, UNCLEAR };
+
+// What EXIF data, a TIFF header and its first directory, says.
+Orientation exif_orientation(const uint8_t *tiff, int64_t size) {
+    if (size < 8) return UNCLEAR;
+    const bool little = tiff[0] == 'I';
+    if (memcmp(tiff, little ? "II" : "MM", 2) != 0) return UNCLEAR;
+    const auto get16 = [&](int64_t at) { return little ? tiff[at] | tiff[at + 1] << 8 : big16(tiff + at); };
+    const auto get32 = [&](int64_t at) {
+        return little ? get16(at) | int64_t(get16(at + 2)) << 16 : int64_t(get16(at)) << 16 | get16(at + 2);
+    };
+    const int64_t directory = get32(4);
+    if (directory > size - 2) return UNCLEAR;
+    const int64_t behind = directory + 2 + 12 * get16(directory);
+    if (behind > size) return UNCLEAR;
+    for (int64_t entry = directory + 2; entry < behind; entry += 12) {
+        if (get16(entry) != 0x0112) continue;
+        if (get16(entry + 2) != 3 || get32(entry + 4) != 1) return UNCLEAR;
+        return get16(entry + 8) <= 1 ? UPRIGHT : TURNED;
+    }
+    return UNSAID;
+}
+
+bool contains(const uint8_t *data, int64_t size, const char *text) {
+    return std::search(data, data + size, text, text + strlen(text)) != data + size;
+}
+
+}  // namespace
+
+bool JpegMarkers::read_quantisation(const uint8_t *data, int64_t size) {
+    while (size > 0) {
+        const int wide = data[0] >> 4, number = data[0] & 15;
+        if (wide > 1 || number > 3 || size < 1 + 64 * (wide + 1)) return false;
+        for (int k = 0; k < 64; k++) {
+            quantisation[number][k] = wide ? big16(data + 1 + 2 * k) : data[1 + k];
+            if (quantisation[number][k] == 0) return false;
+        }
+        quantisation_defined[number] = true;
+        data += 1 + 64 * (wide + 1), size -= 1 + 64 * (wide + 1);
+    }
+    return size == 0;
+}
+
+bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
+    while (size > 0) {
+        if (size < 17 || (data[0] >> 4) > 1 || (data[0] & 15) > 3) return false;
+        const bool is_dc = data[0] >> 4 == 0;
+        HuffmanCodes &table = (is_dc ? dc : ac)[data[0] & 15];
+        memcpy(table.counts, data + 1, 16);
+        int32_t total = 0;
+        for (int bits = 0, code = 0; bits < 16; bits++, code <<= 1) {
+            total += table.counts[bits], code += table.counts[bits];
+            if (code > 2 << bits) return false;  // more codes than there are
+        }
+        if (total > 256 || size < 17 + total) return false;
+        memcpy(table.values, data + 17, total);
+        for (int i = 0; i < total; i++)
+            if (is_dc ? table.values[i] > 11 : (table.values[i] & 15) > 10) return false;  // not of 8-bit samples
+        table.defined = true;
+        data += 17 + total, size -= 17 + total;
+    }
+    return size == 0;
+}
+
+bool JpegMarkers::read_frame(const uint8_t *data, int64_t size) {
+    if (size < 6 || num_components || data[0] != 8) return false;
+    height = big16(data + 1), width = big16(data + 3), num_components = data[5];
+    if (height == 0 || width == 0 || (num_components != 1 && num_components != 3) || size != 6 + 3 * num_components) return false;
+    for (int c = 0; c < num_components; c++) {
+        const uint8_t *row = data + 6 + 3 * c;
+        components[c] = {row[0], uint8_t(row[1] >> 4), uint8_t(row[1] & 15), row[2], 0, 0};
+        if (row[1] >> 4 < 1 || row[1] >> 4 > 4 || (row[1] & 15) < 1 || (row[1] & 15) > 4 || row[2] > 3) return false;
+    }
+    return true;
+}
+
+bool JpegMarkers::read_scan(const uint8_t *data, int64_t size) {
+    if (!num_components || size < 1 || size != 4 + 2 * data[0]) return false;
+    const uint8_t *rest = data + 1 + 2 * data[0];
+    sequential = sequential && data[0] == num_components && rest[0] == 0 && rest[1] == 63 && rest[2] == 0;
+    for (int c = 0; sequential && c < num_components; c++) {
+        Component &component = components[c];
+        component.dc = data[2 + 2 * c] >> 4, component.ac = data[2 + 2 * c] & 15;
+        sequential = data[1 + 2 * c] == component.id && component.dc < 4 && component.ac < 4 && dc[component.dc].defined &&
+                     ac[component.ac].defined && quantisation_defined[component.quantisation];
+    }
+    return true;
+}
+
+bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
+    *this = JpegMarkers();
+    end = data + size;
+    Orientation exif = UNSAID;
+    bool xmp = false;
+    bool jfif = false, adobe = false, adobe_ycc = false;
+    if (!begins(data, size, "\xff\xd8", 2)) return false;
+    for (const uint8_t *p = data + 2;;) {
+        if (end - p < 4 || p[0] != 0xff) return false;
+        if (p[1] == 0xff) {  // fill bytes may stand before any marker
+            p++;
+            continue;
+        }
+        const int marker = p[1];
+        const int64_t length = big16(p + 2) - 2;
+        p += 4;
+        if (length < 0 || end - p < length) return false;
+        bool fine = true;
+        if (marker == 0xc0 || marker == 0xc1 || marker == 0xc2) {  // baseline, extended, progressive; all coded by Huffman
+            fine = read_frame(p, length);
+            sequential = marker != 0xc2;
+        } else if (marker == 0xc4) {
+            fine = read_huffman(p, length);
+        } else if (marker == 0xdb) {
+            fine = read_quantisation(p, length);
+        } else if (marker == 0xdd) {
+            fine = length == 2;
+            if (fine) restart_interval = big16(p);
+        } else if (marker == 0xda) {
+            if (!read_scan(p, length)) return false;
+            scan = p + length;
+            break;
+        } else if (marker == 0xe0) {
+            jfif = jfif || (begins(p, length, "JFIF\0", 5) && length >= 14);
+        } else if (marker == 0xe1) {
+            if (begins(p, length, "Exif\0\0", 6)) exif = exif == UNSAID ? exif_orientation(p + 6, length - 6) : UNCLEAR;
+            else xmp = xmp || contains(p, length, "Orientation");
+        } else if (marker == 0xee) {
+            if (begins(p, length, "Adobe", 5) && length >= 12) adobe = true, adobe_ycc = p[11] == 1;
+        } else if ((marker < 0xe2 || marker > 0xef) && marker != 0xfe) {
+            return false;  // other ways of coding, or what has no place here
+        }
+        if (!fine) return false;
+        p += length;
+    }
+    upright = exif == UPRIGHT || (exif == UNSAID && !xmp);  // EXIF counts before XMP
+    grey = num_components == 1;
+    // How libjpeg decides.
+    ycc = num_components == 3 && (jfif || (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
+    return true;
+}
+
+bool JpegMarkers::image_ends() const {
+    const uint8_t *p = scan;
+    while ((p = static_cast<const uint8_t *>(memchr(p, 0xff, end - p))) && end - p >= 2) {
+        if (p[1] == 0xd9) return true;
+        if (p[1] != 0 && p[1] != 0xff && (p[1] < 0xd0 || p[1] > 0xd7)) return false;
+        p += p[1] == 0xff ? 1 : 2;
+    }
+    return false;
+}

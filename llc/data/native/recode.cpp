@@ -1,0 +1,645 @@
+#include "recode.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+// The inner loops are compiled a second time for CPUs that shift by any count in one instruction (and have AVX2), and chosen at run time.
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define FOR_EVERY_CPU __attribute__((flatten, target_clones("arch=haswell", "default")))
+#else
+#define FOR_EVERY_CPU
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+// ---- reading ------------------------------------------------------------------------------------------------------------------------
+
+// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the four tables of 10 leave half the L1 cache free.
+constexpr int LOOKUP_BITS = 10;
+
+// What follows from the next bits: how long the code and the number behind it are.
+struct Symbol {
+    uint8_t total;   // bits of both; 0: a longer code, or none
+    uint8_t code;    // bits of the code
+    uint8_t shift;   // 64 - bits of the number, mod 64
+    uint8_t run;     // zeros before the number, + NO_NUMBER where there is none
+};
+constexpr uint8_t NO_NUMBER = 16;
+
+INLINE Symbol symbol(int code_bits, uint8_t value) {
+    const int bits = value & 15;
+    return {uint8_t(code_bits + bits), uint8_t(code_bits), uint8_t((64 - bits) & 63), uint8_t(value >> 4 | (bits ? 0 : NO_NUMBER))};
+}
+
+struct Decoder {
+    Symbol lookup[1 << LOOKUP_BITS];
+    int32_t end[17], offset[17];  // codes of each length end before `end`, and are values[code + offset]
+    const uint8_t *values;
+
+    void prepare(const HuffmanCodes &table) {
+        values = table.values;
+        memset(lookup, 0, sizeof lookup);
+        for (int32_t bits = 1, code = 0, k = 0; bits <= 16; bits++, code <<= 1) {
+            offset[bits] = k - code;
+            for (int i = 0; i < table.counts[bits - 1]; i++, k++, code++)
+                if (bits <= LOOKUP_BITS)
+                    std::fill_n(lookup + (code << (LOOKUP_BITS - bits)), 1 << (LOOKUP_BITS - bits), symbol(bits, values[k]));
+            end[bits] = code;
+        }
+    }
+
+    // The symbol of a code longer than LOOKUP_BITS; `total` is 0 where there is none.
+    __attribute__((noinline)) Symbol long_symbol(uint64_t bits) const {
+        for (int length = LOOKUP_BITS + 1; length <= 16; length++) {
+            const int32_t code = bits >> (64 - length);
+            if (code < end[length]) return symbol(length, values[code + offset[length]]);
+        }
+        return {};
+    }
+
+    INLINE Symbol next(uint64_t bits) const {
+        const Symbol found = lookup[bits >> (64 - LOOKUP_BITS)];
+        return __builtin_expect(found.total, 1) ? found : long_symbol(bits);
+    }
+};
+
+// The number in the first bits of `bits`, as T.81 codes it: 0... is negative.
+INLINE int32_t number(uint64_t bits, int shift) {
+    const uint64_t negative = ~(int64_t(bits) >> 63);
+    return int32_t(((bits ^ negative) >> shift ^ negative) - negative);
+}
+
+// The bits of a scan, a restart interval at a time.
+class Bits {
+public:
+    uint64_t bits = 0;   // the next ones, the first on top
+    uint64_t count = 0;  // how many are sure to be valid
+    const uint8_t *next = nullptr;
+
+    Bits(const uint8_t *data, const uint8_t *end) : data(data), data_end(end), plain(end - data + SLACK) {}
+
+    // Takes the bytes up to the next marker, without the zeros stuffed behind 0xff. False where the marker is not the one that must be
+    // there: the restart marker numbered `interval`, or (-1) the end of the image.
+    bool begin_interval(int interval) {
+        uint8_t *to = plain.data();
+        while (true) {
+            const auto *ff = static_cast<const uint8_t *>(memchr(data, 0xff, data_end - data));
+            if (!ff || data_end - ff < 2) return false;
+            memcpy(to, data, ff - data);
+            to += ff - data;
+            data = ff + 2;
+            if (ff[1] != 0) {
+                if (ff[1] != (interval < 0 ? 0xd9 : 0xd0 + interval % 8)) return false;
+                break;
+            }
+            *to++ = 0xff;
+        }
+        memset(to, 0, SLACK);
+        plain_end = to;
+        next = plain.data();
+        bits = count = 0;
+        return true;
+    }
+
+    // Whether what was read so far was there.
+    INLINE bool within() const { return next <= plain_end + 8; }
+
+    // Whether an interval was read to its end: less than a byte is left over.
+    bool at_end() const {
+        const int64_t left = (plain_end - next) * 8 + int64_t(count);
+        return left >= 0 && left < 8;
+    }
+
+private:
+    static constexpr int64_t SLACK = 320;  // more than a block can take: 64 codes and numbers, each up to 26 bits, and a refill
+    const uint8_t *data, *data_end;
+    std::vector<uint8_t> plain;
+    uint8_t *plain_end = nullptr;
+};
+
+// One block: its coefficients that are not 0 into block[order[zigzag position]], a block of 0. Returns how many of the zigzag positions
+// are read, the rest being 0; 0 where the data is damaged.
+INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &last_dc, const uint8_t *order, int16_t *block) {
+    uint64_t bits = in.bits, count = in.count;
+    const uint8_t *next = in.next;
+    // Up to 56 bits and more, without asking how many: Giesen, "Reading bits in far too many ways", part 2, variant 4.
+    const auto refill = [&]() __attribute__((always_inline)) {
+        uint64_t more;
+        memcpy(&more, next, 8);
+        bits |= __builtin_bswap64(more) >> (count & 63);
+        next += (63 - count) >> 3 & 7;
+        count |= 56;
+    };
+    refill();
+    const Symbol first = dc.next(bits);
+    bool fine = first.total;
+    if (!(first.run & NO_NUMBER)) last_dc += number(bits << (first.code & 63), first.shift & 63);
+    bits <<= first.total & 63, count -= first.total;
+    block[0] = last_dc;
+    int k = 1;
+    const auto step = [&]() __attribute__((always_inline)) {  // takes up to 26 bits; false where the block ends
+        const Symbol found = ac.next(bits);
+        const uint64_t behind = bits << (found.code & 63);
+        bits <<= found.total & 63, count -= found.total;
+        if (__builtin_expect(found.run & NO_NUMBER, 0)) {
+            if (found.run != NO_NUMBER + 15) return false;
+            k += 16;
+        } else {
+            fine = fine && found.total;
+            k += found.run;
+            block[order[k]] = number(behind, found.shift & 63);
+            k++;
+        }
+        return k < 64;
+    };
+    do refill();
+    while (step() && step());
+    in.bits = bits, in.count = count, in.next = next;
+    return fine && k <= 64 && in.within() ? k : 0;
+}
+
+// ---- coefficients -------------------------------------------------------------------------------------------------------------------
+
+// Nearest integer, a half to the even one; |value| < 2^22. Of the same result on every CPU, and done eight at a time.
+INLINE int32_t nearest(float value) {
+    const float sum = value + 12582912.0f;  // 1.5 * 2^23
+    int32_t bits;
+    memcpy(&bits, &sum, 4);
+    return bits - 0x4b400000;
+}
+
+// Within what the standard Huffman codes have a code for; no picture of 8 bits has larger ones, but overshooting data may.
+INLINE int16_t limited(int32_t coefficient) { return std::clamp(coefficient, -1023, 1023); }
+
+// Coefficients from `used` on are 0.
+INLINE void requantise(int16_t *block, const float *factor, int used) {
+    for (int begin = 0; begin < used; begin += 16)
+        for (int k = begin; k < begin + 16; k++) block[k] = limited(nearest(block[k] * factor[k]));
+}
+
+typedef float Line __attribute__((vector_size(32)));  // 8 numbers; the compiler splits it where the CPU has less
+
+typedef int16_t ShortLine __attribute__((vector_size(16)));
+
+// Coefficients or something between, row by row.
+struct Square {
+    Line row[8];
+};
+
+// Maps of the coefficients of 8 samples (T.81, A.3.3, as an orthonormal matrix), as [from][to].
+struct Maps {
+    Square halve[2];      // of two blocks' 16 samples to the 8 averages of neighbours: a part from each. They differ by the sign where
+                          // from + to is odd, as mirroring does
+    Square replicate[8];  // [n]: sample n - 1 in place of those behind it
+
+    Maps() {
+        double dct[8][8];
+        for (int u = 0; u < 8; u++)
+            for (int x = 0; x < 8; x++) dct[u][x] = (u ? 0.5 : std::sqrt(0.125)) * std::cos((2 * x + 1) * u * std::acos(-1.0) / 16);
+        for (int from = 0; from < 8; from++)
+            for (int to = 0; to < 8; to++) {
+                double sum = 0;
+                for (int x = 0; x < 4; x++) sum += dct[to][x] * (dct[from][2 * x] + dct[from][2 * x + 1]) / 2;
+                halve[0].row[from][to] = sum;
+                halve[1].row[from][to] = (from + to) % 2 ? -sum : sum;
+                for (int n = 1; n < 8; n++) {
+                    sum = 0;
+                    for (int x = 0; x < 8; x++) sum += dct[to][x] * dct[from][std::min(x, n - 1)];
+                    replicate[n].row[from][to] = sum;
+                }
+            }
+    }
+};
+
+// In place; rows from `used` on are 0.
+INLINE void map_rows(const Square &map, Square &square, int used) {
+    Line sum[8] = {};
+    for (int from = 0; from < used; from++)
+        for (int to = 0; to < 8; to++) sum[to] += map.row[from][to] * square.row[from];
+    for (int to = 0; to < 8; to++) square.row[to] = sum[to];
+}
+
+// In place; columns from `used` on are 0.
+INLINE void map_columns(const Square &map, Square &square, int used) {
+    for (int i = 0; i < 8; i++) {
+        Line sum = {};
+        for (int from = 0; from < used; from++) sum += square.row[i][from] * map.row[from];
+        square.row[i] = sum;
+    }
+}
+
+// Two blocks, `second` below `first`, to one, in place of the first. Rows from `used` on are 0.
+INLINE void halve_rows(const Maps &maps, Square &first, const Square &second, int used) {
+    Line sum[8] = {};
+    for (int from = 0; from < used; from++) {
+        const Line other = from % 2 ? -second.row[from] : second.row[from];
+        const Line even = first.row[from] + other, odd = first.row[from] - other;  // what even and odd rows are made from
+        for (int to = 0; to < 8; to++) sum[to] += maps.halve[0].row[from][to] * (to % 2 ? odd : even);
+    }
+    for (int to = 0; to < 8; to++) first.row[to] = sum[to];
+}
+
+// The same of two blocks side by side; columns from `used` on are 0.
+INLINE void halve_columns(const Maps &maps, Square &first, const Square &second, int used) {
+    for (int i = 0; i < 8; i++) {
+        Line sum = {};
+        for (int from = 0; from < used; from++)
+            sum += first.row[i][from] * maps.halve[0].row[from] + second.row[i][from] * maps.halve[1].row[from];
+        first.row[i] = sum;
+    }
+}
+
+// ---- writing ------------------------------------------------------------------------------------------------------------------------
+
+// What stands for a symbol, by its value: its code, with room for the number behind it, and how many bits that makes.
+struct Encoder {
+    struct Code {
+        uint32_t code, bits;
+    };
+    Code symbols[256];
+
+    void prepare(const HuffmanCodes &table) {
+        memset(symbols, 0, sizeof symbols);
+        for (uint32_t length = 1, next = 0, k = 0; length <= 16; length++, next <<= 1)
+            for (int i = 0; i < table.counts[length - 1]; i++, k++) {
+                const uint32_t count = table.values[k] & 15;  // for DC the whole value, which is below 16
+                symbols[table.values[k]] = {next++ << count, length + count};
+            }
+    }
+};
+
+constexpr int64_t MOST_BLOCK_BYTES = 256;  // 64 codes and numbers of up to 27 bits, and a few over
+
+// Codes and numbers as bytes, into a scratch.
+struct BitSink {
+    uint8_t *next;
+    uint64_t bits = 0, held = 0;  // those that make no byte yet, on top, and how many
+
+    INLINE void put(Encoder::Code symbol, uint32_t number) {
+        held += symbol.bits;
+        bits |= uint64_t(symbol.code | number) << ((64 - held) & 63);
+        const uint64_t bytes = __builtin_bswap64(bits);
+        memcpy(next, &bytes, 8);
+        next += held >> 3;
+        bits <<= held & 56;
+        held &= 7;
+    }
+
+    // A last byte is filled up with ones.
+    void finish() {
+        if (held) *next++ = bits >> 56 | 0xff >> held;
+        bits = held = 0;
+    }
+};
+
+class Output {
+public:
+    Output(uint8_t *begin, uint8_t *end) : next(begin), end(end) {}
+
+    uint8_t *next;
+
+    bool has_room(int64_t bytes) const { return end - next >= bytes; }
+
+    void byte(int value) { *next++ = value; }
+    void word(int value) { byte(value >> 8), byte(value & 255); }
+
+    // With a zero stuffed behind every 0xff. There must be room for twice as many.
+    void stuffed(const uint8_t *data, const uint8_t *data_end) {
+        while (data < data_end) {
+            const auto *ff = static_cast<const uint8_t *>(memchr(data, 0xff, data_end - data));
+            const int64_t count = (ff ? ff + 1 : data_end) - data;
+            memcpy(next, data, count);
+            next += count, data += count;
+            if (ff) byte(0);
+        }
+    }
+
+private:
+    uint8_t *end;
+};
+
+// Bit k: whether block[k] is not 0.
+INLINE uint64_t nonzero(const int16_t *block) {
+    uint64_t mask = 0;
+#if defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128();
+    for (int k = 0; k < 64; k += 16) {
+        const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block + k));
+        const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block + k + 8));
+        const uint64_t zeros = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(a, zero), _mm_cmpeq_epi16(b, zero)));
+        mask |= (~zeros & 0xffff) << k;
+    }
+#else
+    for (int k = 0; k < 64; k++) mask |= uint64_t(block[k] != 0) << k;
+#endif
+    return mask;
+}
+
+INLINE int bit_length(uint32_t value) { return value ? 32 - __builtin_clz(value) : 0; }
+
+// The bits that stand for `number` behind a code that says how many they are.
+INLINE uint32_t number_bits(int32_t number, int count) { return (number + (number >> 31)) & ((1u << count) - 1); }
+
+INLINE void write_dc(BitSink &out, const Encoder &dc, int32_t difference) {
+    const int count = bit_length(std::abs(difference));
+    out.put(dc.symbols[count], number_bits(difference, count));
+}
+
+INLINE void write_block(BitSink &out, const Encoder &dc, const Encoder &ac, int32_t &last_dc, const int16_t *block) {
+    write_dc(out, dc, block[0] - last_dc);
+    last_dc = block[0];
+    int behind = 1;
+    for (uint64_t left = nonzero(block) & ~uint64_t(1); left; left &= left - 1) {
+        const int k = __builtin_ctzll(left);
+        int run = k - behind;
+        for (; run > 15; run -= 16) out.put(ac.symbols[0xf0], 0);
+        const int count = bit_length(std::abs(block[k]));
+        out.put(ac.symbols[run << 4 | count], number_bits(block[k], count));
+        behind = k + 1;
+    }
+    if (behind < 64) out.put(ac.symbols[0], 0);
+}
+
+// As the one before, and flat: the shortest there is.
+INLINE void write_empty_block(BitSink &out, const Encoder &dc, const Encoder &ac) {
+    write_dc(out, dc, 0);
+    out.put(ac.symbols[0], 0);
+}
+
+void write_huffman(Output &out, int number, const HuffmanCodes &table) {
+    int total = 0;
+    for (int bits = 0; bits < 16; bits++) total += table.counts[bits];
+    out.word(0xffc4), out.word(19 + total), out.byte(number);
+    for (int bits = 0; bits < 16; bits++) out.byte(table.counts[bits]);
+    for (int i = 0; i < total; i++) out.byte(table.values[i]);
+}
+
+// From SOI to SOS, as libjpeg writes it.
+void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t height, int32_t restart_interval) {
+    out.word(0xffd8);
+    out.word(0xffe0), out.word(16);
+    for (const char value : {'J', 'F', 'I', 'F', '\0', '\1', '\1', '\0', '\0', '\1', '\0', '\1', '\0', '\0'}) out.byte(value);
+    for (int number = 0; number < 2; number++) {
+        out.word(0xffdb), out.word(67), out.byte(number);
+        for (int k = 0; k < 64; k++) out.byte(tables.quantisation[number][k]);
+    }
+    out.word(0xffc0), out.word(17), out.byte(8), out.word(height), out.word(width), out.byte(3);
+    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0x22), out.byte(c ? 1 : 0);
+    for (int number = 0; number < 2; number++) {
+        write_huffman(out, number, tables.dc[number]);
+        write_huffman(out, 0x10 | number, tables.ac[number]);
+    }
+    if (restart_interval) out.word(0xffdd), out.word(4), out.word(restart_interval);
+    out.word(0xffda), out.word(12), out.byte(3);
+    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0);
+    out.byte(0), out.byte(63), out.byte(0);
+}
+
+constexpr int64_t HEADER_BYTES = 1024;
+
+// ---- both ---------------------------------------------------------------------------------------------------------------------------
+
+int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+// Where things stand in a block, by zigzag position.
+struct Order {
+    uint8_t same[80], rows[80];                    // read_block's `order`, which goes on for 16 in damaged data
+    uint8_t used_rows[65], used_columns[65];       // of a block of which so many zigzag positions are used
+
+    Order() {
+        used_rows[0] = used_columns[0] = 0;
+        for (int k = 0; k < 80; k++) same[k] = std::min(k, 63), rows[k] = ZIGZAG[same[k]];
+        for (int k = 0; k < 64; k++) {
+            const int row = ZIGZAG[k] / 8, column = ZIGZAG[k] % 8;
+            used_rows[k + 1] = std::max<int>(used_rows[k], row + 1), used_columns[k + 1] = std::max<int>(used_columns[k], column + 1);
+        }
+    }
+};
+
+const Order ORDER;
+const Maps MAPS;
+
+// A recoding under way. An MCU row of the result has 16 rows of pixels, one of the source 8 or 16.
+struct Recoding {
+    const JpegMarkers &source;
+    Bits in;
+    Decoder source_dc[3], source_ac[3];
+    int32_t last_dc[3] = {};
+    int32_t interval = 0, left_in_interval;  // of restarts; MCUs
+    Encoder dc[2], ac[2];
+    std::vector<uint8_t> scratch;       // what an MCU row of the result becomes
+    BitSink out;
+    int32_t last_written_dc[3] = {};
+    bool halve_rows, halve_columns;     // of chroma samples
+    int32_t across, down;               // luma blocks of an MCU of the source
+    int32_t source_columns, source_rows, columns, rows;  // MCUs
+    Square step[3];                     // of the source; for chroma that is halved
+    float factor[3][64];                // in zigzag order: what coefficients, or halved chroma times `step`, are multiplied by
+    std::vector<int16_t> luma;          // blocks [2, source_columns * across], zigzag
+    std::vector<int16_t> chroma[3];     // blocks [2, source_columns], in rows if they are to be halved, else zigzag
+    std::vector<uint8_t> used[3];       // how many zigzag positions of each of these blocks are not 0
+
+    explicit Recoding(const JpegMarkers &source) : source(source), in(source.scan, source.end) {}
+
+    int16_t *luma_block(int row, int32_t column) { return &luma[(size_t(row) * source_columns * across + column) * 64]; }
+    int16_t *chroma_block(int c, int row, int32_t column) { return &chroma[c][(size_t(row) * source_columns + column) * 64]; }
+    uint8_t &luma_used(int row, int32_t column) { return used[0][size_t(row) * source_columns * across + column]; }
+    uint8_t &chroma_used(int c, int row, int32_t column) { return used[c][size_t(row) * source_columns + column]; }
+};
+
+// One MCU row of the source. It has luma rows first_row ..., and chroma row first_row.
+FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
+    const JpegMarkers &source = task.source;
+    const uint8_t *chroma_order = task.halve_rows || task.halve_columns ? ORDER.rows : ORDER.same;
+    const size_t luma_row = size_t(task.source_columns) * task.across * 64, chroma_row = size_t(task.source_columns) * 64;
+    memset(task.luma_block(first_row, 0), 0, luma_row * task.down * sizeof(int16_t));
+    for (int c = 1; c < source.num_components; c++) memset(task.chroma_block(c, first_row, 0), 0, chroma_row * sizeof(int16_t));
+    for (int32_t x = 0; x < task.source_columns; x++) {
+        if (source.restart_interval && task.left_in_interval-- == 0) {
+            const int64_t behind = int64_t(++task.interval + 1) * source.restart_interval;
+            const bool last = behind >= int64_t(task.source_rows) * task.source_columns;
+            if (!task.in.at_end() || !task.in.begin_interval(last ? -1 : task.interval)) return false;
+            task.left_in_interval = source.restart_interval - 1;
+            std::fill_n(task.last_dc, 3, 0);
+        }
+        for (int v = 0; v < task.down; v++)
+            for (int h = 0; h < task.across; h++) {
+                const int32_t column = x * task.across + h;
+                const int used = read_block(task.in, task.source_dc[0], task.source_ac[0], task.last_dc[0], ORDER.same,
+                                            task.luma_block(first_row + v, column));
+                if (!used) return false;
+                task.luma_used(first_row + v, column) = used;
+            }
+        for (int c = 1; c < source.num_components; c++) {
+            const int used = read_block(task.in, task.source_dc[c], task.source_ac[c], task.last_dc[c], chroma_order,
+                                        task.chroma_block(c, first_row, x));
+            if (!used) return false;
+            task.chroma_used(c, first_row, x) = used;
+        }
+    }
+    return true;
+}
+
+// A block's samples beyond the picture, from the `real`-th on, must not show as the second half of an average: where they would, they
+// become equal to the last one that is in it.
+INLINE bool must_mend(int32_t real) { return real < 8 && real % 2 != 0; }
+
+// Chroma of one MCU of the result, from 2 x 2, 2 x 1 or 1 x 2 blocks. num_rows: how many rows of blocks there are, 1 or 2. Where the
+// second block of two is missing, it is all outside of the picture: the first one is mirrored.
+INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int num_rows, int16_t *block) {
+    const int32_t first = column << task.halve_columns;
+    const int num_columns = task.halve_columns && first + 1 < task.source_columns ? 2 : 1;
+    int used_rows = 0, used_columns = 0;
+    for (int v = 0; v < num_rows; v++)
+        for (int h = 0; h < num_columns; h++) {
+            const int used = task.chroma_used(c, v, first + h);
+            used_rows = std::max<int>(used_rows, ORDER.used_rows[used]);
+            used_columns = std::max<int>(used_columns, ORDER.used_columns[used]);
+        }
+    Square columns[2];
+    for (int h = 0; h < num_columns; h++) {
+        Square rows[2];
+        int used = used_rows;
+        for (int v = 0; v < num_rows; v++) {
+            const int16_t *coefficients = task.chroma_block(c, v, first + h);
+            for (int i = 0; i < used_rows; i++) {
+                ShortLine line;
+                memcpy(&line, coefficients + 8 * i, sizeof line);
+                rows[v].row[i] = __builtin_convertvector(line, Line) * task.step[c].row[i];
+            }
+            for (int i = used_rows; i < 8; i++) rows[v].row[i] = Line{};
+            const int32_t real = task.source.height - 8 * (2 * row + v);
+            if (task.halve_rows && must_mend(real)) map_rows(MAPS.replicate[real], rows[v], used_rows), used = 8;
+        }
+        if (task.halve_rows) {
+            if (num_rows == 1)
+                for (int i = 0; i < 8; i++) rows[1].row[i] = i % 2 ? -rows[0].row[i] : rows[0].row[i];
+            halve_rows(MAPS, rows[0], rows[1], used);
+        }
+        columns[h] = rows[0];
+    }
+    if (task.halve_columns) {
+        int used = used_columns;
+        for (int h = 0; h < num_columns; h++) {
+            const int32_t real = task.source.width - 8 * (first + h);
+            if (must_mend(real)) map_columns(MAPS.replicate[real], columns[h], used_columns), used = 8;
+        }
+        if (num_columns == 1)
+            for (int i = 0; i < 8; i++) columns[1].row[i] = columns[0].row[i] * Line{1, -1, 1, -1, 1, -1, 1, -1};
+        halve_columns(MAPS, columns[0], columns[1], used);
+    }
+    float values[64], ordered[64];
+    memcpy(values, &columns[0], sizeof values);
+    for (int k = 0; k < 64; k++) ordered[k] = values[ZIGZAG[k]];
+    for (int k = 0; k < 64; k++) block[k] = limited(nearest(ordered[k] * task.factor[c][k]));
+}
+
+// MCU row `row` of the result; num_rows: how many rows of chroma blocks of the source it has.
+FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
+    const int32_t luma_rows = divide_up(task.source.height, 8), luma_columns = divide_up(task.source.width, 8);
+    BitSink out = task.out;
+    for (int32_t column = 0; column < task.columns; column++) {
+        for (int v = 0; v < 2; v++)
+            for (int h = 0; h < 2; h++) {
+                if (2 * row + v < luma_rows && 2 * column + h < luma_columns) {
+                    int16_t *block = task.luma_block(v, 2 * column + h);
+                    requantise(block, task.factor[0], task.luma_used(v, 2 * column + h));
+                    write_block(out, task.dc[0], task.ac[0], task.last_written_dc[0], block);
+                } else {  // outside of the picture, to fill the MCU
+                    write_empty_block(out, task.dc[0], task.ac[0]);
+                }
+            }
+        if (task.source.grey)
+            for (int c = 1; c < 3; c++) write_empty_block(out, task.dc[1], task.ac[1]);
+        for (int c = 1; c < task.source.num_components; c++) {
+            int16_t halved[64], *block = halved;
+            if (task.halve_rows || task.halve_columns) {
+                halve_chroma(task, c, row, column, num_rows, block);
+            } else {
+                block = task.chroma_block(c, 0, column);
+                requantise(block, task.factor[c], task.chroma_used(c, 0, column));
+            }
+            write_block(out, task.dc[1], task.ac[1], task.last_written_dc[c], block);
+        }
+    }
+    task.out = out;
+}
+
+}  // namespace
+
+bool can_recode(const JpegMarkers &source) {
+    if (!source.sequential || !(source.ycc || source.grey)) return false;
+    if (source.grey) return true;
+    const Component *c = source.components;
+    return c[0].horizontal <= 2 && c[0].vertical <= 2 && c[1].horizontal == 1 && c[1].vertical == 1 && c[2].horizontal == 1 &&
+           c[2].vertical == 1;
+}
+
+EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_rows, uint8_t *buffer, int64_t capacity,
+                    int64_t &length) {
+    Output out(buffer, buffer + capacity);
+    const auto task_on_heap = std::make_unique<Recoding>(source);
+    Recoding &task = *task_on_heap;
+    // The only component of a scan is not interleaved, whatever its sampling says.
+    task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey ? 1 : source.components[0].vertical;
+    task.halve_columns = task.across == 1, task.halve_rows = task.down == 1;
+    task.source_columns = divide_up(source.width, 8 * task.across), task.source_rows = divide_up(source.height, 8 * task.down);
+    task.columns = divide_up(source.width, 16), task.rows = divide_up(source.height, 16);
+    for (int c = 0; c < source.num_components; c++) {
+        const Component &component = source.components[c];
+        task.source_dc[c].prepare(source.dc[component.dc]), task.source_ac[c].prepare(source.ac[component.ac]);
+        const uint16_t *before = source.quantisation[component.quantisation], *after = tables.quantisation[c > 0];
+        const bool halved = c > 0 && (task.halve_rows || task.halve_columns);
+        for (int k = 0; k < 64; k++) {
+            task.step[c].row[ZIGZAG[k] / 8][ZIGZAG[k] % 8] = before[k];
+            task.factor[c][k] = (halved ? 1.0f : before[k]) / after[k];
+        }
+        if (c > 0) {
+            task.chroma[c].resize(size_t(2) * task.source_columns * 64);
+            task.used[c].resize(size_t(2) * task.source_columns);
+        }
+    }
+    task.luma.resize(size_t(2) * task.source_columns * task.across * 64);
+    task.used[0].resize(size_t(2) * task.source_columns * task.across);
+    for (int number = 0; number < 2; number++) {
+        task.dc[number].prepare(tables.dc[number]), task.ac[number].prepare(tables.ac[number]);
+    }
+
+    task.scratch.resize(size_t(6) * task.columns * MOST_BLOCK_BYTES + 8);
+    task.out.next = task.scratch.data();
+
+    if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
+    write_header(out, tables, source.width, source.height, restart_rows * task.columns);
+    const bool one_interval =
+        !source.restart_interval || source.restart_interval >= int64_t(task.source_rows) * task.source_columns;
+    if (!task.in.begin_interval(one_interval ? -1 : 0)) return LLC_NOT_ORDINARY;
+    task.left_in_interval = source.restart_interval;
+    for (int32_t row = 0, source_row = 0; row < task.rows; row++) {
+        int num_rows = 0;
+        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++, source_row++)
+            if (!read_row(task, num_rows)) return LLC_NOT_ORDINARY;
+        write_row(task, row, num_rows);
+        const bool ends = row + 1 == task.rows, restarts = restart_rows && (row + 1) % restart_rows == 0;
+        if (ends || restarts) {
+            task.out.finish();
+            std::fill_n(task.last_written_dc, 3, 0);
+        }
+        if (!out.has_room(2 * (task.out.next - task.scratch.data()) + 2)) return LLC_TOO_LARGE;
+        out.stuffed(task.scratch.data(), task.out.next);
+        task.out.next = task.scratch.data();
+        if (restarts && !ends) out.word(0xffd0 | row / restart_rows % 8);
+    }
+    if (!task.in.at_end()) return LLC_NOT_ORDINARY;
+    out.word(0xffd9);
+    length = out.next - buffer;
+    return LLC_ENCODED;
+}

@@ -1,0 +1,234 @@
+"""The writer's worker processes: they encode chunks of samples, and write them where they are told to.
+
+A worker is a new interpreter, not a fork: a forked process waits for ever for threads of its parent that it has not got (OpenCV's,
+for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch), and of a
+tree of a million files it is told the names of a chunk with the chunk.
+"""
+
+import collections
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+import warnings
+from multiprocessing import connection, spawn
+
+import cv2
+import numpy as np
+
+from llc.data import beton
+from llc.data.encoding import encode_sample
+from llc.data.images import ImageError
+from llc.errors import UserError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# ------------------------------------------------------------------------------------------------ as the parent sees them
+
+
+class Worker:
+    """A worker process as its parent sees it. `chunks`: numbers of those it has to encode, in its order."""
+
+    def __init__(self, process, pipe):
+        self.process, self.pipe = process, pipe
+        self.chunks = collections.deque()
+        self.held_bytes = 0
+
+    def encode(self, start, handles):
+        """Have samples start, start + 1, ... encoded; `handles` is what the source's reader calls them."""
+        self._send(pickle.dumps(("encode", start, handles)))
+
+    def write(self, offset):
+        """Have the chunk that was encoded first written from byte `offset` on, or (None) dropped."""
+        self._send(pickle.dumps(("write", offset)))
+
+    def _send(self, message):
+        try:
+            self.pipe.send_bytes(message)
+        except OSError:
+            self.raise_death()
+
+    def raise_death(self):
+        try:
+            status = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            status = None
+        if status is None or status >= 0:
+            how = f"ended with status {status}"
+        else:
+            how = f"was killed by {signal.Signals(-status).name}"
+            how += " (the system does that when memory runs out)" if -status == signal.SIGKILL else ""
+        raise UserError(f"worker process {self.process.pid} {how}; nothing was written")
+
+
+class Workers:
+    """The worker processes, from `with` on until its end; they are gone after it, whatever happened.
+
+    reader: a llc.data.sources.Source, of which workers use `read` only; descriptor: of the beton, open for writing.
+    """
+
+    def __init__(self, num_workers, reader, config, descriptor):
+        self._num_workers, self._reader, self._config, self._descriptor = num_workers, reader, config, descriptor
+        self._workers = []
+
+    def __enter__(self):
+        try:
+            start = pickle.dumps((self._reader, self._config))
+        except Exception as error:  # pickle raises nearly any type
+            raise self._not_sent(error) from error
+        try:
+            for _ in range(self._num_workers):
+                self._start_one()
+            for worker in self._workers:
+                worker._send(start)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _not_sent(self, why):
+        return UserError(
+            f"this {type(self._reader).__name__} cannot be sent to worker processes: {why}. What it holds must be picklable, of classes"
+            " and functions that are defined in modules (not in the script that is run)"
+        )
+
+    def _start_one(self):
+        ours, theirs = connection.Pipe()
+        script = (
+            f"import sys; sys.path[:] = {[os.fspath(entry) for entry in sys.path]!a}; from llc.data.workers import work;"
+            f" work({theirs.fileno()}, {self._descriptor}, {os.getpid()})"
+        )
+        # A worker begins with the signals blocked, and lets them in when it is ready for them: no traceback of an import at Ctrl-C.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process = subprocess.Popen(
+                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor)
+            )
+            self._workers.append(Worker(process, ours))
+        finally:
+            theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def __iter__(self):
+        return iter(self._workers)
+
+    def receive(self):
+        """Waits for messages and yields (worker, kind, *content). Raises UserError where a worker failed or died."""
+        for ready in connection.wait([worker.pipe for worker in self._workers]):
+            worker = next(worker for worker in self._workers if worker.pipe is ready)
+            try:
+                kind, *content = ready.recv()
+            except (EOFError, OSError):
+                worker.raise_death()
+            if kind == "error":
+                raise OSError(*content)
+            if kind == "not read":
+                raise self._not_sent(*content)
+            if kind == "bug":
+                raise UserError(f"a worker process failed; nothing was written:\n{content[0]}")
+            yield worker, kind, *content
+
+    def __exit__(self, *_):
+        # Killed rather than asked: they hold nothing that needs an end, and may be deep in a decoder.
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.process.wait()
+            worker.pipe.close()
+
+
+# ------------------------------------------------------------------------------------------------ as they are
+
+
+def work(pipe, descriptor, parent):
+    """The life of a worker: obeys Worker's commands in the order in which they come, until it is killed or left alone.
+
+    pipe, descriptor: open file descriptors, of the parent's connection and of the beton; parent: the parent's process id.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal; the parent acts on it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
+    cv2.setNumThreads(1)
+    pipe = connection.Connection(pipe)
+    held = collections.deque()  # encoded chunks that wait for their place
+    try:
+        message = pipe.recv_bytes()
+        try:
+            reader, config = pickle.loads(message)
+        except Exception as error:
+            return pipe.send(("not read", str(error)))
+        while True:
+            kind, *content = pipe.recv()
+            if kind == "encode":
+                images, chunk, problems = _encode_chunk(reader, config, *content, parent)
+                held.append(chunk)
+                pipe.send(("encoded", images, [len(data) for data in chunk], problems))
+            else:
+                chunk = held.popleft()
+                if content[0] is not None:
+                    _write_chunk(descriptor, chunk, content[0])
+                pipe.send(("written",))
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+    except OSError as error:
+        pipe.send(("error", error.errno, error.strerror))
+    except Exception:
+        pipe.send(("bug", traceback.format_exc()))
+
+
+def _encode_chunk(reader, config, start, handles, parent):
+    """Samples start, ... -> IMAGE_TYPE [len(handles)], their data (empty where unreadable), and [(index, reason)]."""
+    images = np.zeros(len(handles), beton.IMAGE_TYPE)
+    chunk, problems = [], []
+    for row, handle in enumerate(handles):
+        if os.getppid() != parent:
+            raise EOFError
+        try:
+            image, name = reader.read(handle)
+            sample = encode_sample(image, start + row, config, name)
+        except ImageError as error:
+            problems.append((start + row, error.reason))
+            chunk.append(b"")
+        else:
+            images[row] = (sample.mode, sample.width, sample.height, 0)
+            chunk.append(sample.data)
+    return images, chunk, problems
+
+
+def _write_chunk(descriptor, chunk, offset):
+    places, _ = place(offset, [len(data) for data in chunk])
+    ends = places + [len(data) for data in chunk]
+    breaks = np.flatnonzero(places[1:] != ends[:-1]) + 1
+    for first, behind in zip([0, *breaks], [*breaks, len(chunk)]):
+        write_at(descriptor, b"".join(bytes(data) for data in chunk[first:behind]), int(places[first]))
+
+
+# ------------------------------------------------------------------------------------------------ places in the file
+
+
+def place(offset, sizes):
+    """Where samples of `sizes` bytes go, one behind the other from byte `offset` on, none across a page.
+
+    Returns their places, int64 [len(sizes)], and the byte behind the last.
+    """
+    places = np.empty(len(sizes), np.int64)
+    for k, size in enumerate(sizes):
+        if offset % beton.PAGE_SIZE + size > beton.PAGE_SIZE:
+            offset = next_page(offset)
+        places[k] = offset
+        offset += int(size)
+    return places, offset
+
+
+def next_page(offset):
+    return -(-offset // beton.PAGE_SIZE) * beton.PAGE_SIZE
+
+
+def write_at(descriptor, data, offset):
+    """Writes all bytes of `data` from byte `offset` of the open file on. Raises OSError."""
+    left = memoryview(data)
+    while len(left):
+        count = os.pwrite(descriptor, left, offset)
+        left, offset = left[count:], offset + count
