@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK_N, BLOCK_M = 16, 128
+BLOCK_N, BLOCK_M = 8, 512      # 8 x 4 pairs a thread: a word loaded serves several, and all stay in registers (60 to 140)
 PROGRAMS = 4096                 # as many as keep a large device busy (132 multiprocessors), a few waves: an assumption, not measured
 STEP_BITS = 15                  # a lane's key is distance << STEP_BITS | step: 16 bits of distance are left
 INDEX_BITS = 40                 # a query's key is distance << INDEX_BITS | index
@@ -48,10 +48,11 @@ def _all_kernel(queries, database, distances, n, m, words: tl.constexpr, BLOCK_N
 
 
 @triton.jit
-def _nearest_kernel(queries, database, nearest, n, m, splits, steps, words: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-                    STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+def _nearest_kernel(queries, database, nearest, scale, n, m, splits, steps, words: tl.constexpr, BLOCK_N: tl.constexpr,
+                    BLOCK_M: tl.constexpr, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
     """The lowest key of each query in each split, into int64 [splits, n]; or, EACH_LANE, the lowest distance in each lane of each split,
-    into int32 [n, splits * BLOCK_M]."""
+    into int32 [n, splits * BLOCK_M]. scale is 2^STEP_BITS: as a number known to the compiler it would be merged into the last shift of
+    _count_bits, which is then no longer recognised as popc."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes = tl.arange(0, BLOCK_M)
@@ -59,7 +60,7 @@ def _nearest_kernel(queries, database, nearest, n, m, splits, steps, words: tl.c
     best = tl.full([BLOCK_N, BLOCK_M], 0x7FFFFFFF, tl.int32)
     for step in range(steps):
         columns = start + step * BLOCK_M + lanes
-        key = (_tile_distances(queries, database, rows, columns, n, m, words) << STEP_BITS) | step
+        key = _tile_distances(queries, database, rows, columns, n, m, words) * scale + step
         best = tl.minimum(best, tl.where((columns < m)[None, :], key, 0x7FFFFFFF))
     if EACH_LANE:
         pointers = nearest + (rows.to(tl.int64) * splits + split)[:, None] * BLOCK_M + lanes[None, :]
@@ -116,7 +117,7 @@ def search(queries, database, k):
     n, m = queries.shape[1], database.shape[1]
     splits, steps = _splits(n, m)
     keys = torch.empty(splits, n, dtype=torch.int64, device=queries.device)
-    _launch(_nearest_kernel, queries, database, splits, steps, keys, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=False)
+    _launch(_nearest_kernel, queries, database, splits, steps, keys, 1 << STEP_BITS, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=False)
     keys = keys.amin(0)[:, None]
     return (keys >> INDEX_BITS).int(), keys & ((1 << INDEX_BITS) - 1)
 
@@ -126,7 +127,7 @@ def _k_nearest(queries, database, k):
     n, m = queries.shape[1], database.shape[1]
     splits, steps = _splits(n, m, lanes=4 * k)
     nearest = torch.empty(n, splits * BLOCK_M, dtype=torch.int32, device=queries.device)
-    _launch(_nearest_kernel, queries, database, splits, steps, nearest, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=True)
+    _launch(_nearest_kernel, queries, database, splits, steps, nearest, 1 << STEP_BITS, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=True)
     # where m leaves fewer than k lanes with a code, all codes are candidates
     radii = nearest.kthvalue(k, dim=1).values.int() if k <= nearest.shape[1] else nearest.new_full((n,), 32 * len(queries))
     ends = _count_within(queries, database, radii, splits, steps)

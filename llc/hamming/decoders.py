@@ -24,7 +24,7 @@ class Decoder:
         check_codes(class_codes=class_codes)
         if len(class_codes) == 0:
             raise ValueError("class_codes: there are no classes")
-        self.class_codes = class_codes
+        self.class_codes = class_codes.clone() if isinstance(class_codes, torch.Tensor) else class_codes.copy()   # the table is of these
         self._num_bits = None if table is False else _bits_in_use(class_codes)
         self._table, self._num_scanned = None, 0
         if table:
