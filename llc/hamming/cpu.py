@@ -22,21 +22,26 @@ from numba.extending import intrinsic
 from llc.kernels import address_of, kernel, load_word64, share
 
 LANES = 64                # codes whose distances are compared at once; tiles are whole multiples
-TILE_BYTES = 16 << 10     # planes of a tile: a half or a third of a first-level cache
+TILE_BYTES = 32 << 10     # planes of a tile: they stay in a first-level cache
 MAX_TILE = 4096           # codes
-BLOCK_QUERIES = 4096      # queries that share the planes of a tile: what these take to make then hardly counts
+CHUNK = 28                # planes whose counts, at most 224, are summed in bytes before they are added to 16-bit distances
+FEW_QUERIES = 3           # so few are scanned code by code: making planes takes as long as scanning them for some 25 queries
+BLOCK_QUERIES = 4096      # queries that share the planes of a tile
 BLOCK_PAIRS = 1 << 34     # pairs of codes in one call of a kernel, a second or so: it cannot be interrupted
 BLOCK_CANDIDATES = 4 << 20   # candidates kept for a block of queries: 32 MB
 THREAD_BYTES = 1 << 22    # query bytes x database codes that pay for starting a thread (some 50 us)
 INDEX_BITS = 40           # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
 
 
+_inlined = njit(inline="always")   # by numba: for a small tile, passing arrays to a function takes as long as the work
+
+
 @intrinsic
 def _differing_bits(typing, a, b):
-    """The number of bits in which two bytes differ, as a byte."""
+    """The number of bits in which two bytes or two words differ, in their type."""
     def generate(context, builder, signature, arguments):
         return builder.ctpop(builder.xor(*arguments))
-    return types.uint8(types.uint8, types.uint8), generate
+    return a(a, a), generate
 
 
 @intrinsic
@@ -65,22 +70,29 @@ def _lowest_bit(typing, mask):
 
 
 def _scratch(code_size, m):
-    """Where a kernel keeps a tile's distances: its length is the tile's, its dtype says whether they fit in bytes."""
+    """What a kernel works in: (planes uint8 [code_size or more, tile], counts uint8 [tile], distances uint8 or uint16 [tile]).
+
+    Distances that fit in bytes are the counts themselves. Planes come in fours, as _count takes them; those that no byte fills stay 0.
+    """
     tile = min(MAX_TILE, TILE_BYTES // code_size, m)
-    return np.empty(max(1, -(-tile // LANES)) * LANES, np.uint8 if code_size < 32 else np.uint16)
+    tile = max(1, -(-tile // LANES)) * LANES
+    planes = _aligned_zeros(-(-code_size // 4) * 4 * tile, np.uint8).reshape(-1, tile)
+    counts = _aligned_zeros(tile, np.uint8)
+    return planes, counts, counts if code_size < 32 else _aligned_zeros(tile, np.uint16)
+
+
+def _aligned_zeros(length, dtype):
+    """Begins where a cache line does: vectors of 64 bytes that straddle lines made the scan 1.5 times slower."""
+    memory = np.zeros(length * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start:start + length * np.dtype(dtype).itemsize].view(dtype)
 
 
 @njit
-def _empty_planes(code_size, tile):
-    """Whole fours of planes, because _distances takes four together; those that no byte fills count nothing."""
-    return np.zeros(((code_size + 3) // 4 * 4, tile), np.uint8)
-
-
-@njit
-def _fill_planes(codes, first, size, planes):
-    """codes[first:first + size] as planes [code_size or more, tile]; the last code fills the LANES up -> lanes in use."""
-    code_size = codes.shape[1]
-    flat = codes[first:].reshape(-1)
+def _fill_planes(database, start, size, planes):
+    """database[start:start + size] as planes; the last code fills the LANES up."""
+    code_size = database.shape[1]
+    flat = database[start:].reshape(-1)
     num_words = code_size // 8
     for word in range(num_words):
         p0, p1, p2, p3, p4, p5, p6, p7 = (planes[8 * word], planes[8 * word + 1], planes[8 * word + 2], planes[8 * word + 3],
@@ -94,30 +106,67 @@ def _fill_planes(codes, first, size, planes):
     for byte in range(8 * num_words, code_size):
         for lane in range(size):
             planes[byte, lane] = flat[lane * code_size + byte]
-    num_lanes = (size + LANES - 1) // LANES * LANES
     for byte in range(code_size):
-        planes[byte, size:num_lanes] = planes[byte, size - 1]
-    return num_lanes
+        planes[byte, size:_whole_lanes(size)] = planes[byte, size - 1]
 
 
 @njit
-def _distances(planes, query, distances):
-    """Distances of query uint8 [planes] to the lanes of a tile, into uint8 or uint16 [lanes] -> the lowest."""
-    for plane in range(0, len(planes), 4):
-        p0, p1, p2, p3 = planes[plane], planes[plane + 1], planes[plane + 2], planes[plane + 3]
-        q0, q1, q2, q3 = query[plane], query[plane + 1], query[plane + 2], query[plane + 3]
-        if plane == 0:
+def _whole_lanes(size):
+    return (size + LANES - 1) // LANES * LANES
+
+
+@_inlined
+def _scan_planes(planes, query, counts, distances):
+    """Distances of query uint8 [planes] to the lanes of a tile, by way of counts -> the lowest."""
+    if distances.itemsize == 1:
+        _count(planes, 0, len(planes), query, distances)
+    else:
+        distances[:] = 0
+        for first in range(0, len(planes), CHUNK):
+            _count(planes, first, min(first + CHUNK, len(planes)), query, counts)
             for i in range(len(distances)):
-                distances[i] = np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
-                                        + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
-        else:
-            for i in range(len(distances)):
-                distances[i] += np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
-                                         + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
+                distances[i] += counts[i]
+    return _lowest(distances)
+
+
+@_inlined
+def _lowest(distances):
     lowest = distances[0]
     for i in range(len(distances)):
         lowest = min(lowest, distances[i])
     return np.int64(lowest)
+
+
+@_inlined
+def _count(planes, first, last, query, counts):
+    """The number of bits in which each lane of the planes first to last differs from the query, into uint8 [lanes]."""
+    for plane in range(first, last, 4):
+        p0, p1, p2, p3 = planes[plane], planes[plane + 1], planes[plane + 2], planes[plane + 3]
+        q0, q1, q2, q3 = query[plane], query[plane + 1], query[plane + 2], query[plane + 3]
+        if plane == first:
+            for i in range(len(counts)):
+                counts[i] = np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
+                                     + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
+        else:
+            for i in range(len(counts)):
+                counts[i] += np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
+                                      + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
+
+
+@njit
+def _scan_rows(database, start, size, query, distances):
+    """The same from database[start:start + size] itself, word by word along each code: nothing is made ready for other queries."""
+    code_size = database.shape[1]
+    flat = database[start:].reshape(-1)
+    for lane in range(size):
+        position, distance = lane * code_size, np.uint64(0)
+        for byte in range(0, code_size - 7, 8):
+            distance += _differing_bits(load_word64(flat, position + byte), load_word64(query, byte))
+        for byte in range(code_size // 8 * 8, code_size):
+            distance += _differing_bits(flat[position + byte], query[byte])
+        distances[lane] = distance
+    distances[size:] = distances[size - 1]
+    return _lowest(distances)
 
 
 # ---- the nearest code ------------------------------------------------------------------------------------------------
@@ -127,16 +176,21 @@ def _distances(planes, query, distances):
 def _nearest(scratch, queries, database, first, last, distances, indices):
     """The nearest of database[first:last] to each query, into int32 [n] and int64 [n]."""
     code_size = queries.shape[1]
-    tile = len(scratch)
-    planes = _empty_planes(code_size, tile)
-    query = np.zeros(len(planes), np.uint8)
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
     distances[:] = 8 * code_size + 1
     for start in range(first, last, tile):
-        num_lanes = _fill_planes(database, start, min(tile, last - start), planes)
-        tile_planes, tile_distances = planes[:, :num_lanes], scratch[:num_lanes]
+        size = min(tile, last - start)
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
         for q in range(len(queries)):
-            query[:code_size] = queries[q]
-            lowest = _distances(tile_planes, query, tile_distances)
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
             if lowest < distances[q]:
                 distances[q], indices[q] = lowest, start + _first_within(tile_distances, lowest)
 
@@ -161,18 +215,23 @@ def _first_within(distances, limit):
 def _k_nearest(scratch, queries, database, first, last, candidates, distances, indices):
     """The k nearest of database[first:last] to each query, into int32 [n, k] and int64 [n, k]; candidates is int64 [n, k or more]."""
     n, code_size = queries.shape
-    k, tile = distances.shape[1], len(scratch)
-    planes = _empty_planes(code_size, tile)
-    query = np.zeros(len(planes), np.uint8)
+    k, by_rows = distances.shape[1], n <= FEW_QUERIES
+    planes, plane_counts, plane_distances = scratch
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
     counts, limits = np.zeros(n, np.int64), np.full(n, 8 * code_size, np.int64)
     starts, spare = np.empty(8 * code_size + 2, np.int64), np.empty(k, np.int64)
     for start in range(first, last, tile):
         size = min(tile, last - start)
-        num_lanes = _fill_planes(database, start, size, planes)
-        tile_planes, tile_distances = planes[:, :num_lanes], scratch[:num_lanes]
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
         for q in range(n):
-            query[:code_size] = queries[q]
-            if _distances(tile_planes, query, tile_distances) <= limits[q]:
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
+            if lowest <= limits[q]:
                 counts[q], limits[q] = _add_candidates(tile_distances, size, start, candidates[q], counts[q], limits[q], starts, spare)
     for q in range(n):
         _keep_best(candidates[q], counts[q], starts, spare)
@@ -263,16 +322,21 @@ def _capacity(k, m):
 def _within_radius(scratch, queries, database, radius, ends, write, distances, indices):
     """Moves each query's end on by the codes within the radius, and writes them there if asked to."""
     m, code_size = database.shape
-    tile = len(scratch)
-    planes = _empty_planes(code_size, tile)
-    query = np.zeros(len(planes), np.uint8)
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
     for start in range(0, m, tile):
         size = min(tile, m - start)
-        num_lanes = _fill_planes(database, start, size, planes)
-        tile_planes, tile_distances = planes[:, :num_lanes], scratch[:num_lanes]
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
         for q in range(len(queries)):
-            query[:code_size] = queries[q]
-            if _distances(tile_planes, query, tile_distances) > radius:
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
+            if lowest > radius:
                 continue
             end = ends[q]
             for position in range(0, size, LANES):
@@ -311,16 +375,22 @@ def range_search(queries, database, radius, num_threads):
 @kernel
 def _all(scratch, queries, database, distances):
     m, code_size = database.shape
-    tile = len(scratch)
-    planes = _empty_planes(code_size, tile)
-    query = np.zeros(len(planes), np.uint8)
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
     for start in range(0, m, tile):
         size = min(tile, m - start)
-        num_lanes = _fill_planes(database, start, size, planes)
-        tile_planes, tile_distances = planes[:, :num_lanes], scratch[:num_lanes]
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
         for q in range(len(queries)):
-            query[:code_size] = queries[q]
-            _distances(tile_planes, query, tile_distances)
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            if by_rows:
+                _scan_rows(database, start, size, query, tile_distances)
+            else:
+                _scan_planes(planes, query, tile_counts, tile_distances)
             for lane in range(size):
                 distances[q, start + lane] = tile_distances[lane]
 
@@ -347,4 +417,4 @@ def _threads_worth(n, m, code_size, num_threads):
 
 def _block_size(n, m, num_threads):
     """Queries of a block: such that each thread has some blocks, but not too small ones."""
-    return max(1, min(BLOCK_QUERIES, BLOCK_PAIRS // max(1, m), max(256, -(-n // (3 * num_threads)))))
+    return max(1, min(BLOCK_QUERIES, BLOCK_PAIRS // max(1, m), max(64, -(-n // (3 * num_threads)))))

@@ -39,20 +39,29 @@ def test_range_search_finds_all_within_the_radius(n, m, num_bits, seed, distinct
     assert (lims.tolist(), list(zip(distances.tolist(), indices.tolist()))) == slow_range_search(queries, database, radius)
 
 
+@pytest.mark.parametrize("n", [2, 2 * cpu.FEW_QUERIES])
 @pytest.mark.parametrize("num_bits", [24, 64, 248, 249, 256, 257, 2048, 4096])
-def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits):
-    """Up to 31 bytes distances are summed in bytes; the largest distance is all bits."""
-    queries = np.packbits(np.stack([np.zeros(num_bits), np.ones(num_bits)]).astype(bool), axis=1)
-    database = np.concatenate([queries[:1].repeat(65, 0), queries[1:], random_codes(70, num_bits, 1)])
+def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits, n):
+    """Up to 31 bytes distances are summed in bytes; the largest distance is all bits. Few queries are scanned in another way."""
+    queries = np.packbits(np.arange(n)[:, None].repeat(num_bits, 1).astype(bool), axis=1)   # all zeros, then all ones
+    database = np.concatenate([queries[:1].repeat(65, 0), queries[1:2], random_codes(70, num_bits, 1)])
     assert pairwise(queries, database).tolist() == slow_pairwise(queries, database)
     for k in (1, 3, len(database)):
         assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
     lims, *found = range_search(queries, database, 0)
-    assert lims.tolist() == [0, 65, 66] and found[1].tolist() == [*range(65), 65]
+    assert lims.tolist() == [0, *range(65, 65 + n)] and found[1].tolist() == [*range(65)] + [65] * (n - 1)
+
+
+@pytest.mark.parametrize("num_bits", [20, 64, 300])
+def test_many_candidates_of_many_queries(num_bits):
+    """Enough to fill the lists of candidates several times, over several tiles, with ties."""
+    queries, database = random_codes(5, num_bits, 0), random_codes(5000, num_bits, 1, 2500)
+    for k in (2, 40, 700):
+        assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
 
 
 def test_longest_codes():
-    queries, database = random_codes(2, 8 * neighbours.MAX_CODE_SIZE, 0), random_codes(3, 8 * neighbours.MAX_CODE_SIZE, 1)
+    queries, database = random_codes(5, 8 * neighbours.MAX_CODE_SIZE, 0), random_codes(3, 8 * neighbours.MAX_CODE_SIZE, 1)
     queries[0], database[2] = 0, 255
     assert pairwise(queries, database).tolist() == slow_pairwise(queries, database)
     assert search(queries, database, 3)[1].tolist() == slow_search(queries, database, 3)[1]

@@ -1,0 +1,1 @@
+"""Throughput of loader, writer, epoch and decoders: python -m llc.benchmark NAME."""
