@@ -1,15 +1,17 @@
 """Hamming search, decoders and packing beside FAISS, numpy and the product of +-1 floats, on CPU or CUDA.
 
-    python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--repeats=7] [--json=FILE]
+    python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--repeats=7] [--seconds=0.05] [--json=FILE]
 
 The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a first call of each that is not
-timed and whose results are compared. The clock covers one call, from packed codes (for the product: from +-1 floats) to indices in
-memory. Slow ways get fewer queries, as the table says; ratios are of pairs per second. FAISS is optional: pip install 'llc[benchmark]'.
+timed and whose results are compared. A turn repeats a quick way's call for --seconds and counts the mean: with --seconds=0 it is one
+call, which finds in the caches what the way before left there. A call goes from packed codes (for the product: from +-1 floats) to indices
+in memory. Slow ways get fewer queries, as the table says; ratios are of rates. FAISS is optional: pip install 'llc[benchmark]'.
 """
 import argparse
 import dataclasses
 import functools
 import json
+import math
 import platform
 import statistics
 import time
@@ -28,7 +30,8 @@ try:
 except ImportError:
     faiss = None
 
-TILE = 1 << 24        # entries of the [n, m] matrix that numpy and the product make at a time
+TILE = 1 << 22        # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
+WHOLE = 1 << 26       # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
 SLOW_QUERIES = 200    # of a large database, for the ways that would take minutes
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
@@ -57,6 +60,7 @@ def main(argv):
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS) + " (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each way; the median is reported")
+    parser.add_argument("--seconds", type=float, default=0.05, help="that a turn of a quick way lasts")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of codes, for a quick look")
     parser.add_argument("--json", metavar="FILE", help="write the measurements to this file too")
     options = parser.parse_args(argv)
@@ -71,7 +75,7 @@ def main(argv):
     print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
     results = [measure(name, WORKLOADS[name](options.device, options.scale), options) for name in options.workloads or WORKLOADS]
     if options.json:
-        Path(options.json).write_text(json.dumps({"machine": machine, "repeats": options.repeats, "scale": options.scale, "workloads": results}))
+        Path(options.json).write_text(json.dumps({"machine": machine, "options": vars(options), "workloads": results}))
 
 
 def describe_machine(device):
@@ -100,7 +104,7 @@ def measure(name, workload, options):
     seconds = [[] for _ in workload.ways]
     for _ in range(options.repeats):
         for way, times in zip(workload.ways, seconds):
-            times.append(_time(way.call, options.device))
+            times.append(_seconds_a_call(way.call, options))
     print(f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}{'ours is':>10s}")
     rates, rows = [], []
     for way, times in zip(workload.ways, seconds):
@@ -115,15 +119,16 @@ def measure(name, workload, options):
     return {"name": name, "title": workload.title, "work": workload.work, "ways": rows}
 
 
-def _time(call, device):
-    def wait():
-        if device == "cuda":
+def _seconds_a_call(call, options):
+    def timed(number):
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        if options.device == "cuda":
             torch.cuda.synchronize()
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
+        return (time.perf_counter() - start) / number
+    once = timed(1)
+    return once if once > options.seconds else timed(math.ceil(options.seconds / once))
 
 
 # ---- workloads -------------------------------------------------------------------------------------------------------
@@ -199,18 +204,25 @@ def _others(queries, database, num_bits, k, device, slow):
             on_gpu = faiss.GpuIndexBinaryFlat(faiss.StandardGpuResources(), index)
             ways.append(Way("faiss GpuIndexBinaryFlat", len(queries), lambda: on_gpu.search(queries, k)))
     if device == "cpu" and hasattr(np, "bitwise_count") and k == 1:
-        ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(queries[:slow], database)))
+        words, database_words = _words(queries[:slow]), _words(database)
+        ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(words, database_words)))
     signs, database_signs = (torch.from_numpy(2.0 * np.unpackbits(c, axis=1, count=num_bits) - 1).float().to(device) for c in (queries[:slow], database))
-    step = max(1, TILE // len(database))
-    ways.append(Way("+-1 float32 matmul + topk", slow,
-                    lambda: torch.cat([(part @ database_signs.T).topk(k, dim=1).indices for part in signs.split(step)])))
+    for name, entries in (("+-1 float32 matmul + topk", WHOLE), ("the same in tiles", TILE)):
+        ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, max(1, entries // len(database)))))
     return ways
 
 
+def _product_nearest(signs, database_signs, k, step):
+    return torch.cat([(part @ database_signs.T).topk(k, dim=1).indices for part in signs.split(step)])
+
+
+def _words(codes):
+    """Zero padded to the shortest unsigned integer that holds a code, or to several of 64 bits."""
+    size = next((size for size in (1, 2, 4) if codes.shape[1] <= size), 8)
+    return np.pad(codes, ((0, 0), (0, -codes.shape[1] % size))).view(f"uint{8 * size}")
+
+
 def _numpy_nearest(queries, database):
-    """xor and bitwise_count on the longest words that fit, in tiles of queries."""
-    word = next(size for size in (8, 4, 2, 1) if queries.shape[1] % size == 0)
-    queries, database = (c.view(f"uint{8 * word}") for c in (queries, database))
     step = max(1, TILE // database.size)
     return np.concatenate([np.bitwise_count(queries[i:i + step, None] ^ database).sum(2, dtype=np.uint16).argmin(1)
                            for i in range(0, len(queries), step)])[:, None]
