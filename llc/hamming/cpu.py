@@ -8,11 +8,11 @@ cannot matter to a query is left after one comparison.
 `_differing_bits` is xor and LLVM's ctpop on bytes; the plain loops around it are vectorised by LLVM. In the generated assembly that is
 
     AVX-512 BITALG   vpxorq, vpopcntb, vpaddb in 64-byte registers: 3 instructions for 8 bits of 64 codes
-    AVX2             vpxor, a lookup (vpshufb) of the count of either nibble, vpaddb in 32-byte registers: 9 instructions for 32 codes
-    64-bit ARM       eor, cnt, add in 16-byte registers
+    AVX2             vpxor, a lookup of the count of either nibble (vpshufb, twice), vpaddb in 32-byte registers: 8 for 32 codes
+    64-bit ARM       eor, cnt, add in 16-byte registers (compiled, not run)
 
-Sums of 64-bit words' counts (vpopcntq) take as many instructions for 64 bits but leave distances in 8 times the registers, and AVX2
-must add up the bytes of every word.
+vpopcntq on 64-bit words takes as many instructions to count, but leaves the distances in 8 times the registers, and AVX2 would have to
+add up the bytes of every word besides.
 """
 import numpy as np
 from llvmlite import ir
