@@ -47,12 +47,14 @@ class Way:
 
 @dataclasses.dataclass
 class Workload:
-    """ways[0] is ours. work: pairs of codes for each of a way's amount. check: result -> what all ways must agree on."""
+    """ways[0] is ours. work: pairs of codes for each of a way's amount. check: result -> what all ways must agree on.
+    limits: of pairs per second on this device, {name: rate}."""
 
     title: str
     ways: list
     check: Callable
     work: int = 1
+    limits: dict = dataclasses.field(default_factory=dict)
 
 
 def main(argv):
@@ -114,9 +116,11 @@ def measure(name, workload, options):
         rows.append({"way": way.name, "n": way.amount, "seconds": times, "median": median, "ours_is": ratio})
         print(f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
               f"{rates[-1] / 1e9:9.3f}" + (f"{ratio:9.1f}x" if way is not workload.ways[0] else ""))
+    for limit, rate in workload.limits.items():
+        print(f"  {limit:36s}{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it")
     if faiss is None and workload.work > 1:
         print("  FAISS is not installed")
-    return {"name": name, "title": workload.title, "work": workload.work, "ways": rows}
+    return {"name": name, "title": workload.title, "work": workload.work, "limits": workload.limits, "ways": rows}
 
 
 def _seconds_a_call(call, options):
@@ -142,7 +146,8 @@ def decode(device, scale, num_bits=20, num_classes=1000):
     ways = [Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
             Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
             *_others(codes, class_codes, num_bits, 1, device, len(codes))]
-    return Workload(f"nearest of {num_classes:,} classes, {num_bits} bits", ways, _distances_of(codes, class_codes), num_classes)
+    return Workload(f"nearest of {num_classes:,} classes, {num_bits} bits", ways, _distances_of(codes, class_codes), num_classes,
+                    _limits(device, codes, class_codes))
 
 
 def build_table(device, scale, num_bits=20):
@@ -157,7 +162,8 @@ def nearest(device, scale, num_bits, k, num_queries=10_000):
     on_device, database_on_device = (torch.from_numpy(c).to(device) for c in (queries, database))
     ways = [Way("llc search", len(queries), lambda: search(on_device, database_on_device, k)),
             *_others(queries, database, num_bits, k, device, min(len(queries), SLOW_QUERIES))]
-    return Workload(f"top-{k} of {len(database):,} codes, {num_bits} bits", ways, _distances_of(queries, database), len(database))
+    return Workload(f"top-{k} of {len(database):,} codes, {num_bits} bits", ways, _distances_of(queries, database), len(database),
+                    _limits(device, queries, database))
 
 
 def pack(device, scale, num_bits=20):
@@ -189,6 +195,17 @@ def _distances_of(queries, database):
         indices = np.asarray(torch.as_tensor(indices).cpu())
         return np.stack([BITS_OF_BYTE[queries[:len(indices)] ^ database[column]].sum(1) for column in indices.T], axis=1)
     return check
+
+
+def _limits(device, queries, database):
+    """Of a GPU, by its highest clocks: 16 popc of 32 bits a clock and multiprocessor (CUDA's programming guide, compute capability 5 to 9),
+    and reading every code from memory once."""
+    if device == "cpu":
+        return {}
+    gpu, words = torch.cuda.get_device_properties(), -(-queries.shape[1] // 4)
+    seconds = (queries.size + database.size) / (2e3 * gpu.memory_clock_rate * gpu.memory_bus_width / 8)
+    return {"limit of popcount": 16e3 * gpu.multi_processor_count * gpu.clock_rate / words,
+            "limit of memory bandwidth": len(queries) * len(database) / seconds}
 
 
 def _others(queries, database, num_bits, k, device, slow):

@@ -7,8 +7,8 @@ import torch
 from llc.hamming.neighbours import as_array, check_codes, is_cuda, search
 
 TABLE_BITS = 24   # longer codes are scanned: a table holds 2^num_bits int32, 64 MB for 24 bits
-# Pairs of codes whose scan takes as long as building an entry of the table. CPU: measured, 2 cores, 40 pairs an entry at 20 bits and
-# 140 at 24. CUDA, where the table comes from the CPU: an assumption.
+# Pairs of codes whose scan takes as long as building an entry of the table. CPU: measured, 2 cores, some 50 pairs an entry at 20 bits and
+# 100 at 24. CUDA, where the table comes from the CPU: an assumption.
 PAIRS_PER_ENTRY = {"cpu": 64, "cuda": 4096}
 
 

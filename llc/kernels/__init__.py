@@ -2,9 +2,9 @@
 
 Why not numba's own threads (`prange`): its default layer aborts the process when two Python threads use it at once, as FFCV's loader
 and an evaluation beside it do. A kernel here is plain code that releases the interpreter lock, and Python threads call it.
+The intrinsics take the CPU to be little-endian, as x86 and ARM are.
 """
 import itertools
-import sys
 import threading
 
 import numba
@@ -59,7 +59,7 @@ def _load_word(bits):
     def load(typing, flat, position):
         def generate(context, builder, signature, arguments):
             word = builder.load(address_of(context, builder, signature.args[0], *arguments, ir.IntType(bits)), align=1)
-            return builder.bswap(word) if sys.byteorder == "little" else word
+            return builder.bswap(word)
         return types.Integer.from_bitwidth(bits, signed=False)(flat, types.intp), generate
     return load
 

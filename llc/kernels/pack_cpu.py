@@ -1,10 +1,8 @@
 """Packing on the CPU: the sign and the packing in one pass over the values.
 
-Eight values become one byte by a subtraction, a comparison and a move of the comparison's mask: for float32 on AVX2 numba's code for
-`_byte_of_signs` is vpaddd, vpminud, vpcmpeqd, a reversal (vpermd or two shuffles) and vmovmskps.
+Eight values become one byte by a subtraction, a comparison and a move of the comparison's mask. For eight float32 the generated assembly
+is vpshufd, vpaddd, vpermq, vpcmpltud, kmovb with AVX-512, and vpaddd, vpmaxud, vpcmpeqd, four to narrow and reverse, vpmovmskb with AVX2.
 """
-import sys
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -38,8 +36,7 @@ def _byte_of_signs(typing, flat, position, limit):
         limits = builder.shuffle_vector(limit, limit, ir.Constant(lanes, [0] * 8))
         # 0 < value <= limit in one unsigned comparison, where 0 - 1 is the largest number there is
         inside = builder.icmp_unsigned("<", builder.sub(loaded, ir.Constant(vector, [1] * 8)), limits)
-        first_lane_highest = range(7, -1, -1) if sys.byteorder == "little" else range(8)
-        inside = builder.shuffle_vector(inside, inside, ir.Constant(lanes, list(first_lane_highest)))
+        inside = builder.shuffle_vector(inside, inside, ir.Constant(lanes, list(range(7, -1, -1))))
         return builder.bitcast(inside, ir.IntType(8))
     return types.uint8(flat, types.intp, types.uint64), generate
 
