@@ -223,7 +223,8 @@ def _others(queries, database, num_bits, k, device, slow):
     if device == "cpu" and hasattr(np, "bitwise_count") and k == 1:
         words, database_words = _words(queries[:slow]), _words(database)
         ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(words, database_words)))
-    signs, database_signs = (torch.from_numpy(2.0 * np.unpackbits(c, axis=1, count=num_bits) - 1).float().to(device) for c in (queries[:slow], database))
+    signs, database_signs = (torch.from_numpy(np.unpackbits(c, axis=1, count=num_bits)).to(device).float().mul_(2).sub_(1)
+                             for c in (queries[:slow], database))
     for name, entries in (("+-1 float32 matmul + topk", WHOLE), ("the same in tiles", TILE)):
         ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, max(1, entries // len(database)))))
     return ways
