@@ -8,6 +8,7 @@ import torch
 from llc.codes import pack_bits, unpack_bits
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.hamming import decode_ed, search
 
 
 def random_codebook(num_classes, num_bits, seed):
@@ -49,14 +50,20 @@ class Health:
 
     num_classes: int
     num_bits: int
-    num_collisions: int      # classes whose code an earlier class has already
+    collisions: tuple        # (class, the lowest class with the same code), of every class whose code an earlier class has: never decoded
     min_distance: int
     mean_distance: float
     min_balance: float
     max_balance: float
 
+    @property
+    def num_collisions(self):
+        return len(self.collisions)
+
     def __str__(self):
-        return (f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions, "
+        named = ", ".join(f"class {c} = {first}" for c, first in self.collisions[:5]) + (", ..." if len(self.collisions) > 5 else "")
+        return (f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions"
+                f"{f' ({named})' if named else ''}, "
                 f"distance min {self.min_distance} mean {self.mean_distance:.2f}, "
                 f"ones per bit {100 * self.min_balance:.0f} to {100 * self.max_balance:.0f} %")
 
@@ -66,16 +73,10 @@ def health(codebook):
     codes = pack_bits(codebook.detach().cpu())
     bits = unpack_bits(codes, codebook.shape[1]).double()
     num_classes, num_bits = bits.shape
-    collisions = num_classes - len(torch.unique(codes, dim=0))
+    first = decode_ed(codes, codes).tolist()
     ones = bits.sum(0)
-    # the Gram matrix of 0/1 rows: |a| + |b| - 2 a.b, a block of rows at a time
-    weights, smallest = bits.sum(1), num_bits
-    for start in range(0, num_classes, 1024):
-        block = bits[start:start + 1024]
-        distances = block.sum(1)[:, None] + weights[None] - 2 * block @ bits.T
-        distances[torch.arange(len(block)), start + torch.arange(len(block))] = num_bits
-        smallest = min(smallest, int(distances.min()))
     pairs = num_classes * (num_classes - 1) / 2
     mean = float((ones * (num_classes - ones)).sum() / pairs) if pairs else 0.0
     balance = ones / num_classes
-    return Health(num_classes, num_bits, collisions, smallest if pairs else 0, mean, float(balance.min()), float(balance.max()))
+    smallest = int(search(codes, codes, 2)[0][:, 1].min()) if pairs else 0
+    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()), float(balance.max()))

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
+settings.register_profile("llc", deadline=None)   # a first call may compile a kernel
+settings.load_profile("llc")
 ROOT = Path(__file__).resolve().parent.parent
 
 

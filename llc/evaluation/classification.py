@@ -1,6 +1,6 @@
 """Accuracies of the three decoders, from predictions. Shares of 1, each image counted once."""
 from llc.codes import pack_bits
-from llc.hamming import search
+from llc.hamming import decode_ed, search
 
 
 def accuracies(predictions, codebook, suffix=""):
@@ -14,7 +14,7 @@ def accuracies(predictions, codebook, suffix=""):
     class_codes = pack_bits(codebook.detach()).to(predictions.codes.device)
     k = min(5, len(class_codes))
     distances, indices = search(predictions.codes, class_codes, min(k + 1, len(class_codes)))
-    exact = distances[:, 0] == 0
+    exact = decode_ed(predictions.codes, class_codes)
 
     def share(hits):
         return hits.double().mean().item()
@@ -24,8 +24,8 @@ def accuracies(predictions, codebook, suffix=""):
         "top5_class": share((predictions.top_class == labels).any(1)),
         "top1_mhd": share(indices[:, 0] == labels[:, 0]),
         "top5_mhd": share((indices[:, :k] == labels).any(1)),
-        "top1_ed": share(exact & (indices[:, 0] == labels[:, 0])),
-        "none_ed": share(~exact),
+        "top1_ed": share(exact == labels[:, 0]),
+        "none_ed": share(exact == -1),
         "tied_mhd": share(distances[:, 0] == distances[:, 1]) if len(class_codes) > 1 else 0.0,
         "tied5_mhd": share(distances[:, k - 1] == distances[:, k]) if len(class_codes) > k else 0.0,
     }

@@ -1,0 +1,246 @@
+"""Hamming search, decoders and packing beside FAISS, numpy and the product of +-1 floats, on CPU or CUDA.
+
+    python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--repeats=7] [--seconds=0.05] [--json=FILE]
+
+The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a first call of each that is not
+timed and whose results are compared. A turn repeats a quick way's call for --seconds and counts the mean: with --seconds=0 it is one
+call, which finds in the caches what the way before left there. A call goes from packed codes (for the product: from +-1 floats) to indices
+in memory. Slow ways get fewer queries, as the table says; ratios are of rates. FAISS is optional: pip install 'llc[benchmark]'.
+"""
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from llc.codes import pack_bits
+from llc.errors import UserError
+from llc.hamming import Decoder, search
+
+try:
+    import faiss
+except ImportError:
+    faiss = None
+
+TILE = 1 << 22        # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
+WHOLE = 1 << 26       # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
+SLOW_QUERIES = 200    # of a large database, for the ways that would take minutes
+BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
+
+
+@dataclasses.dataclass
+class Way:
+    """One way to do a workload: `call` handles `amount` queries (or values) and gives indices, last if it gives more."""
+
+    name: str
+    amount: int
+    call: Callable
+
+
+@dataclasses.dataclass
+class Workload:
+    """ways[0] is ours. work: pairs of codes for each of a way's amount. check: result -> what all ways must agree on.
+    limits: of pairs per second on this device, {name: rate}."""
+
+    title: str
+    ways: list
+    check: Callable
+    work: int = 1
+    limits: dict = dataclasses.field(default_factory=dict)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser("python -m llc.benchmark hamming", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS) + " (default: all)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each way; the median is reported")
+    parser.add_argument("--seconds", type=float, default=0.05, help="that a turn of a quick way lasts")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of codes, for a quick look")
+    parser.add_argument("--json", metavar="FILE", help="write the measurements to this file too")
+    options = parser.parse_args(argv)
+    for name in options.workloads:
+        if name not in WORKLOADS:
+            raise UserError(f"{name} is no workload of hamming: choose from {', '.join(WORKLOADS)}")
+    if options.repeats < 1 or not 0 < options.scale <= 1:
+        raise UserError(f"--repeats={options.repeats} --scale={options.scale}: expected 1 or more repeats, a scale above 0 and up to 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: torch finds no CUDA device")
+    machine = describe_machine(options.device)
+    print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
+    results = [measure(name, WORKLOADS[name](options.device, options.scale), options) for name in options.workloads or WORKLOADS]
+    if options.json:
+        Path(options.json).write_text(json.dumps({"machine": machine, "options": vars(options), "workloads": results}))
+
+
+def describe_machine(device):
+    """What the figures depend on."""
+    fields = {}
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        fields = {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    machine = {"cpu": fields.get("model name", platform.processor() or platform.machine()),
+               "flags": " ".join(f for f in ("popcnt", "avx2", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq", "asimd") if f in flags),
+               "threads": torch.get_num_threads(), "torch": torch.__version__, "numpy": np.__version__,
+               "faiss": f"{faiss.__version__}, {faiss.get_compile_options().strip()}" if faiss else "not installed"}
+    if device == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def measure(name, workload, options):
+    """Runs the ways in turns and prints their table -> what goes into the JSON file."""
+    expected = workload.check(workload.ways[0].call())
+    for way in workload.ways[1:]:
+        found = workload.check(way.call())
+        if not np.array_equal(found, expected[:len(found)]):
+            raise AssertionError(f"{name}: {way.name} and {workload.ways[0].name} disagree")
+    seconds = [[] for _ in workload.ways]
+    for _ in range(options.repeats):
+        for way, times in zip(workload.ways, seconds):
+            times.append(_seconds_a_call(way.call, options))
+    print(f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}{'ours is':>10s}")
+    rates, rows = [], []
+    for way, times in zip(workload.ways, seconds):
+        median = statistics.median(times)
+        rates.append(way.amount * workload.work / median)
+        ratio = rates[0] / rates[-1]
+        rows.append({"way": way.name, "n": way.amount, "seconds": times, "median": median, "ours_is": ratio})
+        print(f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
+              f"{rates[-1] / 1e9:9.3f}" + (f"{ratio:9.1f}x" if way is not workload.ways[0] else ""))
+    for limit, rate in workload.limits.items():
+        print(f"  {limit:36s}{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it")
+    if faiss is None and workload.work > 1:
+        print("  FAISS is not installed")
+    return {"name": name, "title": workload.title, "work": workload.work, "limits": workload.limits, "ways": rows}
+
+
+def _seconds_a_call(call, options):
+    def timed(number):
+        start = time.perf_counter()
+        for _ in range(number):
+            call()
+        if options.device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / number
+    once = timed(1)
+    return once if once > options.seconds else timed(math.ceil(options.seconds / once))
+
+
+# ---- workloads -------------------------------------------------------------------------------------------------------
+
+
+def decode(device, scale, num_bits=20, num_classes=1000):
+    """The MHD of ImageNet's validation images."""
+    codes, class_codes = _random_codes(int(50_000 * scale), num_bits, 0), _random_codes(num_classes, num_bits, 1)
+    on_device, classes_on_device = (torch.from_numpy(c).to(device) for c in (codes, class_codes))
+    scan, table = Decoder(classes_on_device, table=False), Decoder(classes_on_device, table=True)
+    ways = [Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
+            Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
+            *_others(codes, class_codes, num_bits, 1, device, len(codes))]
+    return Workload(f"nearest of {num_classes:,} classes, {num_bits} bits", ways, _distances_of(codes, class_codes), num_classes,
+                    _limits(device, codes, class_codes))
+
+
+def build_table(device, scale, num_bits=20):
+    class_codes = torch.from_numpy(_random_codes(1000, num_bits, 1)).to(device)
+    return Workload(f"a table of 2^{num_bits} codes from 1,000 class codes",
+                    [Way("llc Decoder, building its table", 1 << num_bits, lambda: Decoder(class_codes, table=True))], lambda decoder: None)
+
+
+def nearest(device, scale, num_bits, k, num_queries=10_000):
+    """Top-k in as many codes as ImageNet has training images."""
+    queries, database = _random_codes(max(1, int(num_queries * scale)), num_bits, 0), _random_codes(max(k, int(1_281_167 * scale)), num_bits, 1)
+    on_device, database_on_device = (torch.from_numpy(c).to(device) for c in (queries, database))
+    ways = [Way("llc search", len(queries), lambda: search(on_device, database_on_device, k)),
+            *_others(queries, database, num_bits, k, device, min(len(queries), SLOW_QUERIES))]
+    return Workload(f"top-{k} of {len(database):,} codes, {num_bits} bits", ways, _distances_of(queries, database), len(database),
+                    _limits(device, queries, database))
+
+
+def pack(device, scale, num_bits=20):
+    z = torch.from_numpy(np.random.default_rng(0).normal(size=(max(1, int(50_000 * scale)), num_bits)).astype(np.float32))
+    on_device, as_array = z.to(device), z.numpy()
+    ways = [Way("llc pack_bits", z.numel(), lambda: pack_bits(on_device)),
+            Way("numpy.packbits(z > 0)", z.numel(), lambda: np.packbits(as_array > 0, axis=-1))]
+    return Workload(f"{num_bits} float32 values a code, with the sign", ways, lambda codes: np.asarray(torch.as_tensor(codes).cpu()))
+
+
+WORKLOADS = {
+    "decode": decode,
+    "table20": functools.partial(build_table, num_bits=20), "table24": functools.partial(build_table, num_bits=24),
+    "pack": pack,
+    "top1_64": functools.partial(nearest, num_bits=64, k=1), "top100_64": functools.partial(nearest, num_bits=64, k=100),
+    "top1_256": functools.partial(nearest, num_bits=256, k=1), "top100_256": functools.partial(nearest, num_bits=256, k=100),
+    "one_64": functools.partial(nearest, num_bits=64, k=1, num_queries=1),
+}
+
+
+def _random_codes(n, num_bits, seed):
+    return np.packbits(np.random.default_rng(seed).integers(0, 2, (n, num_bits), dtype=np.uint8), axis=1)
+
+
+def _distances_of(queries, database):
+    """Ways may resolve ties differently: what they must agree on are the distances of what they found."""
+    def check(result):
+        indices = result[-1] if isinstance(result, tuple) else result
+        indices = np.asarray(torch.as_tensor(indices).cpu())
+        return np.stack([BITS_OF_BYTE[queries[:len(indices)] ^ database[column]].sum(1) for column in indices.T], axis=1)
+    return check
+
+
+def _limits(device, queries, database):
+    """Of a GPU, by its highest clocks: 16 popc of 32 bits a clock and multiprocessor (CUDA's programming guide, compute capability 5 to 9),
+    and reading every code from memory once."""
+    if device == "cpu":
+        return {}
+    gpu, words = torch.cuda.get_device_properties(), -(-queries.shape[1] // 4)
+    seconds = (queries.size + database.size) / (2e3 * gpu.memory_clock_rate * gpu.memory_bus_width / 8)
+    return {"limit of popcount": 16e3 * gpu.multi_processor_count * gpu.clock_rate / words,
+            "limit of memory bandwidth": len(queries) * len(database) / seconds}
+
+
+def _others(queries, database, num_bits, k, device, slow):
+    """FAISS, numpy and the product; `slow` queries for the latter two."""
+    ways = []
+    if faiss is not None:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        index = faiss.IndexBinaryFlat(8 * queries.shape[1])
+        index.add(database)
+        if device == "cpu":
+            ways.append(Way("faiss IndexBinaryFlat", len(queries), lambda: index.search(queries, k)))
+        elif hasattr(faiss, "GpuIndexBinaryFlat"):
+            on_gpu = faiss.GpuIndexBinaryFlat(faiss.StandardGpuResources(), index)
+            ways.append(Way("faiss GpuIndexBinaryFlat", len(queries), lambda: on_gpu.search(queries, k)))
+    if device == "cpu" and hasattr(np, "bitwise_count") and k == 1:
+        words, database_words = _words(queries[:slow]), _words(database)
+        ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(words, database_words)))
+    signs, database_signs = (torch.from_numpy(np.unpackbits(c, axis=1, count=num_bits)).to(device).float().mul_(2).sub_(1)
+                             for c in (queries[:slow], database))
+    for name, entries in (("+-1 float32 matmul + topk", WHOLE), ("the same in tiles", TILE)):
+        ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, max(1, entries // len(database)))))
+    return ways
+
+
+def _product_nearest(signs, database_signs, k, step):
+    return torch.cat([(part @ database_signs.T).topk(k, dim=1).indices for part in signs.split(step)])
+
+
+def _words(codes):
+    """Zero padded to the shortest unsigned integer that holds a code, or to several of 64 bits."""
+    size = next((size for size in (1, 2, 4) if codes.shape[1] <= size), 8)
+    return np.pad(codes, ((0, 0), (0, -codes.shape[1] % size))).view(f"uint{8 * size}")
+
+
+def _numpy_nearest(queries, database):
+    step = max(1, TILE // database.size)
+    return np.concatenate([np.bitwise_count(queries[i:i + step, None] ^ database).sum(2, dtype=np.uint16).argmin(1)
+                           for i in range(0, len(queries), step)])[:, None]

@@ -1,0 +1,420 @@
+"""Distances and search on the CPU, by numba. All functions take and give numpy arrays that llc.hamming has checked.
+
+How the scan works. A tile of the database is turned into planes: byte 0 of all its codes, byte 1 of all its codes, and so on, so that
+neighbouring lanes of a vector hold the same byte of neighbouring codes. For each query the tile's distances are then sums of bit counts of
+bytes, 8 bits a lane. The tile's distances and the lowest of them are what everything else is made from: a tile whose lowest distance
+cannot matter to a query is left after one comparison.
+
+`_differing_bits` is xor and LLVM's ctpop on bytes; the plain loops around it are vectorised by LLVM. In the generated assembly that is
+
+    AVX-512 BITALG   vpxorq, vpopcntb, vpaddb in 64-byte registers: 3 instructions for 8 bits of 64 codes
+    AVX2             vpxor, a lookup of the count of either nibble (vpshufb, twice), vpaddb in 32-byte registers: 8 for 32 codes
+    64-bit ARM       eor, cnt, add in 16-byte registers (compiled, not run)
+
+vpopcntq on 64-bit words takes as many instructions to count, but leaves the distances in 8 times the registers, and AVX2 would have to
+add up the bytes of every word besides.
+"""
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from llc.kernels import address_of, kernel, load_word64, share
+
+LANES = 64                # codes whose distances are compared at once; tiles are whole multiples
+TILE_BYTES = 32 << 10     # planes of a tile: they stay in a first-level cache
+MAX_TILE = 4096           # codes
+CHUNK = 28                # planes whose counts, at most 224, are summed in bytes before they are added to 16-bit distances
+FEW_QUERIES = 3           # so few are scanned code by code: making planes takes as long as scanning them for some 25 queries
+BLOCK_QUERIES = 4096      # queries that share the planes of a tile
+BLOCK_PAIRS = 1 << 34     # pairs of codes in one call of a kernel, a second or so: it cannot be interrupted
+BLOCK_CANDIDATES = 4 << 20   # candidates kept for a block of queries: 32 MB
+THREAD_BYTES = 1 << 22    # query bytes x database codes that pay for starting a thread (some 50 us)
+INDEX_BITS = 40           # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
+
+
+_inlined = njit(inline="always")   # by numba: for a small tile, passing arrays to a function takes as long as the work
+
+
+@intrinsic
+def _differing_bits(typing, a, b):
+    """The number of bits in which two bytes or two words differ, in their type."""
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(builder.xor(*arguments))
+    return a(a, a), generate
+
+
+@intrinsic
+def _within(typing, distances, position, limit):
+    """distances[position:position + LANES] -> uint64, bit i set iff distance i <= limit, which must fit the distances' type."""
+    def generate(context, builder, signature, arguments):
+        element = ir.IntType(signature.args[0].dtype.bitwidth)
+        vector = ir.VectorType(element, LANES)
+        loaded = builder.load(address_of(context, builder, signature.args[0], *arguments[:2], vector), align=element.width // 8)
+        first_lane, undefined = ir.Constant(ir.IntType(32), 0), ir.Constant(vector, ir.Undefined)
+        limit = builder.insert_element(undefined, builder.trunc(arguments[2], element), first_lane)
+        limits = builder.shuffle_vector(limit, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+        return builder.bitcast(builder.icmp_unsigned("<=", loaded, limits), ir.IntType(LANES))
+    return types.uint64(distances, types.intp, types.intp), generate
+
+
+@intrinsic
+def _lowest_bit(typing, mask):
+    """The number of the lowest bit set in a uint64 that is not 0."""
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+    return types.intp(types.uint64), generate
+
+
+# ---- tiles -----------------------------------------------------------------------------------------------------------
+
+
+def _scratch(code_size, m):
+    """What a kernel works in: (planes uint8 [code_size or more, tile], counts uint8 [tile], distances uint8 or uint16 [tile]).
+
+    Distances that fit in bytes are the counts themselves. Planes come in fours, as _count takes them; those that no byte fills stay 0.
+    """
+    tile = min(MAX_TILE, TILE_BYTES // code_size, m)
+    tile = max(1, -(-tile // LANES)) * LANES
+    planes = _aligned_zeros(-(-code_size // 4) * 4 * tile, np.uint8).reshape(-1, tile)
+    counts = _aligned_zeros(tile, np.uint8)
+    return planes, counts, counts if code_size < 32 else _aligned_zeros(tile, np.uint16)
+
+
+def _aligned_zeros(length, dtype):
+    """Begins where a cache line does: vectors of 64 bytes that straddle lines made the scan 1.5 times slower."""
+    memory = np.zeros(length * np.dtype(dtype).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start:start + length * np.dtype(dtype).itemsize].view(dtype)
+
+
+@njit
+def _fill_planes(database, start, size, planes):
+    """database[start:start + size] as planes; the last code fills the LANES up."""
+    code_size = database.shape[1]
+    flat = database[start:].reshape(-1)
+    num_words = code_size // 8
+    for word in range(num_words):
+        p0, p1, p2, p3, p4, p5, p6, p7 = (planes[8 * word], planes[8 * word + 1], planes[8 * word + 2], planes[8 * word + 3],
+                                          planes[8 * word + 4], planes[8 * word + 5], planes[8 * word + 6], planes[8 * word + 7])
+        for lane in range(size):
+            value = load_word64(flat, lane * code_size + 8 * word)
+            p0[lane], p1[lane] = np.uint8(value >> np.uint64(56)), np.uint8(value >> np.uint64(48))
+            p2[lane], p3[lane] = np.uint8(value >> np.uint64(40)), np.uint8(value >> np.uint64(32))
+            p4[lane], p5[lane] = np.uint8(value >> np.uint64(24)), np.uint8(value >> np.uint64(16))
+            p6[lane], p7[lane] = np.uint8(value >> np.uint64(8)), np.uint8(value)
+    for byte in range(8 * num_words, code_size):
+        for lane in range(size):
+            planes[byte, lane] = flat[lane * code_size + byte]
+    for byte in range(code_size):
+        planes[byte, size:_whole_lanes(size)] = planes[byte, size - 1]
+
+
+@njit
+def _whole_lanes(size):
+    return (size + LANES - 1) // LANES * LANES
+
+
+@_inlined
+def _scan_planes(planes, query, counts, distances):
+    """Distances of query uint8 [planes] to the lanes of a tile, by way of counts -> the lowest."""
+    if distances.itemsize == 1:
+        _count(planes, 0, len(planes), query, distances)
+    else:
+        distances[:] = 0
+        for first in range(0, len(planes), CHUNK):
+            _count(planes, first, min(first + CHUNK, len(planes)), query, counts)
+            for i in range(len(distances)):
+                distances[i] += counts[i]
+    return _lowest(distances)
+
+
+@_inlined
+def _lowest(distances):
+    lowest = distances[0]
+    for i in range(len(distances)):
+        lowest = min(lowest, distances[i])
+    return np.int64(lowest)
+
+
+@_inlined
+def _count(planes, first, last, query, counts):
+    """The number of bits in which each lane of the planes first to last differs from the query, into uint8 [lanes]."""
+    for plane in range(first, last, 4):
+        p0, p1, p2, p3 = planes[plane], planes[plane + 1], planes[plane + 2], planes[plane + 3]
+        q0, q1, q2, q3 = query[plane], query[plane + 1], query[plane + 2], query[plane + 3]
+        if plane == first:
+            for i in range(len(counts)):
+                counts[i] = np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
+                                     + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
+        else:
+            for i in range(len(counts)):
+                counts[i] += np.uint8(_differing_bits(p0[i], q0) + _differing_bits(p1[i], q1)
+                                      + _differing_bits(p2[i], q2) + _differing_bits(p3[i], q3))
+
+
+@njit
+def _scan_rows(database, start, size, query, distances):
+    """The same from database[start:start + size] itself, word by word along each code: nothing is made ready for other queries."""
+    code_size = database.shape[1]
+    flat = database[start:].reshape(-1)
+    for lane in range(size):
+        position, distance = lane * code_size, np.uint64(0)
+        for byte in range(0, code_size - 7, 8):
+            distance += _differing_bits(load_word64(flat, position + byte), load_word64(query, byte))
+        for byte in range(code_size // 8 * 8, code_size):
+            distance += _differing_bits(flat[position + byte], query[byte])
+        distances[lane] = distance
+    distances[size:] = distances[size - 1]
+    return _lowest(distances)
+
+
+# ---- the nearest code ------------------------------------------------------------------------------------------------
+
+
+@kernel
+def _nearest(scratch, queries, database, first, last, distances, indices):
+    """The nearest of database[first:last] to each query, into int32 [n] and int64 [n]."""
+    code_size = queries.shape[1]
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
+    distances[:] = 8 * code_size + 1
+    for start in range(first, last, tile):
+        size = min(tile, last - start)
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
+        for q in range(len(queries)):
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
+            if lowest < distances[q]:
+                distances[q], indices[q] = lowest, start + _first_within(tile_distances, lowest)
+
+
+@njit
+def _first_within(distances, limit):
+    position = 0
+    mask = _within(distances, position, limit)
+    while mask == 0:
+        position += LANES
+        mask = _within(distances, position, limit)
+    return position + _lowest_bit(mask)
+
+
+# ---- the k nearest codes ---------------------------------------------------------------------------------------------
+# Each query keeps the candidates that it has seen, in a list of about twice k. When the list is full, a counting sort by distance
+# leaves the best k, and from then on only what is nearer than the worst of them becomes a candidate. The sort is stable and candidates
+# come by rising index, so equal distances stay in the order of their indices.
+
+
+@kernel
+def _k_nearest(scratch, queries, database, first, last, candidates, distances, indices):
+    """The k nearest of database[first:last] to each query, into int32 [n, k] and int64 [n, k]; candidates is int64 [n, k or more]."""
+    n, code_size = queries.shape
+    k, by_rows = distances.shape[1], n <= FEW_QUERIES
+    planes, plane_counts, plane_distances = scratch
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
+    counts, limits = np.zeros(n, np.int64), np.full(n, 8 * code_size, np.int64)
+    starts, spare = np.empty(8 * code_size + 2, np.int64), np.empty(k, np.int64)
+    for start in range(first, last, tile):
+        size = min(tile, last - start)
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
+        for q in range(n):
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
+            if lowest <= limits[q]:
+                counts[q], limits[q] = _add_candidates(tile_distances, size, start, candidates[q], counts[q], limits[q], starts, spare)
+    for q in range(n):
+        _keep_best(candidates[q], counts[q], starts, spare)
+        for rank in range(k):
+            distances[q, rank] = candidates[q, rank] >> INDEX_BITS
+            indices[q, rank] = candidates[q, rank] & ((1 << INDEX_BITS) - 1)
+
+
+@njit
+def _add_candidates(distances, size, first_index, candidates, count, limit, starts, spare):
+    """Adds those of the first `size` distances that are within the limit -> the new count and limit."""
+    k = len(spare)
+    for position in range(0, size, LANES):
+        mask = _within(distances, position, limit)
+        while mask != 0:
+            lane = position + _lowest_bit(mask)
+            mask &= mask - np.uint64(1)
+            if lane >= size:   # what fills the tile up
+                break
+            distance = np.int64(distances[lane])
+            if distance > limit:   # the limit has fallen since the mask was made
+                continue
+            candidates[count] = distance << INDEX_BITS | (first_index + lane)
+            count += 1
+            if count == len(candidates):
+                _keep_best(candidates, count, starts, spare)
+                count = k
+                limit = (candidates[k - 1] >> INDEX_BITS) - 1
+                if limit < 0:
+                    return count, limit
+    return count, limit
+
+
+@njit
+def _keep_best(candidates, count, starts, spare):
+    """The best k = len(spare) of candidates[:count] (k or more) come to its front, in order."""
+    starts[:] = 0
+    for i in range(count):
+        starts[(candidates[i] >> INDEX_BITS) + 1] += 1
+    for distance in range(1, len(starts)):
+        starts[distance] += starts[distance - 1]
+    for i in range(count):
+        distance = candidates[i] >> INDEX_BITS
+        rank = starts[distance]
+        starts[distance] = rank + 1
+        if rank < len(spare):
+            spare[rank] = candidates[i]
+    candidates[:len(spare)] = spare
+
+
+def search(queries, database, k, num_threads):
+    """As llc.hamming.search: queries uint8 [n, code_size], database uint8 [m, code_size], 1 <= k <= m."""
+    n, (m, code_size) = len(queries), database.shape
+    num_threads = _threads_worth(n, m, code_size, num_threads)
+    block = min(_block_size(n, m, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
+    # With fewer blocks of queries than threads the database is shared out too, and the parts' results are merged.
+    num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
+    bounds = [m * part // num_parts for part in range(num_parts + 1)]
+    results = [(np.empty((n, min(k, b - a)), np.int32), np.empty((n, min(k, b - a)), np.int64)) for a, b in zip(bounds, bounds[1:])]
+
+    def work(part, start):
+        first, last = bounds[part], bounds[part + 1]
+        some = queries[start:start + block]
+        distances, indices = (result[start:start + block] for result in results[part])
+        if k == 1:
+            _nearest(_scratch(code_size, m), some, database, first, last, distances[:, 0], indices[:, 0])
+        else:
+            candidates = np.empty((len(some), _capacity(k, last - first)), np.int64)
+            _k_nearest(_scratch(code_size, m), some, database, first, last, candidates, distances, indices)
+
+    share(work, [(part, start) for start in range(0, n, block) for part in range(num_parts)], num_threads)
+    if num_parts == 1:
+        return results[0]
+    distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]   # parts come by rising index, so ties stay in order
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
+
+
+def _capacity(k, m):
+    """Candidates that a query can have: with few to spare the limit falls soon, with many the list is rarely sorted."""
+    return min(k + max(k, 32), m)
+
+
+# ---- all within a radius, and all ------------------------------------------------------------------------------------
+
+
+@kernel
+def _within_radius(scratch, queries, database, radius, ends, write, distances, indices):
+    """Moves each query's end on by the codes within the radius, and writes them there if asked to."""
+    m, code_size = database.shape
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
+    for start in range(0, m, tile):
+        size = min(tile, m - start)
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
+        for q in range(len(queries)):
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            lowest = (_scan_rows(database, start, size, query, tile_distances) if by_rows else
+                      _scan_planes(planes, query, tile_counts, tile_distances))
+            if lowest > radius:
+                continue
+            end = ends[q]
+            for position in range(0, size, LANES):
+                mask = _within(tile_distances, position, radius)
+                while mask != 0:
+                    lane = position + _lowest_bit(mask)
+                    mask &= mask - np.uint64(1)
+                    if lane >= size:   # what fills the tile up
+                        break
+                    if write:
+                        distances[end], indices[end] = tile_distances[lane], start + lane
+                    end += 1
+            ends[q] = end
+
+
+def range_search(queries, database, radius, num_threads):
+    """As llc.hamming.range_search. Scans twice, to count and to write: nothing larger than the result is ever held."""
+    n, (m, code_size) = len(queries), database.shape
+    num_threads = _threads_worth(n, m, code_size, num_threads)
+    block = _block_size(n, m, num_threads)
+    radius = min(radius, 8 * code_size)
+    lims = np.zeros(n + 1, np.int64)
+
+    def scan(ends, write, distances, indices):
+        share(lambda start: _within_radius(_scratch(code_size, m), queries[start:start + block], database, radius, ends[start:start + block],
+                                           write, distances, indices),
+              [(start,) for start in range(0, n, block)], num_threads)
+
+    scan(lims[1:], False, np.empty(0, np.int32), np.empty(0, np.int64))
+    np.cumsum(lims, out=lims)
+    distances, indices = np.empty(lims[-1], np.int32), np.empty(lims[-1], np.int64)
+    scan(lims[:-1].copy(), True, distances, indices)
+    return lims, distances, indices
+
+
+@kernel
+def _all(scratch, queries, database, distances):
+    m, code_size = database.shape
+    planes, plane_counts, plane_distances = scratch
+    by_rows = len(queries) <= FEW_QUERIES
+    tile, query = planes.shape[1], np.zeros(len(planes), np.uint8)
+    for start in range(0, m, tile):
+        size = min(tile, m - start)
+        if not by_rows:
+            _fill_planes(database, start, size, planes)
+        num_lanes = _whole_lanes(size)
+        tile_counts, tile_distances = plane_counts[:num_lanes], plane_distances[:num_lanes]
+        for q in range(len(queries)):
+            for byte in range(code_size):   # the assignment of a slice costs 10 ns
+                query[byte] = queries[q, byte]
+            if by_rows:
+                _scan_rows(database, start, size, query, tile_distances)
+            else:
+                _scan_planes(planes, query, tile_counts, tile_distances)
+            for lane in range(size):
+                distances[q, start + lane] = tile_distances[lane]
+
+
+def pairwise(queries, database, num_threads):
+    """As llc.hamming.pairwise."""
+    n, (m, code_size) = len(queries), database.shape
+    distances = np.empty((n, m), np.int32)
+    if m == 0:
+        return distances
+    num_threads = _threads_worth(n, m, code_size, num_threads)
+    block = _block_size(n, m, num_threads)
+    share(lambda start: _all(_scratch(code_size, m), queries[start:start + block], database, distances[start:start + block]),
+          [(start,) for start in range(0, n, block)], num_threads)
+    return distances
+
+
+# ---- sharing out -----------------------------------------------------------------------------------------------------
+
+
+def _threads_worth(n, m, code_size, num_threads):
+    return max(1, min(num_threads, n * m * code_size // THREAD_BYTES))
+
+
+def _block_size(n, m, num_threads):
+    """Queries of a block: such that each thread has some blocks, but not too small ones."""
+    return max(1, min(BLOCK_QUERIES, BLOCK_PAIRS // max(1, m), max(64, -(-n // (3 * num_threads)))))

@@ -1,0 +1,87 @@
+"""The CUDA implementation of packing, search and decoders against the CPU's, which tests/hamming holds against Python integers."""
+import pytest
+import torch
+
+import llc
+from llc.hamming import Decoder, pairwise, range_search, search
+from tests.hamming.helpers import random_codes
+
+if not torch.cuda.is_available():   # before Triton is imported, which tests/hamming then wants interpreted
+    pytest.skip("no CUDA device", allow_module_level=True)
+from llc.hamming import cuda   # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+
+def codes(n, num_bits, seed, distinct=None):
+    return torch.from_numpy(random_codes(n, num_bits, seed, distinct))
+
+
+def same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.is_cuda and a.dtype == b.dtype and torch.equal(a.cpu(), b)
+
+
+@pytest.mark.parametrize("num_bits", [1, 8, 20, 32, 33, 64, 100, 256, 257, 2048, 4096])
+@pytest.mark.parametrize("n, m, distinct", [(1, 1, None), (1, 40_000, None), (300, 5000, None), (300, 5000, 7), (9000, 700, None)])
+def test_search_equals_the_cpu(num_bits, n, m, distinct):
+    if n * m * num_bits > 1 << 31:
+        n = 9
+    queries, database = codes(n, num_bits, 0), codes(m, num_bits, 1, distinct)
+    on_gpu = queries.cuda(), database.cuda()
+    for k in sorted({1, min(m, 2), min(m, 100), min(m, 1500)}):
+        same(search(*on_gpu, k), search(queries, database, k))
+    radius = num_bits // 3
+    same(range_search(*on_gpu, radius), range_search(queries, database, radius))
+    same([pairwise(*on_gpu)], [pairwise(queries, database)])
+
+
+def test_all_codes_equal_and_all_wanted(monkeypatch):
+    monkeypatch.setattr(cuda, "MAX_CANDIDATES", 100_000)   # so that queries are halved
+    queries, database = codes(33, 64, 0, 1), codes(20_000, 64, 0, 1)
+    for k in (1, 100, 20_000):
+        distances, indices = search(queries.cuda(), database.cuda(), k)
+        assert (distances == 0).all() and (indices.cpu() == torch.arange(k)).all()
+
+
+def test_a_large_database():
+    database = torch.randint(0, 256, (6_000_000, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    queries = database[::600_000].clone()
+    for k in (1, 10):
+        same(search(queries.cuda(), database.cuda(), k), search(queries, database, k))
+
+
+@pytest.mark.parametrize("num_bits", [1, 8, 20])
+@pytest.mark.parametrize("num_classes, distinct", [(1, None), (200, None), (200, 20)])
+def test_decoders_equal_the_cpu(num_bits, num_classes, distinct):
+    class_codes, images = codes(num_classes, num_bits, 0, distinct), codes(3000, num_bits, 1)
+    images[:num_classes] = class_codes
+    expected = Decoder(class_codes, table=False)
+    for table in (True, False, None):
+        decoder = Decoder(class_codes.cuda(), table)
+        same([decoder.mhd(images.cuda()), decoder.ed(images.cuda())], [expected.mhd(images), expected.ed(images)])
+    same([llc.decode_mhd(images.cuda(), class_codes.cuda()), llc.decode_ed(images.cuda(), class_codes.cuda())],
+         [expected.mhd(images), expected.ed(images)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("num_bits", [1, 7, 20, 64, 4096])
+def test_packing_equals_the_cpu(dtype, num_bits):
+    values = torch.randn(num_bits, 500).mul(2)
+    if dtype.is_floating_point:
+        values[:, :4] = torch.tensor([0.0, float("nan"), float("inf"), -float("inf")])
+    values = values.to(dtype).T
+    packed = llc.pack_bits(values.cuda())
+    assert packed.is_cuda and torch.equal(packed.cpu(), llc.pack_bits(values))
+    assert torch.equal(llc.unpack_bits(packed, num_bits).cpu(), llc.unpack_bits(packed.cpu(), num_bits))
+    assert llc.pack_bits(values[:0].cuda()).shape == (0, (num_bits + 7) // 8)
+
+
+def test_smallest_numbers_are_positive():
+    values = torch.full((1, 8), 1e-45).cuda()   # subnormal: a comparison that flushes them to zero would pack 0
+    assert llc.pack_bits(values).tolist() == [[255]]
+
+
+def test_codes_on_two_devices_are_refused():
+    with pytest.raises(ValueError, match="queries are on cuda:0, database on cpu: move one"):
+        search(codes(3, 20, 0).cuda(), codes(3, 20, 1), 1)

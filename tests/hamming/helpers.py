@@ -1,0 +1,28 @@
+"""Codes to test on, and the slow definitions that anyone can check: Python integers' bit_count, sorted."""
+import numpy as np
+
+from llc.codes import pack_bits
+
+
+def random_codes(n, num_bits, seed, distinct=None):
+    """uint8 [n, code_size]; with `distinct`, only so many different codes, so that duplicates and ties abound."""
+    rng = np.random.default_rng(seed)
+    codes = pack_bits(rng.normal(size=(distinct or n, num_bits)))
+    return codes if distinct is None else codes[rng.integers(0, distinct, n)]
+
+
+def slow_pairwise(queries, database):
+    def as_ints(codes):
+        return [int.from_bytes(bytes(code), "big") for code in codes.tolist()]
+    return [[(a ^ b).bit_count() for b in as_ints(database)] for a in as_ints(queries)]
+
+
+def slow_search(queries, database, k):
+    ranked = [sorted((distance, index) for index, distance in enumerate(row))[:k] for row in slow_pairwise(queries, database)]
+    return [[d for d, _ in row] for row in ranked], [[i for _, i in row] for row in ranked]
+
+
+def slow_range_search(queries, database, radius):
+    """-> (lims, [(distance, index), ...])"""
+    found = [[(d, i) for i, d in enumerate(row) if d <= radius] for row in slow_pairwise(queries, database)]
+    return np.cumsum([0] + [len(row) for row in found]).tolist(), [pair for row in found for pair in row]
