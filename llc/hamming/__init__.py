@@ -6,11 +6,13 @@ index. Work proceeds in tiles, so the [n, m] matrix is made by `pairwise` alone.
 import numpy as np
 import torch
 
+from llc.codes import Array
+
 # int32 words of one tile's xor; the temporaries of the bit count are a few times this. 4 M entries = 16 MB stay near the cache.
 TILE_WORDS = 1 << 22
 
 
-def pairwise(queries, database):
+def pairwise(queries: Array, database: Array) -> Array:
     """Hamming distance from every query uint8 [n, code_size] to every database code uint8 [m, code_size] -> int32 [n, m].
 
     Raises ValueError when dtypes, widths or devices do not match.
@@ -24,7 +26,7 @@ def pairwise(queries, database):
     return result.numpy() if as_numpy else result
 
 
-def search(queries, database, k):
+def search(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     """The k nearest database codes of each query, sorted by (distance, index).
 
     queries uint8 [n, code_size], database uint8 [m, code_size] -> (distances int32 [n, k], indices int64 [n, k]).
@@ -53,7 +55,7 @@ def search(queries, database, k):
     return (distances.numpy(), indices.numpy()) if as_numpy else (distances, indices)
 
 
-def range_search(queries, database, radius):
+def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, Array, Array]:
     """Every database code at distance <= radius from each query, in FAISS's CSR form: (lims, distances, indices).
 
     Query i's answers are distances[lims[i]:lims[i + 1]] (int32) and indices[lims[i]:lims[i + 1]] (int64), by rising index;
@@ -76,7 +78,7 @@ def range_search(queries, database, radius):
     return tuple(part.numpy() for part in result) if as_numpy else result
 
 
-def decode_mhd(codes, class_codes, k=1):
+def decode_mhd(codes: Array, class_codes: Array, k: int = 1) -> Array:
     """Minimum Hamming distance decoding: the k nearest classes -> int64 [n, k]; ties go to the lowest class.
 
     codes uint8 [n, code_size], class_codes uint8 [num_classes, code_size]. Raises ValueError as `search` does.
@@ -84,7 +86,7 @@ def decode_mhd(codes, class_codes, k=1):
     return search(codes, class_codes, k)[1]
 
 
-def decode_ed(codes, class_codes):
+def decode_ed(codes: Array, class_codes: Array) -> Array:
     """Exact decoding: the lowest class whose code equals the given one, else -1 -> int64 [n]. Arguments as decode_mhd."""
     distances, indices = search(codes, class_codes, 1)
     where = np.where if isinstance(distances, np.ndarray) else torch.where
