@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from llc.checkpoints import read_torch_file
 from llc.codebook import save_codebook
 from llc.errors import UserError
 from llc.files import atomic_write
-from llc.network import read_torch_file
 
 
 class RunFolder:

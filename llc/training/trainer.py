@@ -7,13 +7,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from llc.checkpoints import load_weights
 from llc.codebook import health, load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes, verify
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
-from llc.network import Network, load_weights
+from llc.network import Network
 from llc.training.schedules import learning_rate, resolution_at
 from llc.training.stages import StageModule, autocast_for, parameter_groups
 
@@ -37,9 +38,7 @@ class Progress:
 def build_network(config, num_classes):
     """The network of a configuration, on the CPU, with seeded random values."""
     torch.manual_seed(config.training.seed)
-    scale = config.codes.num_bits ** -0.5 if config.codes.logit_scale == "sqrt" else 1.0
-    return Network(config.model.arch, config.codes.num_bits, num_classes, width=config.model.width,
-                   use_blurpool=config.training.use_blurpool, logit_scale=scale)
+    return Network(**config.network_options(num_classes))
 
 
 def make_val_loader(config, num_samples, processes):
@@ -63,7 +62,7 @@ class Trainer:
         self.network = build_network(config, num_classes)
         codebook = random_codebook(num_classes, config.codes.num_bits, config.training.seed)
         if config.codes.init_codebook and resume is None:
-            codebook = load_codebook(config.codes.init_codebook)
+            codebook = load_codebook(config.codes.init_codebook, config.codes.num_bits)
             if codebook.shape != self.network.codebook.shape:
                 raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
                                 f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
