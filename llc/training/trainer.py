@@ -93,6 +93,7 @@ class Trainer:
             self.say(f"{name} stage: {stage.epochs} epochs of {steps} steps, {config.training.batch_size} images a step, "
                      f"peak lr {stage.lr:g}, {self.processes.world_size} process(es) on {self.device.type}")
         if self.run_folder and self.resumed is None:
+            self.run_folder.save_class_names(self.train_manifest.class_names)
             self.run_folder.save("initial", {"network": self.network.state_dict()})
         while self.progress.stage < len(config.stages):
             self._run_stage(config.stages[self.progress.stage])
