@@ -1,14 +1,29 @@
-"""llc: short binary codes for images and classes, learned fast and used by Hamming distance."""
+"""llc: short binary codes for images and classes, learned fast and used by Hamming distance.
+
+>>> import torch, llc
+>>> llc.pack_bits(torch.tensor([[0.5, -1.0, 2.0], [-3.0, 1.0, 0.0]]))
+tensor([[160],
+        [ 64]], dtype=torch.uint8)
+"""
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llc import codes, hamming
+    from llc.codes import pack_bits, unpack_bits
+    from llc.encoder import Classes, Encoder, load
+    from llc.errors import UserError
+    from llc.hamming import decode_ed, decode_mhd
 
 __version__ = "0.1.0"
+__all__ = ["Classes", "Encoder", "UserError", "codes", "decode_ed", "decode_mhd", "hamming", "load", "pack_bits", "unpack_bits"]
 
-# Loaded when they are first used: they need torch, which takes a second that writing a beton, and each of its workers, need not pay.
-_HOMES = {"pack_bits": "llc.codes", "unpack_bits": "llc.codes", "decode_ed": "llc.hamming", "decode_mhd": "llc.hamming"}
-__all__ = sorted(_HOMES)
+# Loaded when they are first used: torch and torchvision are seconds that writing a beton, and each of its workers, need not pay.
+_HOMES = {"Classes": "llc.encoder", "Encoder": "llc.encoder", "load": "llc.encoder", "UserError": "llc.errors",
+          "pack_bits": "llc.codes", "unpack_bits": "llc.codes", "decode_ed": "llc.hamming", "decode_mhd": "llc.hamming"}
 
 
-def __getattr__(name):
+def __getattr__(name: str):
     if name in ("codes", "hamming"):
         return importlib.import_module(f"llc.{name}")
     if name not in _HOMES:

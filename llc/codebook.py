@@ -17,10 +17,11 @@ def random_codebook(num_classes, num_bits, seed):
     return torch.randn(num_classes, num_bits, generator=generator) * (2 / num_bits) ** 0.5
 
 
-def load_codebook(path):
+def load_codebook(path, num_bits=None):
     """Reads a codebook from a `.npy` file of real values, or from a run folder holding codebook.npy -> float32 tensor.
 
-    Raises UserError when it is missing, not a plain 2-D numeric array, or not finite.
+    The array is [num_classes, num_bits], with any axes of length 1 behind, as the original's convolutions have them; or, where num_bits
+    is given, flat. Raises UserError when it is missing, not such an array of plain numbers, not finite, or not of num_bits.
     """
     path = Path(path)
     if path.is_dir():
@@ -31,9 +32,16 @@ def load_codebook(path):
         raise UserError(f"codebook {path}: cannot be read: {error}") from error
     except (ValueError, EOFError) as error:
         raise UserError(f"codebook {path}: not a .npy file of plain numbers: {error}") from error
+    found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+    if isinstance(values, np.ndarray) and values.size:
+        if values.ndim == 1 and num_bits and values.size % num_bits == 0:
+            values = values.reshape(-1, num_bits)
+        elif values.ndim > 2 and values.shape[2:] == (1,) * (values.ndim - 2):
+            values = values.reshape(values.shape[:2])
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape:
-        found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
         raise UserError(f"codebook {path}: expected real values [num_classes, num_bits], found {found}")
+    if num_bits and values.shape[1] != num_bits:
+        raise UserError(f"codebook {path}: {values.shape[1]} bits ({found}); {num_bits} are needed")
     if not np.isfinite(values).all():
         raise UserError(f"codebook {path}: holds values that are not finite")
     return torch.from_numpy(values.astype(np.float32))

@@ -4,11 +4,15 @@ One rule, everywhere: bit = 1 iff value > 0 (so zero and NaN give 0). Packed cod
 code_size = ceil(num_bits / 8), in the bit order of numpy.packbits (the first bit is the highest of the first byte); the padding bits
 at the end of the last byte are 0.
 """
+from typing import TypeVar
+
 import numpy as np
 import torch
 
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
-def code_size(num_bits):
+
+def code_size(num_bits: int) -> int:
     """Bytes of a packed code of `num_bits` bits."""
     return (num_bits + 7) // 8
 
@@ -23,7 +27,7 @@ class _StraightThroughSign(torch.autograd.Function):
         return gradient
 
 
-def binarize(values):
+def binarize(values: torch.Tensor) -> torch.Tensor:
     """+1 where values > 0, else -1, in the values' shape and dtype; the gradient passes through unchanged.
 
     The straight-through estimator of Bengio et al., 2013 (arXiv 1308.3432), in its identity form, as LLC uses it.
@@ -37,7 +41,7 @@ _LARGEST = {"bool": 1, "float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_
             **{f"int{bits}": (1 << (bits - 1)) - 1 for bits in (8, 16, 32, 64)}, **{f"uint{bits}": (1 << bits) - 1 for bits in (8, 16, 32, 64)}}
 
 
-def pack_bits(values):
+def pack_bits(values: Array) -> Array:
     """Packs the signs of values [n, num_bits] (torch or numpy; float, integer or bool) -> uint8 [n, code_size].
 
     Equals numpy.packbits(values > 0, axis=-1); a tensor stays on its device, CPU or CUDA. Raises ValueError unless `values` is real and
@@ -65,7 +69,7 @@ def _pack_on_cpu(values, dtype):
     return pack_cpu.pack(values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads())
 
 
-def unpack_bits(codes, num_bits):
+def unpack_bits(codes: Array, num_bits: int) -> Array:
     """The inverse: packed codes uint8 [n, code_size] -> uint8 0/1 [n, num_bits]. Raises ValueError on a wrong dtype or width."""
     if num_bits < 1:
         raise ValueError(f"num_bits: expected 1 or more, got {num_bits}")

@@ -3,9 +3,6 @@
 Parameter names: `backbone.*` as torchvision names them (its fc is gone), `projection.weight` [num_bits, features], `codebook`
 [num_classes, num_bits]. BlurPool changes no names, so the same weights fit with and without.
 """
-import pickle
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -56,11 +53,13 @@ class Network(nn.Module):
     """forward(images uint8 [B, 3, H, W]) -> z [B, num_bits], in float32; `class_logits(z)` -> [B, num_classes].
 
     arch: a torchvision ResNet's name; width: channels of its first stage (64 is torchvision's own, less is a narrower network);
-    logit_scale multiplies the class logits.
+    logit_scale multiplies the class logits. `options` are these arguments: Network(**network.options) is built like it.
     """
 
     def __init__(self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0):
         super().__init__()
+        self.options = {"arch": arch, "num_bits": num_bits, "num_classes": num_classes, "width": width, "use_blurpool": use_blurpool,
+                        "logit_scale": logit_scale}
         if arch not in RESNETS:
             raise UserError(f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}")
         self.backbone = torchvision.models.get_model(arch, weights=None)
@@ -100,58 +99,3 @@ def _set_width(backbone, arch, width):
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def read_torch_file(path):
-    """torch.load of plain tensors and containers only. Raises UserError naming the file when it is missing, broken or runs code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): "
-                        f"{str(error).splitlines()[0]}") from error
-
-
-def load_weights(network, source, arch):
-    """Starts `network` from weights: a run folder or checkpoint of ours, a torchvision ResNet state dict, or a torchvision weights
-    name (IMAGENET1K_V1, downloaded). The codebook is never taken from here; a dense classifier (fc) is left out. Returns one line
-    that says what was loaded. Raises UserError listing the keys when they do not fit.
-    """
-    path = Path(source)
-    if path.is_dir():
-        candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "instance")]
-        path = next((c for c in candidates if c.exists()), candidates[0])
-    if not path.exists():
-        names = torchvision.models.get_model_weights(arch).__members__
-        if source not in names:
-            raise UserError(f"model.weights = {source}: neither a file, nor a run folder, nor weights of torchvision's {arch} "
-                            f"({', '.join(names)})")
-        try:
-            state = names[source].get_state_dict()
-        except Exception as error:
-            raise UserError(f"model.weights = {source}: the download failed: {error}") from error
-    else:
-        state = read_torch_file(path)
-    for key in ("network", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"model.weights = {source}: holds no state dict of tensors")
-    state = {k.removeprefix("module.").removeprefix("_orig_mod."): v for k, v in state.items()}
-    ours = any(k.startswith("backbone.") for k in state)
-    if ours:
-        state.pop("codebook", None)
-        target, said = network, f"network weights from {path}"
-    else:
-        dropped = [k for k in ("fc.weight", "fc.bias") if state.pop(k, None) is not None]
-        target, said = network.backbone, f"backbone weights from {source}" + (", its classifier left out" if dropped else "")
-    wanted = {k: v.shape for k, v in target.state_dict().items() if not (ours and k == "codebook")}
-    wrong = [f"{k}: {list(v.shape)} in the file, {list(wanted[k])} here" for k, v in state.items()
-             if k in wanted and v.shape != wanted[k]]
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if wrong or missing or unexpected:
-        raise UserError(f"model.weights = {source} does not fit {arch}: {len(missing)} keys missing {missing[:4]}, "
-                        f"{len(unexpected)} unknown {unexpected[:4]}, {len(wrong)} of another shape {wrong[:4]}")
-    target.load_state_dict(state, strict=False)
-    return said

@@ -8,8 +8,13 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-settings.register_profile("llc", deadline=None)   # a first call may compile a kernel
+from llc.checkpoints import from_original
+from llc.network import Network
+from tests.original import OriginalResNet, random_values, resnet18
+
+settings.register_profile("llc", deadline=None)  # a first call may compile a kernel
 settings.load_profile("llc")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -72,3 +77,12 @@ def finished_run(betons, tmp_path_factory):
     run_command("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
                 f"--logging.folder={folder}", "--logging.name=run", processes=2)
     return folder / "run"
+
+
+def trained_network(arch, num_bits, num_classes, **options):
+    """A network of llc with random weights and codebook whose outputs differ from picture to picture, in evaluation mode."""
+    network = Network(arch, num_bits, num_classes, **options)
+    reference = OriginalResNet(num_bits, num_classes) if arch == "resnet50" else resnet18(num_bits, num_classes, options.get("width", 64))
+    state = from_original(random_values(reference).state_dict(), "a random network")
+    network.load_state_dict(state)
+    return network.eval()

@@ -1,11 +1,10 @@
-"""BlurPool, weights in, any ResNet."""
+"""BlurPool, any ResNet."""
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 
-from llc.errors import UserError
-from llc.network import BlurConv2d, Network, apply_blurpool, load_weights
+from llc.network import BlurConv2d, Network, apply_blurpool
 
 
 @pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
@@ -26,23 +25,6 @@ def test_blurpool_changes_no_names_and_leaves_the_stem():
     apply_blurpool(network)
     assert list(network.state_dict()) == names and type(network.conv1) is torch.nn.Conv2d
     assert sum(isinstance(m, BlurConv2d) for m in network.modules()) == 6  # conv2 and downsample of three stages
-
-
-def test_dense_torchvision_weights_start_the_backbone(tmp_path):
-    dense = torchvision.models.resnet18(num_classes=5)
-    torch.save({"state_dict": {f"module.{k}": v for k, v in dense.state_dict().items()}}, tmp_path / "dense.pth")
-    network = Network("resnet18", 12, 5, use_blurpool=True)
-    assert "classifier left out" in load_weights(network, str(tmp_path / "dense.pth"), "resnet18")
-    assert torch.equal(network.backbone.layer3[0].conv1.weight, dense.layer3[0].conv1.weight)
-
-
-def test_weights_that_do_not_fit_are_named(tmp_path):
-    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match="unknown.*layer1.2"):
-        load_weights(Network("resnet18", 12, 5), str(tmp_path / "other.pth"), "resnet18")
-    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="broken.pth"):
-        load_weights(Network("resnet18", 12, 5), str(tmp_path / "broken.pth"), "resnet18")
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnext50_32x4d"])

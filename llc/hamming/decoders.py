@@ -4,6 +4,7 @@ import functools
 import numpy as np
 import torch
 
+from llc.codes import Array
 from llc.hamming.neighbours import as_array, check_codes, is_cuda, search
 
 TABLE_BITS = 24   # longer codes are scanned: a table holds 2^num_bits int32, 64 MB for 24 bits
@@ -20,7 +21,7 @@ class Decoder:
     Raises ValueError when class_codes are no packed codes, are empty, or too long for a table that is asked for.
     """
 
-    def __init__(self, class_codes, table=None):
+    def __init__(self, class_codes: Array, table: bool | None = None) -> None:
         check_codes(class_codes=class_codes)
         if len(class_codes) == 0:
             raise ValueError("class_codes: there are no classes")
@@ -32,7 +33,7 @@ class Decoder:
                 raise ValueError(f"class_codes: {self._num_bits} bits are in use, a table takes up to {TABLE_BITS}: leave `table` out")
             self._build_table()
 
-    def mhd(self, codes, k=1):
+    def mhd(self, codes: Array, k: int = 1) -> Array:
         """Minimum Hamming distance: the k nearest classes of codes uint8 [n, code_size] -> int64 [n, k]; ties go to the lowest class.
 
         Codes must be of the class codes' kind and device. Raises ValueError as `search` does. The table serves k = 1; else a scan.
@@ -42,7 +43,7 @@ class Decoder:
             return search(codes, self.class_codes, k)[1]
         return self._nearest(codes)[:, None]
 
-    def ed(self, codes):
+    def ed(self, codes: Array) -> Array:
         """Exact decoding: the lowest class whose code equals the given one, else -1 -> int64 [n]. Arguments as mhd."""
         check_codes(codes=codes, class_codes=self.class_codes)
         nearest = self._nearest(codes)
@@ -89,7 +90,7 @@ def _first_bits(codes, num_bits):
     return value >> 8 * num_bytes - num_bits
 
 
-def decode_mhd(codes, class_codes, k=1):
+def decode_mhd(codes: Array, class_codes: Array, k: int = 1) -> Array:
     """Minimum Hamming distance decoding: the k nearest classes -> int64 [n, k]; ties go to the lowest class.
 
     codes uint8 [n, code_size], class_codes uint8 [num_classes, code_size]. Raises ValueError as `search` does. On the CPU the table of the
@@ -99,7 +100,7 @@ def decode_mhd(codes, class_codes, k=1):
     return _on_kept_decoder(Decoder.mhd, codes, class_codes, k)
 
 
-def decode_ed(codes, class_codes):
+def decode_ed(codes: Array, class_codes: Array) -> Array:
     """Exact decoding: the lowest class whose code equals the given one, else -1 -> int64 [n]. Arguments, errors, tables as decode_mhd."""
     check_codes(codes=codes, class_codes=class_codes)
     return _on_kept_decoder(Decoder.ed, codes, class_codes)

@@ -4,10 +4,12 @@ import operator
 import numpy as np
 import torch
 
+from llc.codes import Array
+
 MAX_CODE_SIZE = 8191   # bytes: distances fit in 16 bits
 
 
-def pairwise(queries, database):
+def pairwise(queries: Array, database: Array) -> Array:
     """Hamming distance from every query uint8 [n, code_size] to every database code uint8 [m, code_size] -> int32 [n, m].
 
     Raises ValueError when dtypes, widths or devices do not match.
@@ -16,7 +18,7 @@ def pairwise(queries, database):
     return _run("pairwise", queries, database)
 
 
-def search(queries, database, k):
+def search(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     """The k nearest database codes of each query, sorted by (distance, index).
 
     queries uint8 [n, code_size], database uint8 [m, code_size] -> (distances int32 [n, k], indices int64 [n, k]).
@@ -31,7 +33,7 @@ def search(queries, database, k):
     return _run("search", queries, database, k)
 
 
-def range_search(queries, database, radius):
+def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, Array, Array]:
     """Every database code at distance <= radius from each query, in FAISS's CSR form: (lims, distances, indices).
 
     Query i's answers are distances[lims[i]:lims[i + 1]] (int32) and indices[lims[i]:lims[i + 1]] (int64), by rising index;

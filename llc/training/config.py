@@ -144,6 +144,12 @@ class Config:
     def stages(self):
         return ("codebook", "instance") if self.training.stages == "both" else (self.training.stages,)
 
+    def network_options(self, num_classes):
+        """The arguments of llc.network.Network."""
+        scale = self.codes.num_bits ** -0.5 if self.codes.logit_scale == "sqrt" else 1.0
+        return {"arch": self.model.arch, "num_bits": self.codes.num_bits, "num_classes": num_classes, "width": self.model.width,
+                "use_blurpool": self.training.use_blurpool, "logit_scale": scale}
+
     def save(self, path):
         path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
 

@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
+"""The run folder: config.yaml, class_names.json, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
 import csv
 import json
 import time
@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from llc.checkpoints import read_torch_file
 from llc.codebook import save_codebook
 from llc.errors import UserError
 from llc.files import atomic_write
-from llc.network import read_torch_file
 
 
 class RunFolder:
@@ -54,6 +54,11 @@ class RunFolder:
 
     def save_codebook(self, codebook):
         save_codebook(self.path / "codebook.npy", codebook)
+
+    def save_class_names(self, class_names):
+        """class_names.json: a list, in label order."""
+        text = json.dumps(class_names, indent=1).encode("ascii")
+        atomic_write(self.path / "class_names.json", lambda file: file.write(text))
 
     def log(self, line):
         """A line an epoch: to log.jsonl, and its numbers to TensorBoard at the global epoch."""

@@ -6,6 +6,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from llc.checkpoints import load_weights
 from llc.codebook import health, load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
@@ -13,7 +14,7 @@ from llc.data.shards import open_shards
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
-from llc.network import Network, load_weights
+from llc.network import Network
 from llc.training.engine import Engine, autocast_for
 from llc.training.schedules import learning_rate, resolution_at
 
@@ -37,9 +38,7 @@ class Progress:
 def build_network(config, num_classes):
     """The network of a configuration, on the CPU, with seeded random values."""
     torch.manual_seed(config.training.seed)
-    scale = config.codes.num_bits ** -0.5 if config.codes.logit_scale == "sqrt" else 1.0
-    return Network(config.model.arch, config.codes.num_bits, num_classes, width=config.model.width,
-                   use_blurpool=config.training.use_blurpool, logit_scale=scale)
+    return Network(**config.network_options(num_classes))
 
 
 def make_train_loader(config, shards, processes):
@@ -70,7 +69,7 @@ class Trainer:
         self.network = build_network(config, num_classes)
         codebook = random_codebook(num_classes, config.codes.num_bits, config.training.seed)
         if config.codes.init_codebook and resume is None:
-            codebook = load_codebook(config.codes.init_codebook)
+            codebook = load_codebook(config.codes.init_codebook, config.codes.num_bits)
             if codebook.shape != self.network.codebook.shape:
                 raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
                                 f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
@@ -98,6 +97,7 @@ class Trainer:
             self.say(f"{name} stage: {stage.epochs} epochs of {steps} steps, {config.training.batch_size} images a step, "
                      f"peak lr {stage.lr:g}, {self.processes.world_size} process(es) on {self.device.type}")
         if self.run_folder and self.resumed is None:
+            self.run_folder.save_class_names(self.train_manifest.class_names)
             self.run_folder.save("initial", {"network": self.network.state_dict()})
         while self.progress.stage < len(config.stages):
             self._run_stage(config.stages[self.progress.stage])

@@ -1,0 +1,339 @@
+"""A trained model as a library: images of any kind in, packed codes or classes out; one file that another machine loads.
+
+    encoder = llc.load("runs/NAME")
+    codes = encoder.encode(["cat.jpg", "dog.jpg"])
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+from llc import checkpoints
+from llc.codebook import load_codebook
+from llc.codes import pack_bits
+from llc.data.batches import prepare
+from llc.data.images import load_rgb
+from llc.data.preprocessing import Preprocessing
+from llc.errors import UserError
+from llc.files import atomic_write
+from llc.hamming import search
+from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from llc.training import config as training_config
+from llc.training.engine import autocast_for
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tensor | StrPath | Image.Image]"
+
+FORMAT = 1  # of a saved encoder
+DECODERS = ("mhd", "ed", "class")
+STAGES = ("codebook", "instance", None)
+PRECISIONS = training_config.Training.__dataclass_fields__["precision"].metadata["choices"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """What `Encoder.classify` found, best first.
+
+    labels int64 [n, k], -1 for no class; names: n lists of k, None for no class; scores [n, k]: Hamming distances int32 (mhd, ed; less
+    is better) or class logits float32 (class; more is better).
+    """
+
+    labels: torch.Tensor
+    names: list[list[str | None]]
+    scores: torch.Tensor
+
+
+class Encoder(nn.Module):
+    """A network with all that turning images into codes and classes needs; `llc.load` makes one from files.
+
+    network: llc.network.Network; preprocessing: what it wants images to be; class_names: in label order (default: the label numbers);
+    flip: whether z is averaged over an image and its mirror image, which costs twice the time; precision: as in training; stage: "codebook"
+    or "instance", whose end this is the network of; recipe: the configuration that it was trained with, for the reader.
+
+    >>> import torch, llc
+    >>> from llc.data.preprocessing import Preprocessing
+    >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+    >>> network = Network("resnet18", num_bits=20, num_classes=3, width=8)
+    >>> encoder = llc.Encoder(network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), ["cat", "dog", "eel"])
+    >>> encoder.encode(torch.zeros(2, 3, 48, 64, dtype=torch.uint8)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, network: Network, preprocessing: Preprocessing, class_names: Sequence[str] | None = None, *, flip: bool = False,
+                 precision: str = "auto", stage: str | None = None, recipe: Mapping | None = None) -> None:
+        super().__init__()
+        num_classes = len(network.codebook)
+        if class_names is not None and len(class_names) != num_classes:
+            raise UserError(f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes")
+        if type(flip) is not bool or precision not in PRECISIONS or stage not in STAGES:
+            raise UserError(f"flip = {flip!r}, precision = {precision!r}, stage = {stage!r}: expected a bool, one of {', '.join(PRECISIONS)}, "
+                            f"and one of {', '.join(map(str, STAGES))}")
+        self.network = network.to(memory_format=torch.channels_last)
+        self.preprocessing, self.flip, self.precision = preprocessing, flip, precision
+        self.stage, self.recipe = stage, dict(recipe or {})
+        self.named = class_names is not None  # whether class_names are names, not label numbers
+        self.class_names: tuple[str, ...] = tuple(class_names if self.named else map(str, range(num_classes)))
+        for name in ("mean", "std"):
+            getattr(network, name).copy_(255 * torch.tensor(getattr(preprocessing, name))[:, None, None])
+        self.eval()
+
+    @property
+    def num_bits(self) -> int:
+        """Length of a code in bits; ceil(num_bits / 8) bytes each in `encode`'s result."""
+        return self.network.codebook.shape[1]
+
+    @property
+    def codebook(self) -> torch.Tensor:
+        """Real values float32 [num_classes, num_bits]; their signs are the class codes. num_classes is 0 where no codebook was given."""
+        return self.network.codebook.detach()
+
+    @property
+    def class_codes(self) -> torch.Tensor:
+        """The class codes, packed: uint8 [num_classes, code_size]."""
+        return pack_bits(self.codebook)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where codes are made: `encoder.to("cuda")` moves both."""
+        return self.network.codebook.device
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Ready images, uint8 [b, 3, H, W] as `preprocess` gives them, on the encoder's device -> z float32 [b, num_bits]."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"images: expected uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}; preprocess() makes them so")
+        autocast, _ = autocast_for(self.precision, self.device)
+        with autocast():
+            z = self.network(images)
+            return ((z + self.network(images.flip(3))) / 2 if self.flip else z).float()
+
+    def preprocess(self, images: Images) -> torch.Tensor:
+        """Images of any size -> uint8 [n, 3, resolution, resolution] on the CPU, by this model's own rule.
+
+        images: uint8 or float (0..1, rounded to 8 bits) of [n, 3, H, W] or [3, H, W]; a PIL image, the path of an image file; or a list
+        of such images, of any sizes. Files are read as conversion to a beton reads them: upright, 8-bit RGB. Raises UserError naming what
+        cannot be read.
+        """
+        pixels_of, count = _as_pixels(images)
+        parts = list(prepare(pixels_of, range(count), self.preprocessing, batch_size=256))
+        size = self.preprocessing.resolution
+        return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+    @torch.inference_mode()
+    def project(self, images: Images, batch_size: int = 256) -> torch.Tensor:
+        """Images, as preprocess takes them -> z float32 [n, num_bits] on the encoder's device; its signs are the codes."""
+        pixels_of, count = _as_pixels(images)
+        batches = prepare(pixels_of, range(count), self.preprocessing, batch_size=batch_size)
+        parts = [self(batch.to(self.device, non_blocking=True)) for batch in batches]
+        return torch.cat(parts) if parts else torch.empty(0, self.num_bits, device=self.device)
+
+    def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
+        """Images, as preprocess takes them -> packed codes uint8 [n, ceil(num_bits / 8)] on the encoder's device (see llc.codes).
+
+        The codes that the trainer's evaluation makes of the same pixels. A value of z within float rounding of 0 may fall to either
+        side in another batch or on another device.
+        """
+        return pack_bits(self.project(images, batch_size))
+
+    def classify(self, images: Images, decode: str = "mhd", k: int = 5, batch_size: int = 256) -> Classes:
+        """The k best classes of each image, fewer where there are fewer.
+
+        decode: "mhd", the nearest class codes by Hamming distance, ties to the lowest class; "ed", the class whose code equals the
+        image's or none (one answer, whatever k); "class", the highest class logits. Raises UserError where there is no codebook.
+        """
+        if decode not in DECODERS:
+            raise UserError(f"decode = {decode!r}: expected one of {', '.join(DECODERS)}")
+        if k < 1:
+            raise UserError(f"k = {k}: expected 1 or more")
+        if not len(self.codebook):
+            raise UserError("this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)")
+        z = self.project(images, batch_size)
+        k = 1 if decode == "ed" else min(k, len(self.codebook))
+        if decode == "class":
+            with torch.inference_mode():
+                logits = self.network.class_logits(z)
+            labels = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            scores = logits.gather(1, labels)
+        else:
+            scores, labels = search(pack_bits(z), self.class_codes, k)
+            if decode == "ed":
+                labels = labels.where(scores == 0, -1)
+        names = [[self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()]
+        return Classes(labels, names, scores)
+
+    def save(self, path: StrPath) -> None:
+        """Writes everything into one file that `llc.load` takes: safetensors, with the rest as JSON in its metadata.
+
+        >>> import llc, tempfile
+        >>> from llc.data.preprocessing import Preprocessing
+        >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+        >>> preprocessing = Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD)
+        >>> encoder = llc.Encoder(Network("resnet18", 12, 3, width=8), preprocessing, ["cat", "dog", "eel"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     encoder.save(f"{folder}/pets.safetensors")
+        ...     llc.load(f"{folder}/pets.safetensors").class_names
+        ('cat', 'dog', 'eel')
+        """
+        description = {"format": FORMAT, "network": self.network.options, "preprocessing": dataclasses.asdict(self.preprocessing),
+                       "flip": self.flip, "precision": self.precision, "class_names": self.class_names if self.named else None,
+                       "stage": self.stage, "recipe": self.recipe}
+        data = safetensors.torch.save(checkpoints.plain(self.network.state_dict()), {"llc": json.dumps(description)})
+        atomic_write(path, lambda file: file.write(data))
+
+
+def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
+    """(function from a position to uint8 [H, W, 3], number of images). Raises UserError for what is no image."""
+    if isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, torch.Tensor) and images.ndim == 3:
+        images = [images]
+    if isinstance(images, torch.Tensor):
+        images = _as_uint8(images, "images")
+        return lambda i: images[i].permute(1, 2, 0).numpy(), len(images)
+    if not isinstance(images, Sequence) or isinstance(images, bytes):
+        raise UserError(f"images: expected a tensor [n, 3, H, W], an image, a path, or a list of them, got a {type(images).__name__}")
+
+    def pixels_of(i):
+        image = images[i]
+        if isinstance(image, torch.Tensor):
+            return _as_uint8(image[None], f"images[{i}]")[0].permute(1, 2, 0).numpy()
+        if isinstance(image, Image.Image):
+            return load_rgb(image, f"images[{i}]")
+        if isinstance(image, (str, os.PathLike)):
+            return load_rgb(image)
+        raise UserError(f"images[{i}]: expected a tensor, a PIL image or a path, got a {type(image).__name__}")
+
+    return pixels_of, len(images)
+
+
+def _as_uint8(images, name):
+    """Checks a tensor of images -> uint8 [n, 3, H, W] on the CPU."""
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise UserError(f"{name}: expected RGB images, uint8 or float [n, 3, H, W], got {images.dtype} {list(images.shape)}")
+    images = images.detach().cpu()
+    if images.dtype == torch.uint8:
+        return images
+    if not bool(((images >= 0) & (images <= 1)).all()):  # NaN is in neither
+        raise UserError(f"{name}: floats are expected within 0..1, found {images.min():g} to {images.max():g}; give images before they are "
+                        "normalised, and values of 0..255 as uint8")
+    return (images.float() * 255).round().to(torch.uint8)
+
+
+# ------------------------------------------------------------------------------------------------ from files
+
+
+def load(path: StrPath, codebook: StrPath | None = None, *, checkpoint: str | None = None,
+         class_names: Sequence[str] | None = None) -> Encoder:
+    """An Encoder, on the CPU, from a run folder, a file that `Encoder.save` wrote, or a checkpoint of the original LLC code.
+
+    codebook     `.npy` of real values [num_classes, num_bits], in place of the model's own; the original's instance-code models have
+                 none, and without it they can encode, not classify
+    checkpoint   of a run folder: which of checkpoints/ (default: "instance", else "codebook"). The codebook stage's network has the best
+                 class-code decisions, the instance stage's the codes for Hamming distance.
+    class_names  in label order; the original's files have none
+
+    Everything read is data: no file can run code. Raises UserError naming the file, and the keys that do not fit.
+
+    >>> import llc
+    >>> llc.load("no/such/run")
+    Traceback (most recent call last):
+    ...
+    llc.errors.UserError: no/such/run: neither a run folder nor a file
+    """
+    path = Path(path)
+    if path.is_dir():
+        arguments = _from_run(path, checkpoint)
+    elif not path.exists():
+        raise UserError(f"{path}: neither a run folder nor a file")
+    elif checkpoint is not None:
+        raise UserError(f"checkpoint = {checkpoint!r}: {path} is a file; only a run folder holds several")
+    else:
+        arguments = _from_saved(path) if checkpoints.is_safetensors(path) else _from_original(path)
+    network = arguments["network"]
+    if codebook is not None:
+        network.codebook = nn.Parameter(load_codebook(codebook, network.options["num_bits"]))
+        network.options["num_classes"] = len(network.codebook)
+    if class_names is not None:
+        arguments["class_names"] = class_names
+    return Encoder(**arguments)
+
+
+def _from_run(folder, checkpoint):
+    """Encoder's arguments. The preprocessing is that of the run's validation."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
+    config, _ = training_config.read(["--config", str(folder / "config.yaml")], description="")
+    found = {path.stem: path for path in sorted((folder / "checkpoints").glob("*.pth")) if path.stem != "last"}
+    if checkpoint is None:
+        checkpoint = next((name for name in ("instance", "codebook") if name in found), "codebook")
+    if checkpoint not in found:
+        raise UserError(f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} (a stage's is written at its end)")
+    state = checkpoints.read_state(found[checkpoint])
+    if state.get("codebook") is None or state["codebook"].ndim != 2:
+        raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
+    network = checkpoints.build(config.network_options(len(state["codebook"])), state, found[checkpoint])
+    # the other checkpoints: the network at the start, and the best epoch of the last stage
+    stage = next((name for name in ("codebook", "instance") if checkpoint.startswith(name)),
+                 "codebook" if checkpoint == "initial" else config.stages[-1])
+    validation = config.validation
+    preprocessing = Preprocessing(validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD)
+    return {"network": network, "preprocessing": preprocessing, "class_names": _read_class_names(folder / "class_names.json"),
+            "flip": validation.lr_tta, "precision": config.training.precision, "stage": stage, "recipe": dataclasses.asdict(config)}
+
+
+def _read_class_names(path):
+    """A list of names from JSON; None where there is no such file."""
+    try:
+        return _checked_names(json.loads(path.read_text("ascii")), path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON list of names: {error}") from error
+
+
+def _checked_names(names, source):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{source}: class names are not a list of names")
+    return names
+
+
+def _from_saved(path):
+    """Encoder's arguments from a file of Encoder.save."""
+    state, metadata = checkpoints.read_safetensors(path)
+    try:
+        content = json.loads(metadata.get("llc", "null"))
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: not an encoder saved by llc, only tensors ({', '.join(list(state)[:4])}, ...)")
+        if content["format"] != FORMAT:
+            raise UserError(f"{path}: its format is {content['format']!r}; this version of llc reads {FORMAT}")
+        if not isinstance(content["recipe"], dict):
+            raise UserError(f"{path}: its recipe is not a table")
+        return {"network": checkpoints.build(content["network"], state, path), "preprocessing": Preprocessing(**content["preprocessing"]),
+                "class_names": content["class_names"] and _checked_names(content["class_names"], path), "flip": content["flip"],
+                "precision": content["precision"], "stage": content["stage"], "recipe": content["recipe"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not an encoder saved by llc: {type(error).__name__}: {error}") from error
+
+
+def _from_original(path):
+    """Encoder's arguments from the original code's model_best.pth: its own preprocessing, 256 pixels, then a crop of 224."""
+    state = checkpoints.read_state(path)
+    if checkpoints.is_ours(state):
+        raise UserError(f"{path}: a checkpoint of a run, which does not say how the network is built: load the run folder, with "
+                        "checkpoint= (or --checkpoint=) for one of its checkpoints")
+    if not checkpoints.is_original(state):
+        raise UserError(f"{path}: holds no projection to codes (fc_lr.weight): a dense model can start a run (model.weights={path}), not "
+                        "make codes")
+    state = checkpoints.from_original(state, path)
+    return {"network": checkpoints.build(checkpoints.options_of(state, path), state, path),
+            "preprocessing": Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+            "stage": "codebook" if "codebook" in state else "instance"}

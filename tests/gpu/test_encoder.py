@@ -1,0 +1,27 @@
+"""The encoder on a CUDA device: the CPU's codes, but where z is within rounding of 0."""
+import pytest
+import torch
+
+import llc
+from llc.codes import pack_bits
+from llc.data.preprocessing import Preprocessing
+from llc.network import IMAGENET_MEAN, IMAGENET_STD
+from tests.conftest import trained_network
+from tests.original import pictures
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("auto", 0.1)])  # of z's spread: float32 sums; bfloat16's 8 bits
+def test_codes_on_cuda_are_those_of_the_cpu(precision, tolerance):
+    encoder = llc.Encoder(trained_network("resnet18", 40, 9, width=32), Preprocessing(64, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD),
+                          flip=True, precision=precision)
+    images = pictures(24, seed=1, size=80)
+    z, classes = encoder.project(images), encoder.classify(images, "mhd", k=9)
+    encoder.to("cuda")
+    on_cuda = encoder.project(images)
+    assert on_cuda.is_cuda and encoder.encode(images).is_cuda and encoder.device.type == "cuda"
+    assert (on_cuda.cpu() - z).abs().max() <= tolerance * z.abs().max()
+    assert torch.equal(encoder.encode(images.cuda()), pack_bits(on_cuda))
+    labels = encoder.classify(images, "mhd", k=9).labels
+    assert labels.is_cuda and labels.shape == classes.labels.shape and len(torch.unique(pack_bits(z), dim=0)) > 3
