@@ -10,7 +10,7 @@ import torch
 
 from llc import config as edge
 from llc.codebook import health
-from llc.data.manifest import verify
+from llc.data.shards import open_shards
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
@@ -39,11 +39,12 @@ def main(argv):
 
 
 def _evaluate(run, config, processes, predictions_file):
-    manifest = verify(config.data.val_dataset)
+    shards = open_shards(config.data.val_dataset)
+    manifest = shards.manifest
     stages = [name for name in ("codebook", "instance") if run.checkpoint(name).exists()]
     if not stages:
         raise UserError(f"{run.path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth)")
-    loader = make_val_loader(config, manifest.num_samples, processes)
+    loader = make_val_loader(config, shards, processes)
     autocast, _ = autocast_for(config.training.precision, processes.device)
     suffix = "_flip" if config.validation.lr_tta else ""
     found = {}

@@ -5,7 +5,7 @@
 #
 # PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images.
 # Run again, it takes a fraction of a second while .venv is whole and nothing it was made from has changed. Otherwise:
-#   requirements.txt, pyproject.toml or this file changed    the packages are installed over what is there
+#   one of `sources` below changed, or llc's library is gone the packages are installed over what is there
 #   .venv unfinished, damaged, moved, or of another Python   .venv is made again
 #   .venv made by hand                                       it is kept under another name, and .venv is made
 # .venv/llc-setup/done is written last and names what .venv was made from; .venv/llc-setup/files lists what it held
@@ -37,7 +37,7 @@ done
 
 # One line that differs whenever .venv's interpreter is another one or the project lies elsewhere.
 interpreter_of() { "$1" -c 'import sys; print(*sys.version_info[:3], sys.implementation.cache_tag, sys.base_prefix)'; }
-sources() { sha256sum requirements.txt pyproject.toml scripts/setup.sh; }
+sources() { sha256sum requirements.txt pyproject.toml setup.py scripts/setup.sh llc/data/native/*.{cpp,h}; }
 # Names only, so that editing an installed file in place, or adding packages of one's own, is nobody's business.
 files_of_venv() { (cd "$venv" && find . \( -type f -o -type l \) ! -name '*.pyc' ! -path './llc-setup/*' | sort); }
 
@@ -58,8 +58,9 @@ inspect_venv() {
     lost=$(comm -23 "$state/files" <(files_of_venv))
     if [ -n "$lost" ]; then why="files are missing from the one here, e.g. ${lost%%$'\n'*}"; return; fi
     if [ "$(sources)" != "$(tail -n +2 "$state/done")" ]; then found=old; return; fi
-    # a system upgrade may have taken away the OpenCV that FFCV was linked with
-    if ldd "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null | grep -q 'not found'; then
+    # a system upgrade may have taken away the OpenCV that FFCV was linked with, `make clean` removes llc's own library
+    if [ ! -e llc/data/native/_native.so ] ||
+        ldd llc/data/native/_native.so "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null | grep -q 'not found'; then
         found=old
         return
     fi
@@ -85,6 +86,7 @@ inspect_system() {
     command -v pkg-config >/dev/null || missing+=(pkg-config)
     pkg-config --exists opencv4 2>/dev/null || missing+=(libopencv-dev)
     pkg-config --exists libturbojpeg 2>/dev/null || missing+=(libturbojpeg0-dev)
+    pkg-config --exists libjpeg 2>/dev/null || missing+=(libjpeg-dev)
 }
 
 # Sets `as_root` to the command in front of apt-get (nothing for root); false where apt-get cannot be run here.

@@ -66,7 +66,8 @@ def third_party_imports(*paths):
 
 
 def product_files():
-    return [*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("llc/**/*.py")]
+    """All but setup.py, which the build runs, where it has what pyproject.toml's build-system asks for."""
+    return [*(path for path in ROOT.glob("*.py") if path.name != "setup.py"), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("llc/**/*.py")]
 
 
 # ---- what is declared ------------------------------------------------------------------------------------------------
@@ -127,7 +128,8 @@ case "$*" in
     "-m venv "*)   mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
     *"install"*)   echo pip "$*" >> {log}
                    [ ! -e {sandbox}/pip-fails ] || exit 1
-                   site=$(dirname "$0")/../lib/python3/site-packages; mkdir -p "$site"; touch "$site/torch.py" ;;
+                   site=$(dirname "$0")/../lib/python3/site-packages; mkdir -p "$site"; touch "$site/torch.py"
+                   touch llc/data/native/_native.so ;;
     "-c import ffcv") ;;
     "-c import venv, ensurepip") [ ! -e {sandbox}/bare ] ;;
     *get_path*)    [ -e {sandbox}/bare ] || echo {sandbox}/include ;;
@@ -151,8 +153,9 @@ class Sandbox:
         self.log = folder / "log"
         self.log.touch()
         (self.project / "scripts").mkdir(parents=True)
-        for name in ("requirements.txt", "pyproject.toml", "scripts/setup.sh"):
+        for name in ("requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh"):
             shutil.copy(ROOT / name, self.project / name)
+        shutil.copytree(ROOT / "llc/data/native", self.project / "llc/data/native", ignore=shutil.ignore_patterns("*.so", "*.py*"))
         self.bin.mkdir()
         for tool in TOOLS:
             if shutil.which(tool):
@@ -205,7 +208,7 @@ def ready(sandbox):
     return sandbox
 
 
-SYSTEM_PACKAGES = "g++ pkg-config libopencv-dev libturbojpeg0-dev"
+SYSTEM_PACKAGES = "g++ pkg-config libopencv-dev libturbojpeg0-dev libjpeg-dev"
 
 
 @pytest.mark.parametrize("tools, user, reason", [
@@ -240,7 +243,7 @@ def test_installs_what_is_missing_once(sandbox, user):
     sandbox.add_system(installed=False)
     done = sandbox.setup()
     assert done.returncode == 0, done.stdout
-    assert "install -y --no-install-recommends g++ libopencv-dev libturbojpeg0-dev\n" in done.calls
+    assert "install -y --no-install-recommends g++ libopencv-dev libturbojpeg0-dev libjpeg-dev\n" in done.calls
     assert ("sudo" in done.calls) == (user != 0)
     (sandbox.project / "requirements.txt").write_text("ffcv==1.0.2\n")
     again = sandbox.setup()
@@ -298,7 +301,7 @@ def test_makes_venv_again(ready, damage, reason):
     assert ready.setup().calls == ""
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", "scripts/setup.sh"])
+@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh", "llc/data/native/native.h"])
 def test_installs_over_what_is_there_when_a_source_changed(ready, name):
     with open(ready.project / name, "a") as file:
         file.write("# changed\n")
@@ -307,6 +310,15 @@ def test_installs_over_what_is_there_when_a_source_changed(ready, name):
     assert done.returncode == 0, done.stdout
     assert "pip" in done.calls
     assert (ready.project / ".venv/left-over").exists()
+
+
+def test_builds_the_native_library_again_after_make_clean(ready):
+    (ready.project / "llc/data/native/_native.so").unlink()
+    done = ready.setup()
+    assert done.returncode == 0, done.stdout
+    assert "pip" in done.calls and "making .venv" not in done.stdout
+    assert (ready.project / "llc/data/native/_native.so").exists()
+    assert ready.setup().calls == ""
 
 
 def test_keeps_a_venv_that_it_did_not_make(sandbox):

@@ -31,7 +31,7 @@ from torchvision import transforms
 from llc import config as edge
 from llc.codebook import random_codebook
 from llc.data.beton import RAW, read_tables
-from llc.data.manifest import verify
+from llc.data.shards import open_shards
 from llc.data.sources import Source
 from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
@@ -98,7 +98,8 @@ class _Plan:
 def measure(config, plan, processes, synthetic=False):
     """-> a dict of figures, whole on the main process: images/s over all processes, seconds, bytes. See `describe`."""
     device = processes.device
-    train, val = verify(config.data.train_dataset), verify(config.data.val_dataset)
+    train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+    train, val = train_shards.manifest, val_shards.manifest
     resolution = resolution_at(config.resolution, 0) if plan.stage == "codebook" else config.resolution.max_res
     network = build_network(config, train.num_classes)
     network.codebook.data.copy_(random_codebook(train.num_classes, config.codes.num_bits, config.training.seed))
@@ -107,7 +108,7 @@ def measure(config, plan, processes, synthetic=False):
     seconds = {}  # way -> seconds a batch, one entry a round
     starting = {}
 
-    loader = make_train_loader(config, train.num_samples, processes)
+    loader = make_train_loader(config, train_shards, processes)
     with clock("loader's first batch", starting):
         images, labels = next(iter(loader.epoch(0, resolution)))
         images, labels = images.clone(), labels.long().clone()
@@ -116,7 +117,7 @@ def measure(config, plan, processes, synthetic=False):
         engine.step(images, labels, LR)
     for _ in range(2):
         engine.step(images, labels, LR)
-    val_loader = make_val_loader(config, val.num_samples, processes)
+    val_loader = make_val_loader(config, val_shards, processes)
     autocast, _ = autocast_for(config.training.precision, device)
 
     def from_loader(of):
@@ -291,7 +292,7 @@ class _EagerStep:
     """The plain loop: forward, loss, scaled backward, SGD, nothing compiled or fused."""
 
     def __init__(self, config, stage, num_samples, processes, channels_last):
-        num_classes = verify(config.data.train_dataset).num_classes
+        num_classes = open_shards(config.data.train_dataset).manifest.num_classes
         self.network = build_network(config, num_classes)
         self.network.codebook.data.copy_(random_codebook(num_classes, config.codes.num_bits, config.training.seed))
         self.network.to(processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,36 +1,30 @@
-"""Batches from betons, through FFCV: training (random crops, flips) and validation (centre crops, each image exactly once)."""
+"""Betons -> batches on the device: for training (random crops and flips) and for validation (centre crops, each image exactly once).
+
+A training batch is a pure function of (betons, seed, epoch, number of the batch), whatever the number of threads; sampling.py says
+which one. FFCV's own Loader is not used to read FFCV's files: its crops and flips cannot be seeded, it decodes a JPEG whole however
+small the crop, deals images out to threads in equal numbers however much work each is, and compiles for 5 to 8 seconds in
+every process. Here one call a batch into the native library (llc.data.native) does the work.
+
+Batches are made ahead in a thread. A batch is its holder's: its memory is used again only when nothing refers to it any more.
+"""
+
+import collections
+import hashlib
 import os
+import warnings
+import weakref
 
 import numpy as np
-from ffcv.fields.basics import IntDecoder
-from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
-from ffcv.loader import Loader, OrderOption
-from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
+import torch
 
+from llc.data import native, sampling
+from llc.data.prefetch import Prefetch
+from llc.data.storage import MappedFiles, PagedFiles, pages_of, read_sample
 from llc.errors import UserError
 
-
-def epoch_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
-    """Sample indices int64 of one process for one epoch: a permutation keyed by (seed, epoch), cut to whole global batches.
-
-    Global batch b is positions [b * total, (b + 1) * total) of the permutation, total = batch_size * world_size; rank r has the r-th
-    part of each. Every rank gets as many batches; no sample comes twice; what is left out differs from epoch to epoch.
-    """
-    total = batch_size * world_size
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
-    order = order[:num_samples // total * total].reshape(-1, world_size, batch_size)
-    return order[:, rank].reshape(-1)
-
-
-class _EpochOrder:
-    """FFCV's traversal order interface on epoch_order."""
-
-    def __init__(self, *args):
-        self.args = args
-
-    def sample_order(self, epoch):
-        num_samples, batch_size, seed, rank, world_size = self.args
-        return epoch_order(num_samples, batch_size, seed, epoch, rank, world_size)
+_NUM_AHEAD = 2  # batches in the making or waiting, beside the one in use
+_MAX_REPLACEMENTS = 20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
+_MAX_UNEVEN = 0.05  # of a machine's images that its shards may hold beyond what the smallest ones let it use
 
 
 def default_workers():
@@ -39,54 +33,226 @@ def default_workers():
 
 
 class TrainLoader:
-    """`epoch(e, resolution)` yields (images uint8 [batch_size, 3, resolution, resolution], labels int64 [batch_size]) on the device.
+    """`epoch(e, resolution)` yields (images uint8 [B, 3, resolution, resolution], channels last, labels int64 [B]) on the device.
 
-    batch_size is this process's. min_scale: smallest area of a random crop, as a share of the image. The order is a function of
-    (seed, epoch); the crops are FFCV's, which cannot be seeded.
+    shards: shards.Shards. B: batch_size, of this process; batches_per_epoch of them on every process. min_scale: smallest area of a
+    random crop, as a share of the image. in_memory: the betons fit into this machine's memory; else they are read by pages into a
+    bounded buffer, and the order is random within a window (sampling.pagewise_order). on_error: a damaged sample ends the epoch with a
+    UserError that names it ("fail"), or another one takes its place, drawn by (seed, epoch, sample) too, and a warning at the end of
+    the epoch names them ("skip_sample"). fast: approximate decoding (native.decode_batch).
+
+    Processes whose betons differ, as where each machine has shards of its own, share theirs with those that have the same. Raises
+    UserError where their classes or numbers of images do not agree, and where no batch can be filled.
     """
 
-    def __init__(self, beton, num_samples, *, batch_size, num_workers, processes, seed, min_scale):
-        if num_samples < batch_size * processes.world_size:
-            raise UserError(f"{beton}: {num_samples} images do not fill one batch; training.batch_size = "
-                            f"{batch_size * processes.world_size} is too large")
-        self.batches_per_epoch = num_samples // (batch_size * processes.world_size)
-        self._decoder = RandomResizedCropRGBImageDecoder((1, 1), scale=(min_scale, 1.0))
-        self._args = (num_samples, batch_size, seed, processes.rank, processes.world_size)
-        self._open = lambda: _loader(beton, batch_size, num_workers, processes.device,
-                                     [self._decoder, RandomHorizontalFlip()], drop_last=True)
-        self._loader = None
+    def __init__(self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail", fast=False):
+        self._shards, self._batch_size, self._seed, self._min_scale = shards, batch_size, seed, min_scale
+        self._on_error, self._fast, self._device = on_error, fast, processes.device
+        self._num_threads = num_workers if num_workers > 0 else default_workers()
+        self._rank, self._world_size, self.batches_per_epoch = _share(shards, batch_size, processes)
+        self._pages = None if in_memory else pages_of(shards)
 
-    def epoch(self, epoch, resolution):
-        self._decoder.output_size = (resolution, resolution)
-        if self._loader is None:
-            self._loader = self._open()
-            self._loader.traversal_order = _EpochOrder(*self._args)
-            self._loader.first_traversal_order = self._loader.traversal_order.sample_order(epoch)
-        self._loader.next_epoch = epoch
-        return iter(self._loader)
+    def order(self, epoch):
+        """The samples of this process's batches, int64 [batches_per_epoch, B]."""
+        cut = self._batch_size, self._seed, epoch, self._rank, self._world_size
+        if self._pages is None:
+            order = sampling.random_order(len(self._shards), *cut)
+        else:
+            order = sampling.pagewise_order(self._pages.of_sample, *cut, window=self._pages.window)
+        return order[: self.batches_per_epoch]
+
+    def epoch(self, epoch, resolution, start_batch=0):
+        """The batches of one epoch, or those from `start_batch` on. Several epochs may be in flight."""
+
+        def draw(indices, heights, widths):
+            return sampling.random_crops(indices, heights, widths, self._seed, epoch, self._min_scale)
+
+        def replace(index, status, out):
+            if self._on_error == "fail":
+                raise _damaged(self._shards, index, status, "; write it again, or train on the others with data.on_error=skip_sample")
+            replaced.append(index)
+            for candidate in sampling.replacements(index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS):
+                data = read_sample(self._shards, candidate)
+                samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
+                crops, flips = draw(np.array([index]), samples.heights, samples.widths)
+                if native.decode_batch(samples, crops, flips, out[None], fast=self._fast)[0] == native.OK:
+                    return self._shards.labels[candidate]
+            raise _damaged(self._shards, index, status, f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again")
+
+        def batches():
+            try:
+                yield from _decode(self._shards, order, storage, draw, replace, resolution, self._num_threads, self._device, self._fast)
+            finally:
+                if replaced:
+                    warnings.warn(_replaced_text(self._shards, replaced, epoch), stacklevel=2)
+
+        order, replaced = self.order(epoch)[start_batch:], []
+        if not len(order):
+            return iter(())
+        storage = MappedFiles(self._shards, order) if self._pages is None else PagedFiles(self._shards, order, self._pages)
+        return Prefetch(batches(), _NUM_AHEAD, _receiver(self._device))
 
 
 class ValLoader:
-    """Iterates (images uint8 [b, 3, resolution, resolution], labels int64 [b]); rank r sees samples r, r + world_size, ... in order."""
+    """Iterates (images uint8 [b, 3, resolution, resolution], labels int64 [b]); rank r sees samples r, r + world_size, ... in order.
 
-    def __init__(self, beton, num_samples, *, batch_size, num_workers, processes, resolution, crop_ratio):
-        self.indices = np.arange(processes.rank, num_samples, processes.world_size)
-        decoder = CenterCropRGBImageDecoder((resolution, resolution), ratio=crop_ratio)
-        self._open = lambda: _loader(beton, batch_size, num_workers, processes.device, [decoder], drop_last=False,
-                                     indices=self.indices)
-        self._loader = None
+    b <= batch_size; the crop is the middle square, crop_ratio of the shorter side. A damaged sample is a UserError, always: an accuracy
+    counts every image once. Raises UserError where processes have different betons.
+    """
+
+    def __init__(self, shards, *, batch_size, num_workers, processes, resolution, crop_ratio, in_memory=True):
+        if len({digest for digest, _, _ in _of_all(shards, processes)}) > 1:
+            raise UserError(f"{shards}: the processes have different val betons; every machine needs the same")
+        self._shards, self._device, self._resolution, self._crop_ratio = shards, processes.device, resolution, crop_ratio
+        self._num_threads = num_workers if num_workers > 0 else default_workers()
+        self.indices = np.arange(processes.rank, len(shards), processes.world_size)
+        self._batches = [self.indices[k : k + batch_size] for k in range(0, len(self.indices), batch_size)]
+        self._pages = None if in_memory else pages_of(shards)
 
     def __iter__(self):
-        if not len(self.indices):
+        def crop(indices, heights, widths):
+            return sampling.centre_crops(heights, widths, self._crop_ratio), np.zeros(len(indices), bool)
+
+        def fail(index, status, out):
+            raise _damaged(self._shards, index, status, "; write it again")
+
+        if not self._batches:
             return iter(())
-        if self._loader is None:
-            self._loader = self._open()
-        return iter(self._loader)
+        storage = (
+            MappedFiles(self._shards, self._batches) if self._pages is None else PagedFiles(self._shards, self._batches, self._pages)
+        )
+        batches = _decode(self._shards, self._batches, storage, crop, fail, self._resolution, self._num_threads, self._device)
+        return Prefetch(batches, _NUM_AHEAD, _receiver(self._device))
 
 
-def _loader(beton, batch_size, num_workers, device, image_operations, *, drop_last, indices=None):
-    to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-    pipelines = {"image": [*image_operations, ToTensor(), *to_device, ToTorchImage()],
-                 "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device]}
-    return Loader(str(beton), batch_size=batch_size, num_workers=num_workers if num_workers > 0 else default_workers(), os_cache=True,
-                  order=OrderOption.SEQUENTIAL, drop_last=drop_last, indices=indices, pipelines=pipelines)
+# ------------------------------------------------------------------------------------------------ who gets what
+
+
+def _of_all(shards, processes):
+    """What each process has: (digest of its data, digest of its classes, number of samples), in the order of ranks."""
+
+    def digest(text):
+        return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:7], "big")
+
+    names = "\0".join(shards.manifest.class_names)
+    mine = torch.tensor([[digest(shards.manifest.tables_sha256), digest(names), len(shards)]], device=processes.device)
+    return [tuple(row[0].tolist()) for row in processes.gather(mine)]
+
+
+def _share(shards, batch_size, processes):
+    """(rank, world size) among the processes with the same betons, and the batches an epoch of every process."""
+    of_all = _of_all(shards, processes)
+    for rank, (_, names, _) in enumerate(of_all):
+        if names != of_all[0][1]:
+            raise UserError(
+                f"processes 0 and {rank} have train betons of different classes; write all of them with --cfg.class_names_from of one "
+                "manifest"
+            )
+    sharers = collections.Counter(digest for digest, _, _ in of_all)
+    batches = {num: sampling.num_batches(num, batch_size, sharers[digest]) for digest, _, num in of_all}
+    fewest = min(batches.values())
+    if not fewest:
+        smallest = min(batches, key=batches.get)
+        raise UserError(f"{shards}: {smallest} images do not fill one batch; training.batch_size = "
+                        f"{batch_size * processes.world_size} is too large")  # fmt: skip
+    if fewest < (1 - _MAX_UNEVEN) * max(batches.values()):
+        raise UserError(
+            f"the machines' train betons are too uneven: for batches an epoch of {fewest} to {max(batches.values())} (all take the "
+            f"fewest); spread the images evenly, within {_MAX_UNEVEN:.0%}"
+        )
+    own = of_all[processes.rank][0]
+    rank = sum(digest == own for digest, _, _ in of_all[: processes.rank])
+    return rank, sharers[own], fewest
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def _decode(shards, batches, storage, draw, replace, resolution, num_threads, device, fast=False):
+    """Yields (images, labels) on the device for each of `batches`, int64 [B].
+
+    draw(indices, heights, widths) -> crops, flips. replace(index, status, out) -> label: fills the slot of a damaged sample, or raises.
+    """
+    memory = _PinnedMemory(device) if device.type == "cuda" else _Memory()
+
+    def decode(indices, addresses):
+        samples = _samples(shards, indices, addresses)
+        crops, flips = draw(indices, samples.heights, samples.widths)
+        out = memory.take((len(indices), resolution, resolution, 3))
+        status = native.decode_batch(samples, crops, flips, out.numpy(), num_threads, fast=fast)
+        labels = shards.labels[indices]
+        for i in np.flatnonzero(status != native.OK):
+            labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
+        return memory.send(out, torch.from_numpy(labels))
+
+    with storage:
+        for b, indices in enumerate(batches):
+            yield decode(indices, storage.addresses(b))  # no name here: it would keep the batch's memory from being used again
+
+
+def _samples(shards, indices, addresses):
+    images = shards.images[indices]
+    return native.Samples(np.asarray(addresses, np.uint64), shards.sizes[indices], images["mode"], images["width"], images["height"])
+
+
+def _damaged(shards, index, status, advice):
+    return UserError(f"{shards.name(index)} cannot be decoded ({native.status_text(status)}){advice}")
+
+
+def _replaced_text(shards, replaced, epoch):
+    names = ", ".join(shards.name(index) for index in replaced[:5]) + (", ..." if len(replaced) > 5 else "")
+    return f"epoch {epoch}: {len(replaced)} samples cannot be decoded and others took their places: {names}"
+
+
+class _Memory:
+    """Memory of batches on the CPU, taken again when the last tensor in it is gone: fresh pages cost the kernel 5 % of the decoding."""
+
+    def __init__(self):
+        self._free = collections.deque()
+
+    def take(self, shape):
+        """A uint8 tensor of this shape; nothing else uses its memory while a tensor does."""
+        size = int(np.prod(shape))
+        memory = self._free.pop() if self._free else np.empty(0, np.uint8)
+        if memory.size < size:
+            memory = np.empty(size, np.uint8)
+        handed = memory[:size].reshape(shape)
+        weakref.finalize(handed, self._free.append, memory).atexit = False
+        return torch.from_numpy(handed)  # refers to `handed` as long as one of its views is there
+
+    def send(self, images, labels):
+        return images.permute(0, 3, 1, 2), labels
+
+
+class _PinnedMemory:
+    """Page-locked memory, and the copy from it to the GPU beside the computation there.
+
+    PyTorch's allocator of page-locked memory gives a block away again only after the copies from it: no waiting here.
+    """
+
+    def __init__(self, device):
+        self._device, self._stream = device, torch.cuda.Stream(device)
+
+    def take(self, shape):
+        with torch.cuda.device(self._device):
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+    def send(self, images, labels):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            images = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            labels = labels.pin_memory().to(self._device, non_blocking=True)
+            return images, labels, self._stream.record_event()
+
+
+def _receiver(device):
+    """What is done to a batch where it is used."""
+
+    def after_its_copy(batch):
+        images, labels, copied = batch
+        current = torch.cuda.current_stream(device)
+        current.wait_event(copied)
+        for tensor in (images, labels):
+            tensor.record_stream(current)  # its memory is not given away before the work that is on that stream by then
+        return images, labels
+
+    return after_its_copy if device.type == "cuda" else lambda batch: batch

@@ -113,6 +113,11 @@ def verify(beton):
     first bytes are looked at: a changed pixel is not noticed. A beton without a manifest is checked in itself, with
     a warning. Raises ManifestError, BetonError.
     """
+    return open_verified(beton)[0]
+
+
+def open_verified(beton):
+    """`verify`, which also returns what it read: (Manifest, beton.Tables)."""
     beton = Path(beton)
     if beton.suffix == ".json":
         raise ManifestError(f"{beton} is a manifest; give the beton {beton.with_suffix('')}")
@@ -137,7 +142,7 @@ def verify(beton):
         tables = read_tables(beton)
         manifest = _derive(beton, tables)
     _spot_check(beton, tables)
-    return manifest
+    return manifest, tables
 
 
 def _spot_check(beton, tables):

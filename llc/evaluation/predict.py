@@ -25,8 +25,6 @@ def predict(network, loader, processes, *, flip, autocast, num_classes):
     k = min(5, num_classes)
     parts = {"": [], "_flip": []} if flip else {"": []}
     for images, labels in loader:
-        # FFCV reuses the batch's memory
-        labels = labels.long().clone()
         with autocast():
             z = network(images)
             both = {"": z, "_flip": (z + network(images.flip(3))) / 2} if flip else {"": z}

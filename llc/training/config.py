@@ -54,10 +54,12 @@ class Resolution:
 class Data:
     """The betons."""
 
-    train_dataset: str = option(help="train beton")
-    val_dataset: str = option(help="val beton")
+    train_dataset: str = option(help="train beton; several, separated by commas, or a glob")
+    val_dataset: str = option(help="val beton; several, separated by commas, or a glob")
     num_workers: int = option(-1, minimum=-1, help="loader threads of each process; -1: its share of the cores")
     min_scale: float = option(0.08, minimum=0.01, maximum=1, help="smallest area of a random crop, as a share of the image")
+    in_memory: bool = option(True, help="the betons fit into memory; false: read by pages, in an order that is random within 512 MB")
+    on_error: str = option("fail", choices=("fail", "skip_sample"), help="a damaged train sample: an error, or another in its place")
 
 
 @dataclasses.dataclass(frozen=True)

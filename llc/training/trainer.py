@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from llc.codebook import health, load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
-from llc.data.manifest import check_same_classes, verify
+from llc.data.manifest import check_same_classes
+from llc.data.shards import open_shards
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
@@ -41,16 +42,15 @@ def build_network(config, num_classes):
                    use_blurpool=config.training.use_blurpool, logit_scale=scale)
 
 
-def make_train_loader(config, num_samples, processes):
-    return TrainLoader(config.data.train_dataset, num_samples, batch_size=config.training.batch_size // processes.world_size,
-                       num_workers=config.data.num_workers, processes=processes, seed=config.training.seed,
-                       min_scale=config.data.min_scale)
+def make_train_loader(config, shards, processes):
+    return TrainLoader(shards, processes=processes, batch_size=config.training.batch_size // processes.world_size,
+                       num_workers=config.data.num_workers, seed=config.training.seed, min_scale=config.data.min_scale,
+                       in_memory=config.data.in_memory, on_error=config.data.on_error)
 
 
-def make_val_loader(config, num_samples, processes):
-    return ValLoader(config.data.val_dataset, num_samples, batch_size=config.validation.batch_size,
-                     num_workers=config.data.num_workers, processes=processes, resolution=config.validation.resolution,
-                     crop_ratio=config.validation.crop_ratio)
+def make_val_loader(config, shards, processes):
+    return ValLoader(shards, batch_size=config.validation.batch_size, num_workers=config.data.num_workers, processes=processes,
+                     resolution=config.validation.resolution, crop_ratio=config.validation.crop_ratio, in_memory=config.data.in_memory)
 
 
 class Trainer:
@@ -58,7 +58,8 @@ class Trainer:
 
     def __init__(self, config, run, processes, resume=None):
         self.config, self.run_folder, self.processes = config, run, processes
-        self.train_manifest, self.val_manifest = verify(config.data.train_dataset), verify(config.data.val_dataset)
+        train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+        self.train_manifest, self.val_manifest = train_shards.manifest, val_shards.manifest
         check_same_classes(self.train_manifest, self.val_manifest, config.data.train_dataset, config.data.val_dataset)
         num_classes = self.train_manifest.num_classes
         parts = processes.world_size * config.training.accumulation_steps
@@ -82,8 +83,8 @@ class Trainer:
             self.network.load_state_dict(resume["network"])
         self.network.to(self.device, memory_format=torch.channels_last)
         self.autocast, _ = autocast_for(config.training.precision, self.device)
-        self.train_loader = make_train_loader(config, self.train_manifest.num_samples, processes)
-        self.val_loader = make_val_loader(config, self.val_manifest.num_samples, processes)
+        self.train_loader = make_train_loader(config, train_shards, processes)
+        self.val_loader = make_val_loader(config, val_shards, processes)
 
     def say(self, text):
         if self.processes.is_main:

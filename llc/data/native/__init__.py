@@ -1,0 +1,113 @@
+"""The native library: samples of a beton -> cropped, resized, flipped batches; numpy in, numpy out.
+
+The only module that knows ctypes. The library is C++ behind a plain C interface (native.h says what each function does), built by
+`pip install`; calls release the GIL and share nothing, so any number may be in flight.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llc.errors import UserError
+
+OK = 0  # the status of a sample that decoded
+
+_PATH = Path(__file__).with_name("_native.so")
+_P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_FUNCTIONS = {  # name -> result, arguments; as in native.h
+    "llc_status_text": (ctypes.c_char_p, [_I32]),
+    "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _P]),
+    "llc_jpeg_size": (_I32, [_P, _I64, _P, _P]),
+    "llc_decode_jpeg": (_I32, [_P, _I64, _I32, _I32, _P]),
+}
+
+
+class DecodeError(UserError):
+    """Bytes that are no picture, or not the one they were said to be."""
+
+
+class Samples(NamedTuple):
+    """Encoded samples in memory that the caller keeps alive during the call, one row each.
+
+    addresses: uint64 [n], where the data begins; sizes: int64 [n], its bytes; modes: uint8 [n], beton.JPG or beton.RAW;
+    widths, heights: int32 [n], pixels.
+    """
+
+    addresses: np.ndarray
+    sizes: np.ndarray
+    modes: np.ndarray
+    widths: np.ndarray
+    heights: np.ndarray
+
+
+@functools.cache
+def library():
+    """The loaded library. Raises UserError where it was not built, or from older sources."""
+    advice = "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup installs both)"
+    try:
+        loaded = ctypes.CDLL(str(_PATH))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise UserError(f"{_PATH} was built from older sources ({error}); {advice}") from error
+    except OSError as error:
+        raise UserError(f"llc's native library cannot be loaded ({error}); {advice}") from error
+    return loaded
+
+
+def status_text(status):
+    """What a status of decode_batch means, for people."""
+    text = library().llc_status_text(int(status))
+    return text.decode("ascii") if text is not None else f"unknown status {int(status)}"
+
+
+def decode_batch(samples, crops, flips, out, num_threads=1, *, fast=False):
+    """Crops, resizes and flips every sample into its slot of `out`; returns status, int32 [n].
+
+    samples: Samples; crops: int32 [n, 4], top, left, height, width; flips: bool [n], left to right;
+    out: uint8 [n, height, width, 3], C-contiguous, written. A status other than OK (status_text says what it means)
+    marks a slot that is all 0. The pixels are those of the same resize of a fully decoded image, to the bit, on every CPU and for any
+    num_threads. Raises ValueError for arrays of other shapes.
+    """
+    n = len(samples.addresses)
+    addresses = _array(samples.addresses, np.uint64, (n,), "addresses")
+    sizes = _array(samples.sizes, np.int64, (n,), "sizes")
+    modes = _array(samples.modes, np.uint8, (n,), "modes")
+    widths = _array(samples.widths, np.int32, (n,), "widths")
+    heights = _array(samples.heights, np.int32, (n,), "heights")
+    crops = _array(crops, np.int32, (n, 4), "crops")
+    flips = _array(flips, np.bool_, (n,), "flips")
+    if out.dtype != np.uint8 or out.ndim != 4 or out.shape[0] != n or out.shape[3] != 3 or not out.size and n:
+        raise ValueError(f"out must be uint8 [{n}, height, width, 3], not {out.dtype} {list(out.shape)}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError("out must be C-contiguous and writeable")
+    status = np.empty(n, np.int32)
+    library().llc_decode_batch(
+        n, addresses.ctypes.data, sizes.ctypes.data, modes.ctypes.data, widths.ctypes.data, heights.ctypes.data, crops.ctypes.data,
+        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, fast, status.ctypes.data,
+    )
+    return status
+
+
+def decode(data):
+    """A whole JPEG, bytes or uint8 [size] -> uint8 [height, width, 3]. Raises DecodeError."""
+    data = np.frombuffer(data, np.uint8)
+    width, height = ctypes.c_int32(), ctypes.c_int32()
+    status = library().llc_jpeg_size(data.ctypes.data, data.size, ctypes.byref(width), ctypes.byref(height))
+    if status == OK:
+        out = np.empty((height.value, width.value, 3), np.uint8)
+        status = library().llc_decode_jpeg(data.ctypes.data, data.size, width.value, height.value, out.ctypes.data)
+    if status != OK:
+        raise DecodeError(f"cannot decode {data.size} bytes as JPEG: {status_text(status)}")
+    return out
+
+
+def _array(values, dtype, shape, name):
+    array = np.ascontiguousarray(values, dtype)
+    if array.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, not {list(array.shape)}")
+    return array

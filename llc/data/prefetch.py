@@ -1,0 +1,66 @@
+"""Work ahead in a thread that never outlives its use."""
+
+import queue
+import threading
+import weakref
+
+
+class Prefetch:
+    """Iterates over what the generator `items` yields; it runs in a thread, at most `num_ahead` items ahead of those taken.
+
+    receive(item) is called on each item in the taking thread. The thread has ended and `items` is closed when the iteration ends,
+    is closed, or is dropped: by `break`, by an exception in either thread, by Ctrl-C, at the interpreter's exit. What `items` raises is
+    raised here, in its place.
+    """
+
+    def __init__(self, items, num_ahead, receive=lambda item: item):
+        self._queue, self._receive = queue.SimpleQueue(), receive
+        self._places, stopped = threading.Semaphore(num_ahead), threading.Event()
+        # No reference to self in the thread, or it would never be dropped. A daemon, as the interpreter joins others before it
+        # calls finalizers, which are what ends this one.
+        thread = threading.Thread(target=_run, args=(items, self._queue, self._places, stopped), name="llc-prefetch", daemon=True)
+        self._end = weakref.finalize(self, _end, thread, self._places, stopped)
+        thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._end.alive:
+            raise StopIteration
+        kind, item = self._queue.get()
+        if kind == "item":
+            self._places.release()
+            return self._receive(item)
+        self.close()
+        raise StopIteration if kind == "end" else item
+
+    def close(self):
+        """Ends the thread; returns when it has ended. What it has made and nobody took is dropped."""
+        self._end()
+        while not self._queue.empty():
+            self._queue.get()
+
+
+def _run(items, results, places, stopped):
+    try:
+        while True:
+            places.acquire()
+            if stopped.is_set():
+                return
+            item = next(items)
+            results.put(("item", item))
+            del item  # held by its taker alone
+    except StopIteration:
+        results.put(("end", None))
+    except BaseException as error:
+        results.put(("error", error))
+    finally:
+        items.close()
+
+
+def _end(thread, places, stopped):
+    stopped.set()
+    places.release()
+    if thread is not threading.current_thread():  # garbage collection may run in any thread
+        thread.join()

@@ -1,0 +1,139 @@
+"""Which samples a batch holds, which part of each image, and whether mirrored: pure functions of (seed, epoch, sample).
+
+Randomness comes from a counter, not from a generator's state: draw d of sample i is a hash of (seed, epoch, i, d), SplitMix64's (Steele,
+Lea, Flood 2014). So a batch is the same whoever makes it, after whatever, on any number of processes and threads. Integers are
+hashed modulo 2^64, and reals use only what IEEE 754 rounds exactly (+, -, x, /, sqrt): the same on every machine and numpy.
+
+n: samples; B: batch_size, of one process.
+"""
+
+import numpy as np
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+_ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(6)  # what a draw is for; each use has draws of its own
+
+NUM_TRIES = 10  # of a random crop, before it falls back to the centre, as in torchvision
+_LOG_MAX_RATIO = 0.28768207245178085  # ln(4/3); aspect ratios lie between 3/4 and 4/3
+
+
+def _mix(x):
+    """SplitMix64's output function, a bijection on uint64 [...]."""
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def _draws(use, seed, epoch, counters, num_draws=None):
+    """uint64 [n], or [n, num_draws]: random bits for the counters int64 [n]; without num_draws different for different counters."""
+    key = np.zeros(1, np.uint64)
+    for number in (use, seed, epoch):
+        key = _mix(key + np.uint64((number + 1) * _GOLDEN & _MASK))
+    bits = _mix(key + (np.asarray(counters).astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    if num_draws is None:
+        return bits
+    return _mix(bits[:, None] + np.arange(1, num_draws + 1, dtype=np.uint64) * np.uint64(_GOLDEN))
+
+
+def _uniform(bits):
+    """uint64 -> float64 in [0, 1), the same shape."""
+    return (bits >> np.uint64(11)) * 2.0**-53
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+def num_batches(num_samples, batch_size, world_size=1):
+    """Batches an epoch, the same for every process; at most world_size * batch_size - 1 samples are left out."""
+    return num_samples // (batch_size * world_size)
+
+
+def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
+    """Sample indices int64 [batches, B] of one process for one epoch: a permutation keyed by (seed, epoch), cut into whole batches.
+
+    Batch b over all processes is places [b * total, (b + 1) * total) of the permutation, total = B * world_size, and rank r has the
+    r-th part of it. No sample comes twice; those left out differ from epoch to epoch.
+    """
+    order = np.argsort(_draws(_ORDER, seed, epoch, np.arange(num_samples)))  # no two draws are equal: one answer, any algorithm
+    batches = num_batches(num_samples, batch_size, world_size)
+    return order[: batches * batch_size * world_size].reshape(batches, world_size, batch_size)[:, rank]
+
+
+def pagewise_order(pages, batch_size, seed, epoch, rank=0, world_size=1, *, window):
+    """The same for data that is read by pages: int64 [batches, B], in which a page's samples lie close together.
+
+    pages: int64 [n], each sample's page, numbered from 0. The pages are permuted, and a sample moves back by a random distance below
+    `window` pages: what is in use at a time are `window` consecutive pages of the permutation and those that a batch spans. The
+    processes take consecutive parts, so that all but world_size - 1 pages are read by one process. The same samples are left out for
+    any number of processes, if all their batches together have one size. Randomness is limited to the window: where files hold their
+    samples class after class, a batch has images of about as many classes as `window`.
+    """
+    num_pages = int(pages.max()) + 1
+    place = np.empty(num_pages, np.int64)
+    place[np.argsort(_draws(_PAGE, seed, epoch, np.arange(num_pages)))] = np.arange(num_pages)
+    place = place[pages]
+    by_page = np.lexsort((_draws(_WITHIN_PAGE, seed, epoch, np.arange(len(pages))), place))
+    batches = num_batches(len(pages), batch_size, world_size)
+    part = by_page[rank * batches * batch_size : (rank + 1) * batches * batch_size]
+    moved = place[part] + window * _uniform(_draws(_WINDOW, seed, epoch, part))
+    return part[np.argsort(moved, kind="stable")].reshape(batches, batch_size)
+
+
+def replacements(index, num_samples, seed, epoch, num):
+    """Samples to try, int64 [num], in place of the damaged sample `index`, whatever batch and process it is in."""
+    draws = _draws(_REPLACEMENT, seed, epoch, np.array([index]), num)[0]
+    return (draws % np.uint64(num_samples)).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------ crops
+
+
+def random_crops(indices, heights, widths, seed, epoch, min_scale):
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip for the samples `indices`, int64 [n], of heights and widths [n].
+
+    Returns crops int32 [n, 4], (top, left, height, width), and flips bool [n]. Area is uniform in [min_scale, 1] of the image, the aspect
+    ratio log-uniform in [3/4, 4/3]; after ten tries that do not fit, the largest centre crop of a ratio in these limits.
+    """
+    heights, widths = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
+    bits = _draws(_CROP, seed, epoch, indices, 4 * NUM_TRIES + 1)
+    flips = (bits[:, -1] >> np.uint64(63)).astype(bool)
+    crops = _widest_centre_crops(heights, widths)
+    left = np.arange(len(crops))  # those without a crop yet
+    for k in range(NUM_TRIES):
+        h, w = heights[left], widths[left]
+        u = _uniform(bits[left, 4 * k : 4 * k + 4])
+        area = h * w * (min_scale + (1 - min_scale) * u[:, 0])
+        ratio = _exp((2 * u[:, 1] - 1) * _LOG_MAX_RATIO)
+        crop_h, crop_w = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+        fits = (0 < crop_w) & (crop_w <= w) & (0 < crop_h) & (crop_h <= h)
+        top, side = np.floor(u[:, 2] * (h - crop_h + 1)), np.floor(u[:, 3] * (w - crop_w + 1))
+        crops[left[fits]] = np.stack([top, side, crop_h, crop_w], 1)[fits]
+        left = left[~fits]
+        if not len(left):
+            break
+    return crops, flips
+
+
+def _exp(x):
+    """exp for |x| <= ln(4/3), by its Taylor series, whose 14th term is below float64's precision: libraries' exp differ in the last bit."""
+    result = np.ones_like(x)
+    for k in range(14, 0, -1):
+        result = 1 + x / k * result
+    return result
+
+
+def _widest_centre_crops(heights, widths):
+    """The fallback: the largest crop with an aspect ratio in [3/4, 4/3], in the middle."""
+    crop_h = np.minimum(heights, np.rint(widths / 0.75))
+    crop_w = np.minimum(widths, np.rint(heights * (4 / 3)))
+    return np.stack([(heights - crop_h) // 2, (widths - crop_w) // 2, crop_h, crop_w], 1).astype(np.int32)
+
+
+def centre_crops(heights, widths, ratio):
+    """Square crops int32 [n, 4] in the middle, (top, left, side, side); side: the shorter side times `ratio`, rounded down (at least 1).
+
+    The geometry of FFCV's CenterCropRGBImageDecoder.
+    """
+    heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+    side = np.maximum((ratio * np.minimum(heights, widths)).astype(np.int64), 1)
+    return np.stack([(heights - side) // 2, (widths - side) // 2, side, side], 1).astype(np.int32)

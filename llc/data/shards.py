@@ -1,0 +1,100 @@
+"""One or several betons, read as one dataset: samples are numbered through, shard after shard."""
+
+import glob
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from llc.data.manifest import Manifest, check_same_classes, open_verified
+from llc.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The tables of verified betons, one behind the other. S shards, n samples.
+
+    paths: tuple of S; starts: int64 [S + 1], the first sample of each shard, and n; images: structured [n] (beton.IMAGE_TYPE, data_ptr
+    within its shard); sizes: int64 [n], bytes; labels: int64 [n]; page_sizes, file_sizes: tuples of S; manifest: of all together.
+    """
+
+    paths: tuple
+    starts: np.ndarray
+    images: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    page_sizes: tuple
+    file_sizes: tuple
+    manifest: Manifest
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __str__(self):
+        return str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+
+    def shard_of(self, indices):
+        """The shard of each sample, int64, the shape of `indices`."""
+        return np.searchsorted(self.starts, indices, side="right") - 1
+
+    def name(self, index):
+        """What messages call a sample: its place in its file."""
+        shard = int(self.shard_of(index))
+        return f"sample {index - int(self.starts[shard])} of {self.paths[shard]}"
+
+
+def open_shards(where):
+    """Verifies and opens `where`: a beton, several separated by commas, or a glob (its files in the order of their names).
+
+    Raises UserError where there is nothing, or a file comes twice; ManifestError, BetonError as `manifest.verify` does, and where the
+    manifests name different classes.
+    """
+    paths = _find(str(where))
+    opened = [open_verified(path) for path in paths]
+    manifests, tables = zip(*opened)
+    for path, manifest in zip(paths[1:], manifests[1:]):
+        check_same_classes(manifests[0], manifest, str(paths[0]), str(path))
+    return Shards(
+        tuple(paths),
+        np.cumsum([0, *map(len, tables)]),
+        np.concatenate([t.images for t in tables]),
+        np.concatenate([t.sizes for t in tables]),
+        np.concatenate([t.labels for t in tables]),
+        tuple(t.page_size for t in tables),
+        tuple(t.file_size for t in tables),
+        _merge(manifests),
+    )
+
+
+def _find(where):
+    if Path(where).exists():  # a name with a comma or an asterisk in it
+        return [Path(where)]
+    paths = []
+    for part in filter(None, map(str.strip, where.split(","))):
+        found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
+        if not found:
+            raise UserError(f"{part}: no file has such a name; give a beton, several separated by commas, or a glob")
+        paths += [Path(name) for name in found if not (glob.has_magic(part) and name.endswith(".json"))]
+    if not paths:
+        raise UserError(f"{where!r} names no beton; give a beton, several separated by commas, or a glob such as 'train-*.beton'")
+    resolved = [path.resolve() for path in paths]
+    for k, path in enumerate(resolved):
+        if path in resolved[:k]:
+            raise UserError(f"{paths[k]} is named twice in {where!r}; every image would come twice")
+    return paths
+
+
+def _merge(manifests):
+    """The manifest of all samples together; that of the only shard is left as it is."""
+    if len(manifests) == 1:
+        return manifests[0]
+    return replace(
+        manifests[0],
+        class_counts=tuple(np.sum([m.class_counts for m in manifests], 0).tolist()),
+        num_samples=sum(m.num_samples for m in manifests),
+        file_size=sum(m.file_size for m in manifests),
+        tables_sha256=hashlib.sha256("".join(m.tables_sha256 for m in manifests).encode()).hexdigest(),
+        writer=manifests[0].writer if all(m.writer == manifests[0].writer for m in manifests) else {},
+        skipped=sum((m.skipped for m in manifests), ()),
+    )

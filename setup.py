@@ -1,0 +1,54 @@
+"""Builds llc/data/native/_native.so; everything else about the package is in pyproject.toml.
+
+The library has a plain C interface and does not use Python, so one build serves every Python: the wheel is tagged py3-none-PLATFORM.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+NATIVE = Path("llc/data/native")
+
+
+def libjpeg(kind):
+    """Flags of libjpeg-turbo from pkg-config (`kind`: --cflags or --libs), else what finds it where the compiler looks anyway."""
+    if shutil.which("pkg-config"):
+        done = subprocess.run(["pkg-config", kind, "libjpeg"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.split()
+    return ["-ljpeg"] if kind == "--libs" else []
+
+
+class BuildLibrary(build_ext):
+    """An extension module's build, for a library that is none: no Python version in its name, no PyInit function."""
+
+    def get_ext_filename(self, name):
+        return str(Path(*name.split("."))) + ".so"
+
+    def get_export_symbols(self, extension):
+        return []
+
+
+class PlatformWheel(bdist_wheel):
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "llc.data.native._native",
+            sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
+            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            language="c++",
+            # No -march: the same build runs on every CPU of the platform; what is faster on some is chosen at run time.
+            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wextra", *libjpeg("--cflags")],
+            extra_link_args=[*libjpeg("--libs"), "-pthread"],
+        )
+    ],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)
