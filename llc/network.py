@@ -3,7 +3,6 @@
 Parameter names: `backbone.*` as torchvision names them (its fc is gone), `projection.weight` [num_bits, features], `codebook`
 [num_classes, num_bits]. BlurPool changes no names, so the same weights fit with and without.
 """
-import pickle
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from llc.codes import binarize
 from llc.errors import UserError
+from llc.torch_files import read_torch_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNETS = tuple(name for name in torchvision.models.list_models(torchvision.models)
@@ -100,17 +100,6 @@ def _set_width(backbone, arch, width):
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def read_torch_file(path):
-    """torch.load of plain tensors and containers only. Raises UserError naming the file when it is missing, broken or runs code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): "
-                        f"{str(error).splitlines()[0]}") from error
 
 
 def load_weights(network, source, arch):
