@@ -109,13 +109,22 @@ class Processes:
         dist.all_gather(parts, padded)
         return [part[:int(size)] for part, size in zip(parts, sizes)]
 
-    def average_buffers(self, module):
-        """Replaces floating buffers (batch norm's running statistics) by their mean over the processes."""
+    def gather_objects(self, value):
+        """Values of all processes, of any kind that pickles, as a list in the order of ranks, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def average(self, tensors):
+        """Replaces floating tensors by their means over the processes, in place."""
         if self.world_size > 1:
-            for buffer in module.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.world_size
+            together = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(together)
+            together /= self.world_size
+            for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
+                tensor.copy_(mean.view_as(tensor))
 
 
 class Agreement:

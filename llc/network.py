@@ -102,6 +102,12 @@ def _set_width(backbone, arch, width):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
+def running_statistics(*modules):
+    """Batch norm's running means and variances: what training changes in a network beside its parameters, in each process by itself."""
+    return [statistic for module in modules for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+            for statistic in (child.running_mean, child.running_var)]
+
+
 def load_weights(network, source, arch):
     """Starts `network` from weights: a run folder or checkpoint of ours, a torchvision ResNet state dict, or a torchvision weights
     name (IMAGENET1K_V1, downloaded). The codebook is never taken from here; a dense classifier (fc) is left out. Returns one line

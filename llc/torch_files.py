@@ -20,7 +20,9 @@ def read_torch_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a file may hold anything, and torch raises whatever its parts raise
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        # torch's text begins with advice to load the file with weights_only=False, which would run what it holds
+        text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+        reason = next(iter(text.strip().splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {reason}") from error
 
 

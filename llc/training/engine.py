@@ -19,6 +19,7 @@ class Engine:
     """
 
     def __init__(self, network, stage, training, dist, processes):
+        self.network = network
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
@@ -30,7 +31,6 @@ class Engine:
             if training.ema_decay else None
         set_float32_precision(training.precision)
         self._compiled = training.compile == "on" or training.compile == "auto" and on_cuda
-        self._bare = module
         if self._compiled:
             module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
         self.module = module
@@ -66,7 +66,7 @@ class Engine:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self._bare.network)
+            self.ema.update_parameters(self.network)
         return total
 
     def _loss(self, images, labels):

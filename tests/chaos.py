@@ -1,0 +1,203 @@
+"""Kills trainings at random moments in random ways, continues them, and compares their ends with that of one left alone.
+
+    python -m tests.chaos [--kills 50] [--seed 0] [--processes 2] [--seconds 0]       about 5 s a kill on 2 cores
+
+Every training is `torchrun --nproc_per_node=2 train_llc.py ... --resume=auto`, always the same command line. The end must be equal
+bit for bit: weights, optimiser state, codebook, results, and the log but for its times. --seconds ends early, after that much time.
+"""
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llc.data.writer import WriterConfig, write_beton
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMES = {"images_per_second", "train_seconds", "val_seconds"}
+NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
+RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=8", "--validation.batch_size=5",
+          "--codebook.epochs=5", "--codebook.lr=0.1", "--instance.epochs=3", "--instance.lr=0.05", "--resolution.min_res=16",
+          "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--training.checkpoint_minutes=0.001",
+          "--data.num_workers=1", "--dist.timeout_minutes=0.5")
+
+
+def make_betons(folder):
+    """(train.beton, val.beton) of little noisy pictures; the class is the colour."""
+    rng, betons = np.random.default_rng(0), []
+    for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
+        for label in range(NUM_CLASSES):
+            images = folder / "images" / split / f"class_{label}"
+            images.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.normal(120, 40, (18, 20, 3)) + 60 * np.eye(3)[label % 3] * (1 + label // 3)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(images / f"{i:02d}.png")
+        betons.append(folder / f"{split}.beton")
+        write_beton(WriterConfig(data_dir=str(folder / "images"), write_path=str(betons[-1]), split=split, num_workers=1), show_progress=False)
+    return betons
+
+
+class Training:
+    """One process group of `torchrun`, which can be killed."""
+
+    def __init__(self, betons, folder, processes, *options):
+        self.started, self.seen = time.monotonic(), set()
+        self.output = tempfile.TemporaryFile("w+")
+        self.torchrun = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "train_llc.py", *RECIPE,
+             f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={folder.parent}",
+             f"--logging.name={folder.name}", "--resume=auto", *options],
+            cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def workers(self):
+        """Process ids of the trainings that torchrun has started and that still run."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and _stat(entry.name)[1:2] == [str(self.torchrun.pid)]:
+                self.seen.add(int(entry.name))
+        return sorted(pid for pid in self.seen if _stat(pid)[:1] not in ([], ["Z"]))
+
+    def wait(self, seconds=120):
+        """The exit status, when torchrun and all its processes have ended."""
+        status = self.torchrun.wait(seconds)
+        deadline = time.monotonic() + 40
+        while workers := self.workers():
+            assert time.monotonic() < deadline, f"{workers} outlive torchrun\n{self.text()}"
+            time.sleep(0.02)
+        return status
+
+    def text(self):
+        self.output.seek(0)
+        return self.output.read()
+
+
+def _stat(pid):
+    """[state, parent, ...] of a process; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _send(number, of):
+    def kill(training, rng):
+        for pid in of(training, rng):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # it has just finished
+    return kill
+
+
+WAYS = {
+    "SIGTERM to torchrun": _send(signal.SIGTERM, lambda t, rng: [t.torchrun.pid]),
+    "SIGTERM to one process": _send(signal.SIGTERM, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
+    "SIGUSR1 to all processes": _send(signal.SIGUSR1, lambda t, rng: t.workers()),
+    "Ctrl-C: SIGINT to torchrun and all processes": _send(signal.SIGINT, lambda t, rng: [t.torchrun.pid, *t.workers()]),
+    "SIGKILL to one process": _send(signal.SIGKILL, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
+    "SIGKILL to torchrun": _send(signal.SIGKILL, lambda t, rng: [t.torchrun.pid]),
+    "SIGKILL to everything": _send(signal.SIGKILL, lambda t, rng: [t.torchrun.pid, *t.workers()]),
+}
+
+
+def end_of(run):
+    """Everything that must not depend on what happened on the way: {what: bytes or values}."""
+    state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+    state["progress"]["lines"] = [_without_times(line) for line in state["progress"]["lines"]]
+    log = [_without_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
+    optimisers = {name: torch.load(run / "checkpoints" / f"{name}.pth", weights_only=True) for name in ("codebook", "instance_ema", "model_best")}
+    return {"last.pth": flat(state), "log.jsonl": log, "codebook.npy": (run / "codebook.npy").read_bytes(),
+            "results.csv": (run / "results.csv").read_bytes(), "other checkpoints": flat(optimisers)}
+
+
+def _without_times(line):
+    return {key: value for key, value in line.items() if key not in TIMES}
+
+
+def flat(value, path=""):
+    """{path: value} of nested containers, tensors as bytes."""
+    if isinstance(value, torch.Tensor):
+        return {path: (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())}
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for number, inner in enumerate(value) for k, v in flat(inner, f"{path}/{number}").items()}
+    return {path: value}
+
+
+def differences(end, reference):
+    """Names of what differs between two ends."""
+    return [f"{what}{key}" for what, values in reference.items() for key in (values if isinstance(values, dict) else [""])
+            if (end[what].get(key) if key else end[what]) != (values[key] if key else values)]
+
+
+def chaos(kills, seed, processes=2, seconds=0.0, say=print):
+    """Returns (kills that hit a running training by way, number of trainings, differences). Raises AssertionError where one does not end."""
+    rng, began = random.Random(seed), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="llc-chaos-") as folder:
+        folder = Path(folder)
+        betons = make_betons(folder)
+        undisturbed = Training(betons, folder / "undisturbed", processes)
+        assert undisturbed.wait() == 0, undisturbed.text()
+        whole = time.monotonic() - undisturbed.started
+        reference = end_of(folder / "undisturbed")
+        say(f"undisturbed: {whole:.1f} s, {len(reference['log.jsonl'])} epochs")
+        counts, stages, wrong, runs = collections.Counter(), collections.Counter(), [], 0
+        while sum(counts.values()) < kills and not (seconds and time.monotonic() - began > seconds):
+            runs += 1
+            run, history = folder / f"run_{runs}", []
+            while True:
+                training = Training(betons, run, processes)
+                way = None
+                if sum(counts.values()) < kills:
+                    way = rng.choice(list(WAYS))
+                    # mostly while it trains; starting takes most of the time
+                    moment = whole * (rng.uniform(0.0, 1.0) if rng.random() < 0.2 else rng.uniform(0.6, 1.0))
+                    while training.torchrun.poll() is None and time.monotonic() - training.started < moment:
+                        time.sleep(0.005)
+                    training.workers()  # those of a torchrun that is gone could not be found
+                    if training.torchrun.poll() is None:
+                        WAYS[way](training, rng)
+                        counts[way] += 1
+                        history.append(f"{way} after {moment:.2f} s")
+                status = training.wait()
+                text = training.text()
+                stages.update(re.findall(r"continues in epoch \d+ of the (\w+) stage", text))
+                stages.update(word for word in ("is finished", "waiting for up to", "is taken") if word in text)
+                if status == 0:
+                    break
+                assert way is not None and not re.search(r"^error: (?!process \d+ lost)", text, re.M), f"{history}\n{text}"
+            found = differences(end_of(run), reference)
+            wrong += [f"{run.name} ({'; '.join(history)}): {what}" for what in found]
+            say(f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS: ' + ', '.join(found[:5])}  ({'; '.join(history)})")
+        return counts, runs, wrong, stages
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=0.0)
+    words = parser.parse_args()
+    counts, runs, wrong, stages = chaos(words.kills, words.seed, words.processes, words.seconds)
+    for way, count in sorted(counts.items()):
+        print(f"{count:5d}  {way}")
+    print(f"{sum(counts.values())} kills in {runs} runs, {runs - len({line.split()[0] for line in wrong})} of {runs} equal to the undisturbed one; "
+          f"starts that went on from a checkpoint: {dict(stages)}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
