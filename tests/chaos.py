@@ -27,8 +27,8 @@ from llc.data.writer import WriterConfig, write_beton
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"images_per_second", "train_seconds", "val_seconds"}
 NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
-RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=8", "--validation.batch_size=5",
-          "--codebook.epochs=5", "--codebook.lr=0.1", "--instance.epochs=3", "--instance.lr=0.05", "--resolution.min_res=16",
+RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=12", "--validation.batch_size=5",
+          "--codebook.epochs=12", "--codebook.lr=0.1", "--instance.epochs=8", "--instance.lr=0.05", "--resolution.min_res=16",
           "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--training.checkpoint_minutes=0.001",
           "--data.num_workers=1", "--dist.timeout_minutes=0.5")
 
@@ -141,46 +141,75 @@ def differences(end, reference):
             if (end[what].get(key) if key else end[what]) != (values[key] if key else values)]
 
 
+def await_moment(training, run, rng, whole, trains):
+    """Waits for a random moment of a training and returns its name: any, in its steps, or while a checkpoint is being written.
+
+    whole, trains: seconds that an undisturbed one takes, and the part of them from its first checkpoint on.
+    """
+    moment = rng.choices(("any time", "in its steps", "while it writes a checkpoint"), (1, 3, 2))[0]
+    last, until = run / "checkpoints" / "last.pth", training.started + rng.uniform(0, whole)
+    if moment != "any time":
+        before = _identity_of(last)
+        while training.torchrun.poll() is None and _identity_of(last) == before:
+            time.sleep(0.002)
+        until = time.monotonic() + rng.uniform(0, trains)
+    while training.torchrun.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    if moment == "while it writes a checkpoint":
+        while training.torchrun.poll() is None and not any(last.parent.glob(".last.pth.*.tmp")):
+            pass
+    return moment
+
+
+def _identity_of(path):
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
 def chaos(kills, seed, processes=2, seconds=0.0, say=print):
-    """Returns (kills that hit a running training by way, number of trainings, differences). Raises AssertionError where one does not end."""
+    """Kills until so many have hit, or for so many seconds; every run is continued to its end.
+
+    Returns a Counter of (way, moment) of the kills, the number of runs, a Counter of how starts went on, and what differs from the
+    undisturbed run. Raises AssertionError where a training does not end, or fails on its own.
+    """
     rng, began = random.Random(seed), time.monotonic()
+    counts, starts, wrong, num_runs = collections.Counter(), collections.Counter(), [], 0
     with tempfile.TemporaryDirectory(prefix="llc-chaos-") as folder:
         folder = Path(folder)
         betons = make_betons(folder)
-        undisturbed = Training(betons, folder / "undisturbed", processes)
+        undisturbed, times = Training(betons, folder / "undisturbed", processes), []
+        for file in ("checkpoints/last.pth", "results.csv"):
+            while not (folder / "undisturbed" / file).exists() and undisturbed.torchrun.poll() is None:
+                time.sleep(0.002)
+            times.append(time.monotonic())
         assert undisturbed.wait() == 0, undisturbed.text()
-        whole = time.monotonic() - undisturbed.started
+        whole, trains = times[1] - undisturbed.started, times[1] - times[0]
         reference = end_of(folder / "undisturbed")
-        say(f"undisturbed: {whole:.1f} s, {len(reference['log.jsonl'])} epochs")
-        counts, stages, wrong, runs = collections.Counter(), collections.Counter(), [], 0
-        while sum(counts.values()) < kills and not (seconds and time.monotonic() - began > seconds):
-            runs += 1
-            run, history = folder / f"run_{runs}", []
-            while True:
-                training = Training(betons, run, processes)
-                way = None
-                if sum(counts.values()) < kills:
-                    way = rng.choice(list(WAYS))
-                    # mostly while it trains; starting takes most of the time
-                    moment = whole * (rng.uniform(0.0, 1.0) if rng.random() < 0.2 else rng.uniform(0.6, 1.0))
-                    while training.torchrun.poll() is None and time.monotonic() - training.started < moment:
-                        time.sleep(0.005)
+        say(f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; {len(reference['log.jsonl'])} epochs")
+        while counts.total() < kills and not (seconds and time.monotonic() - began > seconds):
+            num_runs += 1
+            run, history = folder / f"run_{num_runs}", []
+            status = None
+            while status != 0:
+                training, hit = Training(betons, run, processes), False
+                if counts.total() < kills:
+                    moment, way = await_moment(training, run, rng, whole, trains), rng.choice(list(WAYS))
                     training.workers()  # those of a torchrun that is gone could not be found
-                    if training.torchrun.poll() is None:
+                    hit = training.torchrun.poll() is None
+                    if hit:
                         WAYS[way](training, rng)
-                        counts[way] += 1
-                        history.append(f"{way} after {moment:.2f} s")
-                status = training.wait()
-                text = training.text()
-                stages.update(re.findall(r"continues in epoch \d+ of the (\w+) stage", text))
-                stages.update(word for word in ("is finished", "waiting for up to", "is taken") if word in text)
-                if status == 0:
-                    break
-                assert way is not None and not re.search(r"^error: (?!process \d+ lost)", text, re.M), f"{history}\n{text}"
+                        counts[way, moment] += 1
+                        history.append(f"{way}, {moment}")
+                status, text = training.wait(), training.text()
+                starts.update(re.findall(r"continues(?= in epoch)|is finished$|another process still writes", text, re.M))
+                assert status == 0 or hit, f"{history}\n{text}"
+                assert "Traceback" not in re.sub(r"(?s)Traceback \(most recent call last\):\n  File \"[^\n]*(torch/distributed|runpy|bin/torchrun).*", "", text), f"{history}\n{text}"
             found = differences(end_of(run), reference)
-            wrong += [f"{run.name} ({'; '.join(history)}): {what}" for what in found]
-            say(f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS: ' + ', '.join(found[:5])}  ({'; '.join(history)})")
-        return counts, runs, wrong, stages
+            wrong += [f"{run.name}: {len(found)} values, the first {found[0]} ({'; '.join(history)})"] * bool(found)
+            say(f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS'} ({'; '.join(history)})")
+    return counts, num_runs, starts, wrong
 
 
 def main():
@@ -190,11 +219,11 @@ def main():
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=0.0)
     words = parser.parse_args()
-    counts, runs, wrong, stages = chaos(words.kills, words.seed, words.processes, words.seconds)
-    for way, count in sorted(counts.items()):
-        print(f"{count:5d}  {way}")
-    print(f"{sum(counts.values())} kills in {runs} runs, {runs - len({line.split()[0] for line in wrong})} of {runs} equal to the undisturbed one; "
-          f"starts that went on from a checkpoint: {dict(stages)}")
+    counts, num_runs, starts, wrong = chaos(words.kills, words.seed, words.processes, words.seconds)
+    for (way, moment), count in sorted(counts.items()):
+        print(f"{count:5d}  {way}, {moment}")
+    print(f"{counts.total()} kills in {num_runs} runs; {num_runs - len(wrong)} of {num_runs} runs ended equal to the undisturbed one")
+    print("what starts said: " + ", ".join(f"{count} {what!r}" for what, count in sorted(starts.items())))
     if wrong:
         sys.exit("\n".join(wrong))
 

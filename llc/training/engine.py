@@ -43,6 +43,7 @@ class Engine:
                                                   device_ids=[processes.device] if on_cuda else None, **{sync: False})
             if dist.grad_compression == "bf16":
                 self.module.register_comm_hook(None, bf16_compress_hook)
+        self._settled = processes.world_size <= 2
         self.module.train()
 
     def step(self, images, labels, lr):
@@ -54,6 +55,8 @@ class Engine:
             group["lr"] = lr
         total = 0.0
         parts = list(zip(images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps)))
+        if not self._settled:
+            self._settle(*parts[0])
         for number, part in enumerate(parts, start=1):
             with self._gradients_stay_here() if number < len(parts) else contextlib.nullcontext():
                 loss = self._loss(*part) / len(parts)
@@ -68,6 +71,19 @@ class Engine:
         if self.ema is not None:
             self.ema.update_parameters(self.network)
         return total
+
+    def _settle(self, images, labels):
+        """One backward pass that changes nothing. After its first one, DDP arranges the gradients in its buckets anew, and with three or
+        more processes the place of a gradient decides in which order they add it up. Without this the first step after a start would be
+        rounded otherwise than the same step of a run that was not stopped before it.
+        """
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        self._loss(images, labels).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)
+        self._settled = True
 
     def _loss(self, images, labels):
         if not self._compiled:
