@@ -73,14 +73,15 @@ class Engine:
         return total
 
     def _settle(self, images, labels):
-        """One backward pass that changes nothing. After its first one, DDP arranges the gradients in its buckets anew, and with three or
-        more processes the place of a gradient decides in which order they add it up. Without this the first step after a start would be
-        rounded otherwise than the same step of a run that was not stopped before it.
+        """Two passes that change nothing. After its first backward pass, with static_graph its second, DDP arranges the gradients in its
+        buckets anew; with three or more processes the place of a gradient there decides in which order they add it up. Without this the
+        first steps after a start would be rounded otherwise than the same steps of a run that was not stopped before them.
         """
         buffers = list(self.network.buffers())
         before = [buffer.clone() for buffer in buffers]
-        self._loss(images, labels).backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):
+            self._loss(images, labels).backward()
+            self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, before):
             buffer.copy_(value)
         self._settled = True
