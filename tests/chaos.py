@@ -207,7 +207,8 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print):
                 assert status == 0 or hit, f"{history}\n{text}"
                 assert "Traceback" not in re.sub(r"(?s)Traceback \(most recent call last\):\n  File \"[^\n]*(torch/distributed|runpy|bin/torchrun).*", "", text), f"{history}\n{text}"
             found = differences(end_of(run), reference)
-            wrong += [f"{run.name}: {len(found)} values, the first {found[0]} ({'; '.join(history)})"] * bool(found)
+            if found:
+                wrong.append(f"{run.name}: {len(found)} values, the first {found[0]} ({'; '.join(history)})")
             say(f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS'} ({'; '.join(history)})")
     return counts, num_runs, starts, wrong
 
