@@ -8,6 +8,7 @@
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 have the run write a checkpoint after the current step and exit with status 75 (torchrun, which
 passes on the first two, exits with 1). Status 0: finished, also where --resume=auto finds the run finished; 2: an error, which is printed.
 """
+import contextlib
 import sys
 from pathlib import Path
 
@@ -32,18 +33,20 @@ def main(argv):
     config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
     anyway = options["resume_anyway"] not in (None, "0")
     processes = Processes.start(config.dist.timeout_minutes, config.training.deterministic)
-    with processes.watched():
+    with processes.watched(), contextlib.ExitStack() as closing:
         run = None
 
         def open_run():
             nonlocal run
             run, state = _open_run(config, source)
+            closing.callback(run.close)
             finished = state is not None and run.has_results and _is_finished(state, len(config.stages))
             if finished:
                 print(f"{run.path} is finished", flush=True)
             return state, finished
 
         state, finished = processes.on_main(open_run)
+        status = 0
         if not finished:
             trainer = Trainer(config, run, processes, state, anyway)
             if run:
@@ -51,9 +54,10 @@ def main(argv):
             try:
                 trainer.train()
             except Stopped:
-                processes.stop()
-                sys.exit(EXIT_STATUS)
+                status = EXIT_STATUS
         processes.stop()
+    if status:
+        sys.exit(status)
 
 
 def _value_of(flag, argv):

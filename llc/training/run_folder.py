@@ -191,8 +191,10 @@ class RunFolder:
         return (self.path / "results.csv").exists()
 
     def close(self):
-        if self._events is not None:
-            self._events.close()
+        """Gives the folder back to others."""
+        for file in (self._events, self._lock):
+            if file is not None:
+                file.close()
 
 
 def _warn(text):

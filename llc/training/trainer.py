@@ -107,7 +107,7 @@ class Trainer:
             raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
                             f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
         self.network.codebook.data.copy_(codebook)
-        self.identity = resume.identity(config, self.train_manifest, self.val_manifest, given)
+        self.identity = resume.identity(config, self.train_shards, val_shards, given)
         if config.model.weights and state is None:
             self.say(load_weights(self.network, config.model.weights, config.model.arch))
         self.network.to(self.device, memory_format=torch.channels_last)
@@ -311,10 +311,11 @@ class Trainer:
 
     def _restore(self, state, anyway=True):
         """Takes over a state but for the engine, which does not exist yet."""
-        where = f"{self.run_folder.path if self.run_folder else 'the run'}: checkpoints/last.pth"
+        where = "checkpoints/last.pth"
         try:
-            for line in resume.check(state["identity"], self.identity, where, anyway):
-                self.say(f"warning: {where}: {line}")
+            # the others' machines may have shards of their own
+            for line in self.processes.on_main(lambda: resume.check(state["identity"], self.identity, where, anyway)):
+                self.say(f"warning: {where} is of a run that differs: {line}")
             self.progress = Progress.of(state, len(self.config.stages))
             self.network.load_state_dict(state["network"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -361,7 +362,6 @@ class Trainer:
         self.say(health(self.network.codebook))
         if self.run_folder:
             self.run_folder.save_results(rows)
-            self.run_folder.close()
             self.say(f"run folder: {self.run_folder.path}")
 
 
