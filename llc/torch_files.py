@@ -1,4 +1,5 @@
 """Files of torch.save, written so that damage can be told, and read as data: nothing in them can run code or ask for absurd memory."""
+import re
 import zipfile
 
 import torch
@@ -20,10 +21,17 @@ def read_torch_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a file may hold anything, and torch raises whatever its parts raise
-        # torch's text begins with advice to load the file with weights_only=False, which would run what it holds
-        text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
-        reason = next(iter(text.strip().splitlines()), "") or type(error).__name__
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {reason}") from error
+        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}") from error
+
+
+def _reason(error):
+    """A line from torch's text, without its advice to load the file with weights_only=False, which would run what it holds."""
+    text = str(error)
+    asked_for = re.search(r"GLOBAL (\S+)", text)
+    if asked_for:
+        return f"it asks for {asked_for[1]}"
+    lines = (text.partition("WeightsUnpickler error:")[2] or text).strip().splitlines()
+    return lines[0] if lines and "weights_only" not in lines[0] else type(error).__name__
 
 
 def check_torch_file(path):
