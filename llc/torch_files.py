@@ -34,6 +34,34 @@ def _reason(error):
     return lines[0] if lines and "weights_only" not in lines[0] else type(error).__name__
 
 
+def write_torch_file(state, file):
+    """torch.save to an open file. Raises OSError where the file does: torch reports some of these as errors of its own."""
+    watched = _Watched(file)
+    try:
+        torch.save(state, watched)
+    except RuntimeError:
+        if watched.error is not None:
+            raise watched.error from None
+        raise
+
+
+class _Watched:
+    """A file that remembers the OSError of a write."""
+
+    def __init__(self, file):
+        self._file, self.error = file, None
+
+    def write(self, data):
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self):
+        self._file.flush()
+
+
 def check_torch_file(path):
     """Raises UserError where the records of a torch zip file are damaged, or claim more than the file holds; reads it once."""
     with open(path, "rb") as file:

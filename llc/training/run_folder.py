@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -16,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from llc.codebook import save_codebook
 from llc.errors import UserError
 from llc.files import atomic_write
-from llc.torch_files import check_torch_file, read_torch_file
+from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
 
 _LOCK_SECONDS = 60.0  # a run that was told to stop may still be writing when its successor starts
 
@@ -87,7 +86,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.pth"
 
     def save(self, name, state):
-        atomic_write(self.checkpoint(name), lambda file: torch.save(state, file))
+        atomic_write(self.checkpoint(name), lambda file: write_torch_file(state, file))
 
     def load(self, name):
         return read_torch_file(self.checkpoint(name))
@@ -104,7 +103,7 @@ class RunFolder:
             for number, name in reversed(list(enumerate(names[:keep - 1], start=1))):
                 os.replace(self.checkpoint(name), self.checkpoint(f"previous_{number}"))
 
-        atomic_write(self.checkpoint("last"), lambda file: torch.save(state, file), check=check_torch_file, rotate=rotate)
+        atomic_write(self.checkpoint("last"), lambda file: write_torch_file(state, file), check=check_torch_file, rotate=rotate)
 
     def load_last(self):
         """The newest state that can be read, or None where there is none yet. A damaged file is named, and put aside as NAME.damaged.
