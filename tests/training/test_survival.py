@@ -82,12 +82,9 @@ def last(run):
 # ---- stopped and continued ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("step", [0, 6, STEPS * 2, STEPS * 4 - 1])
+@pytest.mark.parametrize("number, step", [(signal.SIGTERM, 0), (signal.SIGINT, 6), (signal.SIGUSR1, STEPS * 2), (signal.SIGTERM, STEPS * 4 - 1)])
 def test_a_run_stopped_by_a_signal_ends_with_its_status_and_continues_to_the_same_end(
-        step, number, command, undisturbed, tmp_path, monkeypatch, capsys):
-    if number != signal.SIGTERM and step != 6:
-        pytest.skip("one step for each signal, one signal at each step")
+        number, step, command, undisturbed, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_at(patch, step, number)
@@ -399,3 +396,51 @@ def test_continuing_on_another_number_of_processes_says_so_and_trains(command, c
     done = run_llc("train_llc.py", *command(copy), processes=2)
     assert "1 processes were at work before, now 2" in done.stdout
     assert len(last(copy)["progress"]["lines"]) == 4
+
+
+POISON = """
+import os, torch, train_llc
+from llc import config
+from llc.training.engine import Engine
+loss_of, found, count = Engine._loss, [], 0
+
+def loss(engine, images, labels):
+    global count
+    count += 1
+    if count == 7 and os.environ["RANK"] == "1":
+        found.append(images.clone())
+    value = loss_of(engine, images, labels)
+    return value * float("nan") if found and torch.equal(images, found[0]) else value
+
+Engine._loss = loss
+config.run(train_llc.main)
+"""
+
+
+def test_a_loss_that_is_no_number_on_one_process_is_left_out_on_all(command, tmp_path, monkeypatch):
+    """Batch 1 of the second epoch, on the second process, at first without leave."""
+    script, run = tmp_path / "poison.py", tmp_path / "run"
+    script.write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def train(*options):
+        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script,
+                               *command(run, *options)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    done = train()
+    assert done.returncode == 1 and "error: the loss became nan at step 6 of the codebook stage (epoch 2, batch 1" in done.stderr, done.stderr
+    report = json.loads((run / "checkpoints" / "non_finite.json").read_text())
+    assert report["loss_of_process"] == {"1": "nan"} and [len(names) for names in report["samples_of_process"].values()] == [10, 10]
+    shutil.rmtree(run)
+    done = train("--training.skip_non_finite=1")
+    assert done.returncode == 0, done.stderr
+    progress = last(run)["progress"]
+    assert progress["num_non_finite"] == 1 and progress["left_out"] == [[1, 0], [1, 1]] and len(progress["lines"]) == 4
+
+
+def test_training_draws_nothing_from_torchs_generator(command, tmp_path, monkeypatch):
+    """So its state need not be saved: what is random is a function of seed and position."""
+    states = []
+    Saboteur(monkeypatch, lambda n, images: states.append(torch.get_rng_state()))
+    train_llc.main(command(tmp_path / "run", "--training.stages=codebook"))
+    assert len(states) == 2 * STEPS and all(torch.equal(state, states[0]) for state in states)
