@@ -7,6 +7,7 @@ Fashion-MNIST, or FOLDER: one folder a class (a tenth of each class is held out)
 """
 import argparse
 import csv
+import json
 import subprocess
 import sys
 import time
@@ -44,9 +45,12 @@ def main():
     seconds = {"write": run("images -> betons: train", "write_ffcv.py", *source, "--cfg.split=train", f"--cfg.write_path={train}")}
     seconds["write"] += run("images -> betons: val", "write_ffcv.py", *source, "--cfg.split=val", f"--cfg.write_path={val}",
                             f"--cfg.class_names_from={train}.json")
+    num_images = json.loads(Path(f"{train}.json").read_text())["num_samples"]
+    # as many images in all as the recipe's epochs have of Fashion-MNIST, however small the folder
+    epochs = [f"--{stage}.epochs={max(count, count * 60_000 // num_images)}" for stage, count in (("codebook", 2), ("instance", 1))]
     seconds["train"] = run("both stages", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "train_llc.py",
                            "--config", "rn18_configs/llc_demo.yaml", f"--data.train_dataset={train}", f"--data.val_dataset={val}",
-                           f"--logging.folder={base}", f"--logging.name={name}")
+                           f"--logging.folder={base}", f"--logging.name={name}", *(epochs if arguments.data else ()))
     seconds["evaluate"] = run("evaluation of the finished run, from packed codes", "-m", "llc.evaluate", base / name)
     with open(base / name / "results.csv") as file:
         final = {row["metric"]: 100 * float(row["final"]) for row in csv.DictReader(file)}

@@ -1,0 +1,21 @@
+#!/bin/bash
+# Trains on several machines under Slurm, and goes on after pre-emption:
+#
+#   sbatch --nodes=4 scripts/slurm.sh --config rn50_configs/llc_20bit.yaml --logging.name=NAME \
+#       --data.train_dataset=train.beton --data.val_dataset=val.beton
+#
+# One torchrun a machine, one process a GPU. training.batch_size is the total over all of them. LLC_PYTHON names the interpreter
+# (default: .venv/bin/python of the folder that sbatch was called in).
+#SBATCH --job-name=llc
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+exec srun "${LLC_PYTHON:-.venv/bin/python}" -m torch.distributed.run \
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-8}" \
+    --rdzv_backend=c10d --rdzv_endpoint="$head:29500" --rdzv_id="$SLURM_JOB_ID" \
+    train_llc.py "$@"

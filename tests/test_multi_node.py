@@ -1,0 +1,37 @@
+"""Two machines on loopback: two torchrun agents of one process each, with c10d rendezvous, as README says."""
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from tests.conftest import ROOT, SMALL
+
+CHANCE = 1 / 6
+
+
+def test_two_agents_train_one_run(betons, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
+               f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1", "train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}",
+               f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}", "--logging.name=run", "--codebook.epochs=3", "--instance.epochs=2"]
+    cores = sorted(os.sched_getaffinity(0))
+
+    def start(agent):
+        """On a core of its own where there are two: two machines do not take each other's."""
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                preexec_fn=lambda: os.sched_setaffinity(0, {cores[agent % len(cores)]}))
+
+    agents = [start(agent) for agent in range(2)]
+    try:
+        texts = [agent.communicate(timeout=240)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    assert sum("2 process(es) on cpu" in text for text in texts) == 1  # the main process speaks for all
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 + 2 and lines[-1]["top1_mhd_flip"] > 1.5 * CHANCE
