@@ -13,18 +13,19 @@ import hashlib
 import os
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from llc.data import native, sampling
 from llc.data.prefetch import Prefetch
-from llc.data.storage import MappedFiles, PagedFiles, pages_of, read_sample
+from llc.data.storage import LIFE, MappedFiles, PagedFiles, pages_of, read_sample
 from llc.errors import UserError
 
-_NUM_AHEAD = 2  # batches in the making or waiting, beside the one in use
+_NUM_AHEAD = 1  # batches that are finished, beside those in the making (LIFE) and in use
 _MAX_REPLACEMENTS = 20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
-_MAX_UNEVEN = 0.05  # of a machine's images that its shards may hold beyond what the smallest ones let it use
+_MAX_UNEVEN = 0.05  # of a machine's images may be left out of an epoch because another machine has fewer
 
 
 def default_workers():
@@ -39,15 +40,15 @@ class TrainLoader:
     random crop, as a share of the image. in_memory: the betons fit into this machine's memory; else they are read by pages into a
     bounded buffer, and the order is random within a window (sampling.pagewise_order). on_error: a damaged sample ends the epoch with a
     UserError that names it ("fail"), or another one takes its place, drawn by (seed, epoch, sample) too, and a warning at the end of
-    the epoch names them ("skip_sample"). fast: approximate decoding (native.decode_batch).
+    the epoch names them ("skip_sample").
 
     Processes whose betons differ, as where each machine has shards of its own, share theirs with those that have the same. Raises
     UserError where their classes or numbers of images do not agree, and where no batch can be filled.
     """
 
-    def __init__(self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail", fast=False):
+    def __init__(self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail"):
         self._shards, self._batch_size, self._seed, self._min_scale = shards, batch_size, seed, min_scale
-        self._on_error, self._fast, self._device = on_error, fast, processes.device
+        self._on_error, self._device = on_error, processes.device
         self._num_threads = num_workers if num_workers > 0 else default_workers()
         self._rank, self._world_size, self.batches_per_epoch = _share(shards, batch_size, processes)
         self._pages = None if in_memory else pages_of(shards)
@@ -70,18 +71,18 @@ class TrainLoader:
         def replace(index, status, out):
             if self._on_error == "fail":
                 raise _damaged(self._shards, index, status, "; write it again, or train on the others with data.on_error=skip_sample")
-            replaced.append(index)
             for candidate in sampling.replacements(index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS):
                 data = read_sample(self._shards, candidate)
                 samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
                 crops, flips = draw(np.array([index]), samples.heights, samples.widths)
-                if native.decode_batch(samples, crops, flips, out[None], fast=self._fast)[0] == native.OK:
+                if native.decode_batch(samples, crops, flips, out[None])[0] == native.OK:
+                    replaced.append(index)
                     return self._shards.labels[candidate]
             raise _damaged(self._shards, index, status, f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again")
 
         def batches():
             try:
-                yield from _decode(self._shards, order, storage, draw, replace, resolution, self._num_threads, self._device, self._fast)
+                yield from _decode(self._shards, order, storage, draw, replace, resolution, self._num_threads, self._device)
             finally:
                 if replaced:
                     warnings.warn(_replaced_text(self._shards, replaced, epoch), stacklevel=2)
@@ -157,8 +158,8 @@ def _share(shards, batch_size, processes):
                         f"{batch_size * processes.world_size} is too large")  # fmt: skip
     if fewest < (1 - _MAX_UNEVEN) * max(batches.values()):
         raise UserError(
-            f"the machines' train betons are too uneven: for batches an epoch of {fewest} to {max(batches.values())} (all take the "
-            f"fewest); spread the images evenly, within {_MAX_UNEVEN:.0%}"
+            f"the machines' train betons fill from {fewest} to {max(batches.values())} batches an epoch, and every process has to take as "
+            f"many; spread the images evenly over the machines, within {_MAX_UNEVEN:.0%}"
         )
     own = of_all[processes.rank][0]
     rank = sum(digest == own for digest, _, _ in of_all[: processes.rank])
@@ -168,26 +169,35 @@ def _share(shards, batch_size, processes):
 # ------------------------------------------------------------------------------------------------ batches
 
 
-def _decode(shards, batches, storage, draw, replace, resolution, num_threads, device, fast=False):
+def _decode(shards, batches, storage, draw, replace, resolution, num_threads, device):
     """Yields (images, labels) on the device for each of `batches`, int64 [B].
 
     draw(indices, heights, widths) -> crops, flips. replace(index, status, out) -> label: fills the slot of a damaged sample, or raises.
     """
     memory = _PinnedMemory(device) if device.type == "cuda" else _Memory()
+    num_calls = min(2, num_threads)
+    threads_each = -(-num_threads // num_calls)
 
     def decode(indices, addresses):
         samples = _samples(shards, indices, addresses)
         crops, flips = draw(indices, samples.heights, samples.widths)
         out = memory.take((len(indices), resolution, resolution, 3))
-        status = native.decode_batch(samples, crops, flips, out.numpy(), num_threads, fast=fast)
+        status = native.decode_batch(samples, crops, flips, out.numpy(), threads_each)
         labels = shards.labels[indices]
         for i in np.flatnonzero(status != native.OK):
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
 
-    with storage:
+    # Two calls at a time share the threads, and one more is ready: no core waits for the last image of a batch, or while crops are
+    # drawn. No batch gets a name here, which would keep its memory from being used again.
+    with storage, ThreadPoolExecutor(num_calls, "llc-decode") as pool:
+        decoding = collections.deque()
         for b, indices in enumerate(batches):
-            yield decode(indices, storage.addresses(b))  # no name here: it would keep the batch's memory from being used again
+            if len(decoding) == LIFE:
+                yield decoding.popleft().result()
+            decoding.append(pool.submit(decode, indices, storage.addresses(b)))
+        while decoding:
+            yield decoding.popleft().result()
 
 
 def _samples(shards, indices, addresses):
@@ -200,8 +210,8 @@ def _damaged(shards, index, status, advice):
 
 
 def _replaced_text(shards, replaced, epoch):
-    names = ", ".join(shards.name(index) for index in replaced[:5]) + (", ..." if len(replaced) > 5 else "")
-    return f"epoch {epoch}: {len(replaced)} samples cannot be decoded and others took their places: {names}"
+    names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (", ..." if len(replaced) > 5 else "")
+    return f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: {names}"
 
 
 class _Memory:

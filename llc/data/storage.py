@@ -1,7 +1,7 @@
 """Where the decoder finds the samples of a batch: in mapped files, or in pages read ahead into a bounded buffer.
 
 Both serve the batches of one epoch, in order: `with storage:`, then storage.addresses(b) is uint64 [B], where in memory the data of the
-samples batches[b], int64 [B], begins. It stays there until the next batch is asked for. Raises UserError where a file cannot be read.
+samples batches[b], int64 [B], begins. It stays there until batch b + LIFE is asked for. Raises UserError where a file cannot be read.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import numpy as np
 from llc.data.beton import BetonError
 from llc.errors import UserError
 
+LIFE = 3  # batches, as said above
 WINDOW_BYTES = 1 << 29  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
 _MAPPED_BYTES = 1 << 26  # of mapped files that a process holds on to, beside a batch's
 _READ_AHEAD_BYTES = 1 << 26  # of pages that are read before the batch that needs them
@@ -32,7 +33,7 @@ class MappedFiles:
             self._maps = []
             for path, file_size in zip(self._shards.paths, self._shards.file_sizes):
                 with _opened(path, file_size) as file:
-                    self._maps.append(opened.enter_context(mmap.mmap(file, 0, access=mmap.ACCESS_READ)))
+                    self._maps.append(opened.enter_context(_mapped(path, file)))
             self._opened = opened.pop_all()
         self._bases = np.array([np.frombuffer(mapped, np.uint8).ctypes.data for mapped in self._maps], np.uint64)
         return self
@@ -82,7 +83,7 @@ def pages_of(shards):
 class PagedFiles:
     """Whole pages, read ahead in the order of their first use and dropped after their last.
 
-    buffer_size: bytes that are held at most: the pages in use by the batch that uses most, and _READ_AHEAD_BYTES.
+    buffer_size: bytes that are held at most: the most pages that LIFE batches in a row use, and _READ_AHEAD_BYTES.
     """
 
     def __init__(self, shards, batches, pages):
@@ -96,7 +97,7 @@ class PagedFiles:
         self._by_first = used[np.argsort(first[used], kind="stable")]
         self._by_last = used[np.argsort(self._last[used], kind="stable")]
         begun = np.cumsum(np.bincount(first[used], minlength=num_batches))
-        ended = np.cumsum(np.bincount(self._last[used] + 1, minlength=num_batches))[:num_batches]
+        ended = np.cumsum(np.bincount(self._last[used] + LIFE, minlength=num_batches))[:num_batches]
         self._slot_size = int(pages.sizes.max())
         num_slots = int((begun - ended).max()) + max(1, _READ_AHEAD_BYTES // self._slot_size)
         self._num_slots = min(num_slots, len(used))
@@ -118,7 +119,7 @@ class PagedFiles:
         del self._buffer
 
     def addresses(self, b):
-        while self._num_dropped < self._num_read and self._last[self._by_last[self._num_dropped]] < b:
+        while self._num_dropped < self._num_read and self._last[self._by_last[self._num_dropped]] <= b - LIFE:
             page = self._by_last[self._num_dropped]
             del self._reads[page]
             self._free_slots.append(self._slots[page])
@@ -163,6 +164,13 @@ def _opened(path, file_size):
         yield file
     finally:
         os.close(file)
+
+
+def _mapped(path, file):
+    try:
+        return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"{path} cannot be mapped into memory: {error.strerror}; read it by pages, with data.in_memory=0") from error
 
 
 def _read_exactly(file, memory, start, path):

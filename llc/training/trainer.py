@@ -92,7 +92,7 @@ class Trainer:
         self.config, self.run_folder, self.processes = config, run, processes
         self.train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
         self.train_manifest, self.val_manifest = self.train_shards.manifest, val_shards.manifest
-        check_same_classes(self.train_manifest, self.val_manifest, config.data.train_dataset, config.data.val_dataset)
+        check_same_classes(self.train_manifest, self.val_manifest, str(self.train_shards.paths[0]), str(val_shards.paths[0]))
         num_classes = self.train_manifest.num_classes
         parts = processes.world_size * config.training.accumulation_steps
         if config.training.batch_size % parts:

@@ -19,6 +19,7 @@ _PATH = Path(__file__).with_name("_native.so")
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _FUNCTIONS = {  # name -> result, arguments; as in native.h
     "llc_status_text": (ctypes.c_char_p, [_I32]),
+    "llc_instructions": (ctypes.c_char_p, [_I32]),
     "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _P]),
     "llc_jpeg_size": (_I32, [_P, _I64, _P, _P]),
     "llc_decode_jpeg": (_I32, [_P, _I64, _I32, _I32, _P]),
@@ -65,13 +66,21 @@ def status_text(status):
     return text.decode("ascii") if text is not None else f"unknown status {int(status)}"
 
 
-def decode_batch(samples, crops, flips, out, num_threads=1, *, fast=False):
+def instruction_sets():
+    """Names of the instruction sets that this CPU has a version of the library's inner loops for, the fastest first."""
+    names = []
+    while (name := library().llc_instructions(len(names))) is not None:
+        names.append(name.decode("ascii"))
+    return names
+
+
+def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None):
     """Crops, resizes and flips every sample into its slot of `out`; returns status, int32 [n].
 
     samples: Samples; crops: int32 [n, 4], top, left, height, width; flips: bool [n], left to right;
     out: uint8 [n, height, width, 3], C-contiguous, written. A status other than OK (status_text says what it means)
     marks a slot that is all 0. The pixels are those of the same resize of a fully decoded image, to the bit, on every CPU and for any
-    num_threads. Raises ValueError for arrays of other shapes.
+    num_threads. instructions: one of instruction_sets(), by default the first. Raises ValueError for arrays of other shapes.
     """
     n = len(samples.addresses)
     addresses = _array(samples.addresses, np.uint64, (n,), "addresses")
@@ -85,10 +94,11 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, fast=False):
         raise ValueError(f"out must be uint8 [{n}, height, width, 3], not {out.dtype} {list(out.shape)}")
     if not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError("out must be C-contiguous and writeable")
+    index = 0 if instructions is None else instruction_sets().index(instructions)
     status = np.empty(n, np.int32)
     library().llc_decode_batch(
         n, addresses.ctypes.data, sizes.ctypes.data, modes.ctypes.data, widths.ctypes.data, heights.ctypes.data, crops.ctypes.data,
-        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, fast, status.ctypes.data,
+        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, index, status.ctypes.data,
     )
     return status
 

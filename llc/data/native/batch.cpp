@@ -1,7 +1,7 @@
+#include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <new>
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -23,14 +23,71 @@ struct Batch {
     uint8_t *out;
     int32_t out_height, out_width;
     int32_t *status;
+    const Kernels &kernels;
     std::atomic<int64_t> next{0};
+};
+
+// Rows on their way from the decoder to the resizer: no more of them than the resizer still needs, so that they stay in the cache.
+class RowWindow : public RowSink {
+public:
+    explicit RowWindow(Resizer &resizer) : resizer(resizer) {}
+
+    void begin() override {
+        resizer.restart();
+        stride = int64_t(3) * resizer.in_width();
+        first = end = 0;
+    }
+
+    uint8_t *reserve(int32_t count, int64_t &stride) override {
+        const int32_t needed = std::min(resizer.next_row(), end);
+        if (needed > first) {
+            memmove(rows.data(), rows.data() + (needed - first) * this->stride, (end - needed) * this->stride);
+            first = needed;
+        }
+        const size_t size = (end - first + count) * this->stride + ROOM;
+        if (rows.size() < size) rows.resize(size);
+        stride = this->stride;
+        return rows.data() + (end - first) * stride;
+    }
+
+    void added(int32_t count) override {
+        end += count;
+        resizer.advance(rows.data() + (resizer.next_row() - first) * stride, stride, end);
+    }
+
+private:
+    Resizer &resizer;
+    std::vector<uint8_t> rows;  // [first, end) of the region
+    int64_t stride;
+    int32_t first, end;
+};
+
+// The rows of a whole image, in their place.
+class Whole : public RowSink {
+public:
+    Whole(uint8_t *pixels, int64_t stride) : pixels(pixels), stride(stride) {}
+
+    void begin() override { next = pixels; }
+
+    uint8_t *reserve(int32_t, int64_t &stride) override {
+        stride = this->stride;
+        return next;
+    }
+
+    void added(int32_t count) override { next += count * stride; }
+
+private:
+    uint8_t *pixels, *next;
+    int64_t stride;
 };
 
 // What one thread needs, reused from sample to sample.
 struct Scratch {
+    explicit Scratch(const Kernels &kernels) : jpeg(kernels), resizer(kernels), window(resizer) {}
+
     JpegDecoder jpeg;
     Resizer resizer;
-    std::vector<uint8_t> rows;
+    RowWindow window;
 };
 
 Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
@@ -39,35 +96,26 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     if (crop.top < 0 || crop.left < 0 || crop.height < 1 || crop.width < 1 || crop.top > height - crop.height ||
         crop.left > width - crop.width)
         return LLC_WRONG_CROP;
-    const uint8_t *rows;
-    int64_t stride;
-    if (batch.modes[i] == RAW && batch.sizes[i] == int64_t(width) * height * 3) {
-        stride = int64_t(width) * 3;
-        rows = batch.data[i] + crop.top * stride + crop.left * 3;
-    } else if (batch.modes[i] == JPG) {
-        Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
-        if (status != LLC_OK) return status;
-        if (scratch.jpeg.width() != width || scratch.jpeg.height() != height) return LLC_WRONG_SIZE;
-        stride = int64_t(crop.width) * 3;
-        scratch.rows.resize(stride * crop.height);
-        status = scratch.jpeg.read(crop, scratch.rows.data(), stride);
-        if (status != LLC_OK) return status;
-        rows = scratch.rows.data();
-    } else {
-        return LLC_WRONG_MODE;
+    if (batch.modes[i] != JPG && (batch.modes[i] != RAW || batch.sizes[i] != int64_t(3) * width * height)) return LLC_WRONG_MODE;
+    scratch.resizer.begin(crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
+    if (batch.modes[i] == RAW) {
+        scratch.resizer.advance(batch.data[i] + (int64_t(crop.top) * width + crop.left) * 3, int64_t(3) * width, crop.height);
+        return LLC_OK;
     }
-    scratch.resizer.resize(rows, stride, crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
-    return LLC_OK;
+    const Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
+    if (status != LLC_OK) return status;
+    if (scratch.jpeg.width() != width || scratch.jpeg.height() != height) return LLC_WRONG_SIZE;
+    return scratch.jpeg.read(crop, scratch.window);
 }
 
 void work(Batch &batch) {
-    Scratch scratch;
+    Scratch scratch(batch.kernels);
     const int64_t bytes = int64_t(batch.out_height) * batch.out_width * 3;
     for (int64_t i; (i = batch.next++) < batch.n;) {
         uint8_t *out = batch.out + i * bytes;
         try {
             batch.status[i] = decode_sample(batch, i, scratch, out);
-        } catch (const std::bad_alloc &) {
+        } catch (const std::exception &) {
             batch.status[i] = LLC_OUT_OF_MEMORY;
         }
         if (batch.status[i] != LLC_OK) memset(out, 0, bytes);
@@ -89,32 +137,39 @@ const char *llc_status_text(int32_t status) {
     return status >= 0 && status < LLC_NUM_STATUSES ? texts[status] : nullptr;
 }
 
+const char *llc_instructions(int32_t index) {
+    const Kernels *kernels = kernels_of_cpu(index);
+    return kernels ? kernels->name : nullptr;
+}
+
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
                       const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                      int32_t out_width, int32_t num_threads, int32_t, int32_t *status) {
-    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status};
+                      int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
+    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
     try {
-        for (int64_t t = 1; t < num_threads && t < n; t++) threads.emplace_back([&batch] { work(batch); });
-    } catch (const std::system_error &) {  // the threads there are, this one at least, do it all
+        threads.reserve(std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0));
+        while (threads.size() < threads.capacity()) threads.emplace_back([&batch] { work(batch); });
+    } catch (const std::exception &) {  // the threads there are, this one at least, do it all
     }
     work(batch);
     for (std::thread &thread : threads) thread.join();
 }
 
 int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height) {
-    JpegDecoder jpeg;
+    JpegDecoder jpeg(PORTABLE_KERNELS);
     const Status status = jpeg.open(data, size);
     if (status == LLC_OK) *width = jpeg.width(), *height = jpeg.height();
     return status;
 }
 
 int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_t height, uint8_t *out) try {
-    JpegDecoder jpeg;
+    JpegDecoder jpeg(PORTABLE_KERNELS);
     const Status status = jpeg.open(data, size);
     if (status != LLC_OK) return status;
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;
-    return jpeg.read({0, 0, height, width}, out, int64_t(width) * 3);
-} catch (const std::bad_alloc &) {
+    Whole sink(out, int64_t(3) * width);
+    return jpeg.read_by_libjpeg({0, 0, height, width}, sink);
+} catch (const std::exception &) {
     return LLC_OUT_OF_MEMORY;
 }

@@ -1,7 +1,7 @@
 #include "jpeg.h"
 
+#include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include <jerror.h>
 
@@ -16,21 +16,26 @@ void message(j_common_ptr jpeg, int level) {
     if (level < 0 && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM) fail(jpeg);
 }
 
+// Smooth chroma upsampling looks one chroma sample, two pixels, to every side.
+constexpr int32_t PAD = 2;
+
 }  // namespace
 
-JpegDecoder::JpegDecoder() {
+JpegDecoder::JpegDecoder(const Kernels &kernels) : baseline(kernels) {
     jpeg.err = jpeg_std_error(&errors);
     errors.error_exit = fail;
     errors.emit_message = message;
-    jpeg_create_decompress(&jpeg);
-    jpeg.client_data = &errors.jump;
+    jpeg.client_data = &errors.jump;  // jpeg_create_decompress keeps it, and `err`
+    jpeg.mem = nullptr;               // nothing to destroy yet
 }
 
 JpegDecoder::~JpegDecoder() { jpeg_destroy_decompress(&jpeg); }
 
 Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
-    jpeg_abort_decompress(&jpeg);
+    // A fresh object: an old one would lend the last image's tables to one that has lost its own.
+    jpeg_destroy_decompress(&jpeg);
+    jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data, size);
     jpeg_read_header(&jpeg, TRUE);
     if (jpeg.jpeg_color_space != JCS_GRAYSCALE && jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_RGB)
@@ -38,16 +43,34 @@ Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     return LLC_OK;
 }
 
-Status JpegDecoder::read(const Region &region, uint8_t *rows, int64_t stride) {
-    std::vector<uint8_t> row(static_cast<size_t>(jpeg.image_width) * 3);
-    JSAMPROW pointer = row.data();
+Status JpegDecoder::read(const Region &region, RowSink &sink) {
+    if (baseline.accepts(jpeg)) {
+        sink.begin();
+        if (baseline.read(jpeg, region, sink) == LLC_OK) return LLC_OK;
+    }
+    return read_by_libjpeg(region, sink);  // what is damaged, libjpeg says, whatever the CPU
+}
+
+Status JpegDecoder::read_by_libjpeg(const Region &region, RowSink &sink) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
+    sink.begin();
     jpeg.out_color_space = JCS_RGB;
     jpeg.dct_method = JDCT_ISLOW;
     jpeg_start_decompress(&jpeg);
-    for (int32_t y = 0; y < region.top + region.height; y++) {
+    const JDIMENSION left = std::max(region.left - PAD, 0), top = std::max(region.top - PAD, 0);
+    const JDIMENSION right = std::min<JDIMENSION>(region.left + region.width + PAD, jpeg.image_width);
+    JDIMENSION first_column = left, width = right - left;
+    jpeg_crop_scanline(&jpeg, &first_column, &width);
+    line.resize(static_cast<size_t>(width) * 3);
+    JSAMPROW pointer = line.data();
+    if (top > 0) jpeg_skip_scanlines(&jpeg, top);
+    const uint8_t *wanted = line.data() + 3 * (region.left - static_cast<int32_t>(first_column));
+    for (int32_t y = top; y < region.top + region.height; y++) {
         jpeg_read_scanlines(&jpeg, &pointer, 1);
-        if (y >= region.top) memcpy(rows + (y - region.top) * stride, row.data() + 3 * region.left, 3 * region.width);
+        if (y < region.top) continue;
+        int64_t stride;
+        memcpy(sink.reserve(1, stride), wanted, size_t(3) * region.width);
+        sink.added(1);
     }
     return LLC_OK;
 }

@@ -3,23 +3,22 @@
 #include <csetjmp>
 #include <cstdint>
 #include <cstdio>
+#include <vector>
 
 #include <jpeglib.h>
 
+#include "baseline.h"
 #include "native.h"
+#include "rows.h"
 
 #ifndef LIBJPEG_TURBO_VERSION
 #error "llc needs libjpeg-turbo (its jpeg_crop_scanline); Debian and Ubuntu call it libjpeg-dev"
 #endif
 
-struct Region {
-    int32_t top, left, height, width;
-};
-
-// One decompress object, reused from image to image. Not for two threads at once.
+// Reused from image to image. Not for two threads at once.
 class JpegDecoder {
 public:
-    JpegDecoder();
+    explicit JpegDecoder(const Kernels &kernels);
     ~JpegDecoder();
     JpegDecoder(const JpegDecoder &) = delete;
     JpegDecoder &operator=(const JpegDecoder &) = delete;
@@ -29,12 +28,17 @@ public:
     int32_t width() const { return jpeg.image_width; }
     int32_t height() const { return jpeg.image_height; }
 
-    // The region's pixels into rows of `stride` bytes: the same ones as in a decoded whole.
-    Status read(const Region &region, uint8_t *rows, int64_t stride);
+    // The region's rows into `sink`: the same pixels as in a decoded whole.
+    Status read(const Region &region, RowSink &sink);
+
+    // The same, by libjpeg in any case.
+    Status read_by_libjpeg(const Region &region, RowSink &sink);
 
 private:
     struct Errors : jpeg_error_mgr {
         jmp_buf jump;
     } errors;
     jpeg_decompress_struct jpeg;
+    std::vector<uint8_t> line;
+    BaselineDecoder baseline;
 };

@@ -4,7 +4,7 @@
 
 void Taps::prepare(int32_t in, int32_t out) {
     first.resize(out);
-    const int64_t one = 1 << BITS;
+    const int64_t one = 1 << 14;
     if (in <= out) {  // half-pixel centres, as cv2.INTER_LINEAR has them: pixel o lies at ((2 o + 1) in - out) / (2 out)
         num_taps = in == 1 ? 1 : 2;
         weights.assign(static_cast<size_t>(out) * num_taps, 0);
@@ -19,7 +19,7 @@ void Taps::prepare(int32_t in, int32_t out) {
         return;
     }
     // In units of 1 / out of a pixel, output pixel o covers [o in, (o + 1) in) and input pixel i [i out, (i + 1) out).
-    num_taps = (in + out - 1) / out + 1;
+    num_taps = in % out ? std::min(in, in / out + 2) : in / out;
     weights.assign(static_cast<size_t>(out) * num_taps, 0);
     for (int64_t o = 0; o < out; o++) {
         const int64_t begin = o * in, end = begin + in;
@@ -35,26 +35,33 @@ void Taps::prepare(int32_t in, int32_t out) {
     }
 }
 
-void Resizer::resize(const uint8_t *rows, int64_t stride, int32_t height, int32_t width, uint8_t *out, int32_t out_height,
-                     int32_t out_width, bool flip) {
+void Resizer::begin(int32_t height, int32_t width, uint8_t *out, int32_t out_height, int32_t out_width, bool flip) {
+    this->out = out, this->height = height, this->width = width, this->out_height = out_height, this->out_width = out_width;
+    done = 0;
     vertical.prepare(height, out_height);
     horizontal.prepare(width, out_width);
-    line.resize(static_cast<size_t>(width) * 3);
-    for (int32_t y = 0; y < out_height; y++) {
-        const uint8_t *top = rows + vertical.first[y] * stride;
-        for (int32_t x = 0; x < width * 3; x++) {
-            int32_t sum = 1 << 6;
-            for (int32_t t = 0; t < vertical.num_taps; t++) sum += vertical.weights[y * vertical.num_taps + t] * top[t * stride + x];
-            line[x] = sum >> 7;
+    const int32_t num_taps = horizontal.num_taps;
+    num_pairs = (num_taps + 1) / 2;
+    first.resize(out_width);
+    weights.resize(size_t(8) * num_pairs * out_width);
+    for (int32_t x = 0; x < out_width; x++) {
+        const int32_t from = flip ? out_width - 1 - x : x;
+        first[x] = horizontal.first[from];
+        for (int32_t p = 0; p < num_pairs; p++) {
+            int16_t *pair = &weights[8 * (size_t(p) * out_width + x)];
+            const int16_t *taps = &horizontal.weights[size_t(from) * num_taps + 2 * p];
+            for (int copy = 0; copy < 4; copy++) pair[2 * copy] = taps[0], pair[2 * copy + 1] = 2 * p + 1 < num_taps ? taps[1] : 0;
         }
-        for (int32_t x = 0; x < out_width; x++) {
-            uint8_t *pixel = out + (int64_t(y) * out_width + (flip ? out_width - 1 - x : x)) * 3;
-            for (int c = 0; c < 3; c++) {
-                int32_t sum = 1 << 20;
-                for (int32_t t = 0; t < horizontal.num_taps; t++)
-                    sum += horizontal.weights[x * horizontal.num_taps + t] * line[(horizontal.first[x] + t) * 3 + c];
-                pixel[c] = sum >> 21;
-            }
-        }
+    }
+    // An odd number of taps is read as pairs too, and the kernels read on for two values.
+    line.resize(size_t(3) * (width + 2));
+}
+
+void Resizer::advance(const uint8_t *rows, int64_t stride, int32_t end) {
+    const int32_t begin = next_row();
+    for (; done < out_height && vertical.first[done] + vertical.num_taps <= end; done++) {
+        kernels.blend_rows(rows + (vertical.first[done] - begin) * stride, stride, &vertical.weights[size_t(done) * vertical.num_taps],
+                           vertical.num_taps, 3 * width, line.data());
+        kernels.blend_pixels(line.data(), first.data(), weights.data(), num_pairs, out_width, out + size_t(3) * done * out_width);
     }
 }

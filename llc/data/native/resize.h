@@ -4,10 +4,11 @@
 #include <cstdint>
 #include <vector>
 
-// How one axis of `in` pixels becomes one of `out`: pixel o is the sum of weights[o * num_taps + t] * in[first[o] + t], in units
-// of 1 / 2^14. Weights sum to exactly 2^14; unused taps have weight 0.
+#include "kernels.h"
+
+// How an axis of `in` pixels becomes one of `out`: pixel o is the sum over t < num_taps of weights[o * num_taps + t] / 2^14 times
+// pixel first[o] + t. A pixel's weights sum to exactly 2^14.
 struct Taps {
-    static constexpr int BITS = 14;
     int32_t num_taps;
     std::vector<int32_t> first;
     std::vector<int16_t> weights;
@@ -15,14 +16,31 @@ struct Taps {
     void prepare(int32_t in, int32_t out);
 };
 
-// Reused from image to image. Not for two threads at once.
+// Resizes one image at a time, row by row as its rows arrive. Reused from image to image; not for two threads at once.
 class Resizer {
 public:
-    // `rows`: height rows of width pixels, `stride` bytes apart. Writes out [out_height, out_width, 3], mirrored where `flip`.
-    void resize(const uint8_t *rows, int64_t stride, int32_t height, int32_t width, uint8_t *out, int32_t out_height,
-                int32_t out_width, bool flip);
+    explicit Resizer(const Kernels &kernels) : kernels(kernels) {}
+
+    // From height x width to out [out_height, out_width, 3], mirrored where `flip`.
+    void begin(int32_t height, int32_t width, uint8_t *out, int32_t out_height, int32_t out_width, bool flip);
+
+    // The same image again, from its first row.
+    void restart() { done = 0; }
+
+    int32_t in_width() const { return width; }
+
+    // The first row that is still needed.
+    int32_t next_row() const { return done < out_height ? vertical.first[done] : height; }
+
+    // Rows [next_row(), end) are there, `stride` bytes apart, `rows` being the first of them. Writes what they complete.
+    void advance(const uint8_t *rows, int64_t stride, int32_t end);
 
 private:
+    const Kernels &kernels;
     Taps vertical, horizontal;
+    std::vector<int32_t> first;    // horizontal.first and weights, as Kernels::blend_pixels wants them
+    std::vector<int16_t> weights;
     std::vector<int16_t> line;
+    uint8_t *out;
+    int32_t height, width, out_height, out_width, num_pairs, done;
 };

@@ -1,0 +1,71 @@
+// Regions of the usual kind of JPEG, baseline Huffman in one scan, decoded here: about twice as fast as by libjpeg-turbo, which
+// decodes all coefficients of what it skips and stores. The pixels are libjpeg-turbo's, to the bit: its accurate integer IDCT, its smooth
+// ("fancy") chroma upsampling, its colour conversion. Everything else (progressive, arithmetic, other samplings) stays with libjpeg.
+#pragma once
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <vector>
+
+#include <jpeglib.h>
+
+#include "kernels.h"
+#include "native.h"
+#include "rows.h"
+
+struct HuffmanTable;
+
+// Reused from image to image, with its tables as long as the images bring the same ones. Not for two threads at once.
+class BaselineDecoder {
+public:
+    explicit BaselineDecoder(const Kernels &kernels);
+    ~BaselineDecoder();
+
+    // Whether the image whose header jpeg_read_header has read is of the kind that is decoded here.
+    bool accepts(const jpeg_decompress_struct &jpeg) const;
+
+    // The region's rows into `sink`, from the header and the data that follows it.
+    Status read(const jpeg_decompress_struct &jpeg, const Region &region, RowSink &sink);
+
+private:
+    struct Component {
+        int32_t h, v;                 // sampling factors: blocks in an MCU
+        const HuffmanTable *dc, *ac;
+        int16_t quantisation[64 + 16];  // in zigzag order; beyond 63 for damaged data, as in libjpeg
+        int32_t blocks_per_row;       // in `coefficients`: those of the region's MCUs, an even number
+        std::vector<int16_t> coefficients;  // [v][blocks_per_row][64], one row of MCUs
+        std::vector<uint8_t> plane;   // the samples of a row of MCUs, and above them the last ones of the row before
+        int32_t stride;
+        uint8_t *samples;             // within `plane`: the first sample of the row of MCUs
+    };
+
+    const HuffmanTable *table(const JHUFF_TBL &source, bool is_dc, int slot);
+    bool collect_segments(const jpeg_decompress_struct &jpeg, int64_t first, int64_t last);
+    template <bool WANTED>
+    Status decode_mcu_row(int32_t row);
+    void transform(int32_t row);
+    void emit(const Region &region, int32_t row, int32_t begin, int32_t end, RowSink &sink);
+
+    const Kernels &kernels;
+    std::unique_ptr<HuffmanTable> tables[2 * NUM_HUFF_TBLS];
+
+    // The image at hand.
+    int32_t width, height, num_components;
+    int32_t mcu_width, mcu_height, mcus_per_row, mcu_rows;
+    int32_t first_column, last_column, first_row, last_row;  // the region's MCUs: [first, last)
+    int64_t restart_interval;           // in MCUs; 0: none
+    Component components[3];
+
+    // The entropy-coded data without its stuffing; segment i lies at [starts[i], starts[i + 1]).
+    std::vector<uint8_t> data;
+    std::vector<int64_t> starts;
+    int64_t first_segment;
+
+    // Where entropy decoding stands.
+    int64_t next_mcu;
+    uint64_t bit_buffer, num_bits;
+    const uint8_t *position, *segment_end;
+    int32_t last_dc[3];
+
+    std::vector<uint8_t> upsampled[2];
+};

@@ -1,0 +1,39 @@
+"""The keys of section `data` by command: what a run sees does not depend on how its betons are read."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.conftest import SMALL
+
+
+def test_evaluation_by_pages_and_of_shards_equals_that_of_the_beton(finished_run, betons, run_llc, tmp_path):
+    """On two processes; the glob matches one beton of another name."""
+    for suffix in ("", ".json"):
+        shutil.copy(f"{betons[1]}{suffix}", tmp_path / f"part-0.beton{suffix}")
+    files = [tmp_path / "whole.npz", tmp_path / "parts.npz"]
+    run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}")
+    run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[1]}", "--data.in_memory=0",
+            f"--data.val_dataset={tmp_path}/part-*.beton", processes=2)  # fmt: skip
+    whole, parts = map(np.load, files)
+    assert len(whole["labels"]) == 66
+    for key in ("labels", "codes", "top_class"):
+        assert np.array_equal(whole[key], parts[key]), key
+
+
+def test_training_by_pages_on_two_processes_learns(betons, run_llc, tmp_path):
+    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]},{betons[1]}", f"--data.val_dataset={betons[1]}",
+                   "--data.in_memory=0", "--training.stages=codebook", "--codebook.epochs=2", f"--logging.folder={tmp_path}",
+                   "--data.on_error=skip_sample", processes=2)  # fmt: skip
+    assert f"2 epochs of {(240 + 66) // 24} steps" in done.stdout and "codebook 2/2: loss" in done.stdout
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--data.on_error=ignore"], "data.on_error = 'ignore': it takes one of fail, skip_sample"),
+    (["--data.train_dataset=nowhere-*.beton"], "nowhere-*.beton: no file has such a name"),
+])  # fmt: skip
+def test_bad_values_are_named(words, message, betons, run_llc, tmp_path):
+    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
+                   f"--logging.folder={tmp_path}", *words, check=False)  # fmt: skip
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,117 @@
+"""The thread that works ahead, and its end in every case."""
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from llc.data.prefetch import Prefetch
+from tests.data.helpers import REPOSITORY, wait_until
+
+
+class Source:
+    """A generator that notes how far it got and whether it was closed."""
+
+    def __init__(self, end=10, error_at=None):
+        self.made, self.closed, self._end, self._error_at = 0, False, end, error_at
+
+    def __iter__(self):
+        try:
+            for i in range(self._end):
+                if i == self._error_at:
+                    raise OSError("disk gone")
+                self.made += 1
+                yield i
+        finally:
+            self.closed = True
+
+
+def threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("llc-")]
+
+
+def test_yields_all_in_order_and_ends():
+    source = Source(1000)
+    assert list(Prefetch(iter(source), 3)) == list(range(1000))
+    assert source.closed and not threads()
+    prefetch = Prefetch(iter(Source(2)), 5, receive=lambda item: -item)
+    assert [next(prefetch), next(prefetch)] == [0, -1]
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(prefetch)
+
+
+@pytest.mark.parametrize("num_ahead", [1, 3])
+def test_works_ahead_that_far_and_no_further(num_ahead):
+    source = Source()
+    prefetch = Prefetch(iter(source), num_ahead)
+    for taken in range(3):
+        wait_until(lambda: source.made == taken + num_ahead)
+        time.sleep(0.02)  # it would go on now
+        assert source.made == taken + num_ahead
+        assert next(prefetch) == taken
+    prefetch.close()
+    assert source.closed and not threads()
+
+
+def test_ends_with_break_and_with_an_exception_in_the_loop():
+    source = Source()
+    for i in Prefetch(iter(source), 2):
+        if i == 3:
+            break
+    assert source.closed and not threads()
+    source = Source()
+    with pytest.raises(ZeroDivisionError):
+        for i in Prefetch(iter(source), 2):
+            1 / (i - 3)
+    assert source.closed and not threads()
+
+
+def test_ends_when_dropped_even_within_a_cycle():
+    source = Source()
+    cycle = [Prefetch(iter(source), 2)]
+    next(cycle[0])
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert source.closed and not threads()
+
+
+def test_an_exception_of_the_source_comes_in_its_place():
+    source, seen = Source(error_at=4), []
+    with pytest.raises(OSError, match="disk gone"):
+        for i in Prefetch(iter(source), 3):
+            seen.append(i)
+    assert seen == [0, 1, 2, 3] and source.closed and not threads()
+
+
+SCRIPT = """
+import sys, time
+from llc.data.prefetch import Prefetch
+def items():
+    try:
+        while True:
+            yield "item"
+    finally:
+        print("closed", flush=True)
+prefetch = Prefetch(items(), 2)
+for item in prefetch:
+    print(item, flush=True)
+    if sys.argv[1] == "exit":
+        break
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how, status", [("exit", 0), ("interrupt", -signal.SIGINT)])
+def test_a_process_ends_and_closes_what_it_holds(how, status):
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, how], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "item\n"
+    if how == "interrupt":
+        process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == status and out == "closed\n"

@@ -1,0 +1,88 @@
+"""Several betons as one dataset: which files, in which order, and that they agree."""
+
+import json
+
+import numpy as np
+import pytest
+
+from llc.data import beton
+from llc.data.manifest import Manifest, ManifestError, verify
+from llc.data.shards import open_shards
+from llc.errors import UserError
+from tests.data.betons import write_small_beton
+from tests.data.helpers import picture
+
+
+def write(path, labels, class_names=("ant", "bee", "cow")):
+    """A beton of raw pictures, as high as their place in it + 5, and its manifest."""
+    write_small_beton(path, [picture(i, 5 + i, 9) for i in range(len(labels))], labels, [beton.RAW] * len(labels))
+    tables = beton.read_tables(path)
+    counts = tuple(tables.class_counts(len(class_names)))
+    Manifest(class_names, counts, len(labels), tables.file_size, tables.sha256, writer={"write_mode": "raw"}).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "b.beton", [0, 1, 1])
+    write(tmp_path / "a.beton", [2, 2])
+    write(tmp_path / "c.beton", [1, 2, 0, 0, 0])
+    return tmp_path
+
+
+@pytest.mark.parametrize("where, names", [
+    ("{0}/b.beton", "b"),
+    ("{0}/b.beton,{0}/a.beton", "ba"),
+    (" {0}/b.beton , {0}/a.beton, ", "ba"),
+    ("{0}/*.beton", "abc"),
+    ("{0}/[bc]*", "bc"),  # and not their manifests
+    ("{0}/c.beton,{0}/[ab].beton", "cab"),
+])  # fmt: skip
+def test_one_several_or_a_glob(where, names, folder):
+    shards = open_shards(where.format(folder))
+    assert [path.name for path in shards.paths] == [f"{name}.beton" for name in names]
+    labels = {"a": [2, 2], "b": [0, 1, 1], "c": [1, 2, 0, 0, 0]}
+    assert shards.labels.tolist() == sum((labels[name] for name in names), [])
+    places = [(shard, i) for shard, name in enumerate(names) for i in range(len(labels[name]))]
+    assert shards.shard_of(np.arange(len(shards))).tolist() == [shard for shard, _ in places]
+    assert [int(height) - 5 for height in shards.images["height"]] == [i for _, i in places]
+    assert [shards.name(k) for k in range(len(shards))] == [f"sample {i} of {shards.paths[shard]}" for shard, i in places]
+    manifest = shards.manifest
+    assert manifest.class_names == ("ant", "bee", "cow") and manifest.num_samples == len(shards)
+    assert manifest.class_counts == tuple(np.bincount(shards.labels, minlength=3).tolist())
+    assert manifest.writer == {"write_mode": "raw"}
+
+
+def test_one_beton_keeps_its_manifest_and_others_change_the_checksum(folder):
+    assert open_shards(folder / "a.beton").manifest == verify(folder / "a.beton")
+    a_b, b_a = (open_shards(f"{folder}/{x}.beton,{folder}/{y}.beton").manifest for x, y in ("ab", "ba"))
+    assert len({a_b.tables_sha256, b_a.tables_sha256, verify(folder / "a.beton").tables_sha256}) == 3
+
+
+def test_a_name_with_a_comma_and_an_asterisk_is_a_name(tmp_path):
+    path = write(tmp_path / "a,b*.beton", [0, 1])
+    assert open_shards(path).paths == (path,)
+
+
+@pytest.mark.parametrize("where, message", [
+    ("{0}/nowhere.beton", "nowhere.beton does not exist"),
+    ("{0}/a.beton,{0}/nowhere.beton", "nowhere.beton does not exist"),
+    ("{0}/x*.beton", r"x\*.beton: no file has such a name; give a beton, several separated by commas, or a glob"),
+    (" , ", "names no beton"),
+    ("{0}/a.beton,{0}/../{1}/a.beton", "a.beton is named twice .*; every image would come twice"),
+    ("{0}/[ab].beton,{0}/b.beton", "b.beton is named twice"),
+])  # fmt: skip
+def test_what_cannot_be_opened_is_named(where, message, folder):
+    with pytest.raises(UserError, match=message):
+        open_shards(where.format(folder, folder.name))
+
+
+def test_shards_of_other_classes_or_damaged_are_refused(folder):
+    write(folder / "d.beton", [0, 1], class_names=("ant", "bee"))
+    with pytest.raises(ManifestError, match=r"a.beton has 3 classes and .*d.beton 2, .*label 2: 'cow' and nothing"):
+        open_shards(f"{folder}/*.beton")
+    (folder / "d.beton").unlink()
+    manifest = folder / "c.beton.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "file_size": 7}))
+    with pytest.raises(UserError, match="c.beton is not the file of its manifest"):
+        open_shards(f"{folder}/*.beton")

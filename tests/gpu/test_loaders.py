@@ -1,0 +1,47 @@
+"""Loaders onto a CUDA device: the bytes of the CPU's, whatever streams the step uses."""
+
+import pytest
+import torch
+
+from llc.data.loaders import TrainLoader, ValLoader
+from llc.data.shards import open_shards
+from llc.distributed import Processes
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def epochs(betons, device, in_memory):
+    processes = Processes(device=device)
+    train = TrainLoader(
+        open_shards(betons[0]), batch_size=24, num_workers=2, processes=processes, seed=3, min_scale=0.3, in_memory=in_memory
+    )  # fmt: skip
+    val = ValLoader(
+        open_shards(betons[1]), batch_size=16, num_workers=2, processes=processes, resolution=48, crop_ratio=0.875, in_memory=in_memory
+    )  # fmt: skip
+    return [*train.epoch(0, 32), *train.epoch(1, 40, start_batch=3), *val]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_are_those_of_the_cpu_and_stay_as_they_are(in_memory, betons):
+    expected, found = (epochs(betons, device, in_memory) for device in ("cpu", "cuda:0"))
+    for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
+        assert images.device.type == labels.device.type == "cuda" and images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(images.cpu(), expected_images) and torch.equal(labels.cpu(), expected_labels)
+
+
+def test_a_busy_stream_of_ones_own_sees_whole_batches(betons):
+    """Batches are dropped while the work that reads them is still queued behind other work."""
+    expected = [images.long().sum() for images, _ in epochs(betons, "cpu", True)]
+    stream, sums = torch.cuda.Stream(), []
+    with torch.cuda.stream(stream):
+        for images, _ in epochs_lazily(betons):
+            torch.cuda._sleep(20_000_000)  # cycles; the host goes on
+            sums.append(images.long().sum())
+            del images
+    stream.synchronize()
+    assert torch.equal(torch.stack(sums).cpu(), torch.stack(expected)[: len(sums)])
+
+
+def epochs_lazily(betons):
+    train = TrainLoader(open_shards(betons[0]), batch_size=24, num_workers=2, processes=Processes(device="cuda:0"), seed=3, min_scale=0.3)
+    yield from train.epoch(0, 32)
