@@ -2,35 +2,92 @@
 
     torchrun --nproc_per_node=8 train_llc.py --config rn50_configs/llc_20bit.yaml \
         --data.train_dataset=train.beton --data.val_dataset=val.beton
+    torchrun ... train_llc.py --config ... --logging.name=NAME --resume=auto     starts the run or continues it: can be repeated for ever
     python train_llc.py --resume=runs/NAME [--config ... to change nothing but the paths]
+
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 have the run write a checkpoint after the current step and exit with status 75 (torchrun, which
+passes on the first two, exits with 1). Status 0: finished, also where --resume=auto finds the run finished; 2: an error, which is printed.
 """
+import contextlib
+import sys
 from pathlib import Path
 
 from llc import config as edge
 from llc.distributed import Processes
+from llc.errors import UserError
 from llc.training import config as training_config
+from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
-from llc.training.trainer import Trainer
+from llc.training.trainer import Progress, Trainer
+
+OPTIONS = {
+    "resume": "continue this run folder; auto: start or continue logging.folder/logging.name",
+    "resume_anyway": "1: continue although the configuration or the data is another",
+}
 
 
 def main(argv):
-    resume = next((w.partition("=")[2] or argv[i + 1] for i, w in enumerate(argv) if w.split("=")[0] == "--resume"), None)
-    if resume:  # the run's own configuration comes first; flags may override it
-        run = RunFolder.open(resume)
-        argv = ["--config", str(Path(resume) / "config.yaml"), *argv]
-    config, _ = training_config.read(argv, description=__doc__, options={"resume": "continue this run folder"})
-    processes = Processes.start(config.dist.timeout_minutes)
-    try:
-        state = run.load("last") if resume else None
-        if not resume:
-            run = RunFolder.create(config.logging.folder, config.logging.name) if processes.is_main else None
-        elif processes.is_main:
-            run.drop_log_after(state["progress"]["global_epoch"])
-        if processes.is_main:
-            config.save(run.path / "config.yaml")
-        Trainer(config, run if processes.is_main else None, processes, state).train()
-    finally:
+    source = _value_of("--resume", argv)
+    if source and source != "auto":  # the run's own configuration comes first; flags may override it
+        argv = ["--config", str(RunFolder.open(source).path / "config.yaml"), *argv]
+    config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
+    anyway = options["resume_anyway"] not in (None, "0")
+    processes = Processes.start(config.dist.timeout_minutes, config.training.deterministic)
+    with processes.watched(), contextlib.ExitStack() as closing:
+        run = None
+
+        def open_run():
+            nonlocal run
+            run, state = _open_run(config, source)
+            closing.callback(run.close)
+            finished = state is not None and run.has_results and _is_finished(state, len(config.stages))
+            if finished:
+                print(f"{run.path} is finished", flush=True)
+            return state, finished
+
+        state, finished = processes.on_main(open_run)
+        status = 0
+        if not finished:
+            trainer = Trainer(config, run, processes, state, anyway)
+            if run:
+                config.save(run.path / "config.yaml")
+            try:
+                trainer.train()
+            except Stopped:
+                status = EXIT_STATUS
         processes.stop()
+    if status:
+        sys.exit(status)
+
+
+def _value_of(flag, argv):
+    """What argv says for a flag, before its configuration can be read; None where it does not."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word.split("=")[0] == flag:
+            return word.partition("=")[2] or following
+    return None
+
+
+def _is_finished(state, num_stages):
+    try:
+        return Progress.of(state, num_stages).stage == num_stages
+    except (KeyError, TypeError, ValueError):
+        return False  # the trainer says what is wrong with it
+
+
+def _open_run(config, source):
+    """(RunFolder, state to continue from or None). `source`: None, auto, or a run folder."""
+    folder, name = config.logging.folder, config.logging.name
+    if source == "auto":
+        if not name:
+            raise UserError("--resume=auto needs the name of the run: give it as --logging.name=NAME")
+        source = Path(folder) / name
+        if not source.exists():
+            source = None
+    if source is None:
+        return RunFolder.create(folder, name), None
+    run = RunFolder.open_to_continue(source)
+    return run, run.load_last()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ original    the form of the published LLC models (github.com/RAIVNLab/LLC): dens
 A file may wrap any of them: in a dict ("network", "state_dict" or "model"), in DataParallel's `module.` or torch.compile's `_orig_mod.`.
 The original's network takes -1 for a codebook value of exactly 0, as we do; its codebook *files* are read by its code with +1.
 """
-import pickle
 from pathlib import Path
 
 import safetensors
@@ -21,23 +20,12 @@ import torchvision
 from llc.codes import binarize
 from llc.errors import UserError
 from llc.network import RESNETS, Network
+from llc.torch_files import read_torch_file
 
 _MAX_LISTED = 20  # keys of each kind in an error
 
 
 # ------------------------------------------------------------------------------------------------ files
-
-
-def read_torch_file(path):
-    """torch.load of plain tensors and containers only. Raises UserError naming the file when it is missing, broken or runs code."""
-    try:
-        with open(path, "rb") as file:  # of a path, torch.load would go by its suffix
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {reason}") from error
 
 
 def is_safetensors(path):

@@ -27,10 +27,11 @@ def load_codebook(path, num_bits=None):
     if path.is_dir():
         path = path / "codebook.npy"
     try:
-        values = np.load(path, allow_pickle=False)
+        # mapped, not read: a header that claims more than the file holds is an error before anything is allocated
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"codebook {path}: cannot be read: {error}") from error
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # numpy parses the header as Python's syntax and raises many kinds
         raise UserError(f"codebook {path}: not a .npy file of plain numbers: {error}") from error
     found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
     if isinstance(values, np.ndarray) and values.size:

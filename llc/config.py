@@ -6,6 +6,7 @@ leaves out is added here: an unknown key is an error that names the nearest know
 """
 import dataclasses
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from fastargs import Param, Section
 from fastargs.config import Config as FastargsConfig
 from fastargs.validation import Checker
 
-from llc.errors import UserError
+from llc.errors import LostProcesses, UserError
 
+MAX_YAML_BYTES = 1 << 16  # of a configuration file; the longest recipe here has 2 kB
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -39,14 +41,13 @@ class _FieldChecker(Checker):
                 raise ValueError
             value = BOOLEANS[str(value).lower()]
         elif kind is str:
-            if isinstance(value, (dict, list)):
-                raise ValueError
             value = str(value)
         else:
-            if isinstance(value, (dict, list)):
-                raise ValueError
-            number = float(value)
-            if kind is int and number != int(number) or number != number:
+            try:
+                number = float(value)
+            except OverflowError:  # an integer of hundreds of digits
+                raise ValueError from None
+            if not math.isfinite(number) or kind is int and number != int(number):
                 raise ValueError
             value = int(number) if kind is int else number
         if meta["choices"] is not None and value not in meta["choices"]:
@@ -124,7 +125,7 @@ def read(sections, argv, *, description, options=None, positionals=()):
 
     origin = {}
     for name in files:
-        for key, value in _flatten(_read_yaml(name)).items():
+        for key, value in _flatten(name, _read_yaml(name)).items():
             _check_key(key, known, name)
             registry.collect({key: value})
             origin[key] = name
@@ -146,11 +147,15 @@ def read(sections, argv, *, description, options=None, positionals=()):
 
 
 def run(main):
-    """Runs an entry point: a UserError becomes one printed message and exit status 2, Ctrl-C status 130."""
+    """Runs an entry point: a UserError becomes one printed message and exit status 2, Ctrl-C status 130.
+
+    Of several processes the first prints. torchrun's report at the end shows the error of the process that failed first, whichever it is.
+    """
     quiet = int(os.environ.get("RANK", "0")) != 0
     try:
         main(sys.argv[1:])
     except UserError as error:
+        _tell_torchrun(error)
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
@@ -158,6 +163,13 @@ def run(main):
         if not quiet:
             print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _tell_torchrun(error):
+    """Writes the error where torchrun looks for it. A LostProcesses is a consequence: the other's error is the one to show."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, LostProcesses):
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # here: most commands do without torch
+        get_error_handler().record_exception(error)
 
 
 def _check_key(key, known, where, more=()):
@@ -169,23 +181,42 @@ def _check_key(key, known, where, more=()):
     raise UserError(f"{where}: {key} is not a key; {hint} (all keys: --help)")
 
 
-def _flatten(content, prefix=""):
+def _flatten(name, content, prefix=""):
+    """{"section.key": value} of a YAML file's content. Raises UserError where a value is not a single text, number or boolean."""
     flat = {}
     for key, value in content.items():
         path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(_flatten(value, path + "."))
-        elif value is not None:
+        if isinstance(value, dict) and not prefix:
+            flat.update(_flatten(name, value, path + "."))
+        elif isinstance(value, (str, int, float)):
             flat[path] = value
+        elif value is not None:
+            raise UserError(f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean "
+                            "(a file has sections, and keys in them)")
     return flat
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """SafeLoader without aliases (*name): a few lines of them can stand for more values than any memory holds."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
 
 def _read_yaml(name):
     try:
-        content = yaml.safe_load(Path(name).read_text())
+        with open(name, "rb") as file:
+            text = file.read(MAX_YAML_BYTES + 1)
+        if len(text) > MAX_YAML_BYTES:
+            raise UserError(f"--config {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is")
+        content = yaml.load(text.decode("utf-8"), _YamlLoader)
     except OSError as error:
         raise UserError(f"--config {name}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # PyYAML lets through what Python raises for a tag without its value, a day 99, too deep nesting
         raise UserError(f"--config {name}: not a YAML file: {error}") from error
     if content is None:
         return {}

@@ -1,32 +1,51 @@
 """Processes: the one module that knows there may be several. With one process every function here does nothing or returns its input."""
+import contextlib
+import ctypes
 import datetime
 import os
+import signal
+import time
 
 import torch
 import torch.distributed as dist
+
+from llc.errors import LostProcesses, UserError
+
+_SECONDS_FOR_TORCHRUN = 1.0  # it looks at its processes ten times a second
 
 
 class Processes:
     """This process among all: rank, world_size, device. `start` joins the group that torchrun describes; plain python: one process."""
 
-    def __init__(self, rank=0, world_size=1, device="cpu"):
+    def __init__(self, rank=0, world_size=1, device="cpu", control=None):
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self._control = control  # a gloo group, for what the hosts tell each other without their devices
 
     @classmethod
-    def start(cls, timeout_minutes):
-        """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins (NCCL or gloo)."""
+    def start(cls, timeout_minutes, deterministic=False):
+        """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins (NCCL or gloo).
+
+        deterministic: the same bits on CUDA each time, for some speed; on a CPU they are anyway, for the same number of threads.
+        """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this, before it is first used
+            torch.use_deterministic_algorithms(True, warn_only=True)  # a warning names an operation that has no such algorithm
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(local_rank)
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark = not deterministic
         else:
             # torchrun sets one thread a process; on a CPU the step needs all cores, shared among the processes here
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        control = None
         if world_size > 1:
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=timeout_minutes))
-        return cls(rank, world_size, f"cuda:{local_rank}" if cuda else "cpu")
+            _end_with_torchrun()
+            timeout = datetime.timedelta(minutes=timeout_minutes)
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+            control = dist.new_group(backend="gloo", timeout=timeout)
+        return cls(rank, world_size, f"cuda:{local_rank}" if cuda else "cpu", control)
 
     @property
     def is_main(self):
@@ -35,6 +54,37 @@ class Processes:
     def stop(self):
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+    def on_main(self, function):
+        """The result of function() on the main process, on every process; a UserError that it raises is raised on every process."""
+        if self.world_size == 1:
+            return function()
+        told = [None, None]
+        if self.is_main:
+            try:
+                told[0] = function()
+            except UserError as error:
+                told[1] = error
+        dist.broadcast_object_list(told, src=0, group=self._control)
+        if told[1] is not None:
+            raise told[1]
+        return told[0]
+
+    @contextlib.contextmanager
+    def watched(self):
+        """What fails in here because other processes are gone, or did not answer in time, raises LostProcesses."""
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            text = str(error)
+            lost = isinstance(error, dist.DistError) or any(sign in text for sign in ("gloo", "Connection closed by peer", "Socket Timeout"))
+            if self.world_size == 1 or not lost:
+                raise
+            # so that torchrun sees the others' end before this process's own, and reports it as the cause
+            time.sleep(_SECONDS_FOR_TORCHRUN)
+            raise LostProcesses(
+                f"process {self.rank} lost the others: one of them ended, or did not answer within dist.timeout_minutes; torchrun's report "
+                f"names the one that failed first ({text.splitlines()[0][:200]})") from error
 
     def barrier(self):
         if self.world_size > 1:
@@ -59,10 +109,60 @@ class Processes:
         dist.all_gather(parts, padded)
         return [part[:int(size)] for part, size in zip(parts, sizes)]
 
-    def average_buffers(self, module):
-        """Replaces floating buffers (batch norm's running statistics) by their mean over the processes."""
+    def gather_objects(self, value):
+        """Values of all processes, of any kind that pickles, as a list in the order of ranks, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def average(self, tensors):
+        """Replaces floating tensors by their means over the processes, in place."""
         if self.world_size > 1:
-            for buffer in module.buffers():
-                if buffer.is_floating_point():
-                    dist.all_reduce(buffer)
-                    buffer /= self.world_size
+            together = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(together)
+            together /= self.world_size
+            for tensor, mean in zip(tensors, together.split([tensor.numel() for tensor in tensors])):
+                tensor.copy_(mean.view_as(tensor))
+
+
+class Agreement:
+    """Small numbers that all processes agree on, step after step, without waiting for each other or for the device.
+
+    `exchange(*flags)` starts adding up this step's flags (the highest of all processes counts) and returns those of the step before, so
+    every process learns of a flag at the same step, one after it was raised. With one process there is nothing to wait for: its flags
+    come back at once. All processes must call it equally often.
+    """
+
+    def __init__(self, processes):
+        self._processes, self._pending = processes, None
+
+    def exchange(self, *flags):
+        """ints, as many at each call -> list of ints."""
+        if self._processes.world_size == 1:
+            return list(flags)
+        before = self._finish() or [0] * len(flags)
+        highest = torch.tensor(flags, dtype=torch.int32)
+        work = dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._processes._control, async_op=True)
+        self._pending = work, highest
+        return before
+
+    def forget(self):
+        """Drops what was raised at the last step; on all processes, or on none."""
+        self._finish()
+
+    def _finish(self):
+        if self._pending is None:
+            return None
+        work, highest = self._pending
+        self._pending = None
+        work.wait()
+        return highest.tolist()
+
+
+def _end_with_torchrun():
+    """Has Linux send SIGTERM to this process when torchrun, its parent, dies without ending it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # not Linux
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG

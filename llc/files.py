@@ -6,11 +6,13 @@ from pathlib import Path
 from llc.errors import UserError
 
 
-def atomic_write(path, write, mode="wb"):
+def atomic_write(path, write, mode="wb", *, check=None, rotate=None):
     """Calls write(file) on a temporary file beside `path`, flushes it to disk, then renames it over `path`.
 
-    A crash at any moment leaves the old file or the new one, at worst a stray `*.tmp` beside it. Raises UserError naming the path
-    when the disk is full or the folder cannot be written.
+    check(temporary path) is called on what is on the disk, and what it raises leaves `path` as it was; rotate() is called just
+    before the rename, to put what stands at `path` elsewhere. A crash at any moment leaves the old file or the new one, at worst a
+    stray `*.tmp` beside it (with rotate: perhaps neither under this name, but the old one under its other). Raises UserError naming
+    the path when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     temporary = None
@@ -21,9 +23,23 @@ def atomic_write(path, write, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
+        if check is not None:
+            check(temporary)
+        if rotate is not None:
+            rotate()
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _sync_folder(folder):
+    """Puts renames on the disk too; without it a power failure may undo one that a later file relies on."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -10,6 +10,7 @@ from torch import nn
 
 from llc.codes import binarize
 from llc.errors import UserError
+from llc.torch_files import read_torch_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNETS = tuple(name for name in torchvision.models.list_models(torchvision.models)
@@ -99,3 +100,9 @@ def _set_width(backbone, arch, width):
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def running_statistics(*modules):
+    """Batch norm's running means and variances: what training changes in a network beside its parameters, in each process by itself."""
+    return [statistic for module in modules for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
+            for statistic in (child.running_mean, child.running_var)]

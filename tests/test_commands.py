@@ -63,10 +63,12 @@ def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons,
     shutil.copytree(finished_run, run)
     state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
     before = (run / "log.jsonl").read_text().splitlines()
-    state["progress"].update(stage=1, epoch=3, global_epoch=11)
+    state["progress"].update(stage=1, epoch=3, global_epoch=11, lines=state["progress"]["lines"][:11])
     state["progress"]["finals"].pop("instance")
+    (run / "results.csv").unlink()
     torch.save(state, run / "checkpoints" / "last.pth")
     done = run_llc("train_llc.py", "--resume", run)
+    assert "2 processes were at work before, now 1" in done.stdout
     after = (run / "log.jsonl").read_text().splitlines()
     assert after[:11] == before[:11] and len(after) == 13 and after[11:] != before[11:]
     assert "instance 4/5" in done.stdout and "instance 3/5" not in done.stdout

@@ -6,6 +6,7 @@ import yaml
 from llc import config
 from llc.config import option
 from llc.errors import UserError
+from llc.files import atomic_write
 
 SCHEDULES = ("triangular", "cosine", "step")
 
@@ -78,6 +79,10 @@ class Training:
     ema_decay: float = option(0.0, minimum=0, maximum=1, help="of the weights' moving average, evaluated beside them; 0: none")
     compile: str = option("auto", choices=("auto", "on", "off"), help="torch.compile of network and loss; auto: on CUDA")
     seed: int = option(0, minimum=0, help="of initial values and sample order")
+    deterministic: bool = option(False, help="the same bits each time on CUDA too, for some speed")
+    checkpoint_minutes: float = option(10.0, minimum=0, help="at most so much work is lost to a kill; 0: an epoch's")
+    keep: int = option(2, minimum=2, help="checkpoints to continue from that are kept: last.pth and those before it")
+    skip_non_finite: int = option(0, minimum=0, help="times that a loss may be no number: back to last.pth, on without that batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +156,8 @@ class Config:
                 "use_blurpool": self.training.use_blurpool, "logit_scale": scale}
 
     def save(self, path):
-        path.write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False))
+        """Writes the YAML that `read` reads, whole or not at all."""
+        atomic_write(path, lambda file: file.write(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False).encode()))
 
 
 def read(argv, *, description, options=None):

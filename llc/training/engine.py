@@ -19,6 +19,7 @@ class Engine:
     """
 
     def __init__(self, network, stage, training, dist, processes):
+        self.network = network
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
@@ -30,7 +31,6 @@ class Engine:
             if training.ema_decay else None
         set_float32_precision(training.precision)
         self._compiled = training.compile == "on" or training.compile == "auto" and on_cuda
-        self._bare = module
         if self._compiled:
             module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
         self.module = module
@@ -43,6 +43,7 @@ class Engine:
                                                   device_ids=[processes.device] if on_cuda else None, **{sync: False})
             if dist.grad_compression == "bf16":
                 self.module.register_comm_hook(None, bf16_compress_hook)
+        self._settled = processes.world_size <= 2
         self.module.train()
 
     def step(self, images, labels, lr):
@@ -54,6 +55,8 @@ class Engine:
             group["lr"] = lr
         total = 0.0
         parts = list(zip(images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps)))
+        if not self._settled:
+            self._settle(*parts[0])
         for number, part in enumerate(parts, start=1):
             with self._gradients_stay_here() if number < len(parts) else contextlib.nullcontext():
                 loss = self._loss(*part) / len(parts)
@@ -66,8 +69,22 @@ class Engine:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self._bare.network)
+            self.ema.update_parameters(self.network)
         return total
+
+    def _settle(self, images, labels):
+        """Two passes that change nothing. After its first backward pass, with static_graph its second, DDP arranges the gradients in its
+        buckets anew; with three or more processes the place of a gradient there decides in which order they add it up. Without this the
+        first steps after a start would be rounded otherwise than the same steps of a run that was not stopped before them.
+        """
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        for _ in range(2):
+            self._loss(images, labels).backward()
+            self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)
+        self._settled = True
 
     def _loss(self, images, labels):
         if not self._compiled:

@@ -1,28 +1,36 @@
 """The run folder: config.yaml, class_names.json, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
 import csv
+import fcntl
 import json
+import os
+import socket
+import sys
 import time
 from pathlib import Path
 
-import torch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from llc.checkpoints import read_torch_file
 from llc.codebook import save_codebook
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
+
+_LOCK_SECONDS = 60.0  # a run that was told to stop may still be writing when its successor starts
 
 
 class RunFolder:
-    """One run's files; written by the main process alone.
+    """One run's files; used by the main process alone, which holds a lock on the folder from `create` or `open_to_continue` on.
 
     checkpoints/: initial.pth, codebook.pth and instance.pth (network at the end of each stage), model_best.pth (best epoch of the last
-    stage), last.pth (everything needed to resume).
+    stage); last.pth, everything needed to continue, and before it previous_1.pth, previous_2.pth, ...
     """
 
     def __init__(self, path):
         self.path = Path(path)
-        self._events = None
+        self._lock = self._events = None
+        self._logs_failed = False
 
     @classmethod
     def create(cls, folder, name):
@@ -34,7 +42,9 @@ class RunFolder:
                             ) from None
         except OSError as error:
             raise UserError(f"run folder {path}: cannot be made: {error.strerror}") from error
-        return cls(path)
+        run = cls(path)
+        run._take_lock()
+        return run
 
     @classmethod
     def open(cls, path):
@@ -43,14 +53,85 @@ class RunFolder:
             raise UserError(f"{path}: not a run folder (it has no config.yaml)")
         return run
 
+    @classmethod
+    def open_to_continue(cls, path):
+        """A run folder that nobody else writes to any more. Waits for a while where somebody does, then raises UserError."""
+        run = cls(path)
+        if not (run.path / "checkpoints").is_dir():
+            raise UserError(f"{path}: not a run folder (it has no checkpoints/); choose another logging.name")
+        run._take_lock()
+        for stray in [*run.path.glob(".*.tmp"), *(run.path / "checkpoints").glob(".*.tmp")]:
+            stray.unlink()  # a process was killed while it wrote
+        return run
+
+    def _take_lock(self):
+        """The kernel gives the lock back however its holder ends."""
+        try:
+            self._lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+        for attempt in range(int(10 * _LOCK_SECONDS)):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if attempt == 10:
+                    _warn(f"{self.path}: another process still writes to this run folder; waiting for up to {_LOCK_SECONDS:.0f} s")
+                time.sleep(0.1)
+            except OSError:
+                return  # a file system without locks
+        raise UserError(f"{self.path}: another process is at work in this run folder; stop it first, or choose another logging.name")
+
     def checkpoint(self, name):
         return self.path / "checkpoints" / f"{name}.pth"
 
     def save(self, name, state):
-        atomic_write(self.checkpoint(name), lambda file: torch.save(state, file))
+        atomic_write(self.checkpoint(name), lambda file: write_torch_file(state, file))
 
     def load(self, name):
         return read_torch_file(self.checkpoint(name))
+
+    def save_last(self, state, keep):
+        """Writes last.pth, reads it back, and only then puts it in the place of the one before, which becomes previous_1.pth.
+
+        keep: number of checkpoints that stay, last.pth among them. A kill between the two renames leaves previous_1.pth alone.
+        """
+        def rotate():
+            names = self._to_continue_from()
+            for name in names[keep - 1:]:
+                self.checkpoint(name).unlink()
+            for number, name in reversed(list(enumerate(names[:keep - 1], start=1))):
+                os.replace(self.checkpoint(name), self.checkpoint(f"previous_{number}"))
+
+        atomic_write(self.checkpoint("last"), lambda file: write_torch_file(state, file), check=check_torch_file, rotate=rotate)
+
+    def load_last(self):
+        """The newest state that can be read, or None where there is none yet. A damaged file is named, and put aside as NAME.damaged.
+
+        Raises UserError where there are checkpoints and none can be read.
+        """
+        names = self._to_continue_from()
+        problems = []
+        for name in names:
+            try:
+                state = self.load(name)
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            for damaged, problem in zip(names, problems):
+                path = self.checkpoint(damaged)
+                os.replace(path, path.with_suffix(".damaged"))
+                _warn(f"{problem}; it is now called {path.stem}.damaged, and {self.checkpoint(name)} is taken")
+            return state
+        if problems:
+            raise UserError("no checkpoint of this run can be read:\n" + "\n".join(problems))
+        return None
+
+    def _to_continue_from(self):
+        """Names of the checkpoints that hold everything, the newest first."""
+        numbered = sorted(int(path.stem.removeprefix("previous_")) for path in (self.path / "checkpoints").glob("previous_*.pth")
+                          if path.stem.removeprefix("previous_").isdecimal())
+        return [name for name in ("last", *(f"previous_{number}" for number in numbered)) if self.checkpoint(name).exists()]
 
     def save_codebook(self, codebook):
         save_codebook(self.path / "codebook.npy", codebook)
@@ -60,23 +141,46 @@ class RunFolder:
         text = json.dumps(class_names, indent=1).encode("ascii")
         atomic_write(self.path / "class_names.json", lambda file: file.write(text))
 
-    def log(self, line):
-        """A line an epoch: to log.jsonl, and its numbers to TensorBoard at the global epoch."""
-        with open(self.path / "log.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def save_non_finite(self, report):
+        """checkpoints/non_finite.json; returns its path."""
+        path = self.path / "checkpoints" / "non_finite.json"
+        atomic_write(path, lambda file: file.write(json.dumps(report, indent=1).encode()))
+        return path
+
+    def log(self, lines):
+        """log.jsonl becomes `lines`, one an epoch; the numbers of the last go to TensorBoard too, at its global epoch.
+
+        Where that fails (a full disk) a warning says so, once, and nothing is raised: the same lines are printed, and kept in last.pth.
+        """
+        try:
+            self._write_log(lines)
+            if lines:
+                self._write_events(lines[-1])
+            self._logs_failed = False
+        except (OSError, UserError) as error:
+            if not self._logs_failed:
+                _warn(f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); the run goes on, its lines "
+                      "are printed here and written with the next that can be")
+            self._logs_failed = True
+
+    def _write_log(self, lines):
+        atomic_write(self.path / "log.jsonl", lambda file: file.writelines((json.dumps(line) + "\n").encode() for line in lines))
+
+    def _write_events(self, line):
+        """TensorBoard's own writer has a thread, which a full disk ends without a word."""
         if self._events is None:
-            self._events = SummaryWriter(str(self.path), purge_step=line["global_epoch"])
-        for key, value in line.items():
-            if isinstance(value, (int, float)) and key not in ("epoch", "global_epoch"):
-                self._events.add_scalar(key, value, line["global_epoch"])
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+            self._events = RecordWriter(open(self.path / name, "ab"))
+            self._write_event(file_version="brain.Event:2")
+            # tells TensorBoard to forget what an earlier process wrote of epochs that are done again
+            self._write_event(step=line["global_epoch"], session_log={"status": "START"})
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in line.items()
+                  if isinstance(value, (int, float)) and key not in ("epoch", "global_epoch")]
+        self._write_event(step=line["global_epoch"], summary=Summary(value=values))
         self._events.flush()
 
-    def drop_log_after(self, global_epoch):
-        """Forgets the lines of epochs that a resumed run does again."""
-        path = self.path / "log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in lines if line["global_epoch"] <= global_epoch]
-        atomic_write(path, lambda file: file.writelines((json.dumps(line) + "\n").encode() for line in kept))
+    def _write_event(self, **content):
+        self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def save_results(self, rows):
         """results.csv: a row a metric: name, final value, value in the best epoch (chosen on val: a selection), headline or not."""
@@ -86,6 +190,16 @@ class RunFolder:
             writer.writerows(rows)
         atomic_write(self.path / "results.csv", write, mode="w")
 
+    @property
+    def has_results(self):
+        return (self.path / "results.csv").exists()
+
     def close(self):
-        if self._events is not None:
-            self._events.close()
+        """Gives the folder back to others."""
+        for file in (self._events, self._lock):
+            if file is not None:
+                file.close()
+
+
+def _warn(text):
+    print(f"warning: {text}", file=sys.stderr, flush=True)

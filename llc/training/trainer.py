@@ -1,7 +1,12 @@
-"""Runs the stages: batch, loss, backward, step; after each epoch validation, the log line, the checkpoint."""
+"""Runs the stages: batch, loss, backward, step; after each epoch validation, the log line, the checkpoint.
+
+A run can be stopped at any step and continued: its whole state is `Progress`, the network, the engine, and of each process batch norm's
+running statistics and the sum of its losses. Batches, learning rates and resolutions are functions of the position.
+"""
 import dataclasses
 import math
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -11,11 +16,14 @@ from llc.codebook import health, load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
 from llc.data.shards import open_shards
+from llc.distributed import Agreement
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
-from llc.network import Network
+from llc.network import Network, running_statistics
+from llc.training import resume
 from llc.training.engine import Engine, autocast_for
+from llc.training.interruption import BackgroundWriter, LossWatch, Stopped, StopSignals, snapshot
 from llc.training.schedules import learning_rate, resolution_at
 
 LOSS_SECONDS = 2.0  # the bar shows a new loss this often: each time the host waits once for the device
@@ -24,15 +32,35 @@ HEADLINE = {"codebook": "top1_class", "instance": "top1_mhd"}
 
 @dataclasses.dataclass
 class Progress:
-    """Where a run stands: all of its state beside the network's and the engine's."""
+    """Where a run stands: all of its state beside the network's, the engine's and the single processes'."""
 
     stage: int = 0           # index into config.stages
     epoch: int = 0           # finished epochs of it
+    batch: int = 0           # finished batches of the epoch; all of them: what is left of it is validation
     global_epoch: int = 0    # finished epochs of all stages
     best: float = -1.0       # headline of the stage's best epoch
     best_metrics: dict = dataclasses.field(default_factory=dict)
     finals: dict = dataclasses.field(default_factory=dict)  # stage name -> final metrics
     bests: dict = dataclasses.field(default_factory=dict)   # stage name -> metrics of its best epoch
+    lines: list = dataclasses.field(default_factory=list)   # of log.jsonl
+    num_non_finite: int = 0  # times that the run went back to before a loss that was no number
+    left_out: list = dataclasses.field(default_factory=list)  # batches left out for that, [global epoch, batch]
+
+    @classmethod
+    def of(cls, state, num_stages):
+        """From a checkpoint, which may hold anything. Raises KeyError, TypeError or ValueError."""
+        progress = cls(**state["progress"])
+        for field in dataclasses.fields(cls):
+            value = getattr(progress, field.name)
+            if type(value) is not field.type or field.type is int and not 0 <= value < 1 << 40:
+                raise ValueError(f"progress.{field.name} is {value!r:.60}")
+        if progress.stage > num_stages or len(progress.finals) < progress.stage or not all(type(line) is dict for line in progress.lines):
+            raise ValueError("progress does not agree with itself")
+        return progress
+
+
+class NonFinite(Exception):
+    """A loss is no number, as all processes have agreed."""
 
 
 def build_network(config, num_classes):
@@ -53,13 +81,17 @@ def make_val_loader(config, shards, processes):
 
 
 class Trainer:
-    """One run. `run` is None on all but the main process. resume: state of checkpoints/last.pth."""
+    """One run. `run` is None on all but the main process.
 
-    def __init__(self, config, run, processes, resume=None):
+    state: of checkpoints/last.pth, to continue from; anyway: even where resume.check finds differences. Raises UserError where the data,
+    the configuration and the state do not fit each other.
+    """
+
+    def __init__(self, config, run, processes, state=None, anyway=False):
         self.config, self.run_folder, self.processes = config, run, processes
-        train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
-        self.train_manifest, self.val_manifest = train_shards.manifest, val_shards.manifest
-        check_same_classes(self.train_manifest, self.val_manifest, str(train_shards.paths[0]), str(val_shards.paths[0]))
+        self.train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+        self.train_manifest, self.val_manifest = self.train_shards.manifest, val_shards.manifest
+        check_same_classes(self.train_manifest, self.val_manifest, str(self.train_shards.paths[0]), str(val_shards.paths[0]))
         num_classes = self.train_manifest.num_classes
         parts = processes.world_size * config.training.accumulation_steps
         if config.training.batch_size % parts:
@@ -67,102 +99,134 @@ class Trainer:
                             f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a multiple of {parts}")
         self.device = processes.device
         self.network = build_network(config, num_classes)
-        codebook = random_codebook(num_classes, config.codes.num_bits, config.training.seed)
-        if config.codes.init_codebook and resume is None:
-            codebook = load_codebook(config.codes.init_codebook, config.codes.num_bits)
-            if codebook.shape != self.network.codebook.shape:
-                raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
-                                f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
+        codebook, given = random_codebook(num_classes, config.codes.num_bits, config.training.seed), None
+        if config.codes.init_codebook and (state is None or Path(config.codes.init_codebook).exists()):  # a run that goes on needs it no more
+            codebook = given = load_codebook(config.codes.init_codebook, config.codes.num_bits)
+        if codebook.shape != self.network.codebook.shape:
+            raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
+                            f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
         self.network.codebook.data.copy_(codebook)
-        if config.model.weights and resume is None:
+        self.identity = resume.identity(config, self.train_shards, val_shards, given)
+        if config.model.weights and state is None:
             self.say(load_weights(self.network, config.model.weights, config.model.arch))
-        self.progress, self.resumed = Progress(), resume
-        if resume is not None:
-            self.progress = Progress(**resume["progress"])
-            self.network.load_state_dict(resume["network"])
         self.network.to(self.device, memory_format=torch.channels_last)
         self.autocast, _ = autocast_for(config.training.precision, self.device)
-        self.train_loader = make_train_loader(config, train_shards, processes)
+        self.train_loader = make_train_loader(config, self.train_shards, processes)
         self.val_loader = make_val_loader(config, val_shards, processes)
+        # validation looks for a signal as often as every process has a batch
+        self.shared_val_batches = len(val_shards) // processes.world_size // config.validation.batch_size
+        self.progress, self._state = Progress(), None
+        self.loss_sum = torch.zeros((), device=self.device)  # of the epoch's batches, of this process
+        if state is not None:
+            self._restore(state, anyway)
+        self.agreement, self.watch = Agreement(processes), LossWatch()
+        self.saved_at = time.monotonic()
 
     def say(self, text):
         if self.processes.is_main:
             print(text, flush=True)
 
     def train(self):
-        """Runs what is left of all stages; returns {stage: final metrics}."""
-        config, steps = self.config, self.train_loader.batches_per_epoch
+        """Runs what is left of all stages; returns {stage: final metrics}. Raises Stopped after a signal."""
+        config, progress, steps = self.config, self.progress, self.train_loader.batches_per_epoch
         for name in config.stages:
             stage = getattr(config, name)
             self.say(f"{name} stage: {stage.epochs} epochs of {steps} steps, {config.training.batch_size} images a step, "
                      f"peak lr {stage.lr:g}, {self.processes.world_size} process(es) on {self.device.type}")
-        if self.run_folder and self.resumed is None:
-            self.run_folder.save_class_names(self.train_manifest.class_names)
-            self.run_folder.save("initial", {"network": self.network.state_dict()})
-        while self.progress.stage < len(config.stages):
-            self._run_stage(config.stages[self.progress.stage])
-        self._finish()
+        self.writer = BackgroundWriter()
+        try:
+            with StopSignals() as self.signals:
+                if self._state is None:
+                    self._submit("save_class_names", self.train_manifest.class_names)
+                    self._write("initial", {"network": self.network.state_dict()})
+                elif progress.stage < len(config.stages):
+                    self.say(f"continues in epoch {progress.epoch + 1} of the {config.stages[progress.stage]} stage, after {progress.batch} "
+                             f"of {steps} steps")
+                    self._submit("log", progress.lines)
+                while self.progress.stage < len(config.stages):
+                    try:
+                        self._run_stage(config.stages[self.progress.stage])
+                    except NonFinite:
+                        self._leave_out_or_fail(config.stages[self.progress.stage])
+                self.writer.wait()
+                self._finish()
+        finally:
+            self.writer.close()
         return self.progress.finals
 
     def _run_stage(self, name):
         stage, progress = getattr(self.config, name), self.progress
         engine = Engine(self.network, name, self.config.training, self.config.dist, self.processes)
-        if self.resumed is not None and progress.epoch:
-            engine.load_state_dict(self.resumed["engine"])
-        self.resumed = None
+        if self._state is not None:
+            self._restore_engine(engine)
+        elif not progress.global_epoch:
+            self._save_last(engine)  # there is always something to go back to
         while progress.epoch < stage.epochs:
             line = self._epoch(name, stage, engine)
-            progress.epoch += 1
-            progress.global_epoch += 1
+            progress.epoch, progress.batch, progress.global_epoch = progress.epoch + 1, 0, progress.global_epoch + 1
+            self.loss_sum.zero_()
             metrics = {k: v for k, v in line.items() if k.startswith(("top", "none", "tied"))}
             headline = self.headline(name)
             if line[headline] > progress.best:
                 progress.best, progress.best_metrics = line[headline], metrics
-                self._save("model_best", {"network": self.network.state_dict(), "stage": name, "epoch": progress.epoch})
+                self._write("model_best", {"network": self.network.state_dict(), "stage": name, "epoch": progress.epoch})
             self.say(f"{name} {progress.epoch}/{stage.epochs}: loss {line['loss']:.4f}, class {100 * line[self.suffixed('top1_class')]:.2f}, "
                      f"MHD {100 * line[self.suffixed('top1_mhd')]:.2f}, ED {100 * line[self.suffixed('top1_ed')]:.2f} % top-1, "
                      f"{line['images_per_second']:.0f} images/s")
-            if self.run_folder:
-                self.run_folder.log({"stage": name, "epoch": progress.epoch, "global_epoch": progress.global_epoch, **line})
-                self.run_folder.save_codebook(self.network.codebook)
-            if progress.epoch == stage.epochs:
-                progress.finals[name], progress.bests[name] = metrics, progress.best_metrics
-                self._save(name, {"network": self.network.state_dict()})
-                if engine.ema is not None:
-                    self._save(f"{name}_ema", {"network": engine.ema.module.state_dict()})
-                progress.stage, progress.epoch, progress.best, progress.best_metrics = progress.stage + 1, 0, -1.0, {}
+            progress.lines.append({"stage": name, "epoch": progress.epoch, "global_epoch": progress.global_epoch, **line})
+            self._submit("log", list(progress.lines))
+            self._submit("save_codebook", self.network.codebook)
+            if progress.epoch < stage.epochs:
                 self._save_last(engine)
-                return
-            self._save_last(engine)
+            progress.finals[name], progress.bests[name] = metrics, progress.best_metrics
+        if name not in progress.finals:
+            raise UserError(f"{name}.epochs = {stage.epochs}, but {progress.epoch} epochs of this stage are done already")
+        self._write(name, {"network": self.network.state_dict()})
+        if engine.ema is not None:
+            self._write(f"{name}_ema", {"network": engine.ema.module.state_dict()})
+        progress.stage, progress.epoch, progress.best, progress.best_metrics = progress.stage + 1, 0, -1.0, {}
+        self._save_last(None)
 
     def _epoch(self, name, stage, engine):
         config, progress, steps = self.config, self.progress, self.train_loader.batches_per_epoch
         resolution = resolution_at(config.resolution, progress.epoch) if name == "codebook" else config.resolution.max_res
-        total_loss = torch.zeros((), device=self.device)
         started = shown = time.perf_counter()
-        bar = tqdm(self.train_loader.epoch(progress.global_epoch, resolution), total=steps, unit="step", mininterval=0.5, leave=False,
-                   desc=f"{name} {progress.epoch + 1}/{stage.epochs}", disable=not self.processes.is_main)
-        for batch, (images, labels) in enumerate(bar):
+        first, left_out = progress.batch, {batch for epoch, batch in progress.left_out if epoch == progress.global_epoch}
+        bar = tqdm(self.train_loader.epoch(progress.global_epoch, resolution, first), initial=first, total=steps, unit="step",
+                   mininterval=0.5, leave=False, desc=f"{name} {progress.epoch + 1}/{stage.epochs}", disable=not self.processes.is_main)
+        for batch, (images, labels) in enumerate(bar, start=first):
+            self._heed(engine)
             lr = learning_rate(stage, progress.epoch * steps + batch, steps)
-            total_loss += engine.step(images, labels, lr)
+            if batch not in left_out:
+                loss = engine.step(images, labels, lr)
+                self.loss_sum += loss
+                self.watch.add(batch, loss)
+            progress.batch = batch + 1
             if not bar.disable and time.perf_counter() - shown > LOSS_SECONDS:
                 shown = time.perf_counter()
-                bar.set_postfix(loss=f"{total_loss.item() / (batch + 1):.3f}", lr=f"{lr:.3g}", refresh=False)
-        mean_loss = self.processes.sum(total_loss).item() / (steps * self.processes.world_size)
+                bar.set_postfix(loss=f"{self.loss_sum.item() / max(1, batch + 1 - len(left_out)):.3f}", lr=f"{lr:.3g}", refresh=False)
+        if first < steps:  # else this was done before the checkpoint
+            self.processes.average(running_statistics(*_networks(engine)))
+        mean_loss = self.processes.sum(self.loss_sum.clone()).item() / max(1, steps - len(left_out)) / self.processes.world_size
         seconds = time.perf_counter() - started
         if not math.isfinite(mean_loss):
-            raise UserError(f"the loss became {mean_loss} in epoch {progress.epoch + 1} of the {name} stage (lr up to {stage.lr:g}); "
-                            f"lower {name}.lr or lengthen {name}.lr_peak_epoch; the last good epoch is in checkpoints/last.pth")
+            raise NonFinite
         validation_started = time.perf_counter()
-        metrics = self._validate(self.network)
+        metrics = self._validate(engine, self.network)
         if engine.ema is not None:
-            metrics.update({f"{key}_ema": value for key, value in self._validate(engine.ema.module).items()})
-        return {"loss": mean_loss, "lr": lr, "resolution": resolution, "images_per_second": steps * config.training.batch_size / seconds,
+            metrics.update({f"{key}_ema": value for key, value in self._validate(engine, engine.ema.module).items()})
+        return {"loss": mean_loss, "lr": learning_rate(stage, (progress.epoch + 1) * steps - 1, steps), "resolution": resolution,
+                "images_per_second": (steps - first) * config.training.batch_size / seconds,
                 "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, **metrics}
 
-    def _validate(self, network):
-        self.processes.average_buffers(network)
-        found = predict(network, self.val_loader, self.processes, flip=self.config.validation.lr_tta, autocast=self.autocast,
+    def _validate(self, engine, network):
+        def batches():
+            for number, batch in enumerate(self.val_loader):
+                if number < self.shared_val_batches:
+                    self._heed(engine, validating=True)
+                yield batch
+
+        found = predict(network, batches(), self.processes, flip=self.config.validation.lr_tta, autocast=self.autocast,
                         num_classes=self.train_manifest.num_classes)
         return evaluate(found, network.codebook)
 
@@ -172,13 +236,119 @@ class Trainer:
     def headline(self, stage):
         return self.suffixed(HEADLINE[stage])
 
-    def _save(self, name, state):
-        if self.run_folder:
-            self.run_folder.save(name, state)
+    # ---- between two steps -------------------------------------------------------------------------------------------
+
+    def _heed(self, engine, validating=False):
+        """What no step may miss: a signal, a loss that is no number, the time for a checkpoint. All processes do the same at the same step."""
+        self.writer.check()
+        minutes = self.config.training.checkpoint_minutes
+        due = bool(self.run_folder and minutes and not validating and time.monotonic() - self.saved_at >= 60 * minutes)
+        if due:
+            self.saved_at = time.monotonic()
+        save, stop, non_finite = self.agreement.exchange(due, bool(self.signals.received), self.watch.found is not None)
+        if non_finite:
+            raise NonFinite
+        if stop:
+            self._save_last(engine)
+            self.writer.wait()
+            if self.run_folder:
+                self.say(f"stopped by {self.signals.received or 'a signal to another process'}; continue with --resume={self.run_folder.path}")
+            raise Stopped
+        if save and not validating:
+            self._save_last(engine)
+
+    def _leave_out_or_fail(self, name):
+        """After a loss that is no number: writes down which samples led to it, and goes back to last.pth; else raises UserError.
+
+        What is left out is the batch and the one before it, whose update its loss was computed with.
+        """
+        stage, progress, steps = getattr(self.config, name), self.progress, self.train_loader.batches_per_epoch
+        self.agreement.forget()
+        self.watch.look(wait=True)
+        found = self.processes.gather_objects(self.watch.found)
+        batch = min((first for first, _ in filter(None, found)), default=progress.batch - 1)
+        order = self.train_loader.order(progress.global_epoch)
+        suspects = [b for b in (batch - 1, batch) if b >= 0]
+        samples = self.processes.gather_objects({b: [self.train_shards.name(index) for index in order[b].tolist()] for b in suspects})
+        step = progress.epoch * steps + batch
+        lr = learning_rate(stage, step, steps)
+        losses = {rank: str(loss) for rank, (first, loss) in enumerate(f or (None, None) for f in found) if first == batch}
+        report = {"stage": name, "epoch": progress.epoch + 1, "batch": batch, "step": step, "lr": lr, "loss_of_process": losses,
+                  "samples_of_process": {rank: of_batch[batch] for rank, of_batch in enumerate(samples)},
+                  "samples_of_process_in_the_batch_before": {rank: of_batch.get(batch - 1, []) for rank, of_batch in enumerate(samples)}}
+        path = self.processes.on_main(lambda: self.run_folder.save_non_finite(report))
+        what = (f"the loss became {next(iter(losses.values()), 'infinite')} at step {step} of the {name} stage (epoch {progress.epoch + 1}, "
+                f"batch {batch}, lr {lr:g}); {path} names the batch's samples")
+        if progress.num_non_finite >= self.config.training.skip_non_finite:
+            raise UserError(f"{what}; checkpoints/last.pth is from before. Lower {name}.lr, lengthen {name}.lr_peak_epoch, or leave such "
+                            f"batches out: training.skip_non_finite={progress.num_non_finite + 1}")
+        left_out, num_non_finite = [*progress.left_out, *([progress.global_epoch, b] for b in suspects)], progress.num_non_finite + 1
+        self.writer.wait()
+        self._restore(self.processes.on_main(self.run_folder.load_last if self.run_folder else None))
+        self.progress.left_out, self.progress.num_non_finite = left_out, num_non_finite
+        self.watch = LossWatch()
+        self.say(f"warning: {what}. {num_non_finite} of {self.config.training.skip_non_finite}: goes back to step {self.progress.batch} of "
+                 f"epoch {self.progress.epoch + 1} and leaves out batches {' and '.join(map(str, suspects))}")
+
+    # ---- state -------------------------------------------------------------------------------------------------------
 
     def _save_last(self, engine):
-        self._save("last", {"network": self.network.state_dict(), "engine": engine.state_dict(),
-                            "progress": dataclasses.asdict(self.progress)})
+        """Everything needed to continue, to last.pth; the file is written in the background. engine: None between stages."""
+        own = torch.cat([t.flatten() for t in (*running_statistics(*_networks(engine, self.network)), self.loss_sum)])
+        of_process = torch.stack(self.processes.gather(own))
+        if not torch.isfinite(of_process[:, -1]).all():
+            raise NonFinite
+        self.saved_at = time.monotonic()
+        if self.run_folder:
+            state = {"identity": self.identity, "progress": dataclasses.asdict(self.progress), "network": self.network.state_dict(),
+                     "engine": engine and engine.state_dict(), "of_process": of_process}
+            self.writer.submit(self._write_last, snapshot(state))
+
+    def _write_last(self, state):
+        """In the background. Weights can be spoilt by an update whose loss was still a number; the next loss will tell."""
+        if all(torch.isfinite(value).all() for value in state["network"].values()):
+            self.run_folder.save_last(state, self.config.training.keep)
+
+    def _restore(self, state, anyway=True):
+        """Takes over a state but for the engine, which does not exist yet."""
+        where = "checkpoints/last.pth"
+        try:
+            # the others' machines may have shards of their own
+            for line in self.processes.on_main(lambda: resume.check(state["identity"], self.identity, where, anyway)):
+                self.say(f"warning: {where} is of a run that differs: {line}")
+            self.progress = Progress.of(state, len(self.config.stages))
+            self.network.load_state_dict(state["network"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{where} does not hold the state of a run: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        self.progress.batch = min(self.progress.batch, self.train_loader.batches_per_epoch)
+        self._state = state
+
+    def _restore_engine(self, engine):
+        state, self._state = self._state, None
+        own = [*running_statistics(*_networks(engine if state["engine"] else None, self.network)), self.loss_sum]
+        try:
+            if state["engine"]:
+                engine.load_state_dict(state["engine"])
+            of_process = state["of_process"]
+            if len(of_process) == self.processes.world_size:
+                values = of_process[self.processes.rank]
+            else:
+                values = of_process.mean(0)
+                self.say(f"warning: {len(of_process)} processes were at work before, now {self.processes.world_size}: each continues from the "
+                         "mean of their running statistics of batch norm; the result differs as two runs do")
+            for tensor, value in zip(own, values.split([t.numel() for t in own]), strict=True):
+                tensor.copy_(value.view_as(tensor))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise UserError(f"checkpoints/last.pth does not hold the state of this run's optimiser and processes: {type(error).__name__}: "
+                            f"{str(error).splitlines()[0]}") from error
+
+    def _write(self, name, state):
+        self._submit("save", name, state)
+
+    def _submit(self, method, *arguments):
+        """Has the run folder's `method` called in the background, with the arguments as they are now."""
+        if self.run_folder:
+            self.writer.submit(getattr(self.run_folder, method), *map(snapshot, arguments))
 
     def _finish(self):
         """results.csv, and the three numbers: class codes after the codebook stage, MHD and ED after the instance stage."""
@@ -192,5 +362,11 @@ class Trainer:
         self.say(health(self.network.codebook))
         if self.run_folder:
             self.run_folder.save_results(rows)
-            self.run_folder.close()
             self.say(f"run folder: {self.run_folder.path}")
+
+
+def _networks(engine, network=None):
+    """The networks whose running statistics differ between processes: the trained one, and its average over steps."""
+    if engine is None:
+        return [network]
+    return [engine.network] + ([engine.ema.module] if engine.ema is not None else [])

@@ -1,0 +1,446 @@
+"""Runs that are stopped, damaged, refused, spoilt by a loss that is no number, or out of disk, and what becomes of them.
+
+Everything goes through train_llc.main on little betons, in this process unless processes are what is tested.
+"""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train_llc
+from llc.errors import UserError
+from llc.training.engine import Engine
+from llc.training.interruption import EXIT_STATUS
+from llc.training.run_folder import RunFolder
+from tests.chaos import ROOT, Training, chaos, differences, end_of, make_betons
+
+SHORT = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=20", "--validation.batch_size=8",
+         "--codebook.epochs=2", "--codebook.lr=0.1", "--instance.epochs=2", "--instance.lr=0.05", "--resolution.min_res=16",
+         "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--data.num_workers=1")
+STEPS = 5  # an epoch of SHORT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads cost these little networks more than they save: twenty times as much while the machine is busy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", str(len(os.sched_getaffinity(0))))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_betons(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def command(tiny):
+    """command(run, *options): the arguments of a short training in the run folder `run`."""
+    def of(run, *options):
+        return [*SHORT, f"--data.train_dataset={tiny[0]}", f"--data.val_dataset={tiny[1]}", f"--logging.folder={run.parent}",
+                f"--logging.name={run.name}", "--resume=auto", *options]
+    return of
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    train_llc.main(command(run))
+    return run
+
+
+class Saboteur:
+    """Wraps Engine.step: calls before(number, images) at every step, counted from the start of this process's training."""
+
+    def __init__(self, monkeypatch, before):
+        self.number, step = 0, Engine.step
+
+        def counted(engine, images, labels, lr):
+            before(self.number, images)
+            self.number += 1
+            return step(engine, images, labels, lr)
+
+        monkeypatch.setattr(Engine, "step", counted)
+
+
+def stop_at(monkeypatch, step, number=signal.SIGTERM):
+    return Saboteur(monkeypatch, lambda n, images: os.kill(os.getpid(), number) if n == step else None)
+
+
+def last(run):
+    return torch.load(run / "checkpoints" / "last.pth", weights_only=True)
+
+
+# ---- stopped and continued ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, step", [(signal.SIGTERM, 0), (signal.SIGINT, 6), (signal.SIGUSR1, STEPS * 2), (signal.SIGTERM, STEPS * 4 - 1)])
+def test_a_run_stopped_by_a_signal_ends_with_its_status_and_continues_to_the_same_end(
+        number, step, command, undisturbed, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, step, number)
+        with pytest.raises(SystemExit) as stopped:
+            train_llc.main(command(run))
+    assert stopped.value.code == EXIT_STATUS == 75
+    assert number.name in capsys.readouterr().out
+    progress = last(run)["progress"]
+    # within the step, or the validation that follows an epoch's last one
+    assert progress["global_epoch"] * STEPS + progress["batch"] == step + 1
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    train_llc.main(command(run))
+    assert differences(end_of(run), end_of(undisturbed)) == []
+
+
+def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undisturbed, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    saboteur = stop_at(monkeypatch, 0)
+    for stops in range(STEPS * 4 + 1):
+        saboteur.number = 0
+        try:
+            train_llc.main(command(run))
+            break
+        except SystemExit as stopped:
+            assert stopped.code == EXIT_STATUS
+    assert stops == STEPS * 4
+    assert differences(end_of(run), end_of(undisturbed)) == []
+
+
+def test_a_finished_run_says_so_and_is_left_alone(command, undisturbed, capsys):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
+    train_llc.main(command(undisturbed))
+    assert f"{undisturbed} is finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(command, undisturbed, tmp_path):
+    run = RunFolder.create(tmp_path, "run")
+    run._lock.close()
+    train_llc.main(command(run.path))
+    assert differences(end_of(run.path), end_of(undisturbed)) == []
+
+
+def test_auto_needs_a_name_and_takes_no_other_folder(command, tmp_path):
+    with pytest.raises(UserError, match="--logging.name=NAME"):
+        train_llc.main([*command(tmp_path / "x"), "--logging.name="])
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(UserError, match="not a run folder"):
+        train_llc.main(command(tmp_path / "photos"))
+
+
+def test_two_do_not_write_to_one_run_folder(tmp_path, monkeypatch):
+    run = RunFolder.create(tmp_path, "run")
+    monkeypatch.setattr("llc.training.run_folder._LOCK_SECONDS", 0.2)
+    with pytest.raises(UserError, match="another process is at work"):
+        RunFolder.open_to_continue(run.path)
+    run._lock.close()
+    RunFolder.open_to_continue(run.path)
+
+
+@pytest.fixture(scope="module")
+def stopped(command, tmp_path_factory):
+    """A run folder of a run stopped in its second epoch; to be copied."""
+    run = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(patch, 6)
+        with pytest.raises(SystemExit):
+            train_llc.main(command(run))
+    return run
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+@pytest.mark.parametrize("option, message", [
+    ("--codebook.lr=0.2", "codebook.lr was 0.1 and is 0.2"),
+    ("--training.seed=1", "training.seed was 0 and is 1"),
+    ("--codebook.epochs=3", "codebook.epochs was 2 and is 3"),
+    ("--codes.num_bits=9", "codes.num_bits was 7 and is 9"),
+])
+def test_another_configuration_is_named_and_refused(option, message, command, copy):
+    before = (copy / "config.yaml").read_bytes()
+    with pytest.raises(UserError, match=message):
+        train_llc.main(command(copy, option))
+    assert (copy / "config.yaml").read_bytes() == before
+
+
+def test_more_epochs_are_trained_anyway_but_no_other_network(command, copy):
+    with pytest.raises(UserError, match="cannot be continued"):
+        train_llc.main(command(copy, "--codes.num_bits=9", "--resume_anyway=1"))
+    train_llc.main(command(copy, "--codebook.epochs=3", "--resume_anyway=1"))
+    assert len(last(copy)["progress"]["lines"]) == 5
+    assert yaml.safe_load((copy / "config.yaml").read_text())["codebook"]["epochs"] == 3
+
+
+def test_another_dataset_and_another_codebook_are_named(command, copy, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = make_betons(tmp_path / "other", seed=1)[0]
+    np.save(tmp_path / "codebook.npy", np.random.default_rng(0).normal(size=(5, 7)))
+    with pytest.raises(UserError, match="data.train_dataset is another beton") as refused:
+        train_llc.main(command(copy, f"--data.train_dataset={other}", f"--codes.init_codebook={tmp_path / 'codebook.npy'}"))
+    assert "codes.init_codebook" in str(refused.value) and "val_dataset" not in str(refused.value)
+
+
+def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
+    moved = [shutil.copy(beton, tmp_path / beton.name) for beton in tiny]
+    for beton in tiny:
+        shutil.copy(f"{beton}.json", tmp_path)
+    train_llc.main(["--resume", str(copy), f"--data.train_dataset={moved[0]}", f"--data.val_dataset={moved[1]}", "--data.num_workers=2",
+                    "--training.keep=5"])
+    assert differences(end_of(copy), end_of(undisturbed)) == []
+
+
+# ---- damaged ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, command, copy, undisturbed, capsys):
+    path = copy / "checkpoints" / "last.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    {"cut": lambda: os.truncate(path, 5000), "empty": lambda: os.truncate(path, 0), "flip": lambda: path.write_bytes(content),
+     "gone": path.unlink}[damage]()
+    train_llc.main(command(copy))
+    said = capsys.readouterr().err
+    assert damage == "gone" or ("last.damaged" in said and "previous_1.pth is taken" in said and "last.pth" in said)
+    assert differences(end_of(copy), end_of(undisturbed)) == []
+
+
+def test_a_run_without_any_whole_checkpoint_is_an_error_that_names_them(command, copy):
+    for path in (copy / "checkpoints").glob("*.pth"):
+        os.truncate(path, 3000)
+    with pytest.raises(UserError, match="no checkpoint of this run can be read") as error:
+        train_llc.main(command(copy))
+    assert "last.pth" in str(error.value) and "previous_1.pth" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state.pop("network"), lambda state: state["progress"].update(stage="x"), lambda state: state["progress"].update(batch=-1),
+    lambda state: state["progress"].update(lines=3), lambda state: state["progress"].update(stage=2), lambda state: state.update(identity=[]),
+    lambda state: state["network"].update({"projection.weight": torch.zeros(1)}), lambda state: state.pop("of_process"),
+    lambda state: state.update(of_process=torch.zeros(1, 3)), lambda state: state["engine"].pop("optimizer"),
+])
+def test_a_checkpoint_of_other_content_is_refused_with_a_message(change, command, copy):
+    state = last(copy)
+    change(state)
+    torch.save(state, copy / "checkpoints" / "last.pth")
+    with pytest.raises(UserError, match="last.pth"):
+        train_llc.main(command(copy))
+
+
+def test_as_many_checkpoints_as_asked_for_are_kept(tmp_path):
+    run = RunFolder.create(tmp_path, "run")
+    for number in range(6):
+        run.save_last({"number": number}, keep=3)
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["last.pth", "previous_1.pth", "previous_2.pth"]
+    assert [run.load(name)["number"] for name in ("last", "previous_1", "previous_2")] == [5, 4, 3]
+
+
+# ---- a loss that is no number ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the loss of one batch no number, whenever it comes: the first batch seen at step 7, which is batch 2 of the second epoch."""
+    found, loss_of = [], Engine._loss
+    Saboteur(monkeypatch, lambda n, images: found.append(images.clone()) if n == 7 and not found else None)
+
+    def loss(engine, images, labels):
+        value = loss_of(engine, images, labels)
+        return value * float("nan") if found and torch.equal(images, found[0]) else value
+
+    monkeypatch.setattr(Engine, "_loss", loss)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, command, tiny, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"became nan at step 7 of the codebook stage \(epoch 2, batch 2, lr 0.03\)") as error:
+        train_llc.main(command(run))
+    assert "non_finite.json" in str(error.value) and "training.skip_non_finite=1" in str(error.value)
+    report = json.loads((run / "checkpoints" / "non_finite.json").read_text())
+    assert report["loss_of_process"] == {"0": "nan"} and report["batch"] == 2
+    from llc.data.loaders import TrainLoader
+    from llc.data.shards import open_shards
+    from llc.distributed import Processes
+    shards = open_shards(tiny[0])
+    order = TrainLoader(shards, batch_size=20, num_workers=1, processes=Processes(), seed=0, min_scale=0.08).order(1)
+    assert report["samples_of_process"]["0"] == [shards.name(index) for index in order[2].tolist()]
+    assert report["samples_of_process_in_the_batch_before"]["0"] == [shards.name(index) for index in order[1].tolist()]
+    state = last(run)
+    assert state["progress"]["global_epoch"] == 1 and all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+def test_so_many_batches_are_left_out_as_allowed(command, tmp_path, monkeypatch, capsys, request):
+    """The end is that of a run that had never seen these batches."""
+    with monkeypatch.context() as patch:
+        patch.setattr("llc.training.trainer.Progress.__init__", _with_left_out([[1, 1], [1, 2]]))
+        train_llc.main(command(tmp_path / "without"))
+    request.getfixturevalue("poisoned")
+    train_llc.main(command(tmp_path / "run", "--training.skip_non_finite=1"))
+    assert "leaves out batches 1 and 2" in capsys.readouterr().out
+    assert last(tmp_path / "run")["progress"]["num_non_finite"] == 1
+    found = differences(end_of(tmp_path / "run"), end_of(tmp_path / "without"))
+    assert found == ["last.pth/progress/num_non_finite"]
+
+
+def _with_left_out(batches):
+    from llc.training.trainer import Progress
+    made = Progress.__init__
+
+    def init(self, *args, **kwargs):
+        made(self, *args, **{"left_out": list(batches), **kwargs})
+    return init
+
+
+def test_weights_that_are_no_numbers_are_never_the_last_checkpoint(command, tmp_path):
+    with pytest.raises(UserError, match="the loss became"):
+        train_llc.main(command(tmp_path / "run", "--codebook.lr=1e30", "--training.checkpoint_minutes=0.00001"))
+    assert all(torch.isfinite(value).all() for value in last(tmp_path / "run")["network"].values())
+
+
+# ---- a full disk ------------------------------------------------------------------------------------------------------------------
+
+
+def test_logs_that_cannot_be_written_do_not_stop_a_run(command, undisturbed, tmp_path, monkeypatch, capsys):
+    def full(self, lines):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_write_log", full)
+        train_llc.main(command(tmp_path / "run"))
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+    assert differences(last_only(tmp_path / "run"), last_only(undisturbed)) == []
+
+
+def last_only(run):
+    from tests.chaos import flat
+    return {"codebook.npy": (run / "codebook.npy").read_bytes(), "network": flat(last(run)["network"])}
+
+
+@pytest.mark.parametrize("name", ["last.pth", "model_best.pth", "codebook.npy"])
+def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(name, command, undisturbed, tmp_path, monkeypatch):
+    """The third write of this file finds no room, half way."""
+    run, seen, mkstemp = tmp_path / "run", [], __import__("tempfile").mkstemp
+
+    def on_a_full_disk(*args, **kwargs):
+        if kwargs["prefix"] == f".{name}.":
+            seen.append(name)
+            if len(seen) == 2:
+                return os.open("/dev/full", os.O_WRONLY), mkstemp(*args, **kwargs)[1]
+        return mkstemp(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("llc.files.tempfile.mkstemp", on_a_full_disk)
+        with pytest.raises(UserError, match=f"{name}: cannot be written: No space left on device"):
+            train_llc.main(command(run, "--training.checkpoint_minutes=0.00001"))
+    assert not list(run.rglob("*.tmp"))
+    train_llc.main(command(run, "--training.checkpoint_minutes=0"))
+    assert differences(end_of(run), end_of(undisturbed)) == []
+
+
+# ---- processes ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_kills_at_random_moments_lose_nothing():
+    counts, _, _, wrong = chaos(kills=3, seed=int(time.time()), say=lambda text: None, options=("--codebook.epochs=5", "--instance.epochs=3"))
+    assert counts.total() == 3 and wrong == []
+
+
+def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
+    """A sample of the second process only is damaged; both end at once, and torchrun's report tells which and why."""
+    from llc.data.beton import read_tables
+    folder = tmp_path / "data"
+    folder.mkdir()
+    betons = [shutil.copy(beton, folder / beton.name) for beton in make_betons(tmp_path, write_mode="jpg")]
+    for beton in betons:
+        shutil.copy(tmp_path / f"{beton.name}.json", folder)
+    from llc.data import sampling
+    broken = int(sampling.random_order(100, 6, 0, 0, rank=1, world_size=2)[3][0])
+    with open(betons[0], "r+b") as file:
+        file.seek(int(read_tables(betons[0]).images["data_ptr"][broken]) + 2)
+        file.write(bytes(20))
+    training = Training(betons, tmp_path / "run", 2)
+    started = time.monotonic()
+    assert training.wait() == 1
+    assert time.monotonic() - started < 60
+    report = training.text().partition("Root Cause")[2]
+    assert f"sample {broken} of {betons[0]} cannot be decoded" in report and "rank      : 1" in report, training.text()
+
+
+def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
+    """Even one that hangs in a step."""
+    hang = ("import sys, time, train_llc; from llc.training.engine import Engine\n"
+            "def step(*args):\n print('hangs', flush=True); time.sleep(600)\n"
+            "Engine.step = step; train_llc.main(sys.argv[1:])")
+    process = subprocess.Popen([sys.executable, "-c", hang, *command(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while process.stdout.readline().strip() != "hangs":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+
+
+def test_continuing_on_another_number_of_processes_says_so_and_trains(command, copy, run_llc):
+    done = run_llc("train_llc.py", *command(copy), processes=2)
+    assert "1 processes were at work before, now 2" in done.stdout
+    assert len(last(copy)["progress"]["lines"]) == 4
+
+
+POISON = """
+import os, torch, train_llc
+from llc import config
+from llc.training.engine import Engine
+loss_of, found, count = Engine._loss, [], 0
+
+def loss(engine, images, labels):
+    global count
+    count += 1
+    if count == 7 and os.environ["RANK"] == "1":
+        found.append(images.clone())
+    value = loss_of(engine, images, labels)
+    return value * float("nan") if found and torch.equal(images, found[0]) else value
+
+Engine._loss = loss
+config.run(train_llc.main)
+"""
+
+
+def test_a_loss_that_is_no_number_on_one_process_is_left_out_on_all(command, tmp_path, monkeypatch):
+    """Batch 1 of the second epoch, on the second process, at first without leave."""
+    script, run = tmp_path / "poison.py", tmp_path / "run"
+    script.write_text(POISON)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def train(*options):
+        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script,
+                               *command(run, *options)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+
+    done = train()
+    assert done.returncode == 1 and "error: the loss became nan at step 6 of the codebook stage (epoch 2, batch 1" in done.stderr, done.stderr
+    report = json.loads((run / "checkpoints" / "non_finite.json").read_text())
+    assert report["loss_of_process"] == {"1": "nan"} and [len(names) for names in report["samples_of_process"].values()] == [10, 10]
+    shutil.rmtree(run)
+    done = train("--training.skip_non_finite=1")
+    assert done.returncode == 0, done.stderr
+    progress = last(run)["progress"]
+    assert progress["num_non_finite"] == 1 and progress["left_out"] == [[1, 0], [1, 1]] and len(progress["lines"]) == 4
+
+
+def test_training_draws_nothing_from_torchs_generator(command, tmp_path, monkeypatch):
+    """So its state need not be saved: what is random is a function of seed and position."""
+    states = []
+    Saboteur(monkeypatch, lambda n, images: states.append(torch.get_rng_state()))
+    train_llc.main(command(tmp_path / "run", "--training.stages=codebook"))
+    assert len(states) == 2 * STEPS and all(torch.equal(state, states[0]) for state in states)
