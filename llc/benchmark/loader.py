@@ -5,8 +5,8 @@
 
 Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips, and runs in a process of its own, one for each resolution, so that neither
 memory nor compilation mixes. After the first batch and one whole epoch the peers take turns: a round is as many whole epochs
-as take --seconds, from asking for an epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder and
-DataLoader) and dali (its CPU pipeline, where it is installed) read --folder, one folder of image files a class, so what they decode is
+as take --seconds, from asking for an epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder
+and DataLoader) and dali (its CPU pipeline, where it is installed) read --folder, one folder of image files a class, so what they decode is
 not the beton's re-encoded images. llc_paged is ours with data.in_memory=0.
 
 The table: images/s, median of the rounds and their range; images per second of CPU time, of all processes and threads of the peer, which
@@ -117,7 +117,8 @@ def describe(report):
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores; "
         + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, "
-        f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; {settings['workers']} workers, batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']} s",
+        f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; {settings['workers']} workers, "
+        f"batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']} s",
         "",
         "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS   first batch",
     ]
