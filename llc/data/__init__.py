@@ -4,7 +4,6 @@ images.py     any image file -> upright 8-bit RGB
 sources.py    folder-per-class trees and torchvision datasets -> image and label by index
 beton.py      the layout of an FFCV file; its header and tables, read with every bound checked
 manifest.py   OUT.beton.json: class names, counts, settings, and what verifies the beton before it is opened
-native/       C++: samples -> cropped, resized, flipped batches
 writer.py     a source -> a beton and its manifest, in several processes
 shards.py     one or several betons, read as one dataset
 sampling.py   which samples a batch holds, crops and flips: functions of seed, epoch and sample
