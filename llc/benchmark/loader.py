@@ -5,9 +5,9 @@
 
 Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips, and runs in a process of its own, one for each resolution, so that neither
 memory nor compilation mixes. After the first batch and one whole epoch the peers take turns: a round is as many whole epochs
-as take --seconds, from asking for an epoch to its last batch, labels included; nothing is done with the images. `folder` peers (torchvision's
-ImageFolder and DataLoader, DALI's CPU pipeline; the second where it is installed) read --folder, one folder of image files a class, so
-what they decode is not the beton's re-encoded images. llc_paged is ours with data.in_memory=0.
+as take --seconds, from asking for an epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder
+and DataLoader) and dali (its CPU pipeline, where it is installed) read --folder, one folder of image files a class, so what they decode is
+not the beton's re-encoded images. llc_paged is ours with data.in_memory=0.
 
 The table: images/s, median of the rounds and their range; images per second of CPU time, of all processes and threads of the peer, which
 other work on the machine disturbs less; the ratios of both to ffcv's, medians over the rounds; the highest resident memory of
@@ -116,8 +116,9 @@ def describe(report):
     lines = [
         f"{report['machine']['cpu']}, {report['machine']['cores']} cores; "
         + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
-        f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, {beton['bytes'] / beton['images'] / 1e3:.0f} kB each; "
-        f"{settings['workers']} workers, batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']} s",
+        f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, "
+        f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; {settings['workers']} workers, "
+        f"batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']} s",
         "",
         "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS   first batch",
     ]
@@ -128,8 +129,9 @@ def describe(report):
             f"{statistics.median(a / b for a, b in zip(figure[key], against[0][key])):.2f}" if against else "-"
             for key in ("images_per_second", "images_per_cpu_second")
         ]
+        spread = f"({min(by_second):.0f}-{max(by_second):.0f})"
         lines.append(
-            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}   {f'({min(by_second):.0f}-{max(by_second):.0f})':>11}"
+            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}   {spread:>11}"
             f"   {ratios[0]:>6}   {statistics.median(by_cpu):>14.0f}   {ratios[1]:>6}   {figure['peak_rss_bytes'] / 1e6:>5.0f} MB"
             f"   {figure['first_batch_seconds']:>8.2f} s"
         )

@@ -17,7 +17,7 @@ from llc.errors import UserError
 
 LIFE = 3  # batches, as said above
 WINDOW_BYTES = 1 << 29  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
-_MAPPED_BYTES = 1 << 26  # of mapped files that a process holds on to, beside a batch's
+_MAPPED_SAMPLES = 256  # whose data a process keeps mapped; the kernel maps up to 2 MB around each
 _READ_AHEAD_BYTES = 1 << 26  # of pages that are read before the batch that needs them
 _NUM_READERS = 4  # reads in flight: one alone mostly waits for the answer of a networked disk
 
@@ -26,7 +26,7 @@ class MappedFiles:
     """The files mapped into memory: what was read once stays in the kernel's page cache while there is room."""
 
     def __init__(self, shards, batches):
-        self._shards, self._batches, self._num_bytes = shards, batches, 0
+        self._shards, self._batches, self._num_mapped = shards, batches, 0
 
     def __enter__(self):
         with contextlib.ExitStack() as opened:
@@ -43,12 +43,13 @@ class MappedFiles:
 
     def addresses(self, b):
         indices = self._batches[b]
-        if self._num_bytes > _MAPPED_BYTES:
-            # Nothing is read twice in an epoch, so what was is let go: the process's, not the page cache's, memory would become the file's size
+        self._num_mapped += len(indices)
+        if self._num_mapped > _MAPPED_SAMPLES:
+            # Nothing is read twice in an epoch, so what was read is let go. Else this process's memory would seem to grow to the size of
+            # the files; in the page cache they stay.
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
-            self._num_bytes = 0
-        self._num_bytes += int(self._shards.sizes[indices].sum())
+            self._num_mapped = len(indices)
         return self._bases[self._shards.shard_of(indices)] + self._shards.images["data_ptr"][indices]
 
 
