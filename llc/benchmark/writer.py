@@ -29,7 +29,7 @@ import numpy as np
 
 from llc import config as edge
 from llc.data import beton
-from llc.data.encoding import RESTART_ROWS, shrink
+from llc.data.encoding import RESTART_BLOCKS, shrink
 from llc.data.images import load_rgb
 from llc.data.native import JpegWriter, decode
 from llc.data.sources import is_image_name, open_tree
@@ -181,11 +181,12 @@ def _quality(scratch, count):
         ratios = [_psnr(decode(jpeg), pixels) for jpeg, pixels in zip(jpegs, expected, strict=True)]
         found[writer] = {"bytes": statistics.mean(map(len, jpegs)), "psnr": statistics.mean(ratios), "lowest_psnr": min(ratios)}
     jpeg_writer = JpegWriter(beton.PAGE_SIZE)
-    recoded = [[jpeg_writer.recode(data, MAX_RESOLUTION, JPEG_QUALITY, rows) for data in files] for rows in (0, 1, 2, 4)]
-    found["bytes_by_restart_rows"] = {
-        rows: statistics.mean(len(jpeg.data) for jpeg in jpegs if jpeg) for rows, jpegs in zip((0, 1, 2, 4), recoded)
-    }
-    kept = [(len(data), jpeg_writer.keep(data, MAX_RESOLUTION, RESTART_ROWS)) for data in files]
+    found["bytes_by_restart_blocks"] = {
+        blocks: statistics.mean(len(jpeg.data) for jpeg in (
+            jpeg_writer.recode(data, MAX_RESOLUTION, JPEG_QUALITY, blocks) for data in files
+        ) if jpeg) for blocks in (0, 192, 96, 48, 24, 12)
+    }  # fmt: skip
+    kept = [(len(data), jpeg_writer.keep(data, MAX_RESOLUTION, RESTART_BLOCKS)) for data in files]
     kept = [(size, len(jpeg.data)) for size, jpeg in kept if jpeg]
     if kept:
         found["kept"] = {"images": len(kept), "file_bytes": statistics.mean(a for a, _ in kept), "bytes": statistics.mean(b for _, b in kept)}
@@ -226,10 +227,10 @@ def describe(report):
             lines.append(
                 f"{name}: {figure['bytes']:,.0f} bytes a JPEG, PSNR {figure['psnr']:.2f} dB on average, {figure['lowest_psnr']:.2f} at least"
             )
-        marked = quality["bytes_by_restart_rows"]
+        marked = quality["bytes_by_restart_blocks"]
         lines.append(
-            "bytes a JPEG with a restart marker at every so many MCU rows: "
-            + ", ".join(f"{rows}: {size:,.0f} ({size / marked[0] - 1:+.2%})" if rows else f"none: {size:,.0f}" for rows, size in marked.items())
+            "bytes a JPEG with so many blocks between two restart markers: "
+            + ", ".join(f"{blocks}: {size:,.0f} ({size / marked[0] - 1:+.2%})" if blocks else f"none: {size:,.0f}" for blocks, size in marked.items())
         )
         if "kept" in quality:
             kept = quality["kept"]

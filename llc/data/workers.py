@@ -152,13 +152,23 @@ def work(pipe, descriptor, parent):
     warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
     cv2.setNumThreads(1)
     pipe = connection.Connection(pipe)
+    try:
+        pipe.send(_obey(pipe, descriptor, parent))
+        while True:
+            pipe.recv()  # until the parent has read it and ends this process: if this end closed now, the parent would see that first
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+
+
+def _obey(pipe, descriptor, parent):
+    """Does what the parent says; returns what went wrong, as a message. Raises EOFError or ConnectionError when the parent is gone."""
+    message = pipe.recv_bytes()
+    try:
+        reader, config = pickle.loads(message)
+    except Exception as error:
+        return "not read", str(error)
     held = collections.deque()  # encoded chunks that wait for their place
     try:
-        message = pipe.recv_bytes()
-        try:
-            reader, config = pickle.loads(message)
-        except Exception as error:
-            return pipe.send(("not read", str(error)))
         while True:
             kind, *content = pipe.recv()
             if kind == "encode":
@@ -171,11 +181,11 @@ def work(pipe, descriptor, parent):
                     _write_chunk(descriptor, chunk, content[0])
                 pipe.send(("written",))
     except (EOFError, ConnectionError):
-        pass  # the parent is gone
+        raise
     except OSError as error:
-        pipe.send(("error", error.errno, error.strerror))
+        return "error", error.errno, error.strerror
     except Exception:
-        pipe.send(("bug", traceback.format_exc()))
+        return "bug", traceback.format_exc()
 
 
 def _encode_chunk(reader, config, start, handles, parent):
