@@ -24,6 +24,7 @@ from llc.data.images import ImageError
 from llc.errors import UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
 
 # ------------------------------------------------------------------------------------------------ as the parent sees them
 
@@ -208,11 +209,15 @@ def _encode_chunk(reader, config, start, handles, parent):
 
 
 def _write_chunk(descriptor, chunk, offset):
-    places, _ = place(offset, [len(data) for data in chunk])
-    ends = places + [len(data) for data in chunk]
-    breaks = np.flatnonzero(places[1:] != ends[:-1]) + 1
-    for first, behind in zip([0, *breaks], [*breaks, len(chunk)]):
-        write_at(descriptor, b"".join(bytes(data) for data in chunk[first:behind]), int(places[first]))
+    sizes = [len(data) for data in chunk]
+    places, _ = place(offset, sizes)
+    breaks = np.flatnonzero(places[1:] != (places + sizes)[:-1]) + 1
+    breaks = sorted({*breaks.tolist(), *range(0, len(chunk), _MAX_BUFFERS), len(chunk)})
+    for first, behind in zip(breaks, breaks[1:]):
+        part, start = chunk[first:behind], int(places[first])
+        count = os.pwritev(descriptor, part, start)  # of a chunk of raw pictures, putting them together first would take long
+        if count < sum(sizes[first:behind]):
+            write_at(descriptor, memoryview(b"".join(part))[count:], start + count)
 
 
 # ------------------------------------------------------------------------------------------------ places in the file
