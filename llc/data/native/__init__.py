@@ -2,6 +2,11 @@
 
 The only module that knows ctypes. The library is C++ behind a plain C interface (native.h says what each function does), built by
 `pip install`; calls release the GIL and share nothing, so any number may be in flight.
+
+What pixels come out is a rule, kept to the bit on every CPU. A JPEG is what libjpeg-turbo makes of it with its accurate inverse DCT and
+smooth chroma upsampling (as Pillow does; FFCV takes the fast DCT, which is less exact). An axis that shrinks is averaged by area, as by
+cv2.INTER_AREA; one that grows is interpolated between the centres of pixels, as by cv2.INTER_LINEAR (there cv2.INTER_AREA has a rule
+of its own, and takes it for both axes). Weights have 14 bits; only the result is rounded to whole levels.
 """
 
 import ctypes
@@ -80,7 +85,7 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None
     samples: Samples; crops: int32 [n, 4], top, left, height, width; flips: bool [n], left to right;
     out: uint8 [n, height, width, 3], C-contiguous, written. A status other than OK (status_text says what it means)
     marks a slot that is all 0. The pixels are those of the same resize of a fully decoded image, to the bit, on every CPU and for any
-    num_threads. instructions: one of instruction_sets(), by default the first. Raises ValueError for arrays of other shapes.
+    num_threads. Damage in what the crop does not need may go unseen. instructions: one of instruction_sets(), by default the first. Raises ValueError for arrays of other shapes.
     """
     n = len(samples.addresses)
     addresses = _array(samples.addresses, np.uint64, (n,), "addresses")

@@ -3,13 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-// Shifts by a variable number in one instruction: a few percent. A CPU that has AVX2 has these.
-#if defined(__x86_64__)
-#define FAST_SHIFTS __attribute__((target("bmi,bmi2")))
-#else
-#define FAST_SHIFTS
-#endif
-
 namespace {
 
 constexpr int TABLE_BITS = 11;  // looked up at once; longer codes are rare
@@ -34,10 +27,11 @@ struct HuffmanTable {
     uint32_t entries[1 << TABLE_BITS];
     // AC, by the next TABLE_BITS bits: what the one or two coefficients that they hold whole do.
     struct Pair {
-        int16_t first, second;          // values; 0 where there is none
-        uint8_t first_step, second_step;  // from the last coefficient to them
-        uint8_t step;                   // from the last coefficient to the last of these; END more where the block ends with them
-        uint8_t length;                 // their bits; 0 where not even one coefficient (or the block's end) is whole
+        int16_t first, second;  // values; 0 where there is none
+        // From the last coefficient to them; first_step is END where not even one coefficient, or the block's end, is whole.
+        uint8_t first_step, second_step;
+        uint8_t step;    // from the last coefficient to the last of these; END more where the block ends with them
+        uint8_t length;  // their bits
     };
     static constexpr int END = 64;
     Pair pairs[1 << TABLE_BITS];
@@ -79,13 +73,16 @@ bool HuffmanTable::make(const JHUFF_TBL &from, bool dc) {
     if (!dc) {
         for (uint32_t window = 0; window < 1 << TABLE_BITS; window++) {
             Pair &pair = pairs[window];
-            pair = {0, 0, 1, 1, 0, 0};
             uint32_t entry = entries[window];
             if (is_end(entry)) {
-                pair.step = END, pair.length = entry & 255;
+                pair = {0, 0, 1, 1, END, static_cast<uint8_t>(entry & 255)};
                 continue;
             }
-            if (!(entry >> 16)) continue;
+            if (!(entry >> 16)) {
+                pair = {0, 0, END, END, 0, 0};
+                continue;
+            }
+            pair.second = 0;
             pair.first = static_cast<int16_t>(entry >> 16);
             pair.first_step = pair.step = (entry >> 12 & 15) + 1;
             pair.second_step = pair.first_step + 1;  // a 0 there does no harm: it comes before what belongs there
@@ -170,7 +167,7 @@ inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_
         for (int i = 0; i < 4; i++) {  // 4 * TABLE_BITS bits at most
             const HuffmanTable::Pair pair = table.pairs[reader.buffer >> (64 - TABLE_BITS)];
             const uint32_t first = k + pair.first_step, second = k + pair.second_step;
-            if (!pair.length || first >= 63) break;  // a second one would belong to the next block
+            if (first >= 63) break;  // also where a second one would belong to the next block
             reader.drop(pair.length);
             if (STORE) {
                 block[ZIGZAG[first]] = static_cast<int16_t>(pair.first * quantisation[first]);
@@ -347,7 +344,7 @@ Status BaselineDecoder::read(const jpeg_decompress_struct &jpeg, const Region &r
 }
 
 template <bool WANTED>
-FAST_SHIFTS Status BaselineDecoder::decode_mcu_row(int32_t row) {
+Status BaselineDecoder::decode_mcu_row(int32_t row) {
     const int64_t row_begin = int64_t(row) * mcus_per_row, row_end = row_begin + mcus_per_row;
     if (WANTED)
         for (int c = 0; c < num_components; c++)

@@ -148,8 +148,9 @@ void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *size
     Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
     try {
-        threads.reserve(std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0));
-        while (threads.size() < threads.capacity()) threads.emplace_back([&batch] { work(batch); });
+        const int64_t more = std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0);
+        threads.reserve(more);
+        for (int64_t t = 0; t < more; t++) threads.emplace_back([&batch] { work(batch); });
     } catch (const std::exception &) {  // the threads there are, this one at least, do it all
     }
     work(batch);

@@ -18,10 +18,14 @@ void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t 
 namespace {
 
 void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n, int16_t *line) {
-    for (int32_t x = 0; x < n; x++) {
-        int32_t sum = 1 << 6;
-        for (int32_t t = 0; t < num_taps; t++) sum += weights[t] * rows[t * stride + x];
-        line[x] = sum >> 7;
+    constexpr int32_t STEP = 64;  // few enough for the sums to stay at hand, and the inner loops are ones that compilers vectorise
+    int32_t sums[STEP];
+    for (int32_t x = 0; x < n; x += STEP) {
+        const int32_t count = n - x < STEP ? n - x : STEP;
+        for (int32_t i = 0; i < count; i++) sums[i] = 1 << 6;
+        for (int32_t t = 0; t < num_taps; t++)
+            for (int32_t i = 0; i < count; i++) sums[i] += weights[t] * rows[t * stride + x + i];
+        for (int32_t i = 0; i < count; i++) line[x + i] = sums[i] >> 7;
     }
 }
 
@@ -36,7 +40,7 @@ const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr,
 const Kernels *kernels_of_cpu(int32_t index) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0) return &AVX512_KERNELS;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && index-- == 0) return &AVX2_KERNELS;
+    if (__builtin_cpu_supports("avx2") && index-- == 0) return &AVX2_KERNELS;
 #endif
     return index == 0 ? &PORTABLE_KERNELS : nullptr;
 }

@@ -1,5 +1,5 @@
 // Resizing of uint8 RGB: area averaging where an axis shrinks, bilinear where it grows, in integers, so that every CPU makes the
-// same bytes.
+// same bytes. Rows first: they are added up as bytes, 32 or 64 at a time, and there are fewer pixels left for the harder pass.
 #pragma once
 #include <cstdint>
 #include <vector>
