@@ -21,9 +21,18 @@
 
 namespace {
 
+// 8 bytes as they stand in memory <-> a number whose highest byte is the first.
+INLINE uint64_t first_on_top(uint64_t bytes) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return __builtin_bswap64(bytes);
+#else
+    return bytes;
+#endif
+}
+
 // ---- reading ------------------------------------------------------------------------------------------------------------------------
 
-// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the four tables of 10 leave half the L1 cache free.
+// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the six tables of 10 fill half of an L1 cache.
 constexpr int LOOKUP_BITS = 10;
 
 // What follows from the next bits: how long the code and the number behind it are.
@@ -135,7 +144,7 @@ INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &l
     const auto refill = [&]() __attribute__((always_inline)) {
         uint64_t more;
         memcpy(&more, next, 8);
-        bits |= __builtin_bswap64(more) >> (count & 63);
+        bits |= first_on_top(more) >> (count & 63);
         next += (63 - count) >> 3 & 7;
         count |= 56;
     };
@@ -287,7 +296,7 @@ struct BitSink {
     INLINE void put(Encoder::Code symbol, uint32_t number) {
         held += symbol.bits;
         bits |= uint64_t(symbol.code | number) << ((64 - held) & 63);
-        const uint64_t bytes = __builtin_bswap64(bits);
+        const uint64_t bytes = first_on_top(bits);
         memcpy(next, &bytes, 8);
         next += held >> 3;
         bits <<= held & 56;
