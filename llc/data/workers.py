@@ -24,6 +24,7 @@ from llc.data.images import ImageError
 from llc.errors import UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
 
 # ------------------------------------------------------------------------------------------------ as the parent sees them
 
@@ -152,13 +153,23 @@ def work(pipe, descriptor, parent):
     warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
     cv2.setNumThreads(1)
     pipe = connection.Connection(pipe)
+    try:
+        pipe.send(_obey(pipe, descriptor, parent))
+        while True:
+            pipe.recv()  # until the parent has read it and ends this process: if this end closed now, the parent would see that first
+    except (EOFError, ConnectionError):
+        pass  # the parent is gone
+
+
+def _obey(pipe, descriptor, parent):
+    """Does what the parent says; returns what went wrong, as a message. Raises EOFError or ConnectionError when the parent is gone."""
+    message = pipe.recv_bytes()
+    try:
+        reader, config = pickle.loads(message)
+    except Exception as error:
+        return "not read", str(error)
     held = collections.deque()  # encoded chunks that wait for their place
     try:
-        message = pipe.recv_bytes()
-        try:
-            reader, config = pickle.loads(message)
-        except Exception as error:
-            return pipe.send(("not read", str(error)))
         while True:
             kind, *content = pipe.recv()
             if kind == "encode":
@@ -171,11 +182,11 @@ def work(pipe, descriptor, parent):
                     _write_chunk(descriptor, chunk, content[0])
                 pipe.send(("written",))
     except (EOFError, ConnectionError):
-        pass  # the parent is gone
+        raise
     except OSError as error:
-        pipe.send(("error", error.errno, error.strerror))
+        return "error", error.errno, error.strerror
     except Exception:
-        pipe.send(("bug", traceback.format_exc()))
+        return "bug", traceback.format_exc()
 
 
 def _encode_chunk(reader, config, start, handles, parent):
@@ -198,11 +209,15 @@ def _encode_chunk(reader, config, start, handles, parent):
 
 
 def _write_chunk(descriptor, chunk, offset):
-    places, _ = place(offset, [len(data) for data in chunk])
-    ends = places + [len(data) for data in chunk]
-    breaks = np.flatnonzero(places[1:] != ends[:-1]) + 1
-    for first, behind in zip([0, *breaks], [*breaks, len(chunk)]):
-        write_at(descriptor, b"".join(bytes(data) for data in chunk[first:behind]), int(places[first]))
+    sizes = [len(data) for data in chunk]
+    places, _ = place(offset, sizes)
+    breaks = np.flatnonzero(places[1:] != (places + sizes)[:-1]) + 1
+    breaks = sorted({*breaks.tolist(), *range(0, len(chunk), _MAX_BUFFERS), len(chunk)})
+    for first, behind in zip(breaks, breaks[1:]):
+        part, start = chunk[first:behind], int(places[first])
+        count = os.pwritev(descriptor, part, start)  # of a chunk of raw pictures, putting them together first would take long
+        if count < sum(sizes[first:behind]):
+            write_at(descriptor, memoryview(b"".join(part))[count:], start + count)
 
 
 # ------------------------------------------------------------------------------------------------ places in the file

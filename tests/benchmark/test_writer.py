@@ -23,8 +23,8 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
         figure = found["figures"]["jpg"][row[0]]
         assert float(row[1]) == pytest.approx(statistics.median(figure["images_per_second"]), abs=1) and figure["bytes"] > 70 * 300
     assert found["quality"]["llc"]["psnr"] == pytest.approx(found["quality"]["ffcv"]["psnr"], abs=4)
-    sizes = found["quality"]["bytes_by_restart_rows"]
-    assert sizes["0"] < sizes["2"] < sizes["1"]
+    sizes = found["quality"]["bytes_by_restart_blocks"]
+    assert sizes["0"] < sizes["24"] < sizes["12"]
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llc.data import beton
-from llc.data.encoding import RESTART_ROWS, encode_sample, shrink
+from llc.data.encoding import RESTART_BLOCKS, encode_sample, shrink
 from llc.data.images import load_rgb
 from llc.data.native import JpegWriter, decode
 from llc.data.writer import WriterConfig
@@ -58,6 +58,13 @@ def layout(data):
     return image.quantization, [tuple(component[1:3]) for component in image.layer], interval, len(markers)
 
 
+def marks(height, width, mcu_height, mcu_width, interval):
+    """Restart interval and number of restart markers of a JPEG of so many pixels."""
+    return interval, -(-height // mcu_height) * -(-width // mcu_width) // interval - (
+        -(-height // mcu_height) * -(-width // mcu_width) % interval == 0
+    )
+
+
 # ---------------------------------------------------------------------------------------------- recoded
 
 
@@ -66,8 +73,8 @@ def test_recoding_to_the_same_quality_keeps_every_pixel(size, writer):
     # the same step sizes: each coefficient comes out as it went in
     for options in ({}, {"optimize": True}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 2}):
         source = jpeg(photo(1, *size), 90, subsampling="4:2:0", **options)
-        for restart_rows in (0, 1, 3):
-            result = writer.recode(source, 0, 90, restart_rows)
+        for restart_blocks in (0, 1, 24):
+            result = writer.recode(source, 0, 90, restart_blocks)
             assert (result.height, result.width) == size
             assert np.array_equal(decoded(result.data), decoded(source))
 
@@ -81,16 +88,16 @@ def test_recoding_is_as_good_as_encoding_the_pixels(size, sampling, quality, wri
         source = jpeg(pixels[:, :, 1], 95)
     else:
         source = jpeg(pixels, 95, subsampling=SAMPLINGS[sampling])
-    result = writer.recode(source, 0, quality, 1)
+    result = writer.recode(source, 0, quality, 24)
     before, after = decoded(source), decoded(result.data)
-    by_pixels_data = writer.encode(before, quality, 1)
+    by_pixels_data = writer.encode(before, quality, 24)
     by_pixels = decoded(by_pixels_data)
     # Rounded once instead of three times, so it is better on the whole; a small picture may be unlucky in its roundings.
     assert psnr(after, before) > psnr(by_pixels, before) - (0.3 if min(size) > 40 else 1.5)
     assert len(result.data) < 40 + 1.05 * len(by_pixels_data)
     done, reference = cv2.imencode(".jpg", before, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    rows, columns = -(-size[0] // 16), -(-size[1] // 16)
-    assert layout(result.data) == (layout(reference)[0], [(2, 2), (1, 1), (1, 1)], columns, rows - 1)
+    assert layout(result.data) == (layout(reference)[0], [(2, 2), (1, 1), (1, 1)], *marks(*size, 16, 16, 4))
+    assert layout(by_pixels_data) == layout(result.data)
 
 
 def test_chroma_of_rows_that_are_doubled(writer):
@@ -126,12 +133,12 @@ def test_what_lies_behind_the_edge_does_not_show(sampling, writer):
 
 def test_restart_markers_change_no_pixel(writer):
     pixels = photo(4, 230, 170)
-    for make in (lambda rows: writer.recode(jpeg(pixels), 0, 90, rows).data, lambda rows: writer.encode(pixels, 90, rows)):
+    for make in (lambda blocks: writer.recode(jpeg(pixels), 0, 90, blocks).data, lambda blocks: writer.encode(pixels, 90, blocks)):
         plain = make(0)
         assert layout(plain)[2:] == (0, 0)
-        for rows in (1, 2, 4):
-            marked = make(rows)
-            assert layout(marked)[2:] == (11 * rows, 14 // rows if 15 % rows else 15 // rows - 1)
+        for blocks, interval in ((1, 1), (11, 1), (12, 2), (18, 3), (66, 11), (330, 55), (990, 165), (10**6, 65535)):
+            marked = make(blocks)
+            assert layout(marked)[2:] == marks(230, 170, 16, 16, interval)
             assert np.array_equal(decoded(marked), decoded(plain))
             assert np.array_equal(decode(marked), decoded(plain))
 
@@ -165,13 +172,14 @@ def test_kept_pictures_have_the_same_pixels(options, writer):
         grey = "grey" in options
         pixels = photo(7, *size)
         source = jpeg(pixels[:, :, 1] if grey else pixels, 93, **({} if grey else options), comment=b"a comment" * 20)
-        result = writer.keep(source, max(size), 1)
+        result = writer.keep(source, max(size), 24)
         assert np.array_equal(decoded(result.data), decoded(source)) and b"a comment" not in bytes(result.data)
         assert np.array_equal(decode(result.data), decoded(source))
         sampling = layout(result.data)[1]
         assert sampling == layout(source)[1]
-        mcu_height, mcu_width = (8, 8) if grey else (8 * sampling[0][1], 8 * sampling[0][0])
-        assert layout(result.data)[2:] == (-(-size[1] // mcu_width), -(-size[0] // mcu_height) - 1)
+        across, down = (1, 1) if grey else sampling[0]
+        interval = 24 if grey else 24 // (across * down + 2)
+        assert layout(result.data)[2:] == marks(*size, 8 * down, 8 * across, interval)
         assert max(size) == 1 or writer.keep(source, max(size) - 1, 1) is None
 
 
@@ -234,7 +242,7 @@ def test_files_that_take_the_careful_way(kind, writer):
     assert np.array_equal(sample.data, load_rgb(source).reshape(-1))
     sample = encode_sample(source, 0, WriterConfig("out.beton", write_mode="jpg"))
     assert (sample.height, sample.width) == load_rgb(source).shape[:2]
-    assert psnr(decoded(sample.data), load_rgb(source)) > 30 and layout(sample.data)[3] == -(-sample.height // 16 // RESTART_ROWS) - 1
+    assert psnr(decoded(sample.data), load_rgb(source)) > 30 and layout(sample.data)[2] == RESTART_BLOCKS // 6
 
 
 def test_every_cut_is_noticed(writer):

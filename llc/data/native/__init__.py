@@ -161,31 +161,31 @@ class JpegWriter:
     """JPEGs -> JPEGs or pixels for a beton, of `capacity` bytes at most. Not for two threads at once.
 
     Its methods that take the bytes of a file know ordinary JPEGs only (encode.h says what those are), and return None for all else, and
-    for results that are too large.
+    for results that are too large. restart_blocks: so many blocks of 8 x 8 stand between two restart markers, or one MCU; 0: none.
     """
 
     def __init__(self, capacity):
         self._out = np.empty(capacity, np.uint8)
         self._length, self._width, self._height = ctypes.c_int64(), ctypes.c_int32(), ctypes.c_int32()
 
-    def recode(self, data, max_side, quality, restart_rows):
-        """As a baseline JPEG of that quality, 4:2:0, no side longer than `max_side` (0: any); marked every `restart_rows` rows of MCUs."""
-        return self._picture("llc_recode_jpeg", data, max_side, quality, restart_rows)
+    def recode(self, data, max_side, quality, restart_blocks):
+        """As a baseline JPEG of that quality, 4:2:0, no side longer than `max_side` (0: any); with restart markers."""
+        return self._picture("llc_recode_jpeg", data, max_side, quality, restart_blocks)
 
-    def keep(self, data, max_side, restart_rows):
-        """With the same coefficients, and so pixels, marked every `restart_rows` rows of MCUs. None if a side is longer than `max_side`."""
-        return self._picture("llc_keep_jpeg", data, max_side, restart_rows)
+    def keep(self, data, max_side, restart_blocks):
+        """With the same coefficients, and so pixels, marked every `restart_blocks`. None if a side is longer than `max_side`."""
+        return self._picture("llc_keep_jpeg", data, max_side, restart_blocks)
 
     def read(self, data, max_side):
         """As pixels, no side longer than `max_side` (0: any)."""
         return self._picture("llc_read_jpeg", data, max_side)
 
-    def encode(self, pixels, quality, restart_rows):
+    def encode(self, pixels, quality, restart_blocks):
         """uint8 [height, width, 3] -> the bytes of a baseline JPEG, 4:2:0, marked; None if they are too many."""
         height, width, _ = pixels.shape
         pixels = _array(pixels, np.uint8, (height, width, 3), "pixels")
         status = library().llc_encode_jpeg(
-            pixels.ctypes.data, height, width, quality, restart_rows, self._out.ctypes.data, self._out.size, ctypes.byref(self._length)
+            pixels.ctypes.data, height, width, quality, restart_blocks, self._out.ctypes.data, self._out.size, ctypes.byref(self._length)
         )
         return None if status else self._out[: self._length.value].copy()
 

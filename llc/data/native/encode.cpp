@@ -16,7 +16,8 @@ namespace {
 
 constexpr int32_t MAX_SIDE = 65500;
 constexpr int64_t MAX_PIXELS = 1 << 26;          // of a picture that is decoded whole; larger ones are for slower ways
-constexpr int64_t MAX_RESTART_INTERVAL = 65535;  // MCUs
+constexpr int32_t MAX_RESTART_INTERVAL = 65535;  // MCUs
+constexpr int32_t MCU_BLOCKS = 6;                 // of what is written here, 4:2:0
 
 // libjpeg's errors and warnings end what is under way; client_data says where to go then.
 [[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
@@ -70,8 +71,9 @@ bool is_ordinary(const JpegMarkers &markers) {
            int64_t(markers.width) * markers.height <= MAX_PIXELS;
 }
 
-int32_t restart_rows_within_limit(int32_t restart_rows, int32_t width, int32_t mcu_width) {
-    return int64_t(restart_rows) * ((width + mcu_width - 1) / mcu_width) <= MAX_RESTART_INTERVAL ? restart_rows : 0;
+// In MCUs of `mcu_blocks` blocks.
+int32_t restart_interval(int32_t restart_blocks, int32_t mcu_blocks) {
+    return restart_blocks ? std::clamp(restart_blocks / mcu_blocks, 1, MAX_RESTART_INTERVAL) : 0;
 }
 
 // The size that a picture shrinks to: rounded down, as FFCV does, but no side becomes 0.
@@ -112,7 +114,7 @@ bool JpegTables::prepare(int32_t quality) {
     return true;
 }
 
-int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_rows, uint8_t *out,
+int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_blocks, uint8_t *out,
                         int64_t capacity, int64_t *length) {
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &jpeg = libjpeg.compress;
@@ -122,7 +124,7 @@ int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, in
     jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
     jpeg_set_defaults(&jpeg);
     jpeg_set_quality(&jpeg, quality, TRUE);
-    jpeg.restart_interval = restart_rows_within_limit(restart_rows, width, 16) * ((width + 15) / 16);
+    jpeg.restart_interval = restart_interval(restart_blocks, MCU_BLOCKS);
     jpeg_start_compress(&jpeg, TRUE);
     while (jpeg.next_scanline < jpeg.image_height) {
         JSAMPROW rows[16];
@@ -148,7 +150,7 @@ int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8
     return LLC_NOT_ORDINARY;
 }
 
-int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_rows, uint8_t *out,
+int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_blocks, uint8_t *out,
                         int64_t capacity, int64_t *length, int32_t *width, int32_t *height) try {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
@@ -157,17 +159,17 @@ int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int
     if (*height == markers.height && *width == markers.width && can_recode(markers)) {
         JpegTables tables;
         if (!tables.prepare(quality)) return LLC_NOT_ORDINARY;
-        return recode(markers, tables, restart_rows_within_limit(restart_rows, *width, 16), out, capacity, *length);
+        return recode(markers, tables, restart_interval(restart_blocks, MCU_BLOCKS), out, capacity, *length);
     }
     if (!markers.sequential) return LLC_NOT_ORDINARY;
     std::vector<uint8_t> pixels(int64_t(*height) * *width * 3);
     if (!read_pixels(markers, data, size, *height, *width, pixels.data())) return LLC_NOT_ORDINARY;
-    return llc_encode_jpeg(pixels.data(), *height, *width, quality, restart_rows, out, capacity, length);
+    return llc_encode_jpeg(pixels.data(), *height, *width, quality, restart_blocks, out, capacity, length);
 } catch (const std::bad_alloc &) {
     return LLC_NOT_ORDINARY;
 }
 
-int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_rows, uint8_t *out, int64_t capacity,
+int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks, uint8_t *out, int64_t capacity,
                       int64_t *length, int32_t *width, int32_t *height) {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
@@ -184,8 +186,9 @@ int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32
     jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
     jpeg_copy_critical_parameters(&from, &to);
     to.optimize_coding = TRUE;  // the standard codes would make most files longer
-    const int32_t mcu_width = markers.grey ? 8 : 8 * from.max_h_samp_factor;
-    to.restart_interval = restart_rows_within_limit(restart_rows, *width, mcu_width) * ((*width + mcu_width - 1) / mcu_width);
+    int32_t mcu_blocks = 0;
+    for (int c = 0; c < from.num_components; c++) mcu_blocks += from.comp_info[c].h_samp_factor * from.comp_info[c].v_samp_factor;
+    to.restart_interval = restart_interval(restart_blocks, markers.grey ? 1 : mcu_blocks);
     jpeg_write_coefficients(&to, coefficients);
     jpeg_finish_compress(&to);
     jpeg_finish_decompress(&from);

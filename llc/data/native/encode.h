@@ -10,18 +10,19 @@ enum EncodeStatus : int32_t {
 };
 
 // Each writes its result to out [capacity], and its length and the picture's size to the three last arguments; returns an EncodeStatus.
-// max_side: a longer side becomes that long, 0: none does. restart_rows: a restart marker every so many MCU rows, 0: none.
+// max_side: a longer side becomes that long, 0: none does. restart_blocks: a restart marker every so many blocks, or an MCU if that has
+// more; 0: none.
 //
 // llc_recode_jpeg   a JPEG -> a baseline JPEG of that quality, 4:2:0
 // llc_keep_jpeg     a JPEG that is no larger -> the same coefficients; in several scans (progressive) too
 // llc_read_jpeg     a JPEG -> its pixels, RGB
-LLC_API int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_rows, uint8_t *out,
+LLC_API int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_blocks, uint8_t *out,
                                 int64_t capacity, int64_t *length, int32_t *width, int32_t *height);
-LLC_API int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_rows, uint8_t *out, int64_t capacity,
+LLC_API int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks, uint8_t *out, int64_t capacity,
                               int64_t *length, int32_t *width, int32_t *height);
 LLC_API int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out, int64_t capacity, int64_t *length,
                               int32_t *width, int32_t *height);
 
 // pixels [height, width, 3] -> a baseline JPEG of that quality, 4:2:0.
-LLC_API int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_rows, uint8_t *out,
+LLC_API int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_blocks, uint8_t *out,
                                 int64_t capacity, int64_t *length);

@@ -21,9 +21,18 @@
 
 namespace {
 
+// 8 bytes as they stand in memory <-> a number whose highest byte is the first.
+INLINE uint64_t first_on_top(uint64_t bytes) {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    return __builtin_bswap64(bytes);
+#else
+    return bytes;
+#endif
+}
+
 // ---- reading ------------------------------------------------------------------------------------------------------------------------
 
-// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the four tables of 10 leave half the L1 cache free.
+// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the six tables of 10 fill half of an L1 cache.
 constexpr int LOOKUP_BITS = 10;
 
 // What follows from the next bits: how long the code and the number behind it are.
@@ -135,7 +144,7 @@ INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &l
     const auto refill = [&]() __attribute__((always_inline)) {
         uint64_t more;
         memcpy(&more, next, 8);
-        bits |= __builtin_bswap64(more) >> (count & 63);
+        bits |= first_on_top(more) >> (count & 63);
         next += (63 - count) >> 3 & 7;
         count |= 56;
     };
@@ -287,7 +296,7 @@ struct BitSink {
     INLINE void put(Encoder::Code symbol, uint32_t number) {
         held += symbol.bits;
         bits |= uint64_t(symbol.code | number) << ((64 - held) & 63);
-        const uint64_t bytes = __builtin_bswap64(bits);
+        const uint64_t bytes = first_on_top(bits);
         memcpy(next, &bytes, 8);
         next += held >> 3;
         bits <<= held & 56;
@@ -436,7 +445,9 @@ struct Recoding {
     int32_t last_dc[3] = {};
     int32_t interval = 0, left_in_interval;  // of restarts; MCUs
     Encoder dc[2], ac[2];
+    int32_t out_interval, left_in_out_interval;  // MCUs between restart markers, 0: there are none
     std::vector<uint8_t> scratch;       // what an MCU row of the result becomes
+    std::vector<uint8_t *> ends;        // in it, behind each of which a marker belongs
     BitSink out;
     int32_t last_written_dc[3] = {};
     bool halve_rows, halve_columns;     // of chroma samples
@@ -548,6 +559,12 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
     const int32_t luma_rows = divide_up(task.source.height, 8), luma_columns = divide_up(task.source.width, 8);
     BitSink out = task.out;
     for (int32_t column = 0; column < task.columns; column++) {
+        if (task.out_interval && task.left_in_out_interval-- == 0) {
+            out.finish();
+            task.ends.push_back(out.next);
+            std::fill_n(task.last_written_dc, 3, 0);
+            task.left_in_out_interval = task.out_interval - 1;
+        }
         for (int v = 0; v < 2; v++)
             for (int h = 0; h < 2; h++) {
                 if (2 * row + v < luma_rows && 2 * column + h < luma_columns) {
@@ -584,7 +601,7 @@ bool can_recode(const JpegMarkers &source) {
            c[2].vertical == 1;
 }
 
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_rows, uint8_t *buffer, int64_t capacity,
+EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval, uint8_t *buffer, int64_t capacity,
                     int64_t &length) {
     Output out(buffer, buffer + capacity);
     const auto task_on_heap = std::make_unique<Recoding>(source);
@@ -616,27 +633,31 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
 
     task.scratch.resize(size_t(6) * task.columns * MOST_BLOCK_BYTES + 8);
     task.out.next = task.scratch.data();
+    task.out_interval = task.left_in_out_interval = restart_interval;
 
     if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
-    write_header(out, tables, source.width, source.height, restart_rows * task.columns);
+    write_header(out, tables, source.width, source.height, restart_interval);
     const bool one_interval =
         !source.restart_interval || source.restart_interval >= int64_t(task.source_rows) * task.source_columns;
     if (!task.in.begin_interval(one_interval ? -1 : 0)) return LLC_NOT_ORDINARY;
     task.left_in_interval = source.restart_interval;
+    int num_markers = 0;
     for (int32_t row = 0, source_row = 0; row < task.rows; row++) {
         int num_rows = 0;
         for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++, source_row++)
             if (!read_row(task, num_rows)) return LLC_NOT_ORDINARY;
         write_row(task, row, num_rows);
-        const bool ends = row + 1 == task.rows, restarts = restart_rows && (row + 1) % restart_rows == 0;
-        if (ends || restarts) {
-            task.out.finish();
-            std::fill_n(task.last_written_dc, 3, 0);
+        if (row + 1 == task.rows) task.out.finish();
+        const uint8_t *begin = task.scratch.data();
+        if (!out.has_room(2 * (task.out.next - begin) + 2 * int64_t(task.ends.size()) + 2)) return LLC_TOO_LARGE;
+        for (const uint8_t *end : task.ends) {
+            out.stuffed(begin, end);
+            out.word(0xffd0 | num_markers++ % 8);
+            begin = end;
         }
-        if (!out.has_room(2 * (task.out.next - task.scratch.data()) + 2)) return LLC_TOO_LARGE;
-        out.stuffed(task.scratch.data(), task.out.next);
+        out.stuffed(begin, task.out.next);
+        task.ends.clear();
         task.out.next = task.scratch.data();
-        if (restarts && !ends) out.word(0xffd0 | row / restart_rows % 8);
     }
     if (!task.in.at_end()) return LLC_NOT_ORDINARY;
     out.word(0xffd9);

@@ -25,6 +25,6 @@ struct JpegTables {
 // Whether `recode` takes it: sequential, and grey or ycc with 1 or 2 luma samples to a chroma sample on each axis.
 bool can_recode(const JpegMarkers &source);
 
-// Writes the whole JPEG to buffer [capacity]. LLC_NOT_ORDINARY: the scan is damaged, or has anything unusual about it.
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_rows, uint8_t *buffer, int64_t capacity,
+// Writes the whole JPEG to buffer [capacity]. restart_interval: in MCUs, 0: no markers. LLC_NOT_ORDINARY: the scan is damaged, or has anything unusual about it.
+EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval, uint8_t *buffer, int64_t capacity,
                     int64_t &length);
