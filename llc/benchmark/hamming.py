@@ -65,6 +65,7 @@ def main(argv):
     parser.add_argument("--repeats", type=int, default=7, help="timed calls of each way; the median is reported")
     parser.add_argument("--seconds", type=float, default=0.05, help="that a turn of a quick way lasts")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every way but numpy's (default: torch's)")
+    parser.add_argument("--cpu-time", action="store_true", help="count the process's CPU time; with --threads=1 what others take does not count")
     parser.add_argument("--queries", type=int, default=10_000, help="of the searches in a large database")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of codes, for a quick look")
     parser.add_argument("--json", metavar="FILE", help="write the measurements to this file too")
@@ -78,7 +79,7 @@ def main(argv):
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: torch finds no CUDA device")
     torch.set_num_threads(options.threads)
-    machine = describe_machine(options.device)
+    machine = describe_machine(options.device) | {"clock": "CPU time" if options.cpu_time else "wall time"}
     print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
     results = [measure(name, WORKLOADS[name](options), options) for name in options.workloads or WORKLOADS]
     if options.json:
@@ -130,13 +131,16 @@ def measure(name, workload, options):
 
 
 def _seconds_a_call(call, options):
+    clock = time.process_time if options.cpu_time else time.perf_counter
+
     def timed(number):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(number):
             call()
         if options.device == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / number
+        return (clock() - start) / number
+
     once = timed(1)
     return once if once > options.seconds else timed(math.ceil(options.seconds / once))
 
