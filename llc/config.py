@@ -16,7 +16,7 @@ from fastargs import Param, Section
 from fastargs.config import Config as FastargsConfig
 from fastargs.validation import Checker
 
-from llc.errors import LostProcesses, UserError
+from llc.errors import UserError
 
 MAX_YAML_BYTES = 1 << 16  # of a configuration file; the longest recipe here has 2 kB
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -163,11 +163,14 @@ def run(main):
         if not quiet:
             print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except Exception as error:
+        _tell_torchrun(error)
+        raise
 
 
 def _tell_torchrun(error):
-    """Writes the error where torchrun looks for it. A LostProcesses is a consequence: the other's error is the one to show."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ and not isinstance(error, LostProcesses):
+    """Writes the error where torchrun looks for it."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # here: most commands do without torch
         get_error_handler().record_exception(error)
 

@@ -9,7 +9,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from llc.errors import LostProcesses, UserError
+from llc.errors import UserError
 
 _SECONDS_FOR_TORCHRUN = 1.0  # it looks at its processes ten times a second
 
@@ -72,7 +72,7 @@ class Processes:
 
     @contextlib.contextmanager
     def watched(self):
-        """What fails in here because other processes are gone, or did not answer in time, raises LostProcesses."""
+        """What fails in here because other processes are gone, or did not answer in time, raises a UserError."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
@@ -80,9 +80,9 @@ class Processes:
             lost = isinstance(error, dist.DistError) or any(sign in text for sign in ("gloo", "Connection closed by peer", "Socket Timeout"))
             if self.world_size == 1 or not lost:
                 raise
-            # so that torchrun sees the others' end before this process's own, and reports it as the cause
+            # so that torchrun sees the others' end before this process's own, and reports theirs as the cause
             time.sleep(_SECONDS_FOR_TORCHRUN)
-            raise LostProcesses(
+            raise UserError(
                 f"process {self.rank} lost the others: one of them ended, or did not answer within dist.timeout_minutes; torchrun's report "
                 f"names the one that failed first ({text.splitlines()[0][:200]})") from error
 

@@ -59,7 +59,8 @@ class Training:
             [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher, "train_llc.py", *RECIPE,
              f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={folder.parent}",
              f"--logging.name={folder.name}", "--resume=auto", *options],
-            cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True)
+            cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"})  # as in scripts/slurm.sh
 
     def workers(self):
         """Process ids of the trainings that torchrun has started and that still run."""
@@ -103,7 +104,7 @@ def _send(number, of):
 WAYS = {
     "SIGTERM to torchrun": _send(signal.SIGTERM, lambda t, rng: [t.torchrun.pid]),
     "SIGTERM to one process": _send(signal.SIGTERM, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
-    "SIGUSR1 to all processes": _send(signal.SIGUSR1, lambda t, rng: t.workers()),
+    "SIGUSR1 to torchrun and all processes": _send(signal.SIGUSR1, lambda t, rng: [t.torchrun.pid, *t.workers()]),
     "Ctrl-C: SIGINT to torchrun and all processes": _send(signal.SIGINT, lambda t, rng: [t.torchrun.pid, *t.workers()]),
     "SIGKILL to one process": _send(signal.SIGKILL, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
     "SIGKILL to torchrun": _send(signal.SIGKILL, lambda t, rng: [t.torchrun.pid]),
