@@ -20,6 +20,8 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -119,24 +121,24 @@ def _link_files(folder, tree, count):
 
 def _run(writer, tree, path, mode, workers):
     """(seconds, CPU seconds) of writing `tree` to `path` in a fresh process."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(target=_write, args=(writer, str(tree), str(path), mode, workers, theirs))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        raise UserError(f"{writer} failed at writing {path} in mode {mode}; its message is above") from None
-    finally:
-        process.join()
+    # Not by multiprocessing: a process that it spawned spawns too, and FFCV's workers are made to be forked.
+    words = [writer, str(tree), str(path), mode, workers]
+    script = f"import sys; sys.path[:] = {sys.path!a}; from llc.benchmark.writer import _write; _write(*{words!a})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{writer} failed at writing {path} in mode {mode}:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def _write(writer, tree, path, mode, workers, result):
+def _write(writer, tree, path, mode, workers):
     Path(path).unlink(missing_ok=True)
     write = _prepare_llc(tree, path, mode, workers) if writer == "llc" else _prepare_ffcv(tree, path, mode, workers)
     cpu, started = _cpu_seconds(), time.perf_counter()
     write()
-    result.send((time.perf_counter() - started, _cpu_seconds() - cpu))
+    seconds = time.perf_counter() - started
+    for process in multiprocessing.active_children():  # FFCV's writer does not wait for its workers, whose CPU time counts then
+        process.join()
+    print(json.dumps((seconds, _cpu_seconds() - cpu)))
 
 
 def _prepare_llc(tree, path, mode, workers):
