@@ -1,10 +1,16 @@
 """Files of torch.save, written so that damage can be told, and read as data: nothing in them can run code or ask for absurd memory."""
+import io
+import pickletools
 import re
 import zipfile
 
 import torch
 
 from llc.errors import UserError
+
+_FOLDER = 0x10  # in a zip record's attributes
+_NUM_OLD_PICKLES = 5  # in a row, in the older format: a magic number, a version, the machine, the objects, the tensors' keys
+_MAX_NAME = 200
 
 
 def read_torch_file(path):
@@ -23,6 +29,18 @@ def read_torch_file(path):
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a file may hold anything, and torch raises whatever its parts raise
         raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}") from error
+
+
+def _check_names(path, pickled):
+    """Names of what a pickle asks for are short; torch matches them with patterns that take minutes for long ones."""
+    try:
+        for opcode, argument, _ in pickletools.genops(pickled):
+            if opcode.name == "GLOBAL" and len(argument) > _MAX_NAME:
+                raise UserError(f"{path}: not a checkpoint of plain tensors: it asks for {argument[:40]}...")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {error}") from error
 
 
 def _reason(error):
@@ -66,8 +84,11 @@ class _Watched:
 def check_torch_file(path):
     """Raises UserError where the records of a torch zip file are damaged, or claim more than the file holds; reads it once."""
     with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return  # the older format; torch.load says what is wrong with any other file
+        if file.read(4) != b"PK\x03\x04":  # the older format, or no such file at all
+            file.seek(0)
+            for _ in range(_NUM_OLD_PICKLES):
+                _check_names(path, file)
+            return
         file_size = file.seek(0, 2)
         try:
             with zipfile.ZipFile(file) as archive:
@@ -77,7 +98,13 @@ def check_torch_file(path):
                     raise UserError(f"{path}: its records are compressed, which torch.save never does; it is not read")
                 if sum(record.file_size for record in records) > file_size:
                     raise UserError(f"{path}: its records claim more than the {file_size:,} bytes of the file; it is not read")
+                # torch gives uninitialised memory for what is marked as a folder
+                if any(record.external_attr & _FOLDER for record in records):
+                    raise UserError(f"{path}: damaged: a record of it is marked as a folder")
                 damaged = archive.testzip()
+                for record in records:
+                    if record.filename.endswith(".pkl") and damaged is None:
+                        _check_names(path, io.BytesIO(archive.read(record)))
         except (UserError, OSError):
             raise
         except Exception as error:  # zipfile raises many kinds for a broken directory

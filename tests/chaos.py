@@ -30,7 +30,7 @@ NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
 RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=12", "--validation.batch_size=5",
           "--codebook.epochs=12", "--codebook.lr=0.1", "--instance.epochs=8", "--instance.lr=0.05", "--resolution.min_res=16",
           "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--training.checkpoint_minutes=0.001",
-          "--data.num_workers=1", "--dist.timeout_minutes=0.5")
+          "--data.num_workers=1", "--dist.timeout_minutes=2")
 
 
 def make_betons(folder, seed=0, write_mode="raw"):
@@ -190,14 +190,18 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
         whole, trains = times[1] - undisturbed.started, times[1] - times[0]
         reference = end_of(folder / "undisturbed")
         say(f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; {len(reference['log.jsonl'])} epochs")
-        while counts.total() < kills and not (seconds and time.monotonic() - began > seconds):
+
+        def wanted():
+            return counts.total() < kills and not (seconds and time.monotonic() - began > seconds)
+
+        while wanted():
             num_runs += 1
             run, history = folder / f"run_{num_runs}", []
             launcher = ("--max-restarts=3",) if num_runs % 2 else ()
             status = None
             while status != 0:
                 training, hit = Training(betons, run, processes, options, launcher), False
-                if counts.total() < kills:
+                if wanted():
                     moment, way = await_moment(training, run, rng, whole, trains), rng.choice(list(WAYS))
                     training.workers()  # those of a torchrun that is gone could not be found
                     hit = training.torchrun.poll() is None

@@ -107,6 +107,7 @@ def readers(folder):
     (folder / "x.beton").write_bytes(beton)
     tables = read_tables(folder / "x.beton")
     manifest = replace(load_manifest(train), file_size=len(beton), tables_sha256=tables.sha256).to_json().encode()
+    torch.manual_seed(0)
     state = {"network": {"a": torch.randn(7, 5), "b": torch.arange(4), "c": torch.randn(6, 2).T}, "progress": {"epoch": 3, "lines": [{"x": 0.5}]}}
     torch.save(state, folder / "state.pth")
     torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)

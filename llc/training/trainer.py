@@ -176,15 +176,14 @@ class Trainer:
             progress.lines.append({"stage": name, "epoch": progress.epoch, "global_epoch": progress.global_epoch, **line})
             self._submit("log", list(progress.lines))
             self._submit("save_codebook", self.network.codebook)
+            progress.finals[name], progress.bests[name] = metrics, progress.best_metrics
             if progress.epoch < stage.epochs:
                 self._save_last(engine)
-            progress.finals[name], progress.bests[name] = metrics, progress.best_metrics
-        if name not in progress.finals:
-            raise UserError(f"{name}.epochs = {stage.epochs}, but {progress.epoch} epochs of this stage are done already")
         self._write(name, {"network": self.network.state_dict()})
         if engine.ema is not None:
             self._write(f"{name}_ema", {"network": engine.ema.module.state_dict()})
-        progress.stage, progress.epoch, progress.best, progress.best_metrics = progress.stage + 1, 0, -1.0, {}
+        progress.stage, progress.epoch, progress.batch, progress.best, progress.best_metrics = progress.stage + 1, 0, 0, -1.0, {}
+        self.loss_sum.zero_()
         self._save_last(None)
 
     def _epoch(self, name, stage, engine):
@@ -267,28 +266,29 @@ class Trainer:
         self.watch.look(wait=True)
         found = self.processes.gather_objects(self.watch.found)
         batch = min((first for first, _ in filter(None, found)), default=progress.batch - 1)
-        order = self.train_loader.order(progress.global_epoch)
-        suspects = [b for b in (batch - 1, batch) if b >= 0]
-        samples = self.processes.gather_objects({b: [self.train_shards.name(index) for index in order[b].tolist()] for b in suspects})
+        place = progress.global_epoch * steps + batch
+        suspects = [list(divmod(place, steps)) for place in (place - 1, place) if place >= 0]  # global epoch, batch
+        samples = self.processes.gather_objects(
+            [[self.train_shards.name(index) for index in self.train_loader.order(e)[b].tolist()] for e, b in suspects])
         step = progress.epoch * steps + batch
         lr = learning_rate(stage, step, steps)
         losses = {rank: str(loss) for rank, (first, loss) in enumerate(f or (None, None) for f in found) if first == batch}
         report = {"stage": name, "epoch": progress.epoch + 1, "batch": batch, "step": step, "lr": lr, "loss_of_process": losses,
-                  "samples_of_process": {rank: of_batch[batch] for rank, of_batch in enumerate(samples)},
-                  "samples_of_process_in_the_batch_before": {rank: of_batch.get(batch - 1, []) for rank, of_batch in enumerate(samples)}}
+                  "samples_of_process": {rank: names[-1] for rank, names in enumerate(samples)},
+                  "samples_of_process_in_the_batch_before": {rank: names[0] for rank, names in enumerate(samples) if len(suspects) > 1}}
         path = self.processes.on_main(lambda: self.run_folder.save_non_finite(report))
         what = (f"the loss became {next(iter(losses.values()), 'infinite')} at step {step} of the {name} stage (epoch {progress.epoch + 1}, "
                 f"batch {batch}, lr {lr:g}); {path} names the batch's samples")
         if progress.num_non_finite >= self.config.training.skip_non_finite:
             raise UserError(f"{what}; checkpoints/last.pth is from before. Lower {name}.lr, lengthen {name}.lr_peak_epoch, or leave such "
                             f"batches out: training.skip_non_finite={progress.num_non_finite + 1}")
-        left_out, num_non_finite = [*progress.left_out, *([progress.global_epoch, b] for b in suspects)], progress.num_non_finite + 1
+        left_out, num_non_finite = progress.left_out + suspects, progress.num_non_finite + 1
         self.writer.wait()
         self._restore(self.processes.on_main(self.run_folder.load_last if self.run_folder else None))
         self.progress.left_out, self.progress.num_non_finite = left_out, num_non_finite
         self.watch = LossWatch()
         self.say(f"warning: {what}. {num_non_finite} of {self.config.training.skip_non_finite}: goes back to step {self.progress.batch} of "
-                 f"epoch {self.progress.epoch + 1} and leaves out batches {' and '.join(map(str, suspects))}")
+                 f"epoch {self.progress.epoch + 1} and leaves out batch {batch} and the one before it")
 
     # ---- state -------------------------------------------------------------------------------------------------------
 

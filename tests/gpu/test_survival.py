@@ -1,0 +1,37 @@
+"""On a CUDA device: a run stopped in an epoch and continued ends with the bits of one that was not; losses are watched without waiting."""
+import pytest
+import torch
+
+import train_llc
+from llc.training.interruption import LossWatch
+from tests.chaos import differences, end_of, make_betons
+from tests.training.test_survival import SHORT, stop_at
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def test_stopped_and_continued_a_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
+    betons = make_betons(tmp_path)
+
+    def train(name):
+        train_llc.main([*SHORT, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
+                        f"--logging.name={name}", "--resume=auto", "--training.deterministic=1"])
+
+    train("undisturbed")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 7)
+        with pytest.raises(SystemExit):
+            train("run")
+    train("run")
+    assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "undisturbed")) == []
+
+
+def test_a_loss_is_looked_at_when_it_has_arrived():
+    watch, nan = LossWatch(), torch.tensor(float("nan"), device="cuda")
+    watch.add(0, torch.ones((), device="cuda"))
+    torch.cuda._sleep(1_000_000_000)
+    watch.add(1, nan)
+    watch.add(2, nan)
+    assert watch.found is None  # it has not waited for the device
+    watch.look(wait=True)
+    assert watch.found[0] == 1
