@@ -5,14 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from PIL import Image
 
 from llc.checkpoints import from_original
 from llc.network import Network
 from tests.original import OriginalResNet, random_values, resnet18
 
-settings.register_profile("llc", deadline=None)  # a first call may compile a kernel
+# a first call may compile a kernel; the phase "explain" traces every line of that, which takes minutes
+settings.register_profile("llc", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("llc")
 
 ROOT = Path(__file__).resolve().parent.parent

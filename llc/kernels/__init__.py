@@ -10,6 +10,7 @@ import threading
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 
@@ -17,9 +18,18 @@ def kernel(function):
     """Decorator: compiled by numba when it first meets a kind of arguments, and kept in numba's cache on disk (`__pycache__`, or the
     user's cache folder where that is read-only), so that the next process only loads it. Runs without the interpreter lock."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:   # numba finds no folder to write to: each process compiles for itself
-        return numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True)(function)
+    compile_for = compiled._compile_for_args
+
+    def one_at_a_time(*arguments, **keywords):
+        """Numba locks its compiler, but not what it looks at before and after: threads that met a kernel together got a KeyError."""
+        with global_compiler_lock:
+            return compile_for(*arguments, **keywords)
+
+    compiled._compile_for_args = one_at_a_time
+    return compiled
 
 
 def share(work, pieces, num_threads):
