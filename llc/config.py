@@ -9,7 +9,6 @@ import difflib
 import math
 import os
 import sys
-from pathlib import Path
 
 import yaml
 from fastargs import Param, Section

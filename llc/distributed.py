@@ -43,7 +43,11 @@ class Processes:
         if world_size > 1:
             _end_with_torchrun()
             timeout = datetime.timedelta(minutes=timeout_minutes)
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+            store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+            # torchrun may keep one store for all its --max-restarts, and what an earlier start left there must not be found: the addresses
+            # of processes that are gone, which a process quicker than the others would try to reach
+            store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
             control = dist.new_group(backend="gloo", timeout=timeout)
         return cls(rank, world_size, f"cuda:{local_rank}" if cuda else "cpu", control)
 

@@ -42,8 +42,9 @@ class StopSignals:
 
 
 class BackgroundWriter:
-    """Calls functions in a thread, one after the other, at most _MAX_JOBS behind. What one raises is raised by the next `check`, `submit` or `wait`; functions
-    submitted after it are not called, as they may rely on it.
+    """Calls functions in a thread, one after the other, at most _MAX_JOBS behind.
+
+    What one raises is raised by the next `check`, `submit` or `wait`; those submitted after it are not called, as they may rely on it.
     """
 
     def __init__(self):
