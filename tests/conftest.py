@@ -1,12 +1,21 @@
 """Real image files and real command lines, small."""
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import Phase, settings
 from PIL import Image
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which much of torch does: before anything else here
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
 
 from llc.checkpoints import from_original
 from llc.network import Network

@@ -17,7 +17,8 @@ from tests.hamming.helpers import random_codes
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these kernels on the device", allow_module_level=True)
-os.environ["TRITON_INTERPRET"] = "1"   # read when Triton is imported, which nothing else does on the CPU, and when kernels run
+pytest.importorskip("triton", reason="a torch without CUDA brings none")
+os.environ["TRITON_INTERPRET"] = "1"   # read when a kernel is made, when it runs, and when Triton is imported: tests/conftest.py does that
 from llc.hamming import cuda   # noqa: E402
 from llc.kernels import pack_cuda   # noqa: E402
 
