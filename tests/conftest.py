@@ -25,7 +25,18 @@ from tests.original import OriginalResNet, random_values, resnet18
 settings.register_profile("llc", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("llc")
 
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def numba_types_as_they_were():
+    """FFCV's loader marks array types as read-only that numba shares with everyone in the process, and kernels are not found any more."""
+    yield
+    if "ffcv" in sys.modules:
+        from numba import uint8, uint32, uint64
+        for shared in (uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]):
+            shared.mutable = True
 
 
 def run_command(*words, processes=None, check=True, timeout=240):

@@ -18,6 +18,7 @@ from llc.codebook import load_codebook
 from llc.codes import pack_bits
 from llc.data.batches import BetonImages
 from llc.data.preprocessing import Preprocessing
+from llc.data.shards import open_shards
 from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
 from llc.errors import UserError
@@ -273,7 +274,7 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
     beton = tmp_path / "val.beton"
     if data == "beton":
         write_beton(WriterConfig(write_path=str(beton), data_dir=str(image_tree), split="val", num_workers=1), show_progress=False)
-        images = BetonImages.open(beton, ())
+        images = BetonImages.of(open_shards(beton))
         opened = [image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image)) for image in map(images.image, range(66))]
     else:
         opened = [Image.open(path) for label in range(6) for path in sorted((root / f"class_{label}").iterdir())]

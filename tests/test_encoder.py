@@ -18,6 +18,7 @@ from llc.codes import pack_bits, unpack_bits
 from llc.data.batches import BetonImages
 from llc.data.loaders import ValLoader
 from llc.data.preprocessing import Preprocessing
+from llc.data.shards import open_shards
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
@@ -59,7 +60,7 @@ def test_the_library_gives_the_codes_of_the_trainers_evaluation(finished_run, be
 def test_image_files_have_the_codes_that_the_evaluation_gave_their_pixels(finished_run, image_tree, betons, evaluated, tmp_path):
     """The whole path of the library, decoding and resizing, against the trainer's: of the PNG files that the beton holds as they are."""
     encoder = llc.load(finished_run)
-    images = BetonImages.open(betons[1], encoder.class_names)
+    images = BetonImages.of(open_shards(betons[1]))
     files = sorted((image_tree / "val").rglob("*.*g"), key=lambda path: path.relative_to(image_tree))
     same = [i for i, path in enumerate(files) if path.suffix == ".png" and isinstance(images.image(i), Image.Image)]
     assert len(files) == len(images) == 66 and len(same) > 15
@@ -99,9 +100,9 @@ def test_preprocessing_equals_the_validation_loader_and_torchvision(resize, beto
     rule = Preprocessing(24, 0.8, resize, IMAGENET_MEAN, IMAGENET_STD)
     rng = np.random.default_rng(0)
     if resize == "area":
-        loader = ValLoader(betons[1], 66, batch_size=66, num_workers=1, processes=Processes(), resolution=24, crop_ratio=0.8)
+        loader = ValLoader(open_shards(betons[1]), batch_size=66, num_workers=1, processes=Processes(), resolution=24, crop_ratio=0.8)
         expected = next(iter(loader))[0].permute(0, 2, 3, 1).numpy()
-        images = BetonImages.open(betons[1], ())
+        images = BetonImages.of(open_shards(betons[1]))
         raw = [i for i in range(66) if not isinstance(images.image(i), bytes)]
         assert 20 < len(raw) < 46
         for i in raw:

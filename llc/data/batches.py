@@ -78,6 +78,10 @@ class BetonImages(Source):
 
     shards: Shards
 
+    @classmethod
+    def of(cls, shards):
+        return cls(shards.manifest.class_names, shards.labels, shards)
+
     def image(self, i):
         row, data = self.shards.images[i], read_sample(self.shards, i)
         return Image.fromarray(data.reshape(row["height"], row["width"], 3)) if row["mode"] == RAW else data.tobytes()
@@ -122,8 +126,7 @@ def open_images(path, preprocessing: Preprocessing, *, batch_size: int, num_work
         loader = ValLoader(shards, batch_size=batch_size, num_workers=num_workers, processes=processes,
                            resolution=preprocessing.resolution, crop_ratio=preprocessing.crop_ratio)
     else:
-        source = BetonImages(manifest.class_names, shards.labels, shards)
-        loader = SourceLoader(source, preprocessing, batch_size, num_workers, processes)
+        loader = SourceLoader(BetonImages.of(shards), preprocessing, batch_size, num_workers, processes)
     return Images(loader, manifest.num_samples, manifest.class_names, None, (f"{manifest.num_samples:,} images of {path}",))
 
 
