@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
+from numba import uint8, uint32, uint64
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -29,14 +30,16 @@ settings.load_profile("llc")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# As numba shares them with everyone in the process. FFCV's loader marks them as read-only, and numba's tables of what it has compiled, which
+# have them as keys, are broken then.
+NUMBA_TYPES = uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]
+
+
 @pytest.fixture(autouse=True)
 def numba_types_as_they_were():
-    """FFCV's loader marks array types as read-only that numba shares with everyone in the process, and kernels are not found any more."""
     yield
-    if "ffcv" in sys.modules:
-        from numba import uint8, uint32, uint64
-        for shared in (uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]):
-            shared.mutable = True
+    for shared in NUMBA_TYPES:
+        shared.mutable = True
 
 
 def run_command(*words, processes=None, check=True, timeout=240):
