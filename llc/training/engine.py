@@ -25,7 +25,7 @@ class Engine:
         on_cuda = processes.device.type == "cuda"
         module = StageModule(network, stage, training.label_smoothing)
         self.optimizer = torch.optim.SGD(parameter_groups(module, training.weight_decay), lr=0.0, momentum=training.momentum,
-                                         fused=on_cuda)
+                                         fused=on_cuda or None)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True) \
             if training.ema_decay else None
