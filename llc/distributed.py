@@ -39,6 +39,7 @@ class Processes:
         else:
             # torchrun sets one thread a process; on a CPU the step needs all cores, shared among the processes here
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+            _keep_freed_memory()
         control = None
         if world_size > 1:
             _end_with_torchrun()
@@ -170,3 +171,15 @@ def _end_with_torchrun():
     if "TORCHELASTIC_RUN_ID" in os.environ:
         with contextlib.suppress(OSError, AttributeError):  # not Linux
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def _keep_freed_memory():
+    """Has glibc keep what this process frees for what it allocates next.
+
+    A step on a CPU frees and allocates hundreds of MB, which glibc by its defaults gives back to Linux and gets again page by page, each
+    cleared first: 8 to 20 % of the step's time. The price is some 20 % more memory at the peak. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-4, 0)   # M_MMAP_MAX: no block gets a mapping of its own, which freeing would end
