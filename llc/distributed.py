@@ -4,6 +4,7 @@ import ctypes
 import datetime
 import os
 import signal
+import socket
 import time
 
 import torch
@@ -43,6 +44,7 @@ class Processes:
         control = None
         if world_size > 1:
             _end_with_torchrun()
+            _find_torchrun()
             timeout = datetime.timedelta(minutes=timeout_minutes)
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
             # torchrun may keep one store for all its --max-restarts, and what an earlier start left there must not be found: the addresses
@@ -171,6 +173,28 @@ def _end_with_torchrun():
     if "TORCHELASTIC_RUN_ID" in os.environ:
         with contextlib.suppress(OSError, AttributeError):  # not Linux
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+def _find_torchrun():
+    """Raises UserError where the torchrun that started this process ended before `_end_with_torchrun` tied them together.
+
+    It holds the store in which its processes meet, and had opened it before it started them: a refusal means that it is gone. Joining
+    would go on asking for all of the time-out.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    for wait in (0.5, 1.0, 2.0, None):  # what stands between machines may refuse for a moment
+        try:
+            socket.create_connection(address, timeout=10).close()
+            return
+        except ConnectionRefusedError as error:
+            if wait is None:
+                raise UserError(f"torchrun, which started this process, has ended: nothing listens at {address[0]}:{address[1]}; "
+                                "start it again") from error
+            time.sleep(wait)
+        except OSError:
+            return  # joining says what is wrong with the network
 
 
 def _keep_freed_memory():

@@ -1,4 +1,6 @@
 """Processes: what a start changes in this process."""
+import os
+import socket
 import subprocess
 import sys
 
@@ -29,3 +31,13 @@ def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
 
     assert faults("plain") > 10_000, "this C library keeps freed memory by itself: the setting would be of no use"
     assert faults("started") < 100
+
+
+def test_a_process_whose_torchrun_has_ended_ends_too():
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]  # free again: nothing will listen there
+    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", "RANK": "1",
+                "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    run = subprocess.run([sys.executable, "-c", "from llc.distributed import Processes; Processes.start(timeout_minutes=5)"],
+                         capture_output=True, text=True, timeout=60, env={**os.environ, **torchrun, "CUDA_VISIBLE_DEVICES": ""})
+    assert run.returncode and f"torchrun, which started this process, has ended: nothing listens at localhost:{port}" in run.stderr
