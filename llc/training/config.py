@@ -89,7 +89,7 @@ class Training:
 class Validation:
     """Validation, after every epoch."""
 
-    batch_size: int = option(512, minimum=1, help="images a step, of each process")
+    batch_size: int = option(512, minimum=1, help="images a step, of each process; in parts where a GPU's memory is too small")
     resolution: int = option(256, minimum=8, help="pixels of the centre crop")
     crop_ratio: float = option(0.875, minimum=0.1, maximum=1, help="side of the centre crop, as a share of the shorter side")
     lr_tta: bool = option(True, help="also average over left-right flips")

@@ -1,9 +1,14 @@
-"""Accuracies against a double loop, with ties and collisions."""
+"""Accuracies against a double loop, with ties and collisions; predictions whatever the memory."""
+import contextlib
+
+import pytest
 import torch
 
 from llc.codes import pack_bits
+from llc.distributed import Processes
 from llc.evaluation.classification import accuracies
-from llc.evaluation.predict import Predictions
+from llc.evaluation.predict import Predictions, predict
+from llc.network import Network
 
 
 def test_accuracies_equal_a_double_loop():
@@ -30,3 +35,34 @@ def test_accuracies_equal_a_double_loop():
     assert all(0 < count < 200 for count in hits.values())
     for name, count in hits.items():
         assert abs(metrics[name] - count / 200) < 1e-12, name
+
+
+class _SmallDevice(Network):
+    """Has memory for `room` images at once."""
+
+    room, asked = None, []
+
+    def forward(self, images):
+        self.asked.append(len(images))
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError(f"{len(images)} images")
+        return super().forward(images)
+
+
+def test_a_batch_too_large_for_the_device_goes_through_in_parts():
+    torch.manual_seed(0)
+    network = _SmallDevice("resnet18", 9, 7, width=4)
+    torch.nn.init.normal_(network.codebook)
+    batches = [(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n)) for n in (13, 13, 4)]
+
+    def predictions(room):
+        network.room, network.asked = room, []
+        return predict(network, batches, Processes(), flip=True, autocast=contextlib.nullcontext, num_classes=7)
+
+    whole, parts = predictions(13), predictions(5)
+    assert network.asked[:6] == [13, 7, 4, 4, 4, 1] and max(network.asked[2:]) == 4  # halved until it fits, then kept
+    for name, expected in whole.items():
+        assert torch.equal(parts[name].codes, expected.codes) and torch.equal(parts[name].top_class, expected.top_class)
+        assert torch.equal(parts[name].labels, expected.labels) and len(expected.labels) == 30
+    with pytest.raises(torch.OutOfMemoryError):
+        predictions(0)
