@@ -52,6 +52,20 @@ def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits,
     assert lims.tolist() == [0, *range(65, 65 + n)] and found[1].tolist() == [*range(65)] + [65] * (n - 1)
 
 
+@pytest.mark.parametrize("num_bits", [256, 300, 8 * cpu.WIDE - 8, 8 * cpu.WIDE])
+@pytest.mark.parametrize("weights", [(256, 255, 255, 256), (256, 254, 255, 254), (254, 253, 256, 256), (256, 256, 256, 255)])
+def test_nearest_codes_that_are_further_than_a_byte_counts(num_bits, weights):
+    """Weight i of a code is its distance to 0, a tile after a tile; 255 is where distances in bytes end."""
+    queries = np.zeros((2 * cpu.FEW_QUERIES, num_bits), np.uint8)
+    queries[1::2, -1] = 1  # a bit in which all codes of the database are 0, where they have one
+    database = np.zeros((4 * 1100, num_bits), np.uint8)
+    for i, row in enumerate(database):
+        row[:weights[i // 1100] + (0 if i % 1100 == 1099 else i % 2)] = 1  # some one bit further
+    queries, database = (np.packbits(bits, axis=1) for bits in (queries, database))
+    for k in (1, 2):
+        assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
+
+
 @pytest.mark.parametrize("num_bits", [20, 64, 300])
 def test_many_candidates_of_many_queries(num_bits):
     """Enough to fill the lists of candidates several times, over several tiles, with ties."""
