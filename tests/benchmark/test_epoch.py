@@ -41,6 +41,6 @@ def test_flops_of_resnet50_are_the_published_ones():
     """torchvision states 4.09 G multiply-adds forward at 224 px (classifier included); the backward pass is twice that, but for the stem."""
     read, _ = training_config.read(["--codebook.epochs=1", "--codebook.lr=1", "--instance.epochs=1", "--instance.lr=1",
                                     "--data.train_dataset=a", "--data.val_dataset=b"], description="")
-    flops = flops_of_a_step(read, "codebook", 1000, 224)
+    flops = flops_of_a_step(read, read.codebook, 1000, 224)
     assert flops == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
     assert torch.get_default_device().type == "cpu"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from llc.codes import binarize
 from llc.distributed import Processes
 from llc.network import Network
-from llc.training.config import Dist, Training
+from llc.training.config import CodebookStage, Dist, Training
 from llc.training.engine import Engine
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
@@ -30,7 +30,7 @@ def network():
     return network
 
 
-def engine(network, stage="codebook", **changes):
+def engine(network, stage=CodebookStage(), **changes):
     return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes())
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from llc.network import Network
+from llc.training.config import CodebookStage, InstanceStage, JointStage
 from llc.training.stages import StageModule, codebook_loss, instance_loss, parameter_groups
 
 
@@ -51,8 +52,8 @@ def test_class_logits_use_the_signs_and_pass_the_gradient_straight_through():
 
 def test_the_instance_stage_trains_all_but_the_codebook():
     network = Network("resnet18", 8, 4, width=8)
-    module = StageModule(network, "instance", 0.1)
+    module = StageModule(network, InstanceStage(), 0.1)
     module(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 3])).backward()
     assert network.codebook.grad is None and network.projection.weight.grad.abs().sum() > 0
-    StageModule(network, "codebook", 0.1)(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)).backward()
+    StageModule(network, CodebookStage(), 0.1)(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)).backward()
     assert network.codebook.grad.abs().sum() > 0

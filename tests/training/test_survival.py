@@ -455,7 +455,7 @@ THREE = """
 import copy, torch
 from llc.distributed import Processes
 from llc.network import Network, running_statistics
-from llc.training.config import Dist, Training
+from llc.training.config import CodebookStage, Dist, Training
 from llc.training.engine import Engine
 
 processes = Processes.start(1)
@@ -464,7 +464,7 @@ def start():
     torch.manual_seed(0)
     network = Network("resnet18", 7, 5, width=4)
     torch.nn.init.normal_(network.codebook)
-    return network, Engine(network, "codebook", Training(), Dist(), processes)
+    return network, Engine(network, CodebookStage(), Training(), Dist(), processes)
 
 def train(engine, first, last):
     for step in range(first, last):
