@@ -14,7 +14,7 @@ from llc.hamming import decode_ed, search
 def random_codebook(num_classes, num_bits, seed, scale=1.0, distance=0):
     """Real values float32 [num_classes, num_bits], normal with variance 2 / num_bits (He et al., arXiv 1502.01852, fan-in), times scale.
 
-    distance > 0: with the signs of `separated_codes`, so that class codes start at least so many bits apart. Raises UserError where it finds none.
+    distance > 0: with the signs of `separated_codes`, so that class codes start at least so many bits apart; raises UserError as it does.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(num_classes, num_bits, generator=generator) * ((2 / num_bits) ** 0.5 * scale)
@@ -34,7 +34,7 @@ def separated_codes(num_classes, num_bits, distance, seed):
     Rows are words of a linear code of 2^k >= num_classes words, in which the distance of any two is the weight of their sum, a word too: so
     the smallest weight of 2^k words tells all distances. Two random families are tried in turn, both known to hold very good codes: the
     multiples of a random polynomial (shortened cyclic codes), and [identity | circulant] (MacWilliams and Sloane, The Theory of
-    Error-Correcting Codes, 1977, chapters 7 and 16). Then bits and words are shuffled and a random word is added to all, which changes no distance.
+    Error-Correcting Codes, 1977, chapters 7 and 16); beside them, one that is right for few classes. Then bits and words are shuffled and a random word is added to all, which changes no distance.
 
     For 1,000 classes at 20 bits it finds distance 6 within a hundredth of a second, and no code has 7 (A(20, 7) = 512 words). Others for
     1,000 classes: 16 bits 4, 24 bits 8, 32 bits 12, 64 bits 24. A code found for an even distance may have even distances only, where images
@@ -46,6 +46,7 @@ def separated_codes(num_classes, num_bits, distance, seed):
     count = max(1, _AT_ONCE // size)
     for attempt in range(max(1, _IN_ALL // (count * size)) if 0 < k <= num_bits else 0):
         generators = (_multiples, _circulants)[attempt % 2](rng, count, k, num_bits)
+        generators[0] = _repeated(k, num_bits)
         distances = _smallest_weights(generators)
         best = int(distances.argmax())
         if distances[best] > largest:
@@ -53,11 +54,16 @@ def separated_codes(num_classes, num_bits, distance, seed):
         if largest >= distance:
             break
     if k and largest < distance:
-        raise UserError(f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this distance; "
-                        f"the largest found is {largest}: lower it to that, or raise codes.num_bits")
+        raise UserError(f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this "
+                        f"distance; the largest found is {largest}: lower it to that, or raise codes.num_bits")
     messages = rng.permutation(1 << k)[:num_classes, None] >> np.arange(k) & 1
     words = messages @ generator[:, rng.permutation(num_bits)] & 1
     return (words ^ rng.integers(0, 2, num_bits)).astype(bool)
+
+
+def _repeated(k, num_bits):
+    """A generator matrix 0/1 [k, num_bits] of all columns but 0 in turn: the best code where few classes have many bits (the simplex code)."""
+    return ((np.arange(num_bits) % ((1 << k) - 1) + 1) >> np.arange(k)[:, None] & 1).astype(np.uint8)
 
 
 def _multiples(rng, count, k, num_bits):

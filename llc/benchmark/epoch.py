@@ -45,7 +45,8 @@ from llc.training.stages import StageModule, parameter_groups
 from llc.training.trainer import build_network, initial_codebook, make_train_loader, make_val_loader
 
 OPTIONS = {
-    "stage": "codebook, instance or joint (default: the recipe's first)", "batches": "batches in each measurement (default 20)", "rounds": "measurements (default 3)",
+    "stage": "codebook, instance or joint (default: the recipe's first)",
+    "batches": "batches in each measurement (default 20)", "rounds": "measurements (default 3)",
     "vs": "other ways to measure beside ours: torchvision, ffcv, or all", "json": "write the figures to this file",
     "chart": "write a bar chart to this PNG (needs matplotlib)",
 }

@@ -28,7 +28,7 @@ class Codes:
 
     num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
     init_codebook: str = option("", help="start from this codebook: .npy of real values or a run folder; empty: random")
-    logit_scale: str = option("none", help="of the class logits: none, sqrt: divided by sqrt(num_bits), learnable: from there on, or a positive number")
+    logit_scale: str = option("none", help="of the class logits: none; sqrt: 1 / sqrt(num_bits); learnable: from there on; or a number")
     normalize: str = option("none", choices=("none", "batchnorm"), help="z as it is, or through batch norm without parameters of its own")
     init_scale: float = option(1.0, minimum=1e-6, help="times the standard deviation of a random codebook")
     init_distance: int = option(0, minimum=0, help="bits by which a random codebook's class codes differ at least; 0: as it comes")
@@ -110,7 +110,7 @@ STAGES = {"codebook": CodebookStage, "instance": InstanceStage, "joint": JointSt
 
 @dataclasses.dataclass(frozen=True)
 class Resolution:
-    """Training resolution, in pixels: min_res up to epoch start_ramp of a stage that learns the codebook, max_res from end_ramp on (and in the instance stage)."""
+    """Training resolution, in pixels: min_res up to epoch start_ramp, max_res from end_ramp on (and in the whole instance stage)."""
 
     min_res: int = option(160, minimum=8, help="pixels at first")
     max_res: int = option(192, minimum=8, help="pixels at last")

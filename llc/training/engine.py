@@ -16,8 +16,8 @@ class Engine:
 
     While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
 
-    stage: llc.training.config.Stage; training, dist: llc.training.config.Training and Dist. On CUDA the step never waits for the device: the loss stays there, the
-    learning rate is a number, and with fp16 the fused optimiser looks at the scaler's findings itself.
+    stage, training, dist: llc.training.config.Stage, Training and Dist. On CUDA the step never waits for the device: the loss stays there,
+    the learning rate is a number, and with fp16 the fused optimiser looks at the scaler's findings itself.
     """
 
     def __init__(self, network, stage, training, dist, processes):

@@ -357,7 +357,7 @@ class Trainer:
             self.writer.submit(getattr(self.run_folder, method), *map(snapshot, arguments))
 
     def _finish(self):
-        """results.csv, and the three numbers: class codes after the codebook stage, MHD and ED after the instance stage, or all after the joint stage."""
+        """results.csv, and the three numbers: class codes of the codebook stage, MHD and ED of the instance stage; or all of the joint stage."""
         rows = []
         for name in self.config.stages:
             headlines = {self.suffixed(metric) for metric in getattr(self.config, name).headlines}

@@ -28,6 +28,12 @@ def test_epoch_benchmark_makes_its_own_data(run_llc):
     assert "600 synthetic images" in done.stdout and "instance stage" in done.stdout
 
 
+def test_epoch_benchmark_of_the_joint_stage(betons, run_llc):
+    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", "--stage=joint",
+                   "--vs=torchvision", "--batches=1", "--rounds=1")
+    assert "joint stage" in done.stdout and "Against torchvision" in done.stdout
+
+
 @pytest.mark.parametrize("word, message", [
     ("--vs=dali", "dali is unknown"), ("--batches=0", "--batches=0"), ("--stage=third", "--stage=third"), ("--codes.num_bits=0", "codes.num_bits"),
 ])
