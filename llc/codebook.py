@@ -34,7 +34,8 @@ def separated_codes(num_classes, num_bits, distance, seed):
     Rows are words of a linear code of 2^k >= num_classes words, in which the distance of any two is the weight of their sum, a word too: so
     the smallest weight of 2^k words tells all distances. Two random families are tried in turn, both known to hold very good codes: the
     multiples of a random polynomial (shortened cyclic codes), and [identity | circulant] (MacWilliams and Sloane, The Theory of
-    Error-Correcting Codes, 1977, chapters 7 and 16); beside them, one that is right for few classes. Then bits and words are shuffled and a random word is added to all, which changes no distance.
+    Error-Correcting Codes, 1977, chapters 7 and 16); beside them, one that is right for few classes. Then bits and words are shuffled and
+    a random word is added to all, which changes no distance.
 
     For 1,000 classes at 20 bits it finds distance 6 within a hundredth of a second, and no code has 7 (A(20, 7) = 512 words). Others for
     1,000 classes: 16 bits 4, 24 bits 8, 32 bits 12, 64 bits 24. A code found for an even distance may have even distances only, where images
@@ -167,4 +168,5 @@ def health(codebook):
     mean = float((ones * (num_classes - ones)).sum() / pairs) if pairs else 0.0
     balance = ones / num_classes
     smallest = int(search(codes, codes, 2)[0][:, 1].min()) if pairs else 0
-    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()), float(balance.max()))
+    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()),
+                  float(balance.max()))

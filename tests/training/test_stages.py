@@ -67,7 +67,8 @@ def test_the_other_weights_add_the_other_loss():
     ce = codebook_loss(z, network.class_logits(z), labels, 0.1).item()
     bce = instance_loss(z, network.codebook, labels).item()
     for stage, expected in ((CodebookStage(), ce), (CodebookStage(instance_weight=2.0), ce + 2 * bce), (InstanceStage(), bce),
-                            (InstanceStage(codebook_weight=0.5), bce + 0.5 * ce), (JointStage(), ce + 4 * bce), (JointStage(instance_weight=0.0), ce)):
+                            (InstanceStage(codebook_weight=0.5), bce + 0.5 * ce), (JointStage(), ce + 4 * bce),
+                            (JointStage(instance_weight=0.0), ce)):
         assert abs(stage_loss(stage, z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
 
 

@@ -159,8 +159,9 @@ def test_a_joint_stage_needs_its_own_length_and_rate(command, tmp_path):
 
 def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, copy, undisturbed):
     state = last(copy)
-    for key in [key for key in state["identity"]["config"] if key.startswith("joint.") or key in (
-            "codebook.instance_weight", "codebook.freeze_epoch", "instance.codebook_weight", "codes.normalize", "codes.init_scale", "codes.init_distance")]:
+    later = ("joint.", "codebook.instance_weight", "codebook.freeze_epoch", "instance.codebook_weight", "codes.normalize", "codes.init_scale",
+             "codes.init_distance")
+    for key in [key for key in state["identity"]["config"] if key.startswith(later)]:
         del state["identity"]["config"][key]
     torch.save(state, copy / "checkpoints" / "last.pth")
     with pytest.raises(UserError, match="codebook.instance_weight was 0.0 and is 4.0"):
