@@ -1,4 +1,4 @@
-"""Trains the two stages and evaluates.
+"""Trains the stages and evaluates.
 
     torchrun --nproc_per_node=8 train_llc.py --config rn50_configs/llc_20bit.yaml \
         --data.train_dataset=train.beton --data.val_dataset=val.beton

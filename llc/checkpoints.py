@@ -1,7 +1,8 @@
 """The forms in which weights come and go, as plain tensors under names; nothing read here can run code.
 
 ==========  =====================================================================================================================
-ours        `backbone.*` as torchvision names it, `projection.weight` [num_bits, features], `codebook` [num_classes, num_bits]
+ours        `backbone.*` as torchvision names it, `projection.weight` [num_bits, features], `codebook` [num_classes, num_bits]; where chosen
+            `normalization.*` (batch norm's statistics of z) and `log_logit_scale`
 dense       a torchvision ResNet (timm's names agree): the backbone's names without a prefix, and its classifier `fc.*`
 original    the form of the published LLC models (github.com/RAIVNLab/LLC): dense names, but `fc_lr.weight` [num_bits, features, 1, 1] is the
             projection, and `fc.weight` [num_classes, num_bits, 1, 1] the codebook, which models of instance codes do not have
@@ -131,7 +132,7 @@ def load_weights(network, source, arch):
     """
     path, title = Path(source), f"model.weights = {source}"
     if path.is_dir():
-        candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "instance")]
+        candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "joint", "instance")]
         path = next((c for c in candidates if c.exists()), candidates[0])
     if path.exists():
         state = read_state(path)
@@ -148,7 +149,14 @@ def load_weights(network, source, arch):
         state = from_original(state, title)
     if is_ours(state):
         left_out = ["its codebook left out (codes.init_codebook takes one)"] if state.pop("codebook", None) is not None else []
-        fit(network, state, f"{title}, into {arch}", without=("codebook",))
+        if ("normalization.running_mean" in state) != (network.options["normalize"] == "batchnorm"):
+            other = {"none": "batchnorm", "batchnorm": "none"}[network.options["normalize"]]
+            raise UserError(f"{title} was trained with codes.normalize = {other}, here it is {network.options['normalize']}: "
+                            f"give --codes.normalize={other}")
+        learnable = network.options["logit_scale"] == "learnable"  # one that the file has not starts as in any run
+        if not learnable and state.pop("log_logit_scale", None) is not None:
+            left_out.append("its logit scale left out (codes.logit_scale=learnable takes it)")
+        fit(network, state, f"{title}, into {arch}", without=("codebook",) if "log_logit_scale" in state else ("codebook", "log_logit_scale"))
         said = [f"network weights from {path}" + (", a model of the original LLC code" if original else "")]
     else:
         classifier = [name for name in ("fc.weight", "fc.bias") if state.pop(name, None) is not None]
@@ -206,8 +214,12 @@ def to_original(network, *, with_codebook):
     """Our network -> the original's state dict, for its ResNet within DataParallel.
 
     with_codebook: for a network of class codes, whose forward gives class logits. There the logit scale, which the original does not
-    have, goes into the projection, so that its logits are ours. Without, it gives our z.
+    have, goes into the projection, so that its logits are ours. Without, it gives our z. Raises UserError for batch norm on z: there is
+    no place for the mean that it takes away.
     """
+    if network.options["normalize"] != "none":
+        raise UserError("codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would need there; --to=encoder "
+                        "keeps it, and --to=backbone --with_classifier has the bias")
     scale = network.logit_scale if with_codebook else 1.0
     state = {f"module.{name}": value for name, value in network.backbone.state_dict().items()}
     state["module.fc_lr.weight"] = (scale * network.projection.weight.detach())[:, :, None, None]
@@ -219,12 +231,18 @@ def to_original(network, *, with_codebook):
 def to_backbone(network, *, with_classifier):
     """Our network -> the state dict of torchvision's model of that name.
 
-    Without its `fc`, or with_classifier with one that is our class logits in a single layer: logit_scale sign(C) P, and no bias.
+    Without its `fc`, or with_classifier with one that is our class logits in a single layer: logit_scale sign(C) P, and a bias only where
+    z goes through batch norm: then P is (P - mean) / sqrt(variance + eps).
     """
     state = dict(network.backbone.state_dict())
     if with_classifier:
-        state["fc.weight"] = network.logit_scale * binarize(network.codebook.detach()) @ network.projection.weight.detach()
-        state["fc.bias"] = state["fc.weight"].new_zeros(len(state["fc.weight"]))
+        weight = network.logit_scale * binarize(network.codebook.detach())
+        bias = weight.new_zeros(len(weight))
+        if network.options["normalize"] == "batchnorm":
+            norm = network.normalization
+            weight = weight / (norm.running_var + norm.eps).sqrt()
+            bias = -weight @ norm.running_mean
+        state["fc.weight"], state["fc.bias"] = weight @ network.projection.weight.detach(), bias
     return plain(state)
 
 

@@ -11,10 +11,90 @@ from llc.files import atomic_write
 from llc.hamming import decode_ed, search
 
 
-def random_codebook(num_classes, num_bits, seed):
-    """Real values float32 [num_classes, num_bits], normal with variance 2 / num_bits (He et al., arXiv 1502.01852, fan-in)."""
+def random_codebook(num_classes, num_bits, seed, scale=1.0, distance=0):
+    """Real values float32 [num_classes, num_bits], normal with variance 2 / num_bits (He et al., arXiv 1502.01852, fan-in), times scale.
+
+    distance > 0: with the signs of `separated_codes`, so that class codes start at least so many bits apart; raises UserError as it does.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(num_classes, num_bits, generator=generator) * (2 / num_bits) ** 0.5
+    values = torch.randn(num_classes, num_bits, generator=generator) * ((2 / num_bits) ** 0.5 * scale)
+    if not distance:
+        return values
+    bits = torch.from_numpy(separated_codes(num_classes, num_bits, distance, seed))
+    sizes = values.abs().clamp_min(torch.finfo(values.dtype).tiny)  # a value of 0 would be bit 0
+    return torch.where(bits, sizes, -sizes)
+
+
+_AT_ONCE, _IN_ALL = 1 << 16, 1 << 26  # machine words of the codes that are tried: some megabytes, and a second or two
+
+
+def separated_codes(num_classes, num_bits, distance, seed):
+    """A random code, bool [num_classes, num_bits], in which every two rows differ in `distance` bits or more; the same for the same seed.
+
+    Rows are words of a linear code of 2^k >= num_classes words, in which the distance of any two is the weight of their sum, a word too: so
+    the smallest weight of 2^k words tells all distances. Two random families are tried in turn, both known to hold very good codes: the
+    multiples of a random polynomial (shortened cyclic codes), and [identity | circulant] (MacWilliams and Sloane, The Theory of
+    Error-Correcting Codes, 1977, chapters 7 and 16); beside them, one that is right for few classes. Then bits and words are shuffled and
+    a random word is added to all, which changes no distance.
+
+    For 1,000 classes at 20 bits it finds distance 6 within a hundredth of a second, and no code has 7 (A(20, 7) = 512 words). Others for
+    1,000 classes: 16 bits 4, 24 bits 8, 32 bits 12, 64 bits 24. A code found for an even distance may have even distances only, where images
+    lie half-way between two class codes, and tie, more often. Raises UserError, with the largest distance found, after a second or two.
+    """
+    k = (num_classes - 1).bit_length()
+    rng, largest, generator = np.random.default_rng(seed), 0, np.zeros((k, num_bits), np.uint8)
+    size = (-(-num_bits // 64)) << k  # of a code, in machine words
+    count = max(1, _AT_ONCE // size)
+    for attempt in range(max(1, _IN_ALL // (count * size)) if 0 < k <= num_bits else 0):
+        generators = (_multiples, _circulants)[attempt % 2](rng, count, k, num_bits)
+        generators[0] = _repeated(k, num_bits)
+        distances = _smallest_weights(generators)
+        best = int(distances.argmax())
+        if distances[best] > largest:
+            largest, generator = int(distances[best]), generators[best]
+        if largest >= distance:
+            break
+    if k and largest < distance:
+        raise UserError(f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this "
+                        f"distance; the largest found is {largest}: lower it to that, or raise codes.num_bits")
+    messages = rng.permutation(1 << k)[:num_classes, None] >> np.arange(k) & 1
+    words = messages @ generator[:, rng.permutation(num_bits)] & 1
+    return (words ^ rng.integers(0, 2, num_bits)).astype(bool)
+
+
+def _repeated(k, num_bits):
+    """A generator matrix 0/1 [k, num_bits] of all columns but 0 in turn: the best code where few classes have many bits (the simplex code)."""
+    return ((np.arange(num_bits) % ((1 << k) - 1) + 1) >> np.arange(k)[:, None] & 1).astype(np.uint8)
+
+
+def _multiples(rng, count, k, num_bits):
+    """count generator matrices 0/1 [count, k, num_bits], each of the shifts of a random polynomial of degree num_bits - k."""
+    polynomials = rng.integers(0, 2, (count, num_bits - k + 1), np.uint8)
+    polynomials[:, [0, -1]] = 1
+    generators = np.zeros((count, k, num_bits), np.uint8)
+    for i in range(k):
+        generators[:, i, i:i + num_bits - k + 1] = polynomials
+    return generators
+
+
+def _circulants(rng, count, k, num_bits):
+    """count generator matrices 0/1 [count, k, num_bits]: the identity, and beside it the rotations of a random row."""
+    first = rng.integers(0, 2, (count, num_bits - k), np.uint8)
+    generators = np.zeros((count, k, num_bits), np.uint8)
+    for i in range(k):
+        generators[:, i, i], generators[:, i, k:] = 1, np.roll(first, i, axis=1)
+    return generators
+
+
+def _smallest_weights(generators):
+    """The smallest weight of the words but 0 of each linear code; generators: 0/1 [count, k, num_bits] -> integers [count]."""
+    count, k, num_bits = generators.shape
+    rows = np.zeros((count, k, 8 * -(-num_bits // 64)), np.uint8)
+    rows[..., :-(-num_bits // 8)] = np.packbits(generators, axis=-1)
+    rows, words = rows.view(np.uint64), np.zeros((count, 1, rows.shape[-1] // 8), np.uint64)
+    for i in range(k):
+        words = np.concatenate([words, words ^ rows[:, i:i + 1]], axis=1)
+    return np.bitwise_count(words).sum(-1, dtype=np.int64)[:, 1:].min(1)
 
 
 def load_codebook(path, num_bits=None):
@@ -88,4 +168,5 @@ def health(codebook):
     mean = float((ones * (num_classes - ones)).sum() / pairs) if pairs else 0.0
     balance = ones / num_classes
     smallest = int(search(codes, codes, 2)[0][:, 1].min()) if pairs else 0
-    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()), float(balance.max()))
+    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()),
+                  float(balance.max()))

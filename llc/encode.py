@@ -42,7 +42,7 @@ def main(argv):
 
 def add_arguments(parser):
     """The flags of every command that encodes."""
-    parser.add_argument("--checkpoint", help="of a run folder: instance (default), codebook, ...")
+    parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--batch_size", type=at_least_1, default=256, help="images a step (default: %(default)s)")
     parser.add_argument("--num_workers", type=at_least_1, default=-1, help="threads that decode images (default: one a core)")

@@ -36,7 +36,7 @@ Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tenso
 
 FORMAT = 1  # of a saved encoder
 DECODERS = ("mhd", "ed", "class")
-STAGES = ("codebook", "instance", None)
+STAGES = (*training_config.STAGES, None)
 PRECISIONS = training_config.Training.__dataclass_fields__["precision"].metadata["choices"]
 
 
@@ -57,8 +57,8 @@ class Encoder(nn.Module):
     """A network with all that turning images into codes and classes needs; `llc.load` makes one from files.
 
     network: llc.network.Network; preprocessing: what it wants images to be; class_names: in label order (default: the label numbers);
-    flip: whether z is averaged over an image and its mirror image, which costs twice the time; precision: as in training; stage: "codebook"
-    or "instance", whose end this is the network of; recipe: the configuration that it was trained with, for the reader.
+    flip: whether z is averaged over an image and its mirror image, which costs twice the time; precision: as in training; stage: "codebook",
+    "instance" or "joint", whose end this is the network of; recipe: the configuration that it was trained with, for the reader.
 
     >>> import torch, llc
     >>> from llc.data.preprocessing import Preprocessing
@@ -235,8 +235,8 @@ def load(path: StrPath, codebook: StrPath | None = None, *, checkpoint: str | No
 
     codebook     `.npy` of real values [num_classes, num_bits], in place of the model's own; the original's instance-code models have
                  none, and without it they can encode, not classify
-    checkpoint   of a run folder: which of checkpoints/ (default: "instance", else "codebook"). The codebook stage's network has the best
-                 class-code decisions, the instance stage's the codes for Hamming distance.
+    checkpoint   of a run folder: which of checkpoints/ (default: "instance", else "joint" or "codebook"). The codebook stage's network has the best
+                 class-code decisions, the instance stage's the codes for Hamming distance, the joint stage's both.
     class_names  in label order; the original's files have none
 
     Everything read is data: no file can run code. Raises UserError naming the file, and the keys that do not fit.
@@ -272,7 +272,7 @@ def _from_run(folder, checkpoint):
     config, _ = training_config.read(["--config", str(folder / "config.yaml")], description="")
     found = {path.stem: path for path in sorted((folder / "checkpoints").glob("*.pth")) if path.stem != "last"}
     if checkpoint is None:
-        checkpoint = next((name for name in ("instance", "codebook") if name in found), "codebook")
+        checkpoint = next((name for name in ("instance", "joint", "codebook") if name in found), config.stages[0])
     if checkpoint not in found:
         raise UserError(f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} (a stage's is written at its end)")
     state = checkpoints.read_state(found[checkpoint])
@@ -280,7 +280,7 @@ def _from_run(folder, checkpoint):
         raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
     network = checkpoints.build(config.network_options(len(state["codebook"])), state, found[checkpoint])
     # the other checkpoints: the network at the start, and the best epoch of the last stage
-    stage = next((name for name in ("codebook", "instance") if checkpoint.startswith(name)),
+    stage = next((name for name in training_config.STAGES if checkpoint.startswith(name)),
                  "codebook" if checkpoint == "initial" else config.stages[-1])
     validation = config.validation
     preprocessing = Preprocessing(validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD)

@@ -78,9 +78,9 @@ def main(argv):
 def _evaluate_run(argv):
     run = RunFolder.open(argv[0])
     config, options = training_config.read(["--config", str(run.path / "config.yaml"), *argv[1:]], description=__doc__, options=PREDICTIONS)
-    stages = [name for name in ("codebook", "instance") if run.checkpoint(name).exists()]
+    stages = [name for name in training_config.STAGES if run.checkpoint(name).exists()]
     if not stages:
-        raise UserError(f"{run.path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth)")
+        raise UserError(f"{run.path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)")
     encoders = {name: load(run.path, checkpoint=name) for name in stages}
     preprocessing = Preprocessing(config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD)
     for encoder in encoders.values():

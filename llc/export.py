@@ -5,15 +5,16 @@
     python -m llc.export RUN --to=encoder                      one file for llc.load on another machine
 
 RUN is what llc.load takes; of a run folder, --checkpoint=codebook is the network whose class codes classify, --checkpoint=instance (the
-default, once it is there) the one whose codes are compared by Hamming distance.
+default, once it is there) the one whose codes are compared by Hamming distance; --checkpoint=joint is both.
 
-original    of the codebook stage with its codebook as `fc`; of the instance stage ending at `fc_lr`, for --instance-code with
+original    of the codebook or joint stage with its codebook as `fc`; of the instance stage ending at `fc_lr`, for --instance-code with
             --load-codebook=codebook.npy. To be loaded with --pretrained.
 backbone    without `fc` (set model.fc = torch.nn.Identity()), or --with_classifier with projection and class codes as one dense `fc`, whose
             logits are the class-code logits. Images are normalised as for torchvision's own weights.
 
 A network with BlurPool has the same names, but not the same function, as one without: it is refused, unless --with_blurpool says that the
-reader puts BlurPool in, by llc.network.apply_blurpool(model).
+reader puts BlurPool in, by llc.network.apply_blurpool(model). Batch norm on z (codes.normalize) goes into the weights and biases of a
+--with_classifier; --to=original has no biases, and is refused.
 """
 import argparse
 from pathlib import Path
@@ -27,6 +28,7 @@ from llc.codebook import save_codebook
 from llc.encoder import load
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.training.config import STAGES
 
 FORMS = ("original", "backbone", "encoder")
 
@@ -38,7 +40,7 @@ def main(argv):
     parser.add_argument("--to", required=True, choices=FORMS)
     parser.add_argument("--out", help="original: a folder; else a file, .pth or .safetensors (default: RUN/original, RUN/backbone.safetensors, "
                         "RUN/encoder.safetensors)")
-    parser.add_argument("--checkpoint", help="of a run folder: instance (default), codebook, ...")
+    parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
     parser.add_argument("--codebook", help=".npy of real values, in place of the model's own")
     parser.add_argument("--with_classifier", action="store_true", help="backbone: with a dense fc that gives the class-code logits")
     parser.add_argument("--with_blurpool", action="store_true", help="write a network with BlurPool all the same")
@@ -55,14 +57,14 @@ def main(argv):
 def _to_original(encoder, arguments):
     network = encoder.network
     _check_blurpool(network, arguments)
+    of_codebook = encoder.stage is not None and STAGES[encoder.stage].learns_codebook
+    state = checkpoints.to_original(network, with_codebook=of_codebook)
     folder = Path(arguments.out or Path(arguments.run) / "original")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
-    of_codebook = encoder.stage == "codebook"
-    checkpoint = {"arch": network.options["arch"].replace("resnet", "ResNet"),
-                  "state_dict": checkpoints.to_original(network, with_codebook=of_codebook)}
+    checkpoint = {"arch": network.options["arch"].replace("resnet", "ResNet"), "state_dict": state}
     atomic_write(folder / "model_best.pth", lambda file: torch.save(checkpoint, file))
     print(f"{folder / 'model_best.pth'}: " + ("class codes: projection fc_lr and codebook fc" if of_codebook else
                                               "instance codes: projection fc_lr, no fc"))

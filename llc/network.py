@@ -1,8 +1,12 @@
-"""The network: uint8 images -> normalised -> torchvision ResNet backbone -> linear projection -> z [B, num_bits]; with it the codebook.
+"""The network: uint8 images -> normalised -> torchvision ResNet backbone -> linear projection (-> batch norm) -> z [B, num_bits]; with it the
+codebook.
 
 Parameter names: `backbone.*` as torchvision names them (its fc is gone), `projection.weight` [num_bits, features], `codebook`
-[num_classes, num_bits]. BlurPool changes no names, so the same weights fit with and without.
+[num_classes, num_bits]; and only where they are chosen `normalization.*`, batch norm's statistics [num_bits], and `log_logit_scale`, a number.
+BlurPool changes no names, so the same weights fit with and without.
 """
+import math
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -54,13 +58,16 @@ class Network(nn.Module):
     """forward(images uint8 [B, 3, H, W]) -> z [B, num_bits], in float32; `class_logits(z)` -> [B, num_classes].
 
     arch: a torchvision ResNet's name; width: channels of its first stage (64 is torchvision's own, less is a narrower network);
-    logit_scale multiplies the class logits. `options` are these arguments: Network(**network.options) is built like it.
+    logit_scale multiplies the class logits: a number, or "learnable", a parameter that starts at 1 / sqrt(num_bits); normalize: "none", or
+    "batchnorm": z through batch norm that has no parameters. `options` are these arguments: Network(**network.options) is built like it.
     """
 
-    def __init__(self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0):
+    def __init__(self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0, normalize="none"):
         super().__init__()
         self.options = {"arch": arch, "num_bits": num_bits, "num_classes": num_classes, "width": width, "use_blurpool": use_blurpool,
-                        "logit_scale": logit_scale}
+                        "logit_scale": logit_scale, "normalize": normalize}
+        if normalize not in ("none", "batchnorm"):
+            raise UserError(f"codes.normalize = {normalize!r}: it takes none or batchnorm")
         if arch not in RESNETS:
             raise UserError(f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}")
         self.backbone = torchvision.models.get_model(arch, weights=None)
@@ -72,13 +79,23 @@ class Network(nn.Module):
             apply_blurpool(self.backbone)
         self.projection = nn.Linear(features, num_bits, bias=False)
         self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
-        self.logit_scale = logit_scale
+        # none is no module: it has no names in a state dict
+        self.normalization = nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
+        if logit_scale == "learnable":  # its logarithm is learnt, so that it stays positive
+            self.log_logit_scale = nn.Parameter(torch.tensor(-0.5 * math.log(num_bits)))
+        else:
+            self._logit_scale = float(logit_scale)
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, 255 * torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images):
         images = (images.float() - self.mean) / self.std
-        return self.projection(self.backbone(images)).float()
+        return self.normalization(self.projection(self.backbone(images)).float())
+
+    @property
+    def logit_scale(self):
+        """A number, or where it is learnable a scalar tensor."""
+        return self.log_logit_scale.exp() if self.options["logit_scale"] == "learnable" else self._logit_scale
 
     def class_logits(self, z):
         """z . sign(C)^T, gradient straight through the sign to the codebook."""

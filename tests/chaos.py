@@ -117,7 +117,8 @@ def end_of(run):
     state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
     state["progress"]["lines"] = [_without_times(line) for line in state["progress"]["lines"]]
     log = [_without_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
-    optimisers = {name: torch.load(run / "checkpoints" / f"{name}.pth", weights_only=True) for name in ("codebook", "instance_ema", "model_best")}
+    optimisers = {path.stem: torch.load(path, weights_only=True) for path in sorted((run / "checkpoints").glob("*.pth"))
+                  if path.stem in ("codebook", "instance_ema", "joint", "joint_ema", "model_best")}
     return {"last.pth": flat(state), "log.jsonl": log, "codebook.npy": (run / "codebook.npy").read_bytes(),
             "results.csv": (run / "results.csv").read_bytes(), "other checkpoints": flat(optimisers)}
 

@@ -58,7 +58,7 @@ def test_the_published_form_gives_the_originals_logits_and_classes(class_model):
     expected = model(original.normalised(images))
     encoder = llc.load(path)
     assert encoder.network.options == {"arch": "resnet50", "num_bits": 20, "num_classes": 50, "width": 64, "use_blurpool": False,
-                                       "logit_scale": 1.0}
+                                       "logit_scale": 1.0, "normalize": "none"}
     z = encoder(images)
     assert agree(encoder.network.class_logits(z), expected)
     assert len(set(expected.argmax(1).tolist())) > 2
@@ -312,3 +312,26 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
     with pytest.raises(UserError, match="has 6 classes, .* has 5"):
         np.save(tmp_path / "five.npy", codebook[:5])
         evaluate.main([f"--original={instance_path}", f"--codebook={tmp_path / 'five.npy'}", f"--data.val_dataset={root}"])
+
+
+@torch.no_grad()
+def test_batch_norm_on_z_goes_into_a_dense_classifier_and_not_into_the_originals_form(tmp_path):
+    network = Network("resnet18", 10, 5, logit_scale="learnable", normalize="batchnorm")
+    torch.nn.init.normal_(network.codebook)
+    images = original.pictures(16, seed=8)
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    network.train()(images)
+    network.eval()
+    encoder = llc.Encoder(network, Preprocessing(64, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD), stage="joint")
+    encoder.save(tmp_path / "encoder.safetensors")
+    again = llc.load(tmp_path / "encoder.safetensors")
+    assert again.stage == "joint" and torch.equal(again.network(images), network(images))
+    export.main([str(tmp_path / "encoder.safetensors"), "--to=backbone", "--with_classifier", f"--out={tmp_path / 'dense.pth'}"])
+    dense = torchvision.models.resnet18(num_classes=5).eval()
+    dense.load_state_dict(torch.load(tmp_path / "dense.pth", weights_only=True))
+    assert agree(dense(original.normalised(images)), network.class_logits(network(images)))
+    with pytest.raises(UserError, match="codes.normalize = batchnorm: the original's projection has no bias"):
+        export.main([str(tmp_path / "encoder.safetensors"), "--to=original", f"--out={tmp_path / 'original'}"])
+    assert not (tmp_path / "original").exists()

@@ -1,9 +1,12 @@
 """Health of a codebook against its definition."""
 import itertools
 
+import numpy as np
+import pytest
 import torch
 
-from llc.codebook import health
+from llc.codebook import health, random_codebook, separated_codes
+from llc.errors import UserError
 
 
 def test_health_equals_a_double_loop_and_names_collisions():
@@ -20,3 +23,29 @@ def test_health_equals_a_double_loop_and_names_collisions():
     assert apart.min_distance == min(d for d, (i, j) in zip(distances, itertools.combinations(range(12), 2)) if max(i, j) < 5) > 0
     assert health(codebook[:1]).min_distance == 0 and health(torch.ones(9, 3)).num_collisions == 8
     assert str(health(torch.ones(9, 3))).count("class ") == 5 and ", ...)" in str(health(torch.ones(9, 3)))
+
+
+@pytest.mark.parametrize("num_classes, num_bits, distance", [(1000, 20, 6), (1000, 64, 24), (1000, 32, 12), (100, 16, 6), (10, 16, 8), (5, 3, 1),
+                                                             (8, 3, 1), (2, 70, 70), (1, 4, 3), (3, 130, 80)])
+def test_separated_codes_are_as_far_apart_as_asked_and_random(num_classes, num_bits, distance):
+    codes = separated_codes(num_classes, num_bits, distance, seed=3)
+    assert codes.shape == (num_classes, num_bits) and codes.dtype == bool
+    signs = 2.0 * codes - 1
+    distances = (num_bits - signs @ signs.T) / 2 + num_bits * np.eye(num_classes)
+    assert num_classes == 1 or distances.min() >= distance
+    assert (codes == separated_codes(num_classes, num_bits, distance, seed=3)).all()
+    assert num_classes < 3 or (codes != separated_codes(num_classes, num_bits, distance, seed=4)).any()
+
+
+@pytest.mark.parametrize("num_classes, num_bits, distance, largest", [(1000, 20, 7, 6), (9, 3, 1, 0), (16, 8, 5, 4), (2, 8, 9, 8)])
+def test_a_distance_that_no_code_has_is_refused_with_the_largest_that_was_found(num_classes, num_bits, distance, largest):
+    with pytest.raises(UserError, match=f"init_distance = {distance}: .* the largest found is {largest}:"):
+        separated_codes(num_classes, num_bits, distance, seed=0)
+
+
+def test_a_random_codebook_keeps_its_values_without_options_and_its_sizes_with_them():
+    plain = random_codebook(40, 16, seed=2)
+    assert torch.equal(plain, torch.randn(40, 16, generator=torch.Generator().manual_seed(2)) * (2 / 16) ** 0.5)
+    assert torch.allclose(random_codebook(40, 16, 2, scale=3.0), 3 * plain)
+    apart = random_codebook(40, 16, 2, distance=6)
+    assert torch.equal(apart.abs(), plain.abs()) and health(apart).min_distance >= 6 > health(plain).min_distance

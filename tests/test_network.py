@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from llc.network import BlurConv2d, Network, apply_blurpool
+from llc.errors import UserError
+from llc.network import BlurConv2d, Network, apply_blurpool, running_statistics
 
 
 @pytest.mark.parametrize("kernel, padding", [(1, 0), (3, 1)])
@@ -31,3 +32,26 @@ def test_blurpool_changes_no_names_and_leaves_the_stem():
 def test_any_resnet_is_a_backbone(arch):
     z = Network(arch, 20, 3, use_blurpool=True).eval()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
     assert z.shape == (2, 20) and z.dtype == torch.float32
+
+
+def test_batch_norm_on_z_is_of_the_batch_in_training_and_running_in_evaluation():
+    torch.manual_seed(1)
+    network = Network("resnet18", 12, 3, width=8, normalize="batchnorm")
+    images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    z = network.train()(images)
+    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-5) and torch.allclose(z.var(0, unbiased=False), torch.ones(12), atol=0.02)
+    names = set(network.state_dict()) - set(Network("resnet18", 12, 3, width=8).state_dict())
+    assert names == {"normalization.running_mean", "normalization.running_var", "normalization.num_batches_tracked"}
+    assert any(statistic is network.normalization.running_mean for statistic in running_statistics(network))
+    assert not any(name.startswith("normalization") for name, _ in network.named_parameters())
+    features = network.eval().projection(network.backbone((images.float() - network.mean) / network.std))
+    norm = network.normalization
+    assert torch.allclose(network(images), (features - norm.running_mean) / (norm.running_var + 1e-5).sqrt(), atol=1e-5)
+
+
+def test_options_build_the_same_network():
+    network = Network("resnet18", 12, 3, width=8, logit_scale="learnable", normalize="batchnorm")
+    again = Network(**network.options)
+    assert again.options == network.options and list(again.state_dict()) == list(network.state_dict())
+    with pytest.raises(UserError, match="normalize = 'layernorm'"):
+        Network("resnet18", 12, 3, width=8, normalize="layernorm")

@@ -1,7 +1,7 @@
 """What an epoch costs on this machine and what holds it back: loader, step, copy, the two together, validation.
 
     python -m llc.benchmark epoch --config rn50_configs/llc_20bit.yaml [--data.train_dataset=... --data.val_dataset=...]
-        [--vs=all] [--stage=codebook] [--batches=20] [--rounds=3] [--json=FILE] [--chart=FILE.png]         (also under torchrun)
+        [--vs=all] [--stage=joint] [--batches=20] [--rounds=3] [--json=FILE] [--chart=FILE.png]         (also under torchrun)
 
 Every key of a recipe can be given, as for train_llc.py. Without data, betons of smooth noise are made for the run (photographs
 decode somewhat slower). `--vs` measures other ways beside ours, in turns, on the same beton and network: `torchvision` (DataLoader, PIL, eager
@@ -29,7 +29,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from llc import config as edge
-from llc.codebook import random_codebook
 from llc.data.beton import RAW, read_tables
 from llc.data.loaders import default_workers
 from llc.data.shards import open_shards
@@ -41,12 +40,13 @@ from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.training import config as training_config
 from llc.training.engine import Engine, autocast_for
-from llc.training.schedules import resolution_at
-from llc.training.stages import StageModule, codebook_loss, instance_loss, parameter_groups
-from llc.training.trainer import build_network, make_train_loader, make_val_loader
+from llc.training.schedules import stage_resolution
+from llc.training.stages import StageModule, parameter_groups
+from llc.training.trainer import build_network, initial_codebook, make_train_loader, make_val_loader
 
 OPTIONS = {
-    "stage": "codebook (default) or instance", "batches": "batches in each measurement (default 20)", "rounds": "measurements (default 3)",
+    "stage": "codebook, instance or joint (default: the recipe's first)",
+    "batches": "batches in each measurement (default 20)", "rounds": "measurements (default 3)",
     "vs": "other ways to measure beside ours: torchvision, ffcv, or all", "json": "write the figures to this file",
     "chart": "write a bar chart to this PNG (needs matplotlib)",
 }
@@ -60,7 +60,7 @@ def main(argv):
         if needs_data:
             argv = [*argv, *_synthetic_data(Path(folder))]
         config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
-        plan = _Plan.of(options)
+        plan = _Plan.of(options, config)
         processes = Processes.start(config.dist.timeout_minutes)
         try:
             report = measure(config, plan, processes, synthetic=needs_data)
@@ -79,16 +79,16 @@ class _Plan:
     peers: tuple
 
     @classmethod
-    def of(cls, options):
+    def of(cls, options, config):
         def number(name, default):
             text = options[name] or str(default)
             if not text.isdigit() or int(text) < 1:
                 raise UserError(f"--{name}={text}: it takes a whole number, at least 1")
             return int(text)
 
-        stage = options["stage"] or "codebook"
-        if stage not in ("codebook", "instance"):
-            raise UserError(f"--stage={stage}: it takes codebook or instance")
+        stage = options["stage"] or config.stages[0]
+        if stage not in training_config.STAGES:
+            raise UserError(f"--stage={stage}: it takes one of {', '.join(training_config.STAGES)}")
         peers = tuple(PEERS) if options["vs"] == "all" else tuple(filter(None, (options["vs"] or "").split(",")))
         unknown = [peer for peer in peers if peer not in PEERS]
         if unknown:
@@ -103,9 +103,10 @@ def measure(config, plan, processes, synthetic=False):
     if plan.peers and len(train_shards.paths) > 1:
         raise UserError(f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}")
     train, val = train_shards.manifest, val_shards.manifest
-    resolution = resolution_at(config.resolution, 0) if plan.stage == "codebook" else config.resolution.max_res
+    stage = getattr(config, plan.stage)
+    resolution = stage_resolution(stage, config.resolution, 0)
     network = build_network(config, train.num_classes)
-    network.codebook.data.copy_(random_codebook(train.num_classes, config.codes.num_bits, config.training.seed))
+    network.codebook.data.copy_(initial_codebook(config, train.num_classes))
     network.to(device, memory_format=torch.channels_last)
     clock, batch_size = _Clock(processes), config.training.batch_size
     seconds = {}  # way -> seconds a batch, one entry a round
@@ -114,7 +115,7 @@ def measure(config, plan, processes, synthetic=False):
     loader = make_train_loader(config, train_shards, processes)
     with clock("loader's first batch", starting):
         images, labels = next(iter(loader.epoch(0, resolution)))
-    engine = Engine(network, plan.stage, config.training, config.dist, processes)
+    engine = Engine(network, stage, config.training, config.dist, processes)
     with clock("first step", starting):
         engine.step(images, labels, LR)
     for _ in range(2):
@@ -145,7 +146,7 @@ def measure(config, plan, processes, synthetic=False):
         pinned = images.cpu().pin_memory()
         ways["copy"] = (fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
-        peer = PEERS[name](config, plan.stage, train_shards, resolution, processes)
+        peer = PEERS[name](config, stage, train_shards, resolution, processes)
         ways[f"{name} epoch"] = (from_loader(peer), peer.step)
         with clock(f"{name}: first step", starting):
             peer.step(*next(iter(peer.epoch(0, resolution))))
@@ -201,11 +202,10 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting,
     recipe = sum(
         epoch_seconds if stage != plan.stage else statistics.median(seconds["epoch"]) * steps * (pixels / resolution) ** 2 + validation
         for stage in config.stages
-        for pixels in [resolution_at(config.resolution, epoch) if stage == "codebook" else config.resolution.max_res
-                       for epoch in range(getattr(config, stage).epochs)])
+        for pixels in [stage_resolution(getattr(config, stage), config.resolution, epoch) for epoch in range(getattr(config, stage).epochs)])
     parts = {name: rates[name] for name in ("loader", "step", "copy") if name in rates}
     limit = min(parts, key=parts.get)
-    flops = flops_of_a_step(config, plan.stage, train.num_classes, resolution)
+    flops = flops_of_a_step(config, getattr(config, plan.stage), train.num_classes, resolution)
     matrix_rate = _matrix_rate(config.training.precision, device)
     memory = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
     if device.type == "cuda":
@@ -295,29 +295,21 @@ class _EagerStep:
 
     def __init__(self, config, stage, num_classes, processes, channels_last):
         self.network = build_network(config, num_classes)
-        self.network.codebook.data.copy_(random_codebook(num_classes, config.codes.num_bits, config.training.seed))
+        self.network.codebook.data.copy_(initial_codebook(config, num_classes))
         self.network.to(processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        self.loss = self._codebook_loss if stage == "codebook" else self._instance_loss
-        self.network.codebook.requires_grad_(stage == "codebook")
-        self.label_smoothing, self.device = config.training.label_smoothing, processes.device
-        self.optimizer = torch.optim.SGD(parameter_groups(self.network, config.training.weight_decay), lr=LR, momentum=config.training.momentum)
+        self.device = processes.device
+        self.loss = StageModule(self.network, stage, config.training.label_smoothing)
+        self.optimizer = torch.optim.SGD(parameter_groups(self.loss, config.training.weight_decay), lr=LR, momentum=config.training.momentum)
         precision = "fp16" if config.training.precision == "auto" and self.device.type == "cuda" else config.training.precision
         self.autocast, self.scaler = autocast_for(precision, self.device)
-        self.forward = self.network
         if processes.world_size > 1:
-            self.forward = torch.nn.parallel.DistributedDataParallel(
-                self.network, device_ids=[self.device] if self.device.type == "cuda" else None)
-
-    def _codebook_loss(self, z, labels):
-        return codebook_loss(z, self.network.class_logits(z), labels, self.label_smoothing)
-
-    def _instance_loss(self, z, labels):
-        return instance_loss(z, self.network.codebook, labels)
+            self.loss = torch.nn.parallel.DistributedDataParallel(
+                self.loss, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def step(self, images, labels):
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = self.loss(self.forward(images), labels)
+            loss = self.loss(images, labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -351,7 +343,7 @@ class _Torchvision(_EagerStep):
     def __init__(self, config, stage, shards, resolution, processes):
         super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
         network = self.network
-        network.forward = lambda images: network.projection(network.backbone(images)).float()  # the transforms normalise
+        network.forward = lambda images: network.normalization(network.projection(network.backbone(images)).float())  # the transforms normalise
         transform = transforms.Compose([
             transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)), transforms.RandomHorizontalFlip(),
             transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])

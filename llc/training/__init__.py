@@ -1,1 +1,1 @@
-"""Config, schedules, the two stages, the trainer, checkpoints, the run folder."""
+"""Config, schedules, the stages, the trainer, checkpoints, the run folder."""

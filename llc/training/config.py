@@ -1,5 +1,7 @@
 """The trainer's configuration: frozen dataclasses, one a section of the YAML, and the checks on their combinations."""
 import dataclasses
+import math
+from typing import ClassVar
 
 import yaml
 
@@ -26,24 +28,89 @@ class Codes:
 
     num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
     init_codebook: str = option("", help="start from this codebook: .npy of real values or a run folder; empty: random")
-    logit_scale: str = option("none", choices=("none", "sqrt"), help="class logits as they are, or divided by sqrt(num_bits)")
+    logit_scale: str = option("none", help="of the class logits: none; sqrt: 1 / sqrt(num_bits); learnable: from there on; or a number")
+    normalize: str = option("none", choices=("none", "batchnorm"), help="z as it is, or through batch norm without parameters of its own")
+    init_scale: float = option(1.0, minimum=1e-6, help="times the standard deviation of a random codebook")
+    init_distance: int = option(0, minimum=0, help="bits by which a random codebook's class codes differ at least; 0: as it comes")
+
+    def __post_init__(self):
+        try:
+            valid = self.logit_scale in ("none", "sqrt", "learnable") or 0 < float(self.logit_scale) < math.inf
+        except ValueError:
+            valid = False
+        if not valid:
+            raise UserError(f"codes.logit_scale = {self.logit_scale!r}: it takes none, sqrt, learnable or a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: its length and learning rate."""
+    """One stage: its length and learning rate, which a stage that runs must have. Its loss: see llc.training.stages.stage_loss.
 
-    epochs: int = option(help="epochs", minimum=1)
-    lr: float = option(help="peak learning rate, for the total batch", minimum=0)
+    Beside the keys, what tells the three kinds apart: learns_codebook (such a stage also follows the resolution ramp), the headlines of
+    results.csv, whose first chooses the best epoch, and the weights of the two losses, where they are not keys.
+    """
+
+    learns_codebook: ClassVar[bool]
+    headlines: ClassVar[tuple]
+    freeze_epoch: ClassVar[float] = -1.0
+
+    epochs: int = option(None, help="epochs", minimum=1)
+    lr: float = option(None, help="peak learning rate, for the total batch", minimum=0)
     lr_schedule_type: str = option("triangular", choices=SCHEDULES, help="shape of the learning rate after warm-up, per step")
     lr_peak_epoch: float = option(0.0, minimum=0, help="epoch at which the linear warm-up reaches the peak; 0: no warm-up")
     step_ratio: float = option(0.1, minimum=0, maximum=1, help="step: factor at each step down")
     step_length: int = option(30, minimum=1, help="step: epochs between steps down")
 
+    def is_frozen(self, epoch):
+        """Whether the codebook stands still at this position, in epochs and parts of them."""
+        return not self.learns_codebook or 0 <= self.freeze_epoch <= epoch
+
+
+_INSTANCE_WEIGHT = "of the binary cross entropy of z and the label's class code, added to the cross entropy"
+_FREEZE_EPOCH = "epoch, or part of one, from which the codebook stands still; 0: always, -1: never"
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookStage(Stage):
+    """The codebook stage: learns class codes."""
+
+    learns_codebook: ClassVar[bool] = True
+    headlines: ClassVar[tuple] = ("top1_class",)
+    codebook_weight: ClassVar[float] = 1.0
+
+    instance_weight: float = option(0.0, minimum=0, help=_INSTANCE_WEIGHT)
+    freeze_epoch: float = option(-1.0, minimum=-1, help=_FREEZE_EPOCH)
+
+
+@dataclasses.dataclass(frozen=True)
+class InstanceStage(Stage):
+    """The instance stage: learns image codes for a codebook that stands still."""
+
+    learns_codebook: ClassVar[bool] = False
+    headlines: ClassVar[tuple] = ("top1_mhd", "top1_ed")
+    instance_weight: ClassVar[float] = 1.0
+
+    codebook_weight: float = option(0.0, minimum=0, help="of the class logits' cross entropy, added to the binary cross entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class JointStage(Stage):
+    """The joint stage: learns class codes and image codes together, in place of the two others."""
+
+    learns_codebook: ClassVar[bool] = True
+    headlines: ClassVar[tuple] = ("top1_mhd", "top1_class", "top1_ed")
+    codebook_weight: ClassVar[float] = 1.0
+
+    instance_weight: float = option(4.0, minimum=0, help=_INSTANCE_WEIGHT)
+    freeze_epoch: float = option(-1.0, minimum=-1, help=_FREEZE_EPOCH)
+
+
+STAGES = {"codebook": CodebookStage, "instance": InstanceStage, "joint": JointStage}
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolution:
-    """Training resolution, in pixels: min_res up to epoch start_ramp of the codebook stage, max_res from end_ramp on (and in the instance stage)."""
+    """Training resolution, in pixels: min_res up to epoch start_ramp, max_res from end_ramp on (and in the whole instance stage)."""
 
     min_res: int = option(160, minimum=8, help="pixels at first")
     max_res: int = option(192, minimum=8, help="pixels at last")
@@ -65,13 +132,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The optimisation, of both stages."""
+    """The optimisation, of every stage."""
 
-    stages: str = option("both", choices=("both", "codebook", "instance"), help="which stages run")
+    stages: str = option("both", choices=("both", *STAGES), help="which stages run; both: codebook, then instance")
     batch_size: int = option(1024, minimum=2, help="images a step, over all processes")
     momentum: float = option(0.9, minimum=0, maximum=1, help="SGD momentum")
     weight_decay: float = option(1e-4, minimum=0, help="L2, on everything but batch norm")
-    label_smoothing: float = option(0.1, minimum=0, maximum=1, help="of the codebook stage's cross entropy")
+    label_smoothing: float = option(0.1, minimum=0, maximum=1, help="of the class logits' cross entropy")
     use_blurpool: bool = option(False, help="BlurPool before strided convolutions")
     precision: str = option("auto", choices=("auto", "bf16", "fp16", "tf32", "fp32"), help="auto: on CUDA bf16, else fp16; on a CPU fp32")
     accumulation_steps: int = option(1, minimum=1, help="parts in which a process computes its share of a batch, to save memory")
@@ -111,7 +178,7 @@ class Dist:
     timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
 
 
-SECTIONS = {"model": Model, "codes": Codes, "codebook": Stage, "instance": Stage, "resolution": Resolution, "data": Data,
+SECTIONS = {"model": Model, "codes": Codes, **STAGES, "resolution": Resolution, "data": Data,
             "training": Training, "validation": Validation, "logging": Logging, "dist": Dist}
 
 
@@ -121,8 +188,9 @@ class Config:
 
     model: Model
     codes: Codes
-    codebook: Stage
-    instance: Stage
+    codebook: CodebookStage
+    instance: InstanceStage
+    joint: JointStage
     resolution: Resolution
     data: Data
     training: Training
@@ -131,6 +199,10 @@ class Config:
     dist: Dist
 
     def __post_init__(self):
+        missing = [f"{name}.{key} is required (training.stages = {self.training.stages}): give it as --{name}.{key}=VALUE"
+                   for name in self.stages for key in ("epochs", "lr") if getattr(getattr(self, name), key) is None]
+        if missing:
+            raise UserError("\n".join(missing))
         for name in self.stages:
             stage = getattr(self, name)
             if stage.lr_peak_epoch >= stage.epochs:
@@ -143,7 +215,7 @@ class Config:
             raise UserError(f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; set both")
         if self.training.stages == "instance" and not (self.codes.init_codebook and self.model.weights):
             raise UserError("training.stages = instance needs codes.init_codebook (.npy or run folder) and model.weights "
-                            "(the network of a codebook stage)")
+                            "(the network of a codebook or joint stage)")
 
     @property
     def stages(self):
@@ -151,9 +223,11 @@ class Config:
 
     def network_options(self, num_classes):
         """The arguments of llc.network.Network."""
-        scale = self.codes.num_bits ** -0.5 if self.codes.logit_scale == "sqrt" else 1.0
+        scale = self.codes.logit_scale
+        if scale != "learnable":
+            scale = {"none": 1.0, "sqrt": self.codes.num_bits ** -0.5}.get(scale) or float(scale)
         return {"arch": self.model.arch, "num_bits": self.codes.num_bits, "num_classes": num_classes, "width": self.model.width,
-                "use_blurpool": self.training.use_blurpool, "logit_scale": scale}
+                "use_blurpool": self.training.use_blurpool, "logit_scale": scale, "normalize": self.codes.normalize}
 
     def save(self, path):
         """Writes the YAML that `read` reads, whole or not at all."""

@@ -14,12 +14,14 @@ from llc.training.stages import StageModule, parameter_groups
 class Engine:
     """A network in one stage, with its optimiser. `step` trains it; `ema` is the average of its weights, or None.
 
-    training, dist: llc.training.config.Training and Dist. On CUDA the step never waits for the device: the loss stays there, the
-    learning rate is a number, and with fp16 the fused optimiser looks at the scaler's findings itself.
+    While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
+
+    stage, training, dist: llc.training.config.Stage, Training and Dist. On CUDA the step never waits for the device: the loss stays there,
+    the learning rate is a number, and with fp16 the fused optimiser looks at the scaler's findings itself.
     """
 
     def __init__(self, network, stage, training, dist, processes):
-        self.network = network
+        self.network, self.codebook_frozen = network, stage.is_frozen(0)
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
@@ -62,6 +64,8 @@ class Engine:
                 loss = self._loss(*part) / len(parts)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
+        if self.codebook_frozen:
+            self.network.codebook.grad = None  # which the optimiser passes over; a rate of 0 would still add to its momentum
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)

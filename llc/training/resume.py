@@ -4,6 +4,7 @@ import hashlib
 
 from llc.data.storage import read_sample
 from llc.errors import UserError
+from llc.training.config import SECTIONS
 
 _NUM_SAMPLES = 32  # that a dataset is known by, beside its tables
 
@@ -11,7 +12,9 @@ _NUM_SAMPLES = 32  # that a dataset is known by, beside its tables
 _FREE = {"data.train_dataset", "data.val_dataset", "data.num_workers", "data.on_error", "training.checkpoint_minutes", "training.keep",
          "training.skip_non_finite", "dist.timeout_minutes", "logging.folder", "logging.name"}
 # Keys without which the state does not fit the network, or has no meaning.
-_FIXED = {"model.arch", "model.width", "codes.num_bits", "training.stages"}
+_FIXED = {"model.arch", "model.width", "codes.num_bits", "codes.normalize", "training.stages"}
+# What a checkpoint from before a key existed was trained with.
+_DEFAULTS = {f"{section}.{field.name}": field.default for section, kind in SECTIONS.items() for field in dataclasses.fields(kind)}
 
 
 def identity(config, train_shards, val_shards, init_codebook):
@@ -40,7 +43,7 @@ def check(stored, now, where, anyway):
     """
     differences, fatal = [], []
     for key, value in now["config"].items():
-        before = stored["config"].get(key, value)  # a key that did not exist then had the effect of its default
+        before = stored["config"].get(key, _DEFAULTS.get(key, value))
         if before != value:
             (fatal if key in _FIXED else differences).append(f"{key} was {before!r} and is {value!r}")
     if stored["class_names"] != now["class_names"]:

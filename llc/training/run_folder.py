@@ -23,7 +23,7 @@ _LOCK_SECONDS = 60.0  # a run that was told to stop may still be writing when it
 class RunFolder:
     """One run's files; used by the main process alone, which holds a lock on the folder from `create` or `open_to_continue` on.
 
-    checkpoints/: initial.pth, codebook.pth and instance.pth (network at the end of each stage), model_best.pth (best epoch of the last
+    checkpoints/: initial.pth, codebook.pth and instance.pth, or joint.pth (network at the end of each stage), model_best.pth (best epoch of the last
     stage); last.pth, everything needed to continue, and before it previous_1.pth, previous_2.pth, ...
     """
 

@@ -22,10 +22,15 @@ def learning_rate(stage, step, steps_per_epoch):
 
 
 def resolution_at(resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of the codebook stage: on the line from min_res to max_res, to the nearest multiple of 32."""
+    """Pixels in epoch `epoch` (from 0) of a stage that learns the codebook: on the line from min_res to max_res, to the nearest multiple of 32."""
     if epoch >= resolution.end_ramp:
         return resolution.max_res
     if epoch <= resolution.start_ramp:
         return resolution.min_res
     share = (epoch - resolution.start_ramp) / (resolution.end_ramp - resolution.start_ramp)
     return round((resolution.min_res + share * (resolution.max_res - resolution.min_res)) / 32) * 32
+
+
+def stage_resolution(stage, resolution, epoch):
+    """Pixels in epoch `epoch` (from 0) of a stage: rising in one that learns the codebook, the last in the instance stage."""
+    return resolution_at(resolution, epoch) if stage.learns_codebook else resolution.max_res

@@ -24,10 +24,9 @@ from llc.network import Network, running_statistics
 from llc.training import resume
 from llc.training.engine import Engine, autocast_for
 from llc.training.interruption import BackgroundWriter, LossWatch, Stopped, StopSignals, snapshot
-from llc.training.schedules import learning_rate, resolution_at
+from llc.training.schedules import learning_rate, stage_resolution
 
 LOSS_SECONDS = 2.0  # the bar shows a new loss this often: each time the host waits once for the device
-HEADLINE = {"codebook": "top1_class", "instance": "top1_mhd"}
 
 
 @dataclasses.dataclass
@@ -69,6 +68,11 @@ def build_network(config, num_classes):
     return Network(**config.network_options(num_classes))
 
 
+def initial_codebook(config, num_classes):
+    """The random codebook of a configuration, seeded: real values float32 [num_classes, num_bits]."""
+    return random_codebook(num_classes, config.codes.num_bits, config.training.seed, config.codes.init_scale, config.codes.init_distance)
+
+
 def make_train_loader(config, shards, processes):
     return TrainLoader(shards, batch_size=config.training.batch_size // processes.world_size, num_workers=config.data.num_workers,
                        processes=processes, seed=config.training.seed, min_scale=config.data.min_scale,
@@ -97,11 +101,15 @@ class Trainer:
         if config.training.batch_size % parts:
             raise UserError(f"training.batch_size = {config.training.batch_size} is the total over {processes.world_size} processes with "
                             f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a multiple of {parts}")
+        if config.codes.normalize == "batchnorm" and config.training.batch_size == parts:
+            raise UserError(f"codes.normalize = batchnorm needs 2 images and more at once; training.batch_size = {parts} leaves 1 for each of "
+                            f"{parts} parts (processes x training.accumulation_steps)")
         self.device = processes.device
         self.network = build_network(config, num_classes)
-        codebook, given = random_codebook(num_classes, config.codes.num_bits, config.training.seed), None
         if config.codes.init_codebook and (state is None or Path(config.codes.init_codebook).exists()):  # a run that goes on needs it no more
             codebook = given = load_codebook(config.codes.init_codebook, config.codes.num_bits)
+        else:
+            codebook, given = initial_codebook(config, num_classes), None
         if codebook.shape != self.network.codebook.shape:
             raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
                             f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
@@ -156,7 +164,7 @@ class Trainer:
 
     def _run_stage(self, name):
         stage, progress = getattr(self.config, name), self.progress
-        engine = Engine(self.network, name, self.config.training, self.config.dist, self.processes)
+        engine = Engine(self.network, stage, self.config.training, self.config.dist, self.processes)
         if self._state is not None:
             self._restore_engine(engine)
         elif not progress.global_epoch:
@@ -166,7 +174,7 @@ class Trainer:
             progress.epoch, progress.batch, progress.global_epoch = progress.epoch + 1, 0, progress.global_epoch + 1
             self.loss_sum.zero_()
             metrics = {k: v for k, v in line.items() if k.startswith(("top", "none", "tied"))}
-            headline = self.headline(name)
+            headline = self.suffixed(stage.headlines[0])
             if line[headline] > progress.best:
                 progress.best, progress.best_metrics = line[headline], metrics
                 self._write("model_best", {"network": self.network.state_dict(), "stage": name, "epoch": progress.epoch})
@@ -188,7 +196,7 @@ class Trainer:
 
     def _epoch(self, name, stage, engine):
         config, progress, steps = self.config, self.progress, self.train_loader.batches_per_epoch
-        resolution = resolution_at(config.resolution, progress.epoch) if name == "codebook" else config.resolution.max_res
+        resolution = stage_resolution(stage, config.resolution, progress.epoch)
         started = shown = time.perf_counter()
         first, left_out = progress.batch, {batch for epoch, batch in progress.left_out if epoch == progress.global_epoch}
         bar = tqdm(self.train_loader.epoch(progress.global_epoch, resolution, first), initial=first, total=steps, unit="step",
@@ -197,6 +205,7 @@ class Trainer:
             self._heed(engine)
             lr = learning_rate(stage, progress.epoch * steps + batch, steps)
             if batch not in left_out:
+                engine.codebook_frozen = stage.is_frozen(progress.epoch + batch / steps)
                 loss = engine.step(images, labels, lr)
                 self.loss_sum += loss
                 self.watch.add(batch, loss)
@@ -231,9 +240,6 @@ class Trainer:
 
     def suffixed(self, metric):
         return metric + ("_flip" if self.config.validation.lr_tta else "")
-
-    def headline(self, stage):
-        return self.suffixed(HEADLINE[stage])
 
     # ---- between two steps -------------------------------------------------------------------------------------------
 
@@ -351,13 +357,13 @@ class Trainer:
             self.writer.submit(getattr(self.run_folder, method), *map(snapshot, arguments))
 
     def _finish(self):
-        """results.csv, and the three numbers: class codes after the codebook stage, MHD and ED after the instance stage."""
+        """results.csv, and the three numbers: class codes of the codebook stage, MHD and ED of the instance stage; or all of the joint stage."""
         rows = []
         for name in self.config.stages:
+            headlines = {self.suffixed(metric) for metric in getattr(self.config, name).headlines}
             for metric, value in self.progress.finals[name].items():
-                headline = metric == self.headline(name) or (name == "instance" and metric == self.suffixed("top1_ed"))
-                rows.append([f"{name}/{metric}", f"{value:.6f}", f"{self.progress.bests[name][metric]:.6f}", int(headline)])
-                if headline:
+                rows.append([f"{name}/{metric}", f"{value:.6f}", f"{self.progress.bests[name][metric]:.6f}", int(metric in headlines)])
+                if metric in headlines:
                     self.say(f"{name} stage, {metric}: {100 * value:.2f} %")
         self.say(health(self.network.codebook))
         if self.run_folder:

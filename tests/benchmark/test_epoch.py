@@ -28,6 +28,12 @@ def test_epoch_benchmark_makes_its_own_data(run_llc):
     assert "600 synthetic images" in done.stdout and "instance stage" in done.stdout
 
 
+def test_epoch_benchmark_of_the_joint_stage(betons, run_llc):
+    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", "--stage=joint",
+                   "--vs=torchvision", "--batches=1", "--rounds=1")
+    assert "joint stage" in done.stdout and "Against torchvision" in done.stdout
+
+
 @pytest.mark.parametrize("word, message", [
     ("--vs=dali", "dali is unknown"), ("--batches=0", "--batches=0"), ("--stage=third", "--stage=third"), ("--codes.num_bits=0", "codes.num_bits"),
 ])
@@ -41,6 +47,6 @@ def test_flops_of_resnet50_are_the_published_ones():
     """torchvision states 4.09 G multiply-adds forward at 224 px (classifier included); the backward pass is twice that, but for the stem."""
     read, _ = training_config.read(["--codebook.epochs=1", "--codebook.lr=1", "--instance.epochs=1", "--instance.lr=1",
                                     "--data.train_dataset=a", "--data.val_dataset=b"], description="")
-    flops = flops_of_a_step(read, "codebook", 1000, 224)
+    flops = flops_of_a_step(read, read.codebook, 1000, 224)
     assert flops == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
     assert torch.get_default_device().type == "cpu"

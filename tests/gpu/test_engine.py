@@ -7,7 +7,7 @@ import torch
 
 from llc.distributed import Processes
 from llc.network import Network
-from llc.training.config import Dist, Training
+from llc.training.config import CodebookStage, Dist, Training
 from llc.training.engine import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -31,7 +31,7 @@ def batch():
 
 def engine(network, **changes):
     training = dataclasses.replace(Training(label_smoothing=0.1, compile="off"), **changes)
-    return Engine(network, "codebook", training, Dist(), Processes(device="cuda:0"))
+    return Engine(network, CodebookStage(), training, Dist(), Processes(device="cuda:0"))
 
 
 @pytest.mark.parametrize("changes", [
@@ -57,7 +57,7 @@ def test_precisions_agree(network, batch):
     for precision, loss in losses.items():
         # bf16 has 8 significant bits; a loss is a mean over many roundings
         assert loss == pytest.approx(losses["fp32"], rel=0.02), precision
-    on_cpu = Engine(copy.deepcopy(network).cpu(), "codebook", Training(label_smoothing=0.1), Dist(), Processes())
+    on_cpu = Engine(copy.deepcopy(network).cpu(), CodebookStage(), Training(label_smoothing=0.1), Dist(), Processes())
     assert losses["fp32"] == pytest.approx(on_cpu.step(*(t.cpu() for t in batch), LR).item(), rel=1e-3)
 
 

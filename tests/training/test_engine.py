@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from llc.codes import binarize
 from llc.distributed import Processes
 from llc.network import Network
-from llc.training.config import Dist, Training
+from llc.training.config import CodebookStage, Dist, JointStage, Training
 from llc.training.engine import Engine
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
@@ -30,7 +30,7 @@ def network():
     return network
 
 
-def engine(network, stage="codebook", **changes):
+def engine(network, stage=CodebookStage(), **changes):
     return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes())
 
 
@@ -126,3 +126,41 @@ def test_a_compiler_that_fails_is_left_out_with_a_warning(network, batch, capsys
     finally:
         torch.compiler.set_stance("default")
     assert "torch.compile failed" in capsys.readouterr().err
+
+
+def test_a_frozen_codebook_does_not_move_by_a_bit_and_the_rest_trains_on(network, batch):
+    """Against momentum and weight decay; afterwards it goes on where it was."""
+    trained = engine(network, JointStage(), clip_grad_norm=1.0)
+    trained.step(*batch, LR)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    momentum = trained.optimizer.state[network.codebook]["momentum_buffer"].clone()
+    trained.codebook_frozen = True
+    for _ in range(2):
+        trained.step(*batch, LR)
+    assert torch.equal(network.codebook, before["codebook"])
+    assert torch.equal(trained.optimizer.state[network.codebook]["momentum_buffer"], momentum)
+    assert all(not torch.equal(p, before[name]) for name, p in network.named_parameters() if name != "codebook")
+    trained.codebook_frozen = False
+    trained.step(*batch, LR)
+    assert not torch.equal(network.codebook, before["codebook"])
+
+
+def test_a_frozen_codebooks_gradient_does_not_count_for_clipping(network, batch):
+    gradients = gradients_by_hand(network, *batch)
+    gradients["codebook"] = torch.zeros(())
+    norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+    expected = after_sgd(network, {name: g * 0.1 / norm for name, g in gradients.items()})
+    expected["codebook"] = network.codebook.detach().clone()
+    engine(network, CodebookStage(freeze_epoch=0.0), clip_grad_norm=0.1).step(*batch, LR)
+    assert_parameters(network, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"logit_scale": "learnable", "normalize": "batchnorm"}])
+def test_a_compiled_step_of_the_joint_stage_equals_an_eager_one(options, batch):
+    torch.manual_seed(6)
+    eager = Network("resnet18", 12, 4, width=8, **options)
+    torch.nn.init.normal_(eager.codebook)
+    compiled = copy.deepcopy(eager)
+    losses = [engine(eager, JointStage()).step(*batch, LR), engine(compiled, JointStage(), compile="on").step(*batch, LR)]
+    assert torch.allclose(*losses, rtol=1e-4)
+    assert_parameters(compiled, dict(eager.named_parameters()), atol=1e-4)  # batch norm of 8 images amplifies rounding

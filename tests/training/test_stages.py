@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from llc.network import Network
-from llc.training.stages import StageModule, codebook_loss, instance_loss, parameter_groups
+from llc.training.config import CodebookStage, InstanceStage, JointStage
+from llc.training.stages import StageModule, codebook_loss, instance_loss, parameter_groups, stage_loss
 
 
 def test_codebook_loss_equals_smoothed_cross_entropy_by_hand():
@@ -51,8 +52,56 @@ def test_class_logits_use_the_signs_and_pass_the_gradient_straight_through():
 
 def test_the_instance_stage_trains_all_but_the_codebook():
     network = Network("resnet18", 8, 4, width=8)
-    module = StageModule(network, "instance", 0.1)
+    module = StageModule(network, InstanceStage(), 0.1)
     module(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 3])).backward()
     assert network.codebook.grad is None and network.projection.weight.grad.abs().sum() > 0
-    StageModule(network, "codebook", 0.1)(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)).backward()
+    StageModule(network, CodebookStage(), 0.1)(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)).backward()
     assert network.codebook.grad.abs().sum() > 0
+
+
+def test_the_other_weights_add_the_other_loss():
+    torch.manual_seed(3)
+    network = Network("resnet18", 8, 4, width=8, logit_scale=0.5)
+    nn.init.normal_(network.codebook)
+    z, labels = torch.randn(6, 8), torch.arange(6) % 4
+    ce = codebook_loss(z, network.class_logits(z), labels, 0.1).item()
+    bce = instance_loss(z, network.codebook, labels).item()
+    for stage, expected in ((CodebookStage(), ce), (CodebookStage(instance_weight=2.0), ce + 2 * bce), (InstanceStage(), bce),
+                            (InstanceStage(codebook_weight=0.5), bce + 0.5 * ce), (JointStage(), ce + 4 * bce),
+                            (JointStage(instance_weight=0.0), ce)):
+        assert abs(stage_loss(stage, z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
+
+
+def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
+    network = Network("resnet18", 8, 4, width=8)
+    nn.init.normal_(network.codebook)
+    gradients = []
+    for stage in (JointStage(instance_weight=0.0), JointStage(instance_weight=9.0)):
+        z, labels = torch.linspace(-1, 1, 32).reshape(4, 8).requires_grad_(), torch.arange(4)
+        gradients.append(torch.autograd.grad(stage_loss(stage, z, network, labels, 0.1), (network.codebook, z)))
+    assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(gradients[0][1], gradients[1][1])
+
+
+def test_a_learnable_logit_scale_is_learnt_where_there_are_class_logits_and_does_not_decay():
+    network = Network("resnet18", 9, 4, width=8, logit_scale="learnable")
+    nn.init.normal_(network.codebook)
+    assert abs(network.logit_scale.item() - 1 / 3) < 1e-6
+    images, labels = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)
+    for stage, learnt in ((CodebookStage(), True), (JointStage(), True), (InstanceStage(), False), (InstanceStage(codebook_weight=1.0), True)):
+        network.zero_grad()
+        module = StageModule(network, stage, 0.1)
+        module(images, labels).backward()
+        assert (network.log_logit_scale.grad is not None) == learnt
+        assert all(parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad)  # DDP waits for each
+        plain = parameter_groups(network, 0.1)[1]["params"]
+        assert any(parameter is network.log_logit_scale for parameter in plain) == learnt
+
+
+def test_one_hot_codes_at_scale_one_half_are_the_dense_classifier():
+    """num_bits = num_classes: half of z . (2 I - 1)^T is z but for the same number in all classes."""
+    network = Network("resnet18", 6, 6, width=8, logit_scale=0.5)
+    network.codebook.data = 2 * torch.eye(6) - 1
+    module = StageModule(network, CodebookStage(freeze_epoch=0.0), 0.1).eval()
+    images, labels = torch.randint(0, 255, (6, 3, 32, 32), dtype=torch.uint8), torch.arange(6)
+    expected = nn.functional.cross_entropy(network(images), labels, label_smoothing=0.1)
+    assert torch.allclose(module(images, labels), expected, rtol=1e-5)

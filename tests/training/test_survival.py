@@ -2,6 +2,7 @@
 
 Everything goes through train_llc.main on little betons, in this process unless processes are what is tested.
 """
+import csv
 import json
 import os
 import shutil
@@ -112,6 +113,68 @@ def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undistu
             assert stopped.code == EXIT_STATUS
     assert stops == STEPS * 4
     assert differences(end_of(run), end_of(undisturbed)) == []
+
+
+JOINT = ("--training.stages=joint", "--joint.epochs=3", "--joint.lr=0.1", "--joint.freeze_epoch=1.4", "--codes.logit_scale=learnable",
+         "--codes.normalize=batchnorm", "--codes.init_distance=3")
+
+
+def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it_had_not_been(command, tmp_path, monkeypatch):
+    """Frozen from step 7 on: the codebook of the second epoch is that of the end, to the bit, and moved until then."""
+    codebooks = []
+    with monkeypatch.context() as patch:
+        seen = Engine.step
+        patch.setattr(Engine, "step", lambda engine, *args: (seen(engine, *args), codebooks.append(engine.network.codebook.detach().clone()))[0])
+        train_llc.main(command(tmp_path / "whole", *JOINT))
+    assert len(codebooks) == 3 * STEPS
+    assert all(torch.equal(codebook, codebooks[6]) for codebook in codebooks[6:]) and not torch.equal(codebooks[6], codebooks[5])
+    for step in (2, 6, 7, 11):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(SystemExit):
+                train_llc.main(command(tmp_path / f"run_{step}", *JOINT))
+        train_llc.main(command(tmp_path / f"run_{step}", *JOINT))
+        assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
+    with open(tmp_path / "whole" / "results.csv") as file:
+        headlines = {row["metric"] for row in csv.DictReader(file) if row["headline"] == "1"}
+    assert headlines == {"joint/top1_class_flip", "joint/top1_mhd_flip", "joint/top1_ed_flip"}
+
+
+def test_an_instance_stage_follows_a_joint_one_and_both_stages_too(command, tmp_path, capsys):
+    joint = tmp_path / "joint"
+    train_llc.main(command(joint, *JOINT))
+    after = ("--codes.normalize=batchnorm", f"--model.weights={joint}")
+    train_llc.main(command(tmp_path / "instance", *after, "--training.stages=instance", f"--codes.init_codebook={joint}"))
+    assert np.array_equal(np.load(tmp_path / "instance" / "codebook.npy"), np.load(joint / "codebook.npy"))
+    train_llc.main(command(tmp_path / "both", *after, "--instance.codebook_weight=1", "--codebook.instance_weight=2"))
+    assert capsys.readouterr().out.count(f"network weights from {joint / 'checkpoints' / 'joint.pth'}") == 2
+    with pytest.raises(UserError, match="trained with codes.normalize = batchnorm, here it is none"):
+        train_llc.main(command(tmp_path / "other", f"--model.weights={joint}"))
+
+
+def test_a_joint_stage_needs_its_own_length_and_rate(command, tmp_path):
+    with pytest.raises(UserError, match="joint.epochs is required.*\n.*joint.lr is required"):
+        train_llc.main(command(tmp_path / "run", "--training.stages=joint"))
+
+
+def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, copy, undisturbed):
+    state = last(copy)
+    later = ("joint.", "codebook.instance_weight", "codebook.freeze_epoch", "instance.codebook_weight", "codes.normalize", "codes.init_scale",
+             "codes.init_distance")
+    for key in [key for key in state["identity"]["config"] if key.startswith(later)]:
+        del state["identity"]["config"][key]
+    torch.save(state, copy / "checkpoints" / "last.pth")
+    with pytest.raises(UserError, match="codebook.instance_weight was 0.0 and is 4.0"):
+        train_llc.main(command(copy, "--codebook.instance_weight=4"))
+    train_llc.main(command(copy))
+    assert differences(end_of(copy), end_of(undisturbed)) == []
+
+
+def test_one_hot_codes_train_as_a_dense_classifier_through_keys(command, tmp_path):
+    np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
+    train_llc.main(command(tmp_path / "dense", f"--codes.init_codebook={tmp_path / 'onehot.npy'}", "--codes.num_bits=5", "--codebook.freeze_epoch=0",
+                           "--codes.logit_scale=0.5", "--training.stages=codebook"))
+    assert np.array_equal(np.load(tmp_path / "dense" / "codebook.npy"), 2 * np.eye(5, dtype=np.float32) - 1)
 
 
 def test_a_finished_run_says_so_and_is_left_alone(command, undisturbed, capsys):
@@ -455,7 +518,7 @@ THREE = """
 import copy, torch
 from llc.distributed import Processes
 from llc.network import Network, running_statistics
-from llc.training.config import Dist, Training
+from llc.training.config import CodebookStage, Dist, Training
 from llc.training.engine import Engine
 
 processes = Processes.start(1)
@@ -464,7 +527,7 @@ def start():
     torch.manual_seed(0)
     network = Network("resnet18", 7, 5, width=4)
     torch.nn.init.normal_(network.codebook)
-    return network, Engine(network, "codebook", Training(), Dist(), processes)
+    return network, Engine(network, CodebookStage(), Training(), Dist(), processes)
 
 def train(engine, first, last):
     for step in range(first, last):
