@@ -44,7 +44,9 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -99,7 +101,8 @@ def main(argv):
         print(comparison.listing())
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with the trainings
-    report = comparison.run(int(jobs))
+    with comparison.alone():
+        report = comparison.run(int(jobs))
     text = table(report)
     for name, content in (("results.json", json.dumps(report, indent=1)), ("table.txt", text), ("table.md", table(report, markdown=True))):
         _write(comparison.out / name, content + "\n")
@@ -321,6 +324,17 @@ class Comparison:
 
     # ---- running
 
+    @contextlib.contextmanager
+    def alone(self):
+        """Two comparisons in one folder would start each other's runs. Raises UserError where another is at work."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with open(self.out / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"--out={self.out}: another comparison is at work there; wait for it, or choose another folder") from None
+            yield
+
     def run(self, jobs):
         """Tunes, trains, measures; returns the report, which json can write."""
         for folder in ("data", "runs", "logs", "records", "codebooks"):
@@ -453,7 +467,10 @@ class Comparison:
         if run.phase == "final" and outcome.status == "finished":
             record = self._record(run)
             if "retrieval" not in record:
-                record["retrieval"] = retrieval(self.out / "runs" / run.name, run.config)
+                try:
+                    record["retrieval"] = retrieval(self.out / "runs" / run.name, run.config)
+                except UserError as error:
+                    return found | {"status": "failed", "message": f"trained, but its codes of val cannot be made: {error}"}
                 self._keep(run, **record)
             codebook = dataclasses.asdict(health(load_codebook(self.out / "runs" / run.name)))
             found |= {"codebook": codebook, "retrieval": record["retrieval"]}
@@ -540,7 +557,9 @@ def retrieval(run_folder, config):
     """{"knn", "map", "k"} of a finished run's packed codes on val, each image against all others."""
     encoder = load(run_folder, checkpoint=config.stages[-1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = encode(encoder, config.data.val_dataset, SimpleNamespace(device=device, batch_size=config.validation.batch_size, num_workers=-1))
+    arguments = SimpleNamespace(device=device, batch_size=config.validation.batch_size, num_workers=-1)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # a bar a run
+        found = encode(encoder, config.data.val_dataset, arguments)
     return leave_one_out(found["codes"], found["labels"], min(NEIGHBOURS, len(found["labels"]) - 1))
 
 

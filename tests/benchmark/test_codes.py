@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from llc.benchmark import codes
 from llc.benchmark.codes import Grid, environment, leave_one_out
 from llc.codebook import health, load_codebook
 from llc.codes import pack_bits
@@ -22,6 +23,7 @@ from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.training import config as training_config
 from tests.chaos import make_betons
 from tests.conftest import ROOT
 from tests.data.helpers import wait_until
@@ -134,7 +136,16 @@ def test_the_dense_codebook_stays_one_bit_a_class(compared):
         assert torch.equal(load_codebook(folder) > 0, torch.eye(5) > 0)
 
 
-def test_a_restart_runs_nothing_again(compared, command, run_llc):
+@pytest.fixture
+def dry(command, capsys):
+    """dry(grid text, out) -> what --dry prints."""
+    def of(grid, out):
+        codes.main([*command(grid, out)[3:], "--dry"])
+        return capsys.readouterr().out
+    return of
+
+
+def test_a_restart_runs_nothing_again(compared, command, dry, run_llc):
     out, printed = compared
     times = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
     logs = {path: path.read_text() for path in (out / "logs").iterdir()}
@@ -143,22 +154,23 @@ def test_a_restart_runs_nothing_again(compared, command, run_llc):
     assert times == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
     assert logs == {path: path.read_text() for path in (out / "logs").iterdir()}
     assert printed.partition("method")[2].splitlines()[:4] == again.partition("method")[2].splitlines()[:4]
-    dry = run_llc(*command(GRID, out, "--dry")).stdout
-    assert dry.count("finished") == 7 and dry.count("diverged") == 1 and "2 runs to tune + 6 to compare = 8" in dry
+    listed = dry(GRID, out)
+    assert listed.count("finished") == 7 and listed.count("diverged") == 1 and "2 runs to tune + 6 to compare = 8" in listed
 
 
-def test_dry_runs_nothing_and_another_lr_is_another_run(compared, command, run_llc, tmp_path):
-    dry = run_llc(*command(GRID, tmp_path / "out", "--dry")).stdout
-    assert dry.count("to run") == 8 and not (tmp_path / "out").exists()
-    assert run_llc(*command(GRID.replace("0.05", "0.06"), compared[0], "--dry")).stdout.count("to run") == 1 + 2
+def test_dry_runs_nothing_and_another_lr_is_another_run(compared, dry, tmp_path):
+    assert dry(GRID, tmp_path / "out").count("to run") == 8 and not (tmp_path / "out").exists()
+    assert dry(GRID.replace("0.05", "0.06"), compared[0]).count("to run") == 1 + 2
+    assert dry(GRID.replace("[3, 4]", "[3, 5]"), compared[0]).count("to run") == 3
 
 
-def test_runs_that_fail_are_rows_that_say_so(command, run_llc, tmp_path):
+def test_runs_that_fail_are_rows_that_say_so(command, dry, run_llc, tmp_path):
     grid = "seeds: [0]\nmethods:\n  large: {set: {training.batch_size: 1000}}"
     printed = run_llc(*command(grid, tmp_path)).stdout
     assert re.search(r"^large +as set +0/1 +-", printed, re.MULTILINE)
     assert "large: as set, seed 0 (final) failed: exit status 2:" in printed and "training.batch_size = 1000 is too large" in printed
     assert json.loads((tmp_path / "results.json").read_text())["table"][0]["figures"] == {}
+    assert "failed, to run again" in dry(grid, tmp_path)
 
 
 @pytest.mark.parametrize("grid, message", [
@@ -174,28 +186,29 @@ def test_runs_that_fail_are_rows_that_say_so(command, run_llc, tmp_path):
     ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true of one, two"),
 ])
 def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, message, command, tmp_path):
-    from llc.benchmark import codes
     with pytest.raises(UserError, match=re.escape(message)):
         codes.main(command(grid, tmp_path / "out")[3:])
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, run_llc, tmp_path):
-    grid = "seeds: [0]\nmethods:\n  long: {set: {codebook.epochs: 40}}"
-    words = command(grid, tmp_path)
+def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry, run_llc, tmp_path):
+    grid = "seeds: [0]\nmethods:\n  long: {set: {codebook.epochs: 30}}"
+    words = command(grid, tmp_path, "--jobs=2")
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = wait_until(lambda: next((tmp_path / "runs").glob("*/log.jsonl"), None))
+    with pytest.raises(UserError, match="another comparison is at work"):
+        codes.main(words[3:])
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "stops 1 training(s)" in errors
     epochs = len(log.read_text().splitlines())
     lock = log.parent / ".lock"
-    assert 1 <= epochs < 41 and subprocess.run(["flock", "-n", lock, "true"]).returncode == 0  # nobody is at work there
+    assert 1 <= epochs < 31 and subprocess.run(["flock", "-n", lock, "true"]).returncode == 0  # nobody is at work there
     time.sleep(0.2)
     assert len(log.read_text().splitlines()) == epochs
-    assert "to be continued" in run_llc(*words, "--dry").stdout
+    assert "to be continued" in dry(grid, tmp_path)
     run_llc(*words)
-    assert len(log.read_text().splitlines()) == 41
+    assert len(log.read_text().splitlines()) == 31
     assert "continues in epoch" in next((tmp_path / "logs").iterdir()).read_text()
 
 
@@ -249,6 +262,17 @@ def test_cores_are_divided_among_the_jobs():
         assert number == threads and found["OMP_NUM_THREADS"] == str(threads) and found["LOCAL_WORLD_SIZE"] == str(jobs)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*_grid.yaml")), ids=lambda path: path.stem)
-def test_the_grids_we_ship_are_read(path):
-    assert len(Grid.read(path).methods) > 1
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*_grid.yaml"))
+
+
+def test_experiments_are_pairs_of_recipe_and_grid():
+    assert {path.name.replace("_grid", "") for path in EXPERIMENTS} == {path.name for path in (ROOT / "experiments").iterdir()} - {
+        path.name for path in EXPERIMENTS} and EXPERIMENTS
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_grids_and_recipes_we_ship_are_read(path):
+    grid = Grid.read(path)
+    assert len(grid.methods) > 1 and len(grid.seeds) > 1
+    config, _ = training_config.read([f"--config={path.with_name(path.name.replace('_grid', ''))}"], description="")
+    assert config.stages == ("codebook", "instance")
