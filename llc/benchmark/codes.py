@@ -100,7 +100,9 @@ def main(argv):
     if options["dry"] not in (None, "0"):
         print(comparison.listing())
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, with the trainings
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C does, with the trainings
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     with comparison.alone():
         report = comparison.run(int(jobs))
     text = table(report)
@@ -599,12 +601,14 @@ def _spread(values):
 def _edges(method, point):
     """A best value at the end of its axis may not be the best there is."""
     numbers = {key: values for key, values in method.axes.items() if len(values) > 1 and all(isinstance(v, (int, float)) for v in values)}
-    return [f"{key} = {point[key]} is at the end of its axis" for key, values in numbers.items() if point and point[key] in (min(values), max(values))]
+    return [f"{key} = {point[key]} is at the end of its axis" for key, values in numbers.items()
+            if point and point[key] in (min(values), max(values))]
 
 
 COLUMNS = (  # title, figure, how it is written
     ("class", "class", "%"), ("MHD", "mhd", "%"), ("ED", "ed", "%"), ("tied", "tied", "%"), ("none", "none", "%"), ("collisions", "collisions", "1"),
-    ("min distance", "min_distance", "1"), ("mean distance", "mean_distance", "1"), ("kNN", "knn", "%"), ("mAP", "map", "%"), ("seconds", "seconds", "0"),
+    ("min distance", "min_distance", "1"), ("mean distance", "mean_distance", "1"), ("kNN", "knn", "%"), ("mAP", "map", "%"),
+    ("seconds", "seconds", "0"),
 )  # fmt: skip
 
 
