@@ -124,7 +124,7 @@ def read(sections, argv, *, description, options=None, positionals=()):
 
     origin = {}
     for name in files:
-        for key, value in _flatten(name, _read_yaml(name)).items():
+        for key, value in _flatten(name, read_yaml(name)).items():
             _check_key(key, known, name)
             registry.collect({key: value})
             origin[key] = name
@@ -207,23 +207,24 @@ class _YamlLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read_yaml(name):
+def read_yaml(name, flag="config"):
+    """The mapping in the YAML file `name`, {} where it is empty; `flag` gave it. Raises UserError for anything else."""
     try:
         with open(name, "rb") as file:
             text = file.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
-            raise UserError(f"--config {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is")
+            raise UserError(f"--{flag} {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is")
         content = yaml.load(text.decode("utf-8"), _YamlLoader)
     except OSError as error:
-        raise UserError(f"--config {name}: cannot be read: {error.strerror}") from error
+        raise UserError(f"--{flag} {name}: cannot be read: {error.strerror}") from error
     except UserError:
         raise
     except Exception as error:  # PyYAML lets through what Python raises for a tag without its value, a day 99, too deep nesting
-        raise UserError(f"--config {name}: not a YAML file: {error}") from error
+        raise UserError(f"--{flag} {name}: not a YAML file: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"--config {name}: expected sections with keys, found {type(content).__name__}")
+        raise UserError(f"--{flag} {name}: expected sections with keys, found {type(content).__name__}")
     return content
 
 
