@@ -54,9 +54,6 @@ def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_ru
     assert "collisions" in texts[0]
 
 
-
-
-
 def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, run_llc, tmp_path):
     """The state after an epoch, put back, is gone on from: its later lines are made again, its earlier ones stay."""
     run = tmp_path / "run"
@@ -88,7 +85,25 @@ def test_instance_stage_alone_on_a_given_codebook_and_network(finished_run, beto
     assert (tmp_path / "run" / "checkpoints" / "instance_ema.pth").is_file()
 
 
+def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
+    """With every part of the method that a recipe can switch on."""
+    run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
+            "--logging.name=run", "--training.stages=joint", "--joint.epochs=12", "--joint.lr=0.1", "--joint.lr_peak_epoch=1",
+            "--joint.freeze_epoch=9", "--codes.logit_scale=learnable", "--codes.normalize=batchnorm", "--codes.init_distance=4", processes=2)
+    final = results(tmp_path / "run")
+    assert all(final[f"joint/{name}_flip"] > 3 * CHANCE for name in ("top1_class", "top1_mhd", "top1_ed")), final
+    checkpoints = {name: torch.load(tmp_path / "run" / "checkpoints" / f"{name}.pth", weights_only=True) for name in ("initial", "joint")}
+    learnt = checkpoints["joint"]["network"]["log_logit_scale"]
+    assert checkpoints["initial"]["network"]["log_logit_scale"] == pytest.approx(np.log(10 ** -0.5)) and learnt != pytest.approx(np.log(10 ** -0.5))
+    text = run_llc("-m", "llc.evaluate", tmp_path / "run").stdout
+    evaluated = dict(re.findall(r"(class codes|MHD|ED) +top-1 +([\d.]+) %", text))
+    assert float(evaluated["ED"]) == pytest.approx(100 * final["joint/top1_ed_flip"], abs=0.01) and len(evaluated) == 3
+
+
 @pytest.mark.parametrize("words, message", [
+    (["--training.stages=joint"], "joint.epochs is required (training.stages = joint)"),
+    (["--codes.logit_scale=0"], "it takes none, sqrt, learnable or a positive number"),
+    (["--codes.init_distance=8"], "lower it to that, or raise codes.num_bits"),
     (["--training.batch_sise=3"], "did you mean training.batch_size?"),
     (["--training.batch_size=many"], "training.batch_size = 'many': it takes a whole number"),
     (["--codebook.lr_schedule_type=square"], "it takes one of triangular, cosine, step"),
