@@ -1,8 +1,8 @@
 """The writer's worker processes: they encode chunks of samples, and write them where they are told to.
 
 A worker is a new interpreter, not a fork: a forked process waits for ever for threads of its parent that it has not got (OpenCV's,
-for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch), and of a
-tree of a million files it is told the names of a chunk with the chunk.
+for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch, and Pillow and
+OpenCV when it needs them), its numpy starts no threads, and of a tree of a million files it is told the names of a chunk with the chunk.
 """
 
 import collections
@@ -12,10 +12,10 @@ import signal
 import subprocess
 import sys
 import traceback
+import types
 import warnings
 from multiprocessing import connection, spawn
 
-import cv2
 import numpy as np
 
 from llc.data import beton
@@ -23,6 +23,8 @@ from llc.data.encoding import encode_sample
 from llc.data.images import ImageError
 from llc.errors import UserError
 
+# A worker computes in one thread. OpenBLAS takes most of numpy's import to start others, and their waiting for work is the cores' loss.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
 
@@ -76,7 +78,8 @@ class Workers:
 
     def __enter__(self):
         try:
-            start = pickle.dumps((self._reader, self._config))
+            # The settings without their class, whose module imports what reads command lines.
+            start = pickle.dumps((self._reader, types.SimpleNamespace(**vars(self._config))))
         except Exception as error:  # pickle raises nearly any type
             raise self._not_sent(error) from error
         try:
@@ -105,8 +108,9 @@ class Workers:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = subprocess.Popen(
-                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor)
-            )
+                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor),
+                env={**os.environ, **_ONE_THREAD},
+            )  # fmt: skip
             self._workers.append(Worker(process, ours))
         finally:
             theirs.close()
@@ -151,7 +155,6 @@ def work(pipe, descriptor, parent):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal; the parent acts on it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
-    cv2.setNumThreads(1)
     pipe = connection.Connection(pipe)
     try:
         pipe.send(_obey(pipe, descriptor, parent))
