@@ -14,6 +14,7 @@ import sys
 import traceback
 import types
 import warnings
+import zlib
 from multiprocessing import connection, spawn
 
 import numpy as np
@@ -176,9 +177,9 @@ def _obey(pipe, descriptor, parent):
         while True:
             kind, *content = pipe.recv()
             if kind == "encode":
-                images, chunk, problems = _encode_chunk(reader, config, *content, parent)
+                images, crcs, chunk, problems = _encode_chunk(reader, config, *content, parent)
                 held.append(chunk)
-                pipe.send(("encoded", images, [len(data) for data in chunk], problems))
+                pipe.send(("encoded", images, [len(data) for data in chunk], crcs, problems))
             else:
                 chunk = held.popleft()
                 if content[0] is not None:
@@ -193,8 +194,10 @@ def _obey(pipe, descriptor, parent):
 
 
 def _encode_chunk(reader, config, start, handles, parent):
-    """Samples start, ... -> IMAGE_TYPE [len(handles)], their data (empty where unreadable), and [(index, reason)]."""
+    """Samples start, ... -> IMAGE_TYPE [len(handles)], CRC-32s, uint32, of their data, that data (empty where unreadable), and
+    [(index, reason)]."""
     images = np.zeros(len(handles), beton.IMAGE_TYPE)
+    crcs = np.zeros(len(handles), np.uint32)
     chunk, problems = [], []
     for row, handle in enumerate(handles):
         if os.getppid() != parent:
@@ -207,8 +210,9 @@ def _encode_chunk(reader, config, start, handles, parent):
             chunk.append(b"")
         else:
             images[row] = (sample.mode, sample.width, sample.height, 0)
+            crcs[row] = zlib.crc32(sample.data)  # now, while it is in the cache
             chunk.append(sample.data)
-    return images, chunk, problems
+    return images, crcs, chunk, problems
 
 
 def _write_chunk(descriptor, chunk, offset):

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from llc.config import option
 from llc.data import beton
-from llc.data.manifest import Manifest, Skipped, load_manifest, manifest_path
+from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
 from llc.data.sources import open_source, printable
 from llc.data.workers import Workers, next_page, place, write_at
 from llc.errors import UserError
@@ -92,13 +92,13 @@ def write_beton(config, source=None, show_progress=True):
 
     with _ended_by_signals(target), _temporary_beside(target) as (temporary, descriptor):
         try:
-            kept, skipped = _write_samples(source, config, temporary, descriptor, show_progress)
+            kept, skipped, checksums = _write_samples(source, config, temporary, descriptor, show_progress)
             os.fsync(descriptor)
             tables = beton.read_tables(temporary)  # what was written, as a reader will find it
             counts = np.bincount(source.labels[kept], minlength=len(source.class_names))
             manifest = Manifest(
                 tuple(source.class_names), tuple(counts.tolist()), len(kept), tables.file_size, tables.sha256,
-                writer=dataclasses.asdict(config), skipped=skipped,
+                writer=dataclasses.asdict(config), skipped=skipped, checksums=checksums,
             )  # fmt: skip
             _put_in_place(temporary, target, manifest)
         except OSError as error:
@@ -111,7 +111,7 @@ def write_beton(config, source=None, show_progress=True):
 
 
 def _write_samples(source, config, path, descriptor, show_progress):
-    """Writes the whole beton to the open file; returns the indices of the samples in it, int64, and what was Skipped."""
+    """Writes the whole beton to the open file; returns the indices of the samples in it, int64, what was Skipped, and checksums."""
     num_samples = len(source)
     num_workers = config.num_workers if config.num_workers > 0 else len(os.sched_getaffinity(0))
     # Smaller chunks than asked for where a few large ones would leave workers idle at the end.
@@ -120,6 +120,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
 
     images = np.zeros(num_samples, beton.IMAGE_TYPE)
     sizes = np.zeros(num_samples, np.int64)  # stays 0 for a sample that cannot be read
+    crcs = np.zeros(num_samples, np.uint32)
     unreadable = {}
     offset = next_page(beton.METADATA_START + num_samples * beton.METADATA_TYPE.itemsize)
     next_chunk, next_placed, num_finished = 0, 0, 0
@@ -144,7 +145,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
                     continue
                 number = worker.chunks.popleft()
                 part = slice(*chunks[number])
-                images[part], sizes[part], problems = content
+                images[part], sizes[part], crcs[part], problems = content
                 unreadable.update(problems)
                 encoded[number] = worker
                 worker.held_bytes += int(sizes[part].sum())
@@ -164,7 +165,8 @@ def _write_samples(source, config, path, descriptor, show_progress):
     if not len(kept):
         raise UserError(f"none of the {num_samples} images can be read; nothing was written:\n{_listing(source, unreadable)}")
     _write_tables(descriptor, images[kept], source.labels[kept], sizes[kept], next_page(offset))
-    return kept, tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
+    skipped = tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
+    return kept, skipped, data_checksums(crcs[kept])
 
 
 def _write_tables(descriptor, images, labels, sizes, end):
