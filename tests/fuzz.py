@@ -27,7 +27,7 @@ from llc.data import beton as layout
 from llc.data.beton import read_tables
 from llc.data.manifest import load_manifest
 from llc.data.shards import open_shards
-from llc.data.verify import damaged_samples
+from llc.data.verify import check_samples
 from llc.errors import UserError
 from llc.torch_files import read_torch_file
 from llc.training.config import SECTIONS
@@ -122,7 +122,7 @@ def readers(folder):
 
     def read_beton(path):
         shards = open_shards(path)
-        damaged_samples(shards, 1)
+        check_samples(shards, 1)
 
     return {
         "beton with its manifest": Reader({"x.beton": beton, "x.beton.json": manifest}, read_beton),

@@ -9,7 +9,6 @@ import math
 import os
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from llc.data import beton
@@ -87,7 +86,11 @@ def _jpeg_writer():
 def shrink(pixels, max_resolution):
     """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: any) by averaging areas; no side becomes 0."""
     height, width = _shrunk_size(*pixels.shape[:2], max_resolution)
-    return pixels if pixels.shape[:2] == (height, width) else cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    import cv2  # here: see images.py
+
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _shrunk_size(height, width, max_resolution):

@@ -24,11 +24,11 @@ import io
 import os
 import stat
 
-import cv2
 import numpy as np
-from PIL import Image, ImageCms
 
 from llc.errors import UserError
+
+# Pillow and OpenCV are imported where they are used: the writer's workers, which start faster without, seldom need them.
 
 # What Pillow may open. Its EPS reader starts Ghostscript, and nobody's photographs need that from a file called .jpg.
 _FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO")
@@ -65,6 +65,8 @@ def load_rgb(source, name=None):
     The table at the head of this module says what becomes of each kind of file. Raises ImageError, which names the file,
     where there is no such file, where it is no image or only a part of one, or where its values mean nothing (NaN).
     """
+    from PIL import Image
+
     if name is None:
         name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__} in memory>"
     try:
@@ -102,11 +104,15 @@ def read_file(path, name=None):
 
 @functools.cache
 def _formats():
+    from PIL import Image
+
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _decode(data):
+    from PIL import Image
+
     if not len(data):
         raise ImageError(None, "is an empty file")
     try:
@@ -123,6 +129,8 @@ def _decode(data):
 
 def _decode_by_opencv(data):
     """OpenCV applies the orientation itself, and drops alpha."""
+    import cv2
+
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None:
         raise ImageError(None, "is a broken TIFF, or one of an unknown kind")
@@ -150,6 +158,8 @@ def _as_array(image):
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
     if image.mode == "LAB":
+        from PIL import ImageCms
+
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return np.array(ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB"))
     if image.has_transparency_data:

@@ -7,6 +7,7 @@ Verifying takes a fraction of a second for ImageNet: it reads the beton's tables
 import json
 import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -47,6 +48,8 @@ class Manifest:
     tables_sha256: str  # over its header, field descriptors, metadata and allocation table
     writer: Mapping = field(default_factory=dict)  # the WriterConfig it was written with; empty if another program wrote it
     skipped: tuple = ()  # Skipped, ...
+    samples_per_checksum: int = 256
+    checksums: tuple = ()  # int, of each such block of samples (data_checksums); empty where the writer left none
 
     def __post_init__(self):
         if not self.class_names or not all(type(name) is str for name in self.class_names):
@@ -73,6 +76,13 @@ class Manifest:
             raise ManifestError("writer is not a table of settings")
         if not all(type(skipped.name) is str and type(skipped.reason) is str for skipped in self.skipped):
             raise ManifestError("skipped is not a list of names and reasons")
+        if type(self.samples_per_checksum) is not int or self.samples_per_checksum < 1:
+            raise ManifestError(f"samples_per_checksum is {_short(self.samples_per_checksum)}, not a number above 0")
+        if not all(type(checksum) is int and 0 <= checksum < 1 << 32 for checksum in self.checksums):
+            raise ManifestError("checksums is not a list of numbers of 32 bits")
+        num_blocks = -(-self.num_samples // self.samples_per_checksum)
+        if len(self.checksums) not in (0, num_blocks):
+            raise ManifestError(f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)} blocks")
 
     @property
     def num_classes(self):
@@ -86,6 +96,15 @@ class Manifest:
         """Writes `beton`'s manifest, whole or not at all. Raises UserError where the folder cannot be written."""
         text = self.to_json().encode("ascii")
         atomic_write(manifest_path(beton), lambda file: file.write(text))
+
+
+def data_checksums(crcs, samples_per_checksum=Manifest.samples_per_checksum):
+    """The CRC-32 of each sample's data, [n], in the order of the samples -> the CRC-32 of each block of them, a tuple of ints.
+
+    A block's is that of its samples' own, as 4 bytes each, the lowest first: so they can be found in any order and processes.
+    """
+    crcs = np.asarray(crcs, "<u4")
+    return tuple(zlib.crc32(crcs[start : start + samples_per_checksum].tobytes()) for start in range(0, len(crcs), samples_per_checksum))
 
 
 def manifest_path(beton):
@@ -110,7 +129,7 @@ def verify(beton):
     """Checks the beton against its manifest and in itself, and returns the manifest; read this before FFCV opens the file.
 
     Truncated, unfinished, overwritten and foreign files are recognised, and any change in the tables. Of the image data only a few
-    first bytes are looked at: a changed pixel is not noticed. A beton without a manifest is checked in itself, with
+    first bytes are looked at: a changed pixel is not noticed (llc.data.verify reads them all). A beton without a manifest is checked in itself, with
     a warning. Raises ManifestError, BetonError.
     """
     return open_verified(beton)[0]
@@ -211,14 +230,16 @@ def _from_json(content):
     missing = [key for key in keys if key not in content]
     if missing:
         raise ManifestError(f"{missing[0]} is missing")
-    for key in ("class_names", "class_counts", "skipped"):
-        if not isinstance(content[key], list):
+    for key in ("class_names", "class_counts", "skipped", "checksums"):
+        if not isinstance(content.get(key, []), list):  # checksums came later than the rest
             raise ManifestError(f"{key} is not a list")
     for entry in content["skipped"]:
         if not isinstance(entry, dict) or not {"name", "reason"} <= entry.keys():
             raise ManifestError("skipped is not a list of names and reasons")
     skipped = tuple(Skipped(entry["name"], entry["reason"]) for entry in content["skipped"])
     values = {key: content[key] for key in ("num_samples", "file_size", "tables_sha256", "writer")}
+    if "checksums" in content:
+        values |= {"checksums": tuple(content["checksums"]), "samples_per_checksum": content.get("samples_per_checksum")}
     return Manifest(tuple(content["class_names"]), tuple(content["class_counts"]), skipped=skipped, **values)
 
 

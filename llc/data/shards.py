@@ -16,7 +16,7 @@ class Shards:
     """The tables of verified betons, one behind the other. S shards, n samples.
 
     paths: tuple of S; starts: int64 [S + 1], the first sample of each shard, and n; images: structured [n] (beton.IMAGE_TYPE, data_ptr
-    within its shard); sizes: int64 [n], bytes; labels: int64 [n]; page_sizes, file_sizes: tuples of S; manifest: of all together.
+    within its shard); sizes: int64 [n], bytes; labels: int64 [n]; page_sizes, file_sizes, manifests: tuples of S; manifest: of all together.
     """
 
     paths: tuple
@@ -27,6 +27,7 @@ class Shards:
     page_sizes: tuple
     file_sizes: tuple
     manifest: Manifest
+    manifests: tuple
 
     def __len__(self):
         return len(self.labels)
@@ -64,6 +65,7 @@ def open_shards(where):
         tuple(t.page_size for t in tables),
         tuple(t.file_size for t in tables),
         _merge(manifests),
+        manifests,
     )
 
 
@@ -97,4 +99,5 @@ def _merge(manifests):
         tables_sha256=hashlib.sha256("".join(m.tables_sha256 for m in manifests).encode()).hexdigest(),
         writer=manifests[0].writer if all(m.writer == manifests[0].writer for m in manifests) else {},
         skipped=sum((m.skipped for m in manifests), ()),
+        checksums=(),  # blocks begin anew with each file
     )

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from llc.data.images import ImageError
 from llc.errors import UserError
@@ -491,6 +490,8 @@ class _GreyPictures:
     pixels: np.ndarray
 
     def __getitem__(self, i):
+        from PIL import Image  # here: see images.py
+
         return (Image.fromarray(self.pixels[i]),)
 
 

@@ -1,21 +1,23 @@
 """The writer's worker processes: they encode chunks of samples, and write them where they are told to.
 
 A worker is a new interpreter, not a fork: a forked process waits for ever for threads of its parent that it has not got (OpenCV's,
-for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch), and of a
-tree of a million files it is told the names of a chunk with the chunk.
+for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch, and Pillow and
+OpenCV when it needs them), its numpy starts no threads, and of a tree of a million files it is told the names of a chunk with the chunk.
 """
 
 import collections
+import ctypes
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import traceback
+import types
 import warnings
+import zlib
 from multiprocessing import connection, spawn
 
-import cv2
 import numpy as np
 
 from llc.data import beton
@@ -23,6 +25,9 @@ from llc.data.encoding import encode_sample
 from llc.data.images import ImageError
 from llc.errors import UserError
 
+# A worker computes in one thread. OpenBLAS takes most of numpy's import to start others, and their waiting for work is the cores' loss.
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+_LIBC, _SYNC_FILE_RANGE_WRITE = ctypes.CDLL(None), 2  # the number is Linux's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
 
@@ -76,7 +81,8 @@ class Workers:
 
     def __enter__(self):
         try:
-            start = pickle.dumps((self._reader, self._config))
+            # The settings without their class, whose module imports what reads command lines.
+            start = pickle.dumps((self._reader, types.SimpleNamespace(**vars(self._config))))
         except Exception as error:  # pickle raises nearly any type
             raise self._not_sent(error) from error
         try:
@@ -105,8 +111,9 @@ class Workers:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = subprocess.Popen(
-                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor)
-            )
+                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor),
+                env={**os.environ, **_ONE_THREAD},
+            )  # fmt: skip
             self._workers.append(Worker(process, ours))
         finally:
             theirs.close()
@@ -151,7 +158,6 @@ def work(pipe, descriptor, parent):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal; the parent acts on it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
-    cv2.setNumThreads(1)
     pipe = connection.Connection(pipe)
     try:
         pipe.send(_obey(pipe, descriptor, parent))
@@ -173,9 +179,9 @@ def _obey(pipe, descriptor, parent):
         while True:
             kind, *content = pipe.recv()
             if kind == "encode":
-                images, chunk, problems = _encode_chunk(reader, config, *content, parent)
+                images, crcs, chunk, problems = _encode_chunk(reader, config, *content, parent)
                 held.append(chunk)
-                pipe.send(("encoded", images, [len(data) for data in chunk], problems))
+                pipe.send(("encoded", images, [len(data) for data in chunk], crcs, problems))
             else:
                 chunk = held.popleft()
                 if content[0] is not None:
@@ -190,8 +196,10 @@ def _obey(pipe, descriptor, parent):
 
 
 def _encode_chunk(reader, config, start, handles, parent):
-    """Samples start, ... -> IMAGE_TYPE [len(handles)], their data (empty where unreadable), and [(index, reason)]."""
+    """Samples start, ... -> IMAGE_TYPE [len(handles)], CRC-32s, uint32, of their data, that data (empty where unreadable), and
+    [(index, reason)]."""
     images = np.zeros(len(handles), beton.IMAGE_TYPE)
+    crcs = np.zeros(len(handles), np.uint32)
     chunk, problems = [], []
     for row, handle in enumerate(handles):
         if os.getppid() != parent:
@@ -204,8 +212,9 @@ def _encode_chunk(reader, config, start, handles, parent):
             chunk.append(b"")
         else:
             images[row] = (sample.mode, sample.width, sample.height, 0)
+            crcs[row] = zlib.crc32(sample.data)  # now, while it is in the cache
             chunk.append(sample.data)
-    return images, chunk, problems
+    return images, crcs, chunk, problems
 
 
 def _write_chunk(descriptor, chunk, offset):
@@ -218,6 +227,14 @@ def _write_chunk(descriptor, chunk, offset):
         count = os.pwritev(descriptor, part, start)  # of a chunk of raw pictures, putting them together first would take long
         if count < sum(sizes[first:behind]):
             write_at(descriptor, memoryview(b"".join(part))[count:], start + count)
+    _begin_writeback(descriptor, int(places[0]), int(places[-1]) + sizes[-1] - int(places[0]))
+
+
+def _begin_writeback(descriptor, start, size):
+    """Lets the system begin to put these bytes on the disk, so that less is left for the writer to wait for at the end."""
+    if size and hasattr(_LIBC, "sync_file_range"):
+        # Whatever it answers: the fsync at the end tells of errors.
+        _LIBC.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 # ------------------------------------------------------------------------------------------------ places in the file

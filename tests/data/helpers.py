@@ -67,3 +67,18 @@ class FailingSource(Source):
 
     def name(self, i):
         return f"grey {i}"
+
+
+class ThreadsSource(Source):
+    """One grey picture, as bright as the number of threads that OpenCV has where it is read."""
+
+    def __init__(self):
+        super().__init__(("grey",), np.zeros(1, np.int64))
+
+    def image(self, i):
+        import cv2  # here, as where llc imports it
+
+        return Image.new("L", (9, 8), cv2.getNumThreads())
+
+    def name(self, i):
+        return f"grey {i}"

@@ -34,7 +34,7 @@ from llc.data.sources import IndexedDataset, open_source
 from llc.data.workers import place
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
-from tests.data.helpers import REPOSITORY, FailingSource, children_of, picture, wait_until, write_tree
+from tests.data.helpers import REPOSITORY, FailingSource, ThreadsSource, children_of, picture, wait_until, write_tree
 
 # Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two pictures differ by 60.
 NEAR = 10
@@ -362,6 +362,19 @@ def test_beside_threads_of_opencv(tree, tmp_path, run_script):
     """)
     assert done.returncode == 0, done.stderr
     assert verify(tmp_path / "out.beton").num_samples == 26
+
+
+def test_a_worker_computes_in_one_thread(tmp_path):
+    # there are as many workers as cores
+    write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=1, write_mode="raw"), ThreadsSource(), show_progress=False)
+    [(_, pixels, _)] = samples(tmp_path / "out.beton")
+    assert (pixels == 1).all()
+
+
+def test_importing_the_workers_loads_neither_opencv_nor_pillow():
+    # each would make a worker's start, which seldom needs them, longer by a third
+    script = 'import sys, llc.data.workers, llc.data.sources; print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'
+    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_importing_the_writer_loads_no_torch(run_script):
