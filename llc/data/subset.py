@@ -1,9 +1,11 @@
 """Some samples of betons as a beton of their own, and the held-out slice of a train set. Data is copied as it is stored, not decoded."""
 
+import zlib
+
 import numpy as np
 
 from llc.data import beton
-from llc.data.manifest import Manifest
+from llc.data.manifest import Manifest, data_checksums
 from llc.data.storage import read_sample
 from llc.data.workers import next_page, place
 from llc.errors import UserError
@@ -41,14 +43,19 @@ def write_subset(shards, indices, path):
     table = np.zeros(len(indices), beton.ALLOC_TYPE)
     table["sample_id"], table["ptr"], table["size"] = np.arange(len(indices)), places, sizes
 
+    crcs = np.zeros(len(indices), np.uint32)
+
     def write(file):
         file.write(beton.header_bytes(len(indices), next_page(end)) + metadata.tobytes())
-        for index, where in zip(indices, places):
+        for row, (index, where) in enumerate(zip(indices, places)):
+            data = read_sample(shards, index)
+            crcs[row] = zlib.crc32(data)
             file.seek(int(where))
-            file.write(read_sample(shards, index))
+            file.write(data)
         file.seek(next_page(end))
         file.write(table.tobytes())
 
     atomic_write(path, write)
     tables, names = beton.read_tables(path), shards.manifest.class_names
-    Manifest(names, tuple(tables.class_counts(len(names))), len(tables), tables.file_size, tables.sha256).save(path)
+    Manifest(names, tuple(tables.class_counts(len(names))), len(tables), tables.file_size, tables.sha256,
+             checksums=data_checksums(crcs)).save(path)

@@ -19,8 +19,10 @@ from llc.benchmark.codes import Grid, environment, leave_one_out
 from llc.codebook import health, load_codebook
 from llc.codes import pack_bits
 from llc.data.loaders import ValLoader
+from llc.data.manifest import data_checksums
 from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
+from llc.data.verify import check_samples
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.training import config as training_config
@@ -224,6 +226,8 @@ def test_a_slice_and_its_rest_are_the_betons_samples(tiny, tmp_path):
         copied = open_shards(tmp_path / f"{name}.beton")
         assert copied.manifest.class_names == shards.manifest.class_names
         assert copied.labels.tolist() == shards.labels[chosen].tolist() and torch.equal(pixels(copied), whole[torch.from_numpy(chosen)])
+        damaged, crcs = check_samples(copied, 2)
+        assert copied.manifests[0].checksums == data_checksums(crcs) and not damaged
 
 
 def pixels(shards):
