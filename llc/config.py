@@ -21,9 +21,12 @@ MAX_YAML_BYTES = 1 << 16  # of a configuration file; the longest recipe here has
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
-def option(default=dataclasses.MISSING, *, help, choices=None, minimum=None, maximum=None):
-    """A dataclass field of a section, with what --help and the checks need to know of it."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
+def option(default=dataclasses.MISSING, *, help, choices=None, or_positive=False, minimum=None, maximum=None):
+    """A dataclass field of a section, with what --help and the checks need to know of it.
+
+    or_positive: beside the choices a text also takes a number above 0.
+    """
+    metadata = {"help": help, "choices": choices, "or_positive": or_positive, "minimum": minimum, "maximum": maximum}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -49,7 +52,7 @@ class _FieldChecker(Checker):
             if not math.isfinite(number) or kind is int and number != int(number):
                 raise ValueError
             value = int(number) if kind is int else number
-        if meta["choices"] is not None and value not in meta["choices"]:
+        if meta["choices"] is not None and value not in meta["choices"] and not (meta["or_positive"] and 0 < float(value) < math.inf):
             raise ValueError
         if meta["minimum"] is not None and value < meta["minimum"]:
             raise ValueError
@@ -60,7 +63,7 @@ class _FieldChecker(Checker):
     def help(self):
         meta = self.field.metadata
         if meta["choices"] is not None:
-            return "one of " + ", ".join(map(str, meta["choices"]))
+            return "one of " + ", ".join(map(str, meta["choices"])) + (", or a positive number" if meta["or_positive"] else "")
         words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[self.field.type]
         if meta["minimum"] is not None:
             words += f", at least {meta['minimum']}"

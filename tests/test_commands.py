@@ -102,7 +102,7 @@ def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
 
 @pytest.mark.parametrize("words, message", [
     (["--training.stages=joint"], "joint.epochs is required (training.stages = joint)"),
-    (["--codes.logit_scale=0"], "it takes none, sqrt, learnable or a positive number"),
+    (["--codes.logit_scale=0"], "it takes one of none, sqrt, learnable, or a positive number"),
     (["--codes.init_distance=8"], "lower it to that, or raise codes.num_bits"),
     (["--training.batch_sise=3"], "did you mean training.batch_size?"),
     (["--training.batch_size=many"], "training.batch_size = 'many': it takes a whole number"),

@@ -1,6 +1,5 @@
 """The trainer's configuration: frozen dataclasses, one a section of the YAML, and the checks on their combinations."""
 import dataclasses
-import math
 from typing import ClassVar
 
 import yaml
@@ -28,18 +27,11 @@ class Codes:
 
     num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
     init_codebook: str = option("", help="start from this codebook: .npy of real values or a run folder; empty: random")
-    logit_scale: str = option("none", help="of the class logits: none; sqrt: 1 / sqrt(num_bits); learnable: from there on; or a number")
+    logit_scale: str = option("none", choices=("none", "sqrt", "learnable"), or_positive=True,
+                              help="of the class logits; sqrt: 1 / sqrt(num_bits); learnable: from there on")
     normalize: str = option("none", choices=("none", "batchnorm"), help="z as it is, or through batch norm without parameters of its own")
     init_scale: float = option(1.0, minimum=1e-6, help="times the standard deviation of a random codebook")
     init_distance: int = option(0, minimum=0, help="bits by which a random codebook's class codes differ at least; 0: as it comes")
-
-    def __post_init__(self):
-        try:
-            valid = self.logit_scale in ("none", "sqrt", "learnable") or 0 < float(self.logit_scale) < math.inf
-        except ValueError:
-            valid = False
-        if not valid:
-            raise UserError(f"codes.logit_scale = {self.logit_scale!r}: it takes none, sqrt, learnable or a positive number")
 
 
 @dataclasses.dataclass(frozen=True)

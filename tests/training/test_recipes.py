@@ -51,7 +51,7 @@ def test_logit_scales(text, scale):
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "log"])
 def test_a_logit_scale_that_is_none_is_refused(text):
-    with pytest.raises(UserError, match="codes.logit_scale = .*: it takes none, sqrt, learnable or a positive number"):
+    with pytest.raises(UserError, match="codes.logit_scale = .*: it takes one of none, sqrt, learnable, or a positive number"):
         config.read([*WORDS, f"--codes.logit_scale={text}"], description="")
 
 
