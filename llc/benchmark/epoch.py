@@ -6,7 +6,8 @@
 Every key of a recipe can be given, as for train_llc.py. Without data, betons of smooth noise are made for the run (photographs
 decode somewhat slower). `--vs` measures other ways beside ours, in turns, on the same beton and network: `torchvision` (DataLoader, PIL, eager
 mixed precision) and `ffcv` (FFCV's own loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds;
-starting, first batches and compilation are timed apart.
+starting, first batches and compilation are timed apart. All share the process, and with it what `Processes.start` sets: on a CPU the other ways gain by
+our keeping of freed memory, too.
 """
 import contextlib
 import dataclasses
