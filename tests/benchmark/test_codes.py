@@ -280,3 +280,16 @@ def test_the_grids_and_recipes_we_ship_are_read(path):
     assert len(grid.methods) > 1 and len(grid.seeds) > 1
     config, _ = training_config.read([f"--config={path.with_name(path.name.replace('_grid', ''))}"], description="")
     assert config.stages == ("codebook", "instance")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*_grid.yaml")), ids=lambda path: path.stem)
+def test_the_grids_we_ship_load(path):
+    recipe, stands_for = path.with_name(path.name.replace("_grid", "")), {"num_classes": 50, "onehot": "onehot.npy"}
+    methods = Grid.read(path).methods
+    assert sum(method.ceiling for method in methods) == 1
+    for method in methods:
+        for point in method.points:
+            words = [f"--{key}={stands_for.get(value, value)}" for key, value in {**method.overrides, **point}.items()]
+            read, _ = training_config.read([f"--config={recipe}", *words], description="")
+            # all methods train equally long
+            assert sum(getattr(read, stage).epochs for stage in read.stages) == 24
