@@ -1,6 +1,7 @@
 """Real image files and real command lines, small."""
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,9 @@ settings.load_profile("llc")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A shell's background job ignores Ctrl-C, and so would all processes that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As numba shares them with everyone in the process. FFCV's loader marks them as read-only, and numba's tables of what it has compiled, which
 # have them as keys, are broken then.
