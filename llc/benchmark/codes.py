@@ -14,12 +14,12 @@ The recipe is what all methods share; --section.key=value changes it. The grid s
         set: {codes.logit_scale: sqrt}  # keys of the recipe
         tune: {codebook.lr: [0.03, 0.1], instance.lr: [0.01, 0.03]}   # the axes of the method's grid; none: nothing to tune
       dense:
-        set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot, codebook.epochs: 16}
+        set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot, codebook.freeze_epoch: 0, codebook.epochs: 16}
         headline: top1_class
         ceiling: true                   # of one method: the table has the others' distance to it
 
-`codes.num_bits: num_classes` and `codes.init_codebook: onehot` make a dense classifier: a code of one bit a class, frozen (its real values are so
-large that no training turns a sign), whose class logits are those of a linear layer.
+`codes.num_bits: num_classes`, `codes.init_codebook: onehot` and `codebook.freeze_epoch: 0` make a dense classifier: a code of one bit a class that stands
+still, whose class logits are those of a linear layer.
 
 1. Every point of a method's grid is trained on train minus the slice, and judged on the slice by the headline at the last epoch, mean over
    tune_seeds. A point whose loss becomes no number, or that fails, is lost, and the report says so. A method with one point skips this.
@@ -84,7 +84,6 @@ OPTIONS = {
 OURS = ("logging.folder", "logging.name", "training.seed", "data.train_dataset", "data.val_dataset", "data.num_workers")  # not a method's
 HEADLINES = ("top1_mhd", "top1_class", "top1_ed", "top5_mhd", "top5_class")
 NEIGHBOURS = 10
-FROZEN = 1e6  # a one-hot codebook's values: a step on one is below float32's resolution there, and weight decay turns no sign
 STOP_SECONDS = 120.0  # for the trainings to write a checkpoint
 
 
@@ -245,7 +244,7 @@ class Comparison:
         if overrides.get("codes.num_bits") == "num_classes":
             overrides["codes.num_bits"] = self.num_classes
         if overrides.get("codes.init_codebook") == "onehot":
-            codebook = FROZEN * (2 * torch.eye(self.num_classes) - 1)
+            codebook = self._onehot_codes
             overrides["codes.init_codebook"] = str(self._onehot)
         overrides["training.seed"] = seed
         words = [*self.words, *(f"--{key}={value}" for key, value in overrides.items())]
@@ -272,6 +271,10 @@ class Comparison:
     @property
     def _onehot(self):
         return self.out / "codebooks" / f"onehot_{self.num_classes}.npy"
+
+    @property
+    def _onehot_codes(self):
+        return 2 * torch.eye(self.num_classes) - 1
 
     def _slice(self, part):
         """Where `part` of train is: rest or held_out. The name says of which train, so that another one's is not taken for it."""
@@ -342,7 +345,7 @@ class Comparison:
         for folder in ("data", "runs", "logs", "records", "codebooks"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
         if any(m.overrides.get("codes.init_codebook") == "onehot" or "onehot" in m.axes.get("codes.init_codebook", ()) for m in self.grid.methods):
-            save_codebook(self._onehot, FROZEN * (2 * torch.eye(self.num_classes) - 1))
+            save_codebook(self._onehot, self._onehot_codes)
         tuning = [run for runs in self.tuning.values() for run in runs]
         if tuning:
             self._write_slices()

@@ -12,7 +12,7 @@ cannot matter to a query is left after one comparison.
     64-bit ARM       eor, cnt, uqadd in 16-byte registers (compiled, not run)
 
 The nearest code is found in registers too: in each lane the lowest count, and the vector that it came from. Plain loops, which LLVM
-vectorised as well, went through memory between counting, the minimum and its place: 2.3 times the time for 20 bits and 1,000 codes, 1.3 times
+vectorised as well, went through memory between counting, the minimum and its place: 2.2 times the time for 20 bits and 1,000 codes, 1.3 times
 for 256 bits. vpopcntq on 64-bit words takes as many instructions to count, but leaves the distances in 8 times the registers, and AVX2
 would have to add up the bytes of every word besides.
 """
@@ -88,13 +88,13 @@ def _lowest_bit(typing, mask):
 
 
 def _counting(builder, pointers, stride, first, last, num_lanes, use):
-    """Emits a loop over the lanes that calls use(number of the vector, its lane, counts) -> None to emit what is done with the counts of differing
-    bits of LANES codes in the planes first to last; 255 stands for 255 and more.
+    """Emits a loop over the lanes, and in it what use(first lane, counts) emits for the counts of differing bits of LANES codes in the planes first
+    to last; 255 stands for 255 and more.
 
     Four vectors of codes at a time share what is loaded of the query and give the processor sums that do not wait for each other.
     """
     planes, query = pointers
-    intp, byte = num_lanes.type, ir.IntType(8)
+    intp = num_lanes.type
 
     def vectors(begin, end, width):
         with cgutils.for_range_slice(builder, begin, end, ir.Constant(intp, width * LANES), intp) as (lane, _):

@@ -48,7 +48,7 @@ methods:
     tune: {codebook.lr: [0.05, 1.0e+30]}     # the second becomes no number
   plain:
   dense:
-    set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot}
+    set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot, codebook.freeze_epoch: 0}
     headline: top1_class
     ceiling: true
 """
