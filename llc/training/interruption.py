@@ -1,5 +1,6 @@
 """What a run does beside its steps: it listens for signals, writes files in a thread, and watches whether its losses are numbers."""
 import collections
+import ctypes
 import os
 import queue
 import signal
@@ -10,6 +11,9 @@ import torch
 EXIT_STATUS = 75  # of a run that was told to stop and can be continued: EX_TEMPFAIL, "try again", of sysexits.h
 _MAX_JOBS = 4  # waiting to be written: a disk slower than the run holds it up, rather than filling the memory with states
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_set_handler = ctypes.CDLL(None).signal
+_set_handler.argtypes, _set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 
 
 class Stopped(Exception):
@@ -28,17 +32,31 @@ class StopSignals:
         self.received = ""
 
     def __enter__(self):
+        # Python calls `_receive` when the main thread is back from C++, which may be never; the pipe hears of a signal without it.
+        heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
+        self._fd_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+        self._listener = threading.Thread(target=self._listen, args=(heard,), name="llc-signals", daemon=True)
+        self._listener.start()
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception):
+        signal.set_wakeup_fd(self._fd_before)
+        os.close(self._told)  # the listener reads the end of the pipe
+        self._listener.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
-        if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _listen(self, pipe):
+        with open(pipe, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                if number[0] == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+                    # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
+                    _set_handler(signal.SIGINT, signal.SIG_DFL)
 
 
 class BackgroundWriter:

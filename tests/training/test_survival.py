@@ -446,9 +446,10 @@ def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
 
 
 def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
-    """Even one that hangs in a step."""
-    hang = ("import sys, time, train_llc; from llc.training.engine import Engine\n"
-            "def step(*args):\n print('hangs', flush=True); time.sleep(600)\n"
+    """Even one that hangs in native code, from which Python's handlers are never reached."""
+    hang = ("import ctypes, sys, train_llc; from llc.training.engine import Engine\n"
+            "mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock\n"
+            "def step(*args):\n lock(mutex); print('hangs', flush=True); lock(mutex)\n"
             "Engine.step = step; train_llc.main(sys.argv[1:])")
     process = subprocess.Popen([sys.executable, "-c", hang, *command(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     while process.stdout.readline().strip() != "hangs":
