@@ -28,9 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"images_per_second", "train_seconds", "val_seconds"}
 NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
 RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=12", "--validation.batch_size=5",
-          "--codebook.epochs=12", "--codebook.lr=0.1", "--instance.epochs=8", "--instance.lr=0.05", "--resolution.min_res=16",
-          "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--training.checkpoint_minutes=0.001",
-          "--data.num_workers=1", "--dist.timeout_minutes=2")
+          "--codebook.epochs=12", "--codebook.lr=0.1", "--instance.epochs=8", "--instance.lr=0.05", "--instance.distillation=0.5",
+          "--resolution.min_res=16", "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9",
+          "--training.checkpoint_minutes=0.001", "--data.num_workers=1", "--dist.timeout_minutes=2")
 
 
 def make_betons(folder, seed=0, write_mode="raw"):

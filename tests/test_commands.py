@@ -76,7 +76,7 @@ def test_instance_stage_alone_on_a_given_codebook_and_network(finished_run, beto
     done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
             f"--logging.folder={tmp_path}", "--logging.name=run", "--training.stages=instance", "--instance.epochs=2",
             f"--model.weights={finished_run}", f"--codes.init_codebook={finished_run / 'codebook.npy'}",
-            "--training.accumulation_steps=2", "--training.ema_decay=0.9", "--training.clip_grad_norm=5",
+            "--training.accumulation_steps=2", "--training.ema_decay=0.9", "--training.clip_grad_norm=5", "--instance.distillation=0.5",
             "--dist.grad_compression=bf16", processes=2)
     assert "Warning" not in done.stderr
     assert (np.load(tmp_path / "run" / "codebook.npy") == np.load(finished_run / "codebook.npy")).all()

@@ -45,6 +45,7 @@ class Stage:
     learns_codebook: ClassVar[bool]
     headlines: ClassVar[tuple]
     freeze_epoch: ClassVar[float] = -1.0
+    distillation: ClassVar[float] = 0.0
 
     epochs: int = option(None, help="epochs", minimum=1)
     lr: float = option(None, help="peak learning rate, for the total batch", minimum=0)
@@ -83,6 +84,8 @@ class InstanceStage(Stage):
     instance_weight: ClassVar[float] = 1.0
 
     codebook_weight: float = option(0.0, minimum=0, help="of the class logits' cross entropy, added to the binary cross entropy")
+    distillation: float = option(0.0, minimum=0, maximum=1,
+                                 help="share of a target that is the code of the class predicted when the stage began, not the label's")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Engine:
         self._compiled = training.compile == "on" or training.compile == "auto" and on_cuda
         if self._compiled:
             module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
-        self.module = module
+        self.module, self._teacher = module, module.teacher
         if processes.world_size > 1:
             # batch norm's statistics are averaged once an epoch (the trainer does) instead of being sent at every step
             # newer releases of torch call it so
@@ -113,6 +113,8 @@ class Engine:
         state = {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
+        if self._teacher is not None:
+            state["teacher"] = self._teacher.state_dict()
         return state
 
     def load_state_dict(self, state):
@@ -120,6 +122,8 @@ class Engine:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self._teacher is not None:
+            self._teacher.load_state_dict(state["teacher"])
 
 
 def set_float32_precision(precision):

@@ -1,8 +1,10 @@
 """The stages: their losses and what they train. LLC, Kusupati et al., NeurIPS 2021, arXiv 2106.01487.
 
 The paper's method is the codebook stage with its first loss alone, then the instance stage with its second alone. The joint stage, where one
-stage learns class codes and image codes together, and the other weights are this project's.
+stage learns class codes and image codes together, the other weights, and distillation are this project's.
 """
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,26 +15,37 @@ def codebook_loss(z, codebook_logits, labels, label_smoothing):
     return F.cross_entropy(codebook_logits, labels, label_smoothing=label_smoothing)
 
 
-def instance_loss(z, codebook, labels):
-    """Binary cross entropy of z [B, num_bits] as logits against the bits of the labels' class codes, mean over bits and images."""
-    return F.binary_cross_entropy_with_logits(z, (codebook[labels] > 0).to(z.dtype))
+def instance_loss(z, codebook, labels, predicted=None, distillation=0.0):
+    """Binary cross entropy of z [B, num_bits] as logits against the bits of the labels' class codes, mean over bits and images.
+
+    distillation: share of each target that the class code of `predicted`, int64 [B], has in place of the label's.
+    """
+    targets = (codebook[labels] > 0).to(z.dtype)
+    if distillation:
+        targets = torch.lerp(targets, (codebook[predicted] > 0).to(z.dtype), distillation)
+    return F.binary_cross_entropy_with_logits(z, targets)
 
 
-def stage_loss(stage, z, network, labels, label_smoothing):
+def stage_loss(stage, z, network, labels, label_smoothing, predicted=None):
     """codebook_weight x cross entropy + instance_weight x binary cross entropy, in which the current codebook is constant.
 
-    stage: llc.training.config.Stage, one of the three kinds, where either weight is a key, 0 or 1 by default.
+    stage: llc.training.config.Stage, one of the three kinds, where either weight is a key, 0 or 1 by default. predicted: the teacher's classes,
+    int64 [B], where stage.distillation is more than 0.
     """
     terms = []
     if stage.codebook_weight:
         terms.append(stage.codebook_weight * codebook_loss(z, network.class_logits(z), labels, label_smoothing))
     if stage.instance_weight:
-        terms.append(stage.instance_weight * instance_loss(z, network.codebook, labels))
+        terms.append(stage.instance_weight * instance_loss(z, network.codebook, labels, predicted, stage.distillation))
     return sum(terms)
 
 
 class StageModule(nn.Module):
-    """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. What a stage adds to the network; the trainer wraps it in DDP."""
+    """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. What a stage adds to the network; the trainer wraps it in DDP.
+
+    teacher: with distillation the network as it is now, which stays so; else None. An image that is hard to tell has a label by chance, and
+    the bits most likely one by one are no class's code; the teacher's decision is always one, and the same for images that look the same.
+    """
 
     def __init__(self, network, stage, label_smoothing):
         super().__init__()
@@ -41,9 +54,20 @@ class StageModule(nn.Module):
         network.codebook.requires_grad_(stage.learns_codebook)
         if network.options["logit_scale"] == "learnable":
             network.log_logit_scale.requires_grad_(stage.codebook_weight > 0)
+        self.teacher = copy.deepcopy(network).requires_grad_(False) if stage.distillation else None
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def forward(self, images, labels):
-        return stage_loss(self.stage, self.network(images), self.network, labels, self.label_smoothing)
+        predicted = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                predicted = self.teacher.class_logits(self.teacher(images)).argmax(1)
+        return stage_loss(self.stage, self.network(images), self.network, labels, self.label_smoothing, predicted)
 
 
 def parameter_groups(module, weight_decay):

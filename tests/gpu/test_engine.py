@@ -7,7 +7,7 @@ import torch
 
 from llc.distributed import Processes
 from llc.network import Network
-from llc.training.config import CodebookStage, Dist, Training
+from llc.training.config import CodebookStage, Dist, InstanceStage, Training
 from llc.training.engine import Engine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -29,14 +29,15 @@ def batch():
     return images.cuda(), (torch.arange(32) % 10).cuda()
 
 
-def engine(network, **changes):
+def engine(network, stage=CodebookStage(), **changes):
     training = dataclasses.replace(Training(label_smoothing=0.1, compile="off"), **changes)
-    return Engine(network, CodebookStage(), training, Dist(), Processes(device="cuda:0"))
+    return Engine(network, stage, training, Dist(), Processes(device="cuda:0"))
 
 
 @pytest.mark.parametrize("changes", [
     {"precision": "bf16"}, {"precision": "fp16"}, {"precision": "fp32"}, {"precision": "bf16", "compile": "on"},
     {"precision": "bf16", "accumulation_steps": 4, "ema_decay": 0.99}, {"precision": "fp16", "clip_grad_norm": 1.0},
+    {"precision": "bf16", "compile": "on", "stage": InstanceStage(distillation=0.5)},
 ], ids=str)
 def test_a_step_never_waits_for_the_device(changes, network, batch):
     trained = engine(network, **changes)

@@ -32,6 +32,37 @@ def test_instance_loss_equals_bitwise_cross_entropy_by_hand():
     assert abs(instance_loss(z, codebook, labels).item() - expected) < 1e-6  # float32 sums
 
 
+def test_distilled_targets_are_bits_of_both_classes():
+    codebook, labels, predicted = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([0, 1]), torch.tensor([1, 1])
+    z = torch.tensor([[0.3, -2.0], [1.5, 0.7]])
+    expected = nn.functional.binary_cross_entropy(torch.sigmoid(z), torch.tensor([[1.0, 0.25], [1.0, 1.0]]))
+    assert torch.allclose(instance_loss(z, codebook, labels, predicted, 0.25), expected)
+    # all of it: what the labels are makes no difference
+    assert torch.equal(instance_loss(z, codebook, labels, predicted, 1.0), instance_loss(z, codebook, predicted))
+
+
+def test_the_teacher_is_the_network_of_the_stages_beginning():
+    torch.manual_seed(4)
+    network = Network("resnet18", 8, 4, width=8)
+    nn.init.normal_(network.codebook)
+    module = StageModule(network, InstanceStage(distillation=1.0), 0.1).train()
+    assert network.training and not any(part.training for part in module.teacher.modules())
+    before = {name: value.clone() for name, value in module.teacher.state_dict().items()}
+    images, labels = torch.randint(0, 255, (12, 3, 32, 32), dtype=torch.uint8), torch.arange(12) % 4
+    optimizer = torch.optim.SGD([p for group in parameter_groups(module, 0.1) for p in group["params"]], lr=0.1)
+    assert len(optimizer.param_groups[0]["params"]) == len(list(network.parameters())) - 1  # all but the codebook, and nothing of the teacher
+    for _ in range(3):
+        optimizer.zero_grad()
+        module(images, labels).backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in module.teacher.state_dict().items())
+    assert not torch.equal(network.projection.weight, module.teacher.projection.weight)
+    with torch.no_grad():
+        classes = module.teacher.class_logits(module.teacher(images)).argmax(1)
+        assert not torch.equal(classes, labels)  # else the next line says nothing
+        assert torch.equal(module.eval()(images, labels), instance_loss(network(images), network.codebook, classes))
+
+
 def test_weight_decay_spares_every_batch_norm_and_nothing_else():
     network = Network("resnet18", 8, 4, width=8)
     decayed, plain = (group["params"] for group in parameter_groups(network, 0.1))

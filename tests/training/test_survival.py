@@ -116,6 +116,21 @@ def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undistu
     assert differences(end_of(run), end_of(undisturbed)) == []
 
 
+def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_not_been(command, undisturbed, tmp_path, monkeypatch):
+    """The teacher that it continues with is the network at the end of the codebook stage, no longer that of the checkpoint."""
+    teacher = "--instance.distillation=1"
+    train_llc.main(command(tmp_path / "whole", teacher))
+    changed = differences(end_of(tmp_path / "whole"), end_of(undisturbed))
+    assert changed  # the teacher has something to say
+    for step in (STEPS * 2 - 1, STEPS * 2, STEPS * 3 + 1):
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(SystemExit):
+                train_llc.main(command(tmp_path / f"run_{step}", teacher))
+        train_llc.main(command(tmp_path / f"run_{step}", teacher))
+        assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
+
+
 JOINT = ("--training.stages=joint", "--joint.epochs=3", "--joint.lr=0.1", "--joint.freeze_epoch=1.4", "--codes.logit_scale=learnable",
          "--codes.normalize=batchnorm", "--codes.init_distance=3")
 
