@@ -184,6 +184,9 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
         out = memory.take((len(indices), resolution, resolution, 3))
         status = native.decode_batch(samples, crops, flips, out.numpy(), threads_each)
         labels = shards.labels[indices]
+        if (status == native.UNREADABLE).any():
+            path = shards.paths[int(shards.shard_of(indices[np.argmax(status == native.UNREADABLE)]))]
+            raise UserError(f"{path} can no longer be read: {native.status_text(native.UNREADABLE)}")
         for i in np.flatnonzero(status != native.OK):
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))

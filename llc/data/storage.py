@@ -153,8 +153,7 @@ def read_sample(shards, index):
 
 @contextlib.contextmanager
 def _opened(path, file_size):
-    """The descriptor of the file at `path`, which must still have the size its tables were checked against: reading a mapped file
-    beyond its end kills the process."""
+    """The descriptor of the file at `path`, which must still have the size its tables were checked against."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:

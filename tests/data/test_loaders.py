@@ -333,6 +333,17 @@ def test_a_beton_that_changes_after_it_was_opened_is_noticed(in_memory, tmp_path
     assert not threads()
 
 
+@pytest.mark.parametrize("on_error", ["fail", "skip_sample"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(in_memory, on_error, small_window, tmp_path):
+    path = write_small_beton(tmp_path / "train.beton", PICTURES, LABELS, MODES)
+    loader = train(path, total=4, in_memory=in_memory, on_error=on_error)
+    with pytest.raises(UserError, match="train.beton (can no longer be read: it became shorter|became shorter while it was read)"):
+        for _ in loader.epoch(0, RESOLUTION):
+            os.truncate(path, 4096)
+    assert not threads()
+
+
 def test_too_few_images_for_a_batch(path):
     with pytest.raises(UserError, match=r"train.beton: 101 images do not fill one batch; training.batch_size = 102 is too large"):
         train(path, total=102, world_size=2)

@@ -1,7 +1,12 @@
 """The native library: what it decodes equals a full decode and a slow resize anyone can check; damage is named, never shown."""
 import io
 import itertools
+import mmap
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -300,3 +305,43 @@ def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp
             native.decode(GOOD)
     finally:
         native.library.cache_clear()
+
+
+# ---- a mapped file that can no longer be read --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num_threads, tmp_path):
+    pictures = [photograph(seed, 90, 131) for seed in range(12)]
+    encoded = [jpeg(p, progressive=seed % 3 == 1) if seed % 3 else p.tobytes() for seed, p in enumerate(pictures)]  # raw, and both decoders
+    place = [seed * (1 << 16) for seed in range(12)]
+    path = tmp_path / "samples"
+    with open(path, "wb") as file:
+        for start, data in zip(place, encoded):
+            file.seek(start)
+            file.write(data)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        base = np.frombuffer(mapped, np.uint8)
+        samples = native.Samples(base.ctypes.data + np.array(place, np.uint64), [len(data) for data in encoded],
+                                 [beton.JPG if seed % 3 else beton.RAW for seed in range(12)], [131] * 12, [90] * 12)
+        whole, out = (np.full((12, 24, 32, 3), 77, np.uint8) for _ in range(2))
+        arguments = [[0, 0, 90, 131]] * 12, [False] * 12
+        assert not native.decode_batch(samples, *arguments, whole, num_threads).any()
+        # of sample 6, raw, the first page is left; of 7 and those after it nothing
+        file.truncate(place[6] + mmap.PAGESIZE)
+        status = native.decode_batch(samples, *arguments, out, num_threads)
+        assert status.tolist() == [native.OK] * 6 + [native.UNREADABLE] * 6
+        assert np.array_equal(out[:6], whole[:6]) and whole[6:].any() and not out[6:].any()
+        file.truncate(place[11] + len(encoded[11]))  # zeros where the data was: damaged, and read all the same
+        status = native.decode_batch(samples, *arguments, out, num_threads)
+        assert np.array_equal(out[:6], whole[:6]) and not {native.OK, native.UNREADABLE} & set(status[7:][np.array(samples.modes[7:]) == beton.JPG])
+        del base, samples
+    assert "shorter" in native.status_text(native.UNREADABLE)
+
+
+def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
+    script = ("import mmap, sys; import numpy as np; from llc.data import native\n"
+              "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
+              "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0); file.truncate(0); mapped[5000]")
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "file"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGBUS, done.stderr

@@ -19,6 +19,7 @@ import numpy as np
 from llc.errors import UserError
 
 OK = 0  # the status of a sample that decoded
+UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
 
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

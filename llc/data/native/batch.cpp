@@ -5,6 +5,7 @@
 #include <thread>
 #include <vector>
 
+#include "guard.h"
 #include "jpeg.h"
 #include "native.h"
 #include "resize.h"
@@ -108,16 +109,25 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     return scratch.jpeg.read(crop, scratch.window);
 }
 
+// Its own function, whose variables do not change after sigsetjmp. What `decode_sample` had allocated when a read failed is lost: the file is.
+Status decode_readable(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
+    sigjmp_buf failed;
+    if (sigsetjmp(failed, 0)) return LLC_UNREADABLE;
+    on_failed_read = &failed;
+    return decode_sample(batch, i, scratch, out);
+}
+
 void work(Batch &batch) {
     Scratch scratch(batch.kernels);
     const int64_t bytes = int64_t(batch.out_height) * batch.out_width * 3;
     for (int64_t i; (i = batch.next++) < batch.n;) {
         uint8_t *out = batch.out + i * bytes;
         try {
-            batch.status[i] = decode_sample(batch, i, scratch, out);
+            batch.status[i] = decode_readable(batch, i, scratch, out);
         } catch (const std::exception &) {
             batch.status[i] = LLC_OUT_OF_MEMORY;
         }
+        on_failed_read = nullptr;
         if (batch.status[i] != LLC_OK) memset(out, 0, bytes);
     }
 }
@@ -133,6 +143,7 @@ const char *llc_status_text(int32_t status) {
         "a JPEG of colours that are neither grey nor YCbCr nor RGB",
         "the crop has no pixels, or is not within the image",
         "out of memory",
+        "it became shorter, or its disk fails",
     };
     return status >= 0 && status < LLC_NUM_STATUSES ? texts[status] : nullptr;
 }
@@ -147,6 +158,7 @@ void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *size
                       int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
     Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
+    guard_reads();
     try {
         const int64_t more = std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0);
         threads.reserve(more);

@@ -1,5 +1,6 @@
 // The library's whole interface: plain C functions, loaded by __init__.py through ctypes. No function throws, keeps state between
-// calls, or touches what another call uses; every one may run in several threads at once. Pixels are uint8, RGB, interleaved.
+// calls, but for the handler of SIGBUS that the first batch sets up (guard.h), or touches what another call uses; every one may run in
+// several threads at once. Pixels are uint8, RGB, interleaved.
 #pragma once
 #include <cstdint>
 
@@ -13,6 +14,7 @@ enum Status : int32_t {
     LLC_WRONG_COLOUR,   // a JPEG that is neither grey nor YCbCr nor RGB
     LLC_WRONG_CROP,     // no pixels, or not within the image
     LLC_OUT_OF_MEMORY,
+    LLC_UNREADABLE,     // the mapped file it lies in has become shorter, or its disk fails
     LLC_NUM_STATUSES
 };
 
