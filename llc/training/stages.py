@@ -43,8 +43,9 @@ def stage_loss(stage, z, network, labels, label_smoothing, predicted=None):
 class StageModule(nn.Module):
     """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. What a stage adds to the network; the trainer wraps it in DDP.
 
-    teacher: with distillation the network as it is now, which stays so; else None. An image that is hard to tell has a label by chance, and
-    the bits most likely one by one are no class's code; the teacher's decision is always one, and the same for images that look the same.
+    teacher: with distillation the network as it is when the stage begins, which then stands still; else None. Where a class is uncertain, the most
+    likely value of each bit by itself often makes a code that is no class's; what the teacher decides is always one (cf. the hard
+    bootstrapping of Reed et al., arXiv 1412.6596).
     """
 
     def __init__(self, network, stage, label_smoothing):
