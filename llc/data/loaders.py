@@ -20,7 +20,7 @@ import torch
 
 from llc.data import native, sampling
 from llc.data.prefetch import Prefetch
-from llc.data.storage import LIFE, MappedFiles, PagedFiles, pages_of, read_sample
+from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
 from llc.errors import UserError
 
 _NUM_AHEAD = 1  # batches that are finished, beside those in the making (LIFE) and in use
@@ -40,7 +40,7 @@ class TrainLoader:
     random crop, as a share of the image. in_memory: the betons fit into this machine's memory; else they are read by pages into a
     bounded buffer, and the order is random within a window (sampling.pagewise_order). on_error: a damaged sample ends the epoch with a
     UserError that names it ("fail"), or another one takes its place, drawn by (seed, epoch, sample) too, and a warning at the end of
-    the epoch names them ("skip_sample").
+    the epoch names them ("skip_sample"). A file that cannot be read, or changed, is a UserError in either case.
 
     Processes whose betons differ, as where each machine has shards of its own, share theirs with those that have the same. Raises
     UserError where their classes or numbers of images do not agree, and where no batch can be filled.
@@ -184,10 +184,11 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
         out = memory.take((len(indices), resolution, resolution, 3))
         status = native.decode_batch(samples, crops, flips, out.numpy(), threads_each)
         labels = shards.labels[indices]
-        if (status == native.UNREADABLE).any():
-            path = shards.paths[int(shards.shard_of(indices[np.argmax(status == native.UNREADABLE)]))]
-            raise UserError(f"{path} can no longer be read: {native.status_text(native.UNREADABLE)}")
-        for i in np.flatnonzero(status != native.OK):
+        bad = np.flatnonzero(status != native.OK)
+        check_unchanged(shards, indices[bad])
+        for i in bad:
+            if status[i] == native.UNREADABLE:
+                raise UserError(f"{shards.name(int(indices[i]))} can no longer be read: {native.status_text(status[i])}")
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
 

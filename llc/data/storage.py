@@ -151,6 +151,13 @@ def read_sample(shards, index):
     return data
 
 
+def check_unchanged(shards, indices):
+    """Raises UserError where a file of these samples is gone, or has another size than when it was opened."""
+    for shard in np.unique(shards.shard_of(indices)):
+        with _opened(shards.paths[shard], shards.file_sizes[shard]):
+            pass
+
+
 @contextlib.contextmanager
 def _opened(path, file_size):
     """The descriptor of the file at `path`, which must still have the size its tables were checked against."""

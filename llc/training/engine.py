@@ -8,6 +8,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from llc.errors import UserError
 from llc.training.stages import StageModule, parameter_groups
 
 
@@ -118,12 +119,15 @@ class Engine:
         return state
 
     def load_state_dict(self, state):
+        """Raises UserError where the state is of an engine without what this one has."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        if self._teacher is not None:
-            self._teacher.load_state_dict(state["teacher"])
+        for name, module, key in (("ema", self.ema, "training.ema_decay"), ("teacher", self._teacher, "instance.distillation")):
+            if module is None:
+                continue
+            if name not in state:
+                raise UserError(f"{key} was 0 when the checkpoint's stage began, and what it needs is not in the checkpoint; continue with 0")
+            module.load_state_dict(state[name])
 
 
 def set_float32_precision(precision):

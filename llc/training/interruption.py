@@ -1,5 +1,6 @@
 """What a run does beside its steps: it listens for signals, writes files in a thread, and watches whether its losses are numbers."""
 import collections
+import contextlib
 import ctypes
 import os
 import queue
@@ -11,6 +12,8 @@ import torch
 EXIT_STATUS = 75  # of a run that was told to stop and can be continued: EX_TEMPFAIL, "try again", of sysexits.h
 _MAX_JOBS = 4  # waiting to be written: a disk slower than the run holds it up, rather than filling the memory with states
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+_SAME_SECONDS = 1.0  # in which two SIGINTs are one Ctrl-C, of the terminal and of a wrapper that passes it on
 
 _set_handler = ctypes.CDLL(None).signal
 _set_handler.argtypes, _set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -24,27 +27,31 @@ class StopSignals:
     """`with StopSignals() as signals:` SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning) no longer end the process: they set
     `signals.received`, the signal's name, until then "".
 
-    A second Ctrl-C ends a process of its own at once, even one that waits in C++. Under torchrun it does not: torchrun passes on the
-    Ctrl-C that the terminal has sent to its processes already, and kills what has not ended after 30 seconds.
+    A second Ctrl-C, from a second after the first on, ends a process of its own at once, even one that waits in native code (which must have
+    released the GIL). Under torchrun it does not: torchrun passes on the Ctrl-C that the terminal has sent to its processes already, and kills
+    what has not ended after 30 seconds.
     """
 
     def __init__(self):
-        self.received = ""
+        self.received, self._ended = "", threading.Event()
 
     def __enter__(self):
-        # Python calls `_receive` when the main thread is back from C++, which may be never; the pipe hears of a signal without it.
+        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        # Python calls `_receive` when the main thread is back from native code, which may be never; the pipe hears of a signal without it.
         heard, self._told = os.pipe()
         os.set_blocking(self._told, False)
         self._fd_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         self._listener = threading.Thread(target=self._listen, args=(heard,), name="llc-signals", daemon=True)
         self._listener.start()
-        self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(self, *exception):
         signal.set_wakeup_fd(self._fd_before)
-        os.close(self._told)  # the listener reads the end of the pipe
+        self._ended.set()
+        with contextlib.suppress(BlockingIOError):  # full: there is something to read
+            os.write(self._told, b"\0")
         self._listener.join()
+        os.close(self._told)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -53,8 +60,11 @@ class StopSignals:
 
     def _listen(self, pipe):
         with open(pipe, "rb", buffering=0) as signals:
-            while number := signals.read(1):
-                if number[0] == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+            while True:
+                number, = signals.read(1)
+                if self._ended.is_set():
+                    return
+                if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ and not self._ended.wait(_SAME_SECONDS):
                     # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
                     _set_handler(signal.SIGINT, signal.SIG_DFL)
 

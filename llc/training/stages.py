@@ -55,7 +55,7 @@ class StageModule(nn.Module):
         network.codebook.requires_grad_(stage.learns_codebook)
         if network.options["logit_scale"] == "learnable":
             network.log_logit_scale.requires_grad_(stage.codebook_weight > 0)
-        self.teacher = copy.deepcopy(network).requires_grad_(False) if stage.distillation else None
+        self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if stage.distillation else None
 
     def train(self, mode=True):
         super().train(mode)
@@ -67,7 +67,9 @@ class StageModule(nn.Module):
         predicted = None
         if self.teacher is not None:
             with torch.no_grad():
-                predicted = self.teacher.class_logits(self.teacher(images)).argmax(1)
+                z = self.teacher(images)
+                with torch.autocast(z.device.type, enabled=False):  # as validation does: half precision makes ties, which go to the lowest class
+                    predicted = self.teacher.class_logits(z).argmax(1)
         return stage_loss(self.stage, self.network(images), self.network, labels, self.label_smoothing, predicted)
 
 

@@ -338,10 +338,18 @@ def test_a_beton_that_changes_after_it_was_opened_is_noticed(in_memory, tmp_path
 def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(in_memory, on_error, small_window, tmp_path):
     path = write_small_beton(tmp_path / "train.beton", PICTURES, LABELS, MODES)
     loader = train(path, total=4, in_memory=in_memory, on_error=on_error)
-    with pytest.raises(UserError, match="train.beton (can no longer be read: it became shorter|became shorter while it was read)"):
+    with pytest.raises(UserError, match="train.beton (changed since it was opened: 0 bytes|became shorter while it was read)"):
         for _ in loader.epoch(0, RESOLUTION):
-            os.truncate(path, 4096)
+            os.truncate(path, 0)
     assert not threads()
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip_sample"])
+def test_a_disk_that_fails_is_an_error_and_no_damaged_sample(on_error, path, monkeypatch):
+    """What the kernel makes of it, a file cut short stands for; here it has its size again when the loader looks."""
+    monkeypatch.setattr(native, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), native.UNREADABLE))
+    with pytest.raises(UserError, match=r"sample \d+ of .* can no longer be read: .* its disk fails"):
+        taken(train(path, on_error=on_error).epoch(0, RESOLUTION))
 
 
 def test_too_few_images_for_a_batch(path):

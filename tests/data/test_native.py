@@ -312,9 +312,10 @@ def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num_threads, tmp_path):
-    pictures = [photograph(seed, 90, 131) for seed in range(12)]
+    height, width = 300, 310
+    pictures = [photograph(seed, height, width) for seed in range(12)]
     encoded = [jpeg(p, progressive=seed % 3 == 1) if seed % 3 else p.tobytes() for seed, p in enumerate(pictures)]  # raw, and both decoders
-    place = [seed * (1 << 16) for seed in range(12)]
+    place = [seed * (1 << 18) for seed in range(12)]  # a multiple of every kernel's page
     path = tmp_path / "samples"
     with open(path, "wb") as file:
         for start, data in zip(place, encoded):
@@ -323,9 +324,9 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         base = np.frombuffer(mapped, np.uint8)
         samples = native.Samples(base.ctypes.data + np.array(place, np.uint64), [len(data) for data in encoded],
-                                 [beton.JPG if seed % 3 else beton.RAW for seed in range(12)], [131] * 12, [90] * 12)
+                                 [beton.JPG if seed % 3 else beton.RAW for seed in range(12)], [width] * 12, [height] * 12)
         whole, out = (np.full((12, 24, 32, 3), 77, np.uint8) for _ in range(2))
-        arguments = [[0, 0, 90, 131]] * 12, [False] * 12
+        arguments = [[0, 0, height, width]] * 12, [False] * 12
         assert not native.decode_batch(samples, *arguments, whole, num_threads).any()
         # of sample 6, raw, the first page is left; of 7 and those after it nothing
         file.truncate(place[6] + mmap.PAGESIZE)
@@ -344,4 +345,12 @@ def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
               "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
               "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0); file.truncate(0); mapped[5000]")
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "file"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGBUS, done.stderr
+
+
+def test_a_bus_error_that_somebody_sends_ends_the_process():
+    script = ("import os, signal; import numpy as np; from llc.data import native\n"
+              "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
+              "os.kill(os.getpid(), signal.SIGBUS)")
+    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == -signal.SIGBUS, done.stderr

@@ -6,11 +6,13 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,8 +122,9 @@ def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_no
     """The teacher that it continues with is the network at the end of the codebook stage, no longer that of the checkpoint."""
     teacher = "--instance.distillation=1"
     train_llc.main(command(tmp_path / "whole", teacher))
-    changed = differences(end_of(tmp_path / "whole"), end_of(undisturbed))
-    assert changed  # the teacher has something to say
+    weights = [torch.load(run / "checkpoints" / "instance.pth", weights_only=True)["network"]["projection.weight"]
+               for run in (tmp_path / "whole", undisturbed)]
+    assert not torch.equal(*weights)  # the teacher has something to say
     for step in (STEPS * 2 - 1, STEPS * 2, STEPS * 3 + 1):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
@@ -129,6 +132,34 @@ def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_no
                 train_llc.main(command(tmp_path / f"run_{step}", teacher))
         train_llc.main(command(tmp_path / f"run_{step}", teacher))
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
+
+
+@pytest.mark.parametrize("option", ["--instance.distillation=0.5", "--training.ema_decay=0.5"])
+def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(option, command, tmp_path, monkeypatch):
+    without = command(tmp_path / "run", "--training.ema_decay=0")
+    with monkeypatch.context() as patch:
+        stop_at(patch, STEPS * 2 + 1)
+        with pytest.raises(SystemExit):
+            train_llc.main(without)
+    with pytest.raises(UserError, match="was 0 when the checkpoint's stage began"):
+        train_llc.main([*without, option, "--resume_anyway=1"])
+    train_llc.main(without)
+
+
+def test_two_sigints_at_once_are_one_ctrl_c(command, tmp_path, monkeypatch):
+    """The terminal's, and that of a wrapper which passes it on."""
+    def twice(n, images):
+        if n == 1:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.05)
+    Saboteur(monkeypatch, twice)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        train_llc.main(command(tmp_path / "run"))
+    assert stopped.value.code == EXIT_STATUS
+    caught = int(re.search(r"SigCgt:\s*(\w+)", Path("/proc/self/status").read_text())[1], 16)
+    assert signal.getsignal(signal.SIGINT) is handler and caught >> (signal.SIGINT - 1) & 1  # C's handler too
 
 
 JOINT = ("--training.stages=joint", "--joint.epochs=3", "--joint.lr=0.1", "--joint.freeze_epoch=1.4", "--codes.logit_scale=learnable",
@@ -473,12 +504,15 @@ def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
-    for _ in range(20):  # two that come before a busy machine lets the process run are one to the system
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(3)
-            break
-    assert process.returncode == -signal.SIGINT
+    try:
+        for _ in range(20):  # two that come before a busy machine lets the process run are one to the system
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(3)
+                break
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()
 
 
 def test_continuing_on_another_number_of_processes_says_so_and_trains(command, copy, run_llc):

@@ -59,6 +59,8 @@ def library():
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
+        if loaded.llc_status_text(UNREADABLE) is None:
+            raise AttributeError("a status is missing")
     except AttributeError as error:
         raise UserError(f"{_PATH} was built from older sources ({error}); {advice}") from error
     except OSError as error:

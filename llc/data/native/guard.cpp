@@ -9,9 +9,12 @@ namespace {
 
 struct sigaction before;
 
-void failed(int number, siginfo_t *, void *) {
-    if (on_failed_read) siglongjmp(*on_failed_read, 1);
-    sigaction(number, &before, nullptr);  // the read is tried again, and fails under the handler that was there
+void failed(int number, siginfo_t *info, void *) {
+    const int code = info->si_code;
+    const bool read = code == BUS_ADRERR || code == BUS_OBJERR || code == BUS_MCEERR_AR;  // else somebody sent it, or memory is broken elsewhere
+    if (read && on_failed_read) siglongjmp(*on_failed_read, 1);
+    sigaction(number, &before, nullptr);
+    if (!read) raise(number);  // a read is tried again by itself, and fails under the handler that was there
 }
 
 }  // namespace
