@@ -3,6 +3,7 @@
 The paper's method is the codebook stage with its first loss alone, then the instance stage with its second alone. The joint stage, where one
 stage learns class codes and image codes together, the other weights, and distillation are this project's.
 """
+import contextlib
 import copy
 
 import torch
@@ -40,6 +41,11 @@ def stage_loss(stage, z, network, labels, label_smoothing, predicted=None):
     return sum(terms)
 
 
+def _in_float32(device):
+    """A context without autocast, as validation has it: class logits in half precision tie, and ties go to the lowest class."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta knows no autocast
+
+
 class StageModule(nn.Module):
     """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. What a stage adds to the network; the trainer wraps it in DDP.
 
@@ -68,7 +74,7 @@ class StageModule(nn.Module):
         if self.teacher is not None:
             with torch.no_grad():
                 z = self.teacher(images)
-                with torch.autocast(z.device.type, enabled=False):  # as validation does: half precision makes ties, which go to the lowest class
+                with _in_float32(z.device):
                     predicted = self.teacher.class_logits(z).argmax(1)
         return stage_loss(self.stage, self.network(images), self.network, labels, self.label_smoothing, predicted)
 
