@@ -38,10 +38,10 @@ class StopSignals:
     def __enter__(self):
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         # Python calls `_receive` when the main thread is back from native code, which may be never; the pipe hears of a signal without it.
-        heard, self._told = os.pipe()
+        self._heard, self._told = os.pipe()
         os.set_blocking(self._told, False)
         self._fd_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-        self._listener = threading.Thread(target=self._listen, args=(heard,), name="llc-signals", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="llc-signals", daemon=True)
         self._listener.start()
         return self
 
@@ -52,21 +52,21 @@ class StopSignals:
             os.write(self._told, b"\0")
         self._listener.join()
         os.close(self._told)
+        os.close(self._heard)  # not by the listener: it may have ended, on a last signal's byte, before it is told to
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
 
-    def _listen(self, pipe):
-        with open(pipe, "rb", buffering=0) as signals:
-            while True:
-                number, = signals.read(1)
-                if self._ended.is_set():
-                    return
-                if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ and not self._ended.wait(_SAME_SECONDS):
-                    # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
-                    _set_handler(signal.SIGINT, signal.SIG_DFL)
+    def _listen(self):
+        while True:
+            number, = os.read(self._heard, 1)
+            if self._ended.is_set():
+                return
+            if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ and not self._ended.wait(_SAME_SECONDS):
+                # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
+                _set_handler(signal.SIGINT, signal.SIG_DFL)
 
 
 class BackgroundWriter:

@@ -1,4 +1,5 @@
 """The run folder: config.yaml, class_names.json, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
+import contextlib
 import csv
 import fcntl
 import json
@@ -34,17 +35,26 @@ class RunFolder:
 
     @classmethod
     def create(cls, folder, name):
+        """A new run folder, or one that a start left behind which failed before its run began (a missing beton, say)."""
         path = Path(folder) / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+        run = cls(path)
         try:
             (path / "checkpoints").mkdir(parents=True)
         except FileExistsError:
-            raise UserError(f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}"
-                            ) from None
+            if run._has_begun():
+                raise UserError(f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}") from None
         except OSError as error:
             raise UserError(f"run folder {path}: cannot be made: {error.strerror}") from error
-        run = cls(path)
         run._take_lock()
+        if run._has_begun():  # by whoever had the lock
+            raise UserError(f"run folder {path}: another process has begun a run there; choose another logging.name")
         return run
+
+    def _has_begun(self):
+        """Whether there is anything but what `create` makes."""
+        with contextlib.suppress(OSError):
+            return {*os.listdir(self.path)} - {".lock"} != {"checkpoints"} or bool(os.listdir(self.path / "checkpoints"))
+        return True
 
     @classmethod
     def open(cls, path):

@@ -22,7 +22,7 @@ import yaml
 import train_llc
 from llc.errors import UserError
 from llc.training.engine import Engine
-from llc.training.interruption import EXIT_STATUS
+from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
 from tests.chaos import ROOT, Training, chaos, differences, end_of, make_betons
 
@@ -162,6 +162,16 @@ def test_two_sigints_at_once_are_one_ctrl_c(command, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is handler and caught >> (signal.SIGINT - 1) & 1  # C's handler too
 
 
+def test_a_signal_at_the_very_end_breaks_nothing(monkeypatch):
+    """Whose byte the listener takes for the one that tells it to end."""
+    with StopSignals() as signals:
+        set_ended, listener = signals._ended.set, signals._listener
+        monkeypatch.setattr(signals._ended, "set", lambda: (set_ended(), listener.join(20)))
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received == "SIGINT" and not listener.is_alive()
+
+
 JOINT = ("--training.stages=joint", "--joint.epochs=3", "--joint.lr=0.1", "--joint.freeze_epoch=1.4", "--codes.logit_scale=learnable",
          "--codes.normalize=batchnorm", "--codes.init_distance=3")
 
@@ -236,6 +246,35 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(command, undistur
     run._lock.close()
     train_llc.main(command(run.path))
     assert differences(end_of(run.path), end_of(undisturbed)) == []
+
+
+def test_after_a_start_that_failed_the_corrected_command_starts(command, undisturbed, tmp_path):
+    """Without --resume=auto too; but what holds a run is never taken over."""
+    def afresh(*options):
+        train_llc.main([word for word in command(tmp_path / "run", *options) if word != "--resume=auto"])
+
+    with pytest.raises(UserError, match="nothing.beton"):
+        afresh("--data.train_dataset=nothing.beton")
+    afresh()
+    end = end_of(tmp_path / "run")
+    assert differences(end, end_of(undisturbed)) == []
+    with pytest.raises(UserError, match="exists already"):
+        afresh()
+    assert differences(end_of(tmp_path / "run"), end) == []
+
+
+def test_a_folder_in_which_another_process_begins_a_run_is_not_taken_over(tmp_path, monkeypatch):
+    first = RunFolder.create(tmp_path, "run")
+    take_lock = RunFolder._take_lock
+
+    def late(run):
+        first.save_class_names(["a"])
+        first.close()
+        take_lock(run)
+
+    monkeypatch.setattr(RunFolder, "_take_lock", late)
+    with pytest.raises(UserError, match="another process has begun a run"):
+        RunFolder.create(tmp_path, "run")
 
 
 def test_auto_needs_a_name_and_takes_no_other_folder(command, tmp_path):
