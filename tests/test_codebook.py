@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from llc.codebook import health, random_codebook, separated_codes
+from llc.codebook import health, move_apart, random_codebook, separated_codes
 from llc.errors import UserError
 
 
@@ -49,3 +49,47 @@ def test_a_random_codebook_keeps_its_values_without_options_and_its_sizes_with_t
     assert torch.allclose(random_codebook(40, 16, 2, scale=3.0), 3 * plain)
     apart = random_codebook(40, 16, 2, distance=6)
     assert torch.equal(apart.abs(), plain.abs()) and health(apart).min_distance >= 6 > health(plain).min_distance
+
+
+def distances_of(values):
+    signs = 2.0 * (values > 0) - 1
+    return ((values.shape[1] - signs @ signs.T) / 2).fill_diagonal_(torch.inf)
+
+
+@pytest.mark.parametrize("num_classes, num_bits, distance", [(1000, 20, 1), (1000, 20, 2), (200, 16, 3), (50, 8, 2), (1000, 10, 1), (3, 130, 12), (2, 1, 1),
+                                                             (1, 4, 3)])
+def test_codes_are_moved_apart_and_no_more_than_asked(num_classes, num_bits, distance):
+    values = random_codebook(num_classes, num_bits, seed=1)
+    values[num_classes // 2] = values[0]
+    after = move_apart(values, distance)
+    assert num_classes == 1 or health(after).min_distance >= distance > health(values).min_distance
+    assert torch.equal(after.abs(), values.abs()) and torch.equal(move_apart(after, distance), after)
+    moved = (after != values).any(1)
+    near = distances_of(values) < distance
+    assert not moved[~near.any(1)].any()
+    assert not (near & ~moved & ~moved[:, None]).any()  # of two that are too near at least one has moved
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_class_moves_that_gets_clear_at_the_least_sum(seed):
+    """Of all sets of flips of all classes that are too near, by trying them."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randperm(32, generator=generator)[:20, None] >> torch.arange(5) & 1
+    codes[4] = codes[1]
+    values = (2 * codes - 1) * torch.rand(20, 5, generator=generator).add(0.01)
+    costs = {}
+    for c in (1, 4):
+        for flips in itertools.product([1.0, -1.0], repeat=5):
+            tried = values.clone()
+            tried[c] *= torch.tensor(flips)
+            if not (distances_of(tried) < 1).any():
+                costs[float(values[c][torch.tensor(flips) < 0].abs().double().sum())] = tried
+    assert torch.equal(move_apart(values, 1), costs[min(costs)])
+
+
+def test_where_there_is_no_room_classes_stay_too_near_and_nothing_gets_worse():
+    values = torch.tensor([[0.5, 1.0], [0.2, 0.0], [1.0, 0.5], [2.0, 3.0], [-1.0, 2.0]])
+    after = move_apart(values, 1)
+    assert health(after).num_collisions == 1 and len({tuple(code) for code in (after > 0).tolist()}) == 4
+    assert torch.equal(move_apart(after, 1), after) and torch.equal(after[3:], values[3:])
+    assert torch.equal(move_apart(torch.zeros(2, 3), 1) > 0, torch.tensor([[True, False, False], [False] * 3]))

@@ -32,6 +32,7 @@ class Codes:
     normalize: str = option("none", choices=("none", "batchnorm"), help="z as it is, or through batch norm without parameters of its own")
     init_scale: float = option(1.0, minimum=1e-6, help="times the standard deviation of a random codebook")
     init_distance: int = option(0, minimum=0, help="bits by which a random codebook's class codes differ at least; 0: as it comes")
+    min_distance: int = option(0, minimum=0, help="bits by which class codes differ at least from when the codebook stands still; 0: as learnt")
 
 
 @dataclasses.dataclass(frozen=True)

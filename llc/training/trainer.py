@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from llc.checkpoints import load_weights
-from llc.codebook import health, load_codebook, random_codebook
+from llc.codebook import health, load_codebook, move_apart, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
 from llc.data.shards import open_shards
@@ -114,6 +114,9 @@ class Trainer:
             raise UserError(f"codes.init_codebook = {config.codes.init_codebook}: {list(codebook.shape)}, but the data has "
                             f"{num_classes} classes and codes.num_bits = {config.codes.num_bits}")
         self.network.codebook.data.copy_(codebook)
+        if config.codes.min_distance and num_classes > 2 ** (config.codes.num_bits - config.codes.min_distance + 1):  # Singleton's bound
+            raise UserError(f"codes.min_distance = {config.codes.min_distance}: no code of {config.codes.num_bits} bits has this distance between "
+                            f"{num_classes} classes; lower it, or raise codes.num_bits")
         self.identity = resume.identity(config, self.train_shards, val_shards, given)
         if config.model.weights and state is None:
             self.say(load_weights(self.network, config.model.weights, config.model.arch))
@@ -164,6 +167,8 @@ class Trainer:
 
     def _run_stage(self, name):
         stage, progress = getattr(self.config, name), self.progress
+        if stage.is_frozen(0):
+            self._move_apart(self.network)
         engine = Engine(self.network, stage, self.config.training, self.config.dist, self.processes)
         if self._state is not None:
             self._restore_engine(engine)
@@ -205,7 +210,10 @@ class Trainer:
             self._heed(engine)
             lr = learning_rate(stage, progress.epoch * steps + batch, steps)
             if batch not in left_out:
-                engine.codebook_frozen = stage.is_frozen(progress.epoch + batch / steps)
+                frozen = stage.is_frozen(progress.epoch + batch / steps)
+                if frozen and not engine.codebook_frozen:
+                    self._move_apart(self.network)
+                engine.codebook_frozen = frozen
                 loss = engine.step(images, labels, lr)
                 self.loss_sum += loss
                 self.watch.add(batch, loss)
@@ -215,6 +223,9 @@ class Trainer:
                 bar.set_postfix(loss=f"{self.loss_sum.item() / max(1, batch + 1 - len(left_out)):.3f}", lr=f"{lr:.3g}", refresh=False)
         if first < steps:  # else this was done before the checkpoint
             self.processes.average(running_statistics(*_networks(engine)))
+            if progress.epoch + 1 == stage.epochs:
+                for network in _networks(engine):
+                    self._move_apart(network)
         mean_loss = self.processes.sum(self.loss_sum.clone()).item() / max(1, steps - len(left_out)) / self.processes.world_size
         seconds = time.perf_counter() - started
         if not math.isfinite(mean_loss):
@@ -226,6 +237,22 @@ class Trainer:
         return {"loss": mean_loss, "lr": learning_rate(stage, (progress.epoch + 1) * steps - 1, steps), "resolution": resolution,
                 "images_per_second": (steps - first) * config.training.batch_size / seconds,
                 "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, **metrics}
+
+    def _move_apart(self, network):
+        """codes.min_distance, at the moment from which the codebook is used as it is."""
+        distance = self.config.codes.min_distance
+        if not distance:
+            return
+        before = network.codebook.detach().cpu()
+        # what is nearly equally good may be decided otherwise on another processor
+        after = self.processes.on_main(lambda: move_apart(before, distance))
+        moved = ((after > 0) != (before > 0)).any(1)
+        if moved.any():
+            network.codebook.data.copy_(after)
+            self.say(f"codes.min_distance = {distance}: {int(moved.sum())} of {len(moved)} class codes were moved")
+        if len(after) > 1 and health(after).min_distance < distance:
+            self.say(f"warning: codes.min_distance = {distance}: no place was found for some class codes, which stay nearer to each other; "
+                     "lower it, or raise codes.num_bits")
 
     def _validate(self, engine, network):
         def batches():

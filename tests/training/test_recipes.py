@@ -40,7 +40,7 @@ def test_without_a_recipe_the_method_is_the_papers():
     assert (read.stages, read.codes.logit_scale, read.codes.normalize) == (("codebook", "instance"), "none", "none")
     assert (read.codebook.codebook_weight, read.codebook.instance_weight, read.codebook.freeze_epoch) == (1, 0, -1)
     assert (read.instance.codebook_weight, read.instance.instance_weight, read.instance.distillation) == (0, 1, 0)
-    assert (read.codes.init_scale, read.codes.init_distance) == (1, 0)
+    assert (read.codes.init_scale, read.codes.init_distance, read.codes.min_distance) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("text, scale", [("none", 1.0), ("sqrt", 0.25), ("learnable", "learnable"), ("0.5", 0.5), ("3", 3.0)])

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 import train_llc
+from llc.codebook import health
 from llc.errors import UserError
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
@@ -197,6 +198,30 @@ def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it
     assert headlines == {"joint/top1_class_flip", "joint/top1_mhd_flip", "joint/top1_ed_flip"}
 
 
+@pytest.mark.parametrize("options, steps", [(("--codebook.lr=0.0001", "--instance.distillation=0.5"), (9, 12)),
+                                            (("--training.stages=joint", "--joint.epochs=2", "--joint.lr=0.0001", "--joint.freeze_epoch=1.4"), (5, 8)),
+                                            (("--codebook.freeze_epoch=0",), (2,))])
+def test_classes_of_one_code_are_moved_apart_once_it_stands_still(command, tmp_path, monkeypatch, capsys, options, steps):
+    """And are so in every file of the run, the average's too; a run that was stopped, before and after, ends as if it had not been."""
+    np.save(tmp_path / "same.npy", np.full((5, 7), 0.3, np.float32))
+    options += (f"--codes.init_codebook={tmp_path / 'same.npy'}", "--codes.min_distance=2")
+    train_llc.main(command(tmp_path / "whole", *options))
+    output = capsys.readouterr().out
+    assert "codes.min_distance = 2: 4 of 5 class codes were moved" in output and "0 collisions, distance min 2" in output and "warning" not in output
+    codebook = torch.from_numpy(np.load(tmp_path / "whole" / "codebook.npy"))
+    assert health(codebook).min_distance == 2
+    for path in (tmp_path / "whole" / "checkpoints").glob("*.pth"):
+        network = torch.load(path, weights_only=True)["network"]
+        assert path.stem in ("initial", "model_best", "previous_1") or health(network["codebook"]).min_distance == 2, path
+    for step in steps:
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(SystemExit):
+                train_llc.main(command(tmp_path / f"run_{step}", *options))
+        train_llc.main(command(tmp_path / f"run_{step}", *options))
+        assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
+
+
 def test_an_instance_stage_follows_a_joint_one_and_both_stages_too(command, tmp_path, capsys):
     joint = tmp_path / "joint"
     train_llc.main(command(joint, *JOINT))
@@ -217,7 +242,7 @@ def test_a_joint_stage_needs_its_own_length_and_rate(command, tmp_path):
 def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, copy, undisturbed):
     state = last(copy)
     later = ("joint.", "codebook.instance_weight", "codebook.freeze_epoch", "instance.codebook_weight", "codes.normalize", "codes.init_scale",
-             "codes.init_distance")
+             "codes.init_distance", "codes.min_distance")
     for key in [key for key in state["identity"]["config"] if key.startswith(later)]:
         del state["identity"]["config"][key]
     torch.save(state, copy / "checkpoints" / "last.pth")
