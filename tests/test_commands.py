@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from llc.codebook import health, load_codebook
 from tests.conftest import SMALL
 
 CHANCE = 1 / 6
@@ -89,7 +90,9 @@ def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
     """With every part of the method that a recipe can switch on."""
     run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
             "--logging.name=run", "--training.stages=joint", "--joint.epochs=12", "--joint.lr=0.1", "--joint.lr_peak_epoch=1",
-            "--joint.freeze_epoch=9", "--codes.logit_scale=learnable", "--codes.normalize=batchnorm", "--codes.init_distance=4", processes=2)
+            "--joint.freeze_epoch=9", "--codes.logit_scale=learnable", "--codes.normalize=batchnorm", "--codes.init_distance=4",
+            "--codes.min_distance=4", processes=2)
+    assert health(load_codebook(tmp_path / "run")).min_distance >= 4
     final = results(tmp_path / "run")
     assert all(final[f"joint/{name}_flip"] > 3 * CHANCE for name in ("top1_class", "top1_mhd", "top1_ed")), final
     checkpoints = {name: torch.load(tmp_path / "run" / "checkpoints" / f"{name}.pth", weights_only=True) for name in ("initial", "joint")}
