@@ -156,6 +156,11 @@ def run(main):
     quiet = int(os.environ.get("RANK", "0")) != 0
     try:
         main(sys.argv[1:])
+        _leave(0)
+    except SystemExit as end:
+        if type(end.code) is int:
+            _leave(end.code)
+        raise
     except UserError as error:
         _tell_torchrun(error)
         if not quiet:
@@ -168,6 +173,18 @@ def run(main):
     except Exception as error:
         _tell_torchrun(error)
         raise
+
+
+def _leave(status):
+    """Ends one of several processes without the interpreter's own clearing away.
+
+    During that, gloo's threads may still want the GIL, to let go of their last messages; Python ends them there by an exception that C++
+    answers with abort(), and torchrun would call a run failed that had done all it should.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _tell_torchrun(error):

@@ -107,7 +107,7 @@ def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
     (["--training.stages=joint"], "joint.epochs is required (training.stages = joint)"),
     (["--codes.logit_scale=0"], "it takes one of none, sqrt, learnable, or a positive number"),
     (["--codes.init_distance=8"], "lower it to that, or raise codes.num_bits"),
-    (["--codes.num_bits=4", "--codes.min_distance=2"], "no code of 4 bits has this distance between"),
+    (["--codes.num_bits=2", "--codes.min_distance=2"], "no code of 2 bits has this distance between"),
     (["--training.batch_sise=3"], "did you mean training.batch_size?"),
     (["--training.batch_size=many"], "training.batch_size = 'many': it takes a whole number"),
     (["--codebook.lr_schedule_type=square"], "it takes one of triangular, cosine, step"),

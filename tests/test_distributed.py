@@ -1,10 +1,13 @@
 """Processes: what a start changes in this process."""
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.conftest import ROOT
 
 FAULTS = """
 import resource, sys, torch
@@ -41,3 +44,31 @@ def test_a_process_whose_torchrun_has_ended_ends_too():
     run = subprocess.run([sys.executable, "-c", "from llc.distributed import Processes; Processes.start(timeout_minutes=5)"],
                          capture_output=True, text=True, timeout=60, env={**os.environ, **torchrun, "CUDA_VISIBLE_DEVICES": ""})
     assert run.returncode and f"torchrun, which started this process, has ended: nothing listens at localhost:{port}" in run.stderr
+
+
+ABORTING = """
+import atexit, os, sys
+from llc import config
+
+def main(argv):
+    atexit.register(os.abort)
+    print("done")
+    if argv:
+        sys.exit(int(argv[0]))
+
+config.run(main)
+"""
+
+
+@pytest.mark.parametrize("words, status", [((), 0), (("75",), 75)])
+def test_one_of_several_processes_ends_without_the_interpreters_clearing_away(tmp_path, words, status):
+    """In which gloo's threads abort a process, now and then, that was done."""
+    (tmp_path / "aborting.py").write_text(ABORTING)
+
+    def end(world_size):
+        return subprocess.run([sys.executable, tmp_path / "aborting.py", *words], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": world_size})
+
+    assert end("1").returncode == -signal.SIGABRT
+    done = end("2")
+    assert (done.returncode, done.stdout) == (status, "done\n"), done.stderr

@@ -635,39 +635,42 @@ def test_training_draws_nothing_from_torchs_generator(command, tmp_path, monkeyp
 
 THREE = """
 import copy, torch
+from llc import config
 from llc.distributed import Processes
 from llc.network import Network, running_statistics
 from llc.training.config import CodebookStage, Dist, Training
 from llc.training.engine import Engine
 
-processes = Processes.start(1)
-
-def start():
+def start(processes):
     torch.manual_seed(0)
     network = Network("resnet18", 7, 5, width=4)
     torch.nn.init.normal_(network.codebook)
     return network, Engine(network, CodebookStage(), Training(), Dist(), processes)
 
-def train(engine, first, last):
+def train(engine, rank, first, last):
     for step in range(first, last):
-        generator = torch.Generator().manual_seed(100 * step + processes.rank)
+        generator = torch.Generator().manual_seed(100 * step + rank)
         images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
         engine.step(images, torch.randint(0, 5, (4,), generator=generator), 0.05)
 
-whole, engine = start()
-train(engine, 0, 6)
-stopped, engine = start()
-train(engine, 0, 3)
-state, statistics = copy.deepcopy((stopped.state_dict(), engine.state_dict())), copy.deepcopy(running_statistics(stopped))
-continued, engine = start()
-continued.load_state_dict(state[0])
-engine.load_state_dict(state[1])
-for tensor, value in zip(running_statistics(continued), statistics):
-    tensor.copy_(value)
-train(engine, 3, 6)
-assert not torch.equal(whole.projection.weight, stopped.projection.weight)
-assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), continued.state_dict().values()))
-processes.stop()
+def main(argv):
+    processes = Processes.start(1)
+    whole, engine = start(processes)
+    train(engine, processes.rank, 0, 6)
+    stopped, engine = start(processes)
+    train(engine, processes.rank, 0, 3)
+    state, statistics = copy.deepcopy((stopped.state_dict(), engine.state_dict())), copy.deepcopy(running_statistics(stopped))
+    continued, engine = start(processes)
+    continued.load_state_dict(state[0])
+    engine.load_state_dict(state[1])
+    for tensor, value in zip(running_statistics(continued), statistics):
+        tensor.copy_(value)
+    train(engine, processes.rank, 3, 6)
+    assert not torch.equal(whole.projection.weight, stopped.projection.weight)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), continued.state_dict().values()))
+    processes.stop()
+
+config.run(main)
 """
 
 
