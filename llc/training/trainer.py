@@ -249,7 +249,8 @@ class Trainer:
         moved = ((after > 0) != (before > 0)).any(1)
         if moved.any():
             network.codebook.data.copy_(after)
-            self.say(f"codes.min_distance = {distance}: {int(moved.sum())} of {len(moved)} class codes were moved")
+            whose = "" if network is self.network else " of the weights' average"
+            self.say(f"codes.min_distance = {distance}: {int(moved.sum())} of {len(moved)} class codes{whose} were moved")
         if len(after) > 1 and health(after).min_distance < distance:
             self.say(f"warning: codes.min_distance = {distance}: no place was found for some class codes, which stay nearer to each other; "
                      "lower it, or raise codes.num_bits")
