@@ -30,6 +30,7 @@ def test_the_paper_recipe_is_the_papers():
                           description="")
     assert (read.codebook.epochs, read.instance.epochs, read.codebook.lr, read.instance.lr) == (100, 25, 0.1, 0.01)
     assert (read.training.momentum, read.training.weight_decay, read.training.batch_size) == (0.875, 2 ** -15, 256)
+    assert read.codes.min_distance == 0
 
 
 WORDS = ("--data.train_dataset=a", "--data.val_dataset=b", "--codebook.epochs=1", "--codebook.lr=1", "--instance.epochs=1", "--instance.lr=1")
