@@ -162,17 +162,25 @@ def run(main):
             _leave(end.code)
         raise
     except UserError as error:
-        _tell_torchrun(error)
-        if not quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _end(error, quiet)
     except KeyboardInterrupt:
         if not quiet:
             print("interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception as error:
+        if "torch" in sys.modules:  # most commands do without it
+            from llc import gpu
+            if gpu.is_out_of_memory(error):
+                return _end(gpu.memory_error(error), quiet)
         _tell_torchrun(error)
         raise
+
+
+def _end(error, quiet):
+    _tell_torchrun(error)
+    if not quiet:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def _leave(status):

@@ -10,6 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from llc import gpu
 from llc.errors import UserError
 
 _SECONDS_FOR_TORCHRUN = 1.0  # it looks at its processes ten times a second
@@ -23,19 +24,28 @@ class Processes:
         self._control = control  # a gloo group, for what the hosts tell each other without their devices
 
     @classmethod
-    def start(cls, timeout_minutes, deterministic=False):
-        """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins (NCCL or gloo).
+    def start(cls, timeout_minutes, deterministic=False, backend="auto"):
+        """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins.
 
         deterministic: the same bits on CUDA each time, for some speed; on a CPU they are anyway, for the same number of threads.
+        backend: auto (NCCL on CUDA, else gloo), nccl or gloo; with gloo several processes can share a GPU. Raises UserError where the
+        GPUs are too few.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this, before it is first used
             torch.use_deterministic_algorithms(True, warn_only=True)  # a warning names an operation that has no such algorithm
+            # else Inductor measures some of its choices on the device, and another process may choose otherwise
+            from torch._inductor import config as inductor  # here: it takes a second to import
+            inductor.deterministic = True
         cuda = torch.cuda.is_available()
+        backend = ("nccl" if cuda else "gloo") if backend == "auto" else backend
+        if backend == "nccl" and not cuda:
+            raise UserError("dist.backend = nccl: torch sees no GPU here; leave it at auto")
         if cuda:
-            torch.cuda.set_device(local_rank)
+            index = gpu.choose(local_rank, local_size, shared=backend == "gloo")
+            torch.cuda.set_device(index)
             torch.backends.cudnn.benchmark = not deterministic
         else:
             # torchrun sets one thread a process; on a CPU the step needs all cores, shared among the processes here
@@ -50,9 +60,12 @@ class Processes:
             # torchrun may keep one store for all its --max-restarts, and what an earlier start left there must not be found: the addresses
             # of processes that are gone, which a process quicker than the others would try to reach
             store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=timeout)
+            if backend == "nccl":
+                gpu.one_gpu_each(store, rank, world_size, index)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
+                                    device_id=torch.device("cuda", index) if backend == "nccl" else None)
             control = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(rank, world_size, f"cuda:{local_rank}" if cuda else "cpu", control)
+        return cls(rank, world_size, f"cuda:{index}" if cuda else "cpu", control)
 
     @property
     def is_main(self):
@@ -107,6 +120,8 @@ class Processes:
         """Tensors [n_r, ...] of all processes, n_r may differ, as a list in the order of ranks, on every process."""
         if self.world_size == 1:
             return [tensor]
+        if tensor.is_cuda and dist.get_backend() == "gloo":  # which gathers on the host
+            return [part.to(tensor.device) for part in self.gather(tensor.cpu())]
         sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
         longest = int(max(sizes))

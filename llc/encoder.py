@@ -28,8 +28,8 @@ from llc.errors import UserError
 from llc.files import atomic_write
 from llc.hamming import search
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from llc.precision import autocast_for
 from llc.training import config as training_config
-from llc.training.engine import autocast_for
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tensor | StrPath | Image.Image]"
@@ -63,6 +63,7 @@ class Encoder(nn.Module):
     >>> import torch, llc
     >>> from llc.data.preprocessing import Preprocessing
     >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from llc.precision import autocast_for
     >>> network = Network("resnet18", num_bits=20, num_classes=3, width=8)
     >>> encoder = llc.Encoder(network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), ["cat", "dog", "eel"])
     >>> encoder.encode(torch.zeros(2, 3, 48, 64, dtype=torch.uint8)).shape
@@ -176,6 +177,7 @@ class Encoder(nn.Module):
         >>> import llc, tempfile
         >>> from llc.data.preprocessing import Preprocessing
         >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
+from llc.precision import autocast_for
         >>> preprocessing = Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD)
         >>> encoder = llc.Encoder(Network("resnet18", 12, 3, width=8), preprocessing, ["cat", "dog", "eel"])
         >>> with tempfile.TemporaryDirectory() as folder:

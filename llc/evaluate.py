@@ -26,8 +26,8 @@ from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
+from llc.precision import autocast_for
 from llc.training import config as training_config
-from llc.training.engine import autocast_for
 from llc.training.run_folder import RunFolder
 
 # % top-1 of the published ResNet50 with 20 bits on ImageNet-1K: LLC, Kusupati et al., NeurIPS 2021, arXiv 2106.01487

@@ -9,6 +9,7 @@ Batches are made ahead in a thread. A batch is its holder's: its memory is used 
 """
 
 import collections
+import functools
 import hashlib
 import os
 import warnings
@@ -245,7 +246,7 @@ class _PinnedMemory:
     """
 
     def __init__(self, device):
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device, self._stream = device, _copy_stream(device)
 
     def take(self, shape):
         with torch.cuda.device(self._device):
@@ -256,6 +257,14 @@ class _PinnedMemory:
             images = images.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             labels = labels.pin_memory().to(self._device, non_blocking=True)
             return images, labels, self._stream.record_event()
+
+
+@functools.cache
+def _copy_stream(device):
+    """The stream of all copies to a device. PyTorch's allocator keeps what was freed for the stream it was allocated on: with a stream
+    for every loader, each epoch would leave its batches' memory behind.
+    """
+    return torch.cuda.Stream(device)
 
 
 def _receiver(device):

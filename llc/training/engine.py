@@ -4,11 +4,13 @@ import inspect
 import sys
 
 import torch
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from llc.errors import UserError
+from llc.precision import autocast_for, float32_precision
+from llc.training.ema import AveragedNetwork
 from llc.training.stages import StageModule, parameter_groups
 
 
@@ -17,26 +19,26 @@ class Engine:
 
     While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
 
-    stage, training, dist: llc.training.config.Stage, Training and Dist. On CUDA the step never waits for the device: the loss stays there,
-    the learning rate is a number, and with fp16 the fused optimiser looks at the scaler's findings itself.
+    stage, training, dist: llc.training.config.Stage, Training and Dist; num_resolutions: how many resolutions the stage's images will
+    have, each of which is compiled. On CUDA the step never waits for the device: the loss stays there, the learning rate is a number, and
+    with fp16 the fused optimiser looks at the scaler's findings itself.
     """
 
-    def __init__(self, network, stage, training, dist, processes):
+    def __init__(self, network, stage, training, dist, processes, num_resolutions=1):
         self.network, self.codebook_frozen = network, stage.is_frozen(0)
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
+        self._precision = training.precision
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
         module = StageModule(network, stage, training.label_smoothing)
         self.optimizer = torch.optim.SGD(parameter_groups(module, training.weight_decay), lr=0.0, momentum=training.momentum,
                                          fused=on_cuda or None)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=True) \
-            if training.ema_decay else None
-        set_float32_precision(training.precision)
-        self._compiled = training.compile == "on" or training.compile == "auto" and on_cuda
-        if self._compiled:
-            module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
-        self.module, self._teacher = module, module.teacher
+        self.ema = AveragedNetwork(network, training.ema_decay) if training.ema_decay else None
+        self._teacher, self._compiled = module.teacher, None
+        if training.compile == "on" or training.compile == "auto" and on_cuda:
+            self._compiled = module = _Compiled(module, num_resolutions)
+        self.module = module
         if processes.world_size > 1:
             # batch norm's statistics are averaged once an epoch (the trainer does) instead of being sent at every step
             # newer releases of torch call it so
@@ -49,11 +51,31 @@ class Engine:
         self._settled = processes.world_size <= 2
         self.module.train()
 
+    @property
+    def compiled(self):
+        """Whether the steps run compiled: asked for, and the compiler has not failed."""
+        return self._compiled is not None and not self._compiled.failed
+
+    @property
+    def compiler_failed(self):
+        """Whether compiled steps were asked for and the steps run eagerly, because the compiler failed here or in another process."""
+        return self._compiled is not None and self._compiled.failed
+
+    def run_eagerly(self):
+        """Leaves compilation out from here on, because it failed in another process: all of them wait for the slowest anyway."""
+        if self.compiled:
+            self._compiled.failed = True
+            print("warning: torch.compile failed in another process; this one trains without it too", file=sys.stderr, flush=True)
+
     def step(self, images, labels, lr):
         """images uint8 [B, 3, H, W], labels int64 [B] of this process -> its mean loss, a scalar tensor on the device.
 
         B is a multiple of accumulation_steps: the gradient is the mean over the parts, batch norm sees a part at a time.
         """
+        with float32_precision(self._precision):  # the backward pass, too
+            return self._step(images, labels, lr)
+
+    def _step(self, images, labels, lr):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = 0.0
@@ -74,7 +96,7 @@ class Engine:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update_parameters(self.network)
+            self.ema.update()
         return total
 
     def _settle(self, images, labels):
@@ -92,19 +114,8 @@ class Engine:
         self._settled = True
 
     def _loss(self, images, labels):
-        if not self._compiled:
-            with self.autocast():
-                return self.module(images, labels)
-        try:
-            with self.autocast():
-                return self.module(images, labels)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            print(f"warning: torch.compile failed and is left out ({reason}); training.compile=off says so from the start",
-                  file=sys.stderr, flush=True)
-            self._compiled = False
-            torch.compiler.set_stance("force_eager")
-            return self._loss(images, labels)
+        with self.autocast():
+            return self.module(images, labels)
 
     def _gradients_stay_here(self):
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else contextlib.nullcontext()
@@ -130,22 +141,36 @@ class Engine:
             module.load_state_dict(state[name])
 
 
-def set_float32_precision(precision):
-    """For this process: products of float32 are exact to float32, except with precision tf32."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+class _Compiled(nn.Module):
+    """A stage's module under torch.compile, which runs eagerly from the first failure of the compiler on.
 
-
-def autocast_for(precision, device):
-    """(context factory, gradient scaler) of a precision: auto, bf16, fp16, tf32 or fp32, on a device.
-
-    auto: on CUDA bf16, where the GPU has it, else fp16; on a CPU fp32.
+    A failure does not leave `forward`, so that DDP, which is around this, sees one forward pass for each backward pass.
     """
-    if precision == "auto":
-        precision = "fp32" if device.type == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
-    def autocast():
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    def __init__(self, module, num_graphs):
+        super().__init__()
+        self.module, self.failed = module, False
+        # By default the backward pass is compiled when it first runs. A failure there would come after `forward`.
+        with contextlib.suppress(AttributeError):  # a private setting, of torch 2.11 to 2.14 at least
+            torch._functorch.config.force_non_lazy_backward_lowering = True
+        # Dynamo counts the graphs of all stages together and beyond its limit (8) would run eagerly without a word.
+        torch._dynamo.config.recompile_limit += num_graphs
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
 
-    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+    def forward(self, images, labels):
+        if not self.failed:
+            try:
+                return self.module(images, labels)
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                print(f"warning: torch.compile failed ({_reason(error)}); training continues without it. Set training.compile=off to skip "
+                      "the attempt", file=sys.stderr, flush=True)
+                self.failed = True
+        with torch.compiler.set_stance("force_eager"):
+            return self.module(images, labels)
+
+
+def _reason(error):
+    """The first two lines of a compiler's error: the first alone often says no more than which backend raised it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400] or type(error).__name__

@@ -10,7 +10,7 @@ _NUM_SAMPLES = 32  # that a dataset is known by, beside its tables
 
 # Keys that may change between two parts of a run: they say where things are and how far to go on, not what is computed.
 _FREE = {"data.train_dataset", "data.val_dataset", "data.num_workers", "data.on_error", "training.checkpoint_minutes", "training.keep",
-         "training.skip_non_finite", "dist.timeout_minutes", "logging.folder", "logging.name"}
+         "training.skip_non_finite", "dist.backend", "dist.timeout_minutes", "logging.folder", "logging.name"}
 # Keys without which the state does not fit the network, or has no meaning.
 _FIXED = {"model.arch", "model.width", "codes.num_bits", "codes.normalize", "training.stages"}
 # What a checkpoint from before a key existed was trained with.

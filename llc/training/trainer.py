@@ -21,8 +21,9 @@ from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
 from llc.network import Network, running_statistics
+from llc.precision import autocast_for
 from llc.training import resume
-from llc.training.engine import Engine, autocast_for
+from llc.training.engine import Engine
 from llc.training.interruption import BackgroundWriter, LossWatch, Stopped, StopSignals, snapshot
 from llc.training.schedules import learning_rate, stage_resolution
 
@@ -169,7 +170,8 @@ class Trainer:
         stage, progress = getattr(self.config, name), self.progress
         if stage.is_frozen(0):
             self._move_apart(self.network)
-        engine = Engine(self.network, stage, self.config.training, self.config.dist, self.processes)
+        resolutions = {stage_resolution(stage, self.config.resolution, epoch) for epoch in range(stage.epochs)}
+        engine = Engine(self.network, stage, self.config.training, self.config.dist, self.processes, len(resolutions))
         if self._state is not None:
             self._restore_engine(engine)
         elif not progress.global_epoch:
@@ -236,7 +238,7 @@ class Trainer:
             metrics.update({f"{key}_ema": value for key, value in self._validate(engine, engine.ema.module).items()})
         return {"loss": mean_loss, "lr": learning_rate(stage, (progress.epoch + 1) * steps - 1, steps), "resolution": resolution,
                 "images_per_second": (steps - first) * config.training.batch_size / seconds,
-                "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, **metrics}
+                "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, "compiled": engine.compiled, **metrics}
 
     def _move_apart(self, network):
         """codes.min_distance, at the moment from which the codebook is used as it is."""
@@ -278,7 +280,10 @@ class Trainer:
         due = bool(self.run_folder and minutes and not validating and time.monotonic() - self.saved_at >= 60 * minutes)
         if due:
             self.saved_at = time.monotonic()
-        save, stop, non_finite = self.agreement.exchange(due, bool(self.signals.received), self.watch.found is not None)
+        save, stop, non_finite, eager = self.agreement.exchange(due, bool(self.signals.received), self.watch.found is not None,
+                                                                engine.compiler_failed)
+        if eager:
+            engine.run_eagerly()
         if non_finite:
             raise NonFinite
         if stop:

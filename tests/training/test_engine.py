@@ -4,12 +4,19 @@ import dataclasses
 
 import pytest
 import torch
+import torch._inductor.compile_fx
 import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llc.codes import binarize
 from llc.distributed import Processes
-from llc.network import Network
-from llc.training.config import CodebookStage, Dist, JointStage, Training
+from llc.network import Network, running_statistics
+from llc.training.config import CodebookStage, Dist, InstanceStage, JointStage, Training
+from llc.training.ema import AveragedNetwork
 from llc.training.engine import Engine
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
@@ -30,8 +37,39 @@ def network():
     return network
 
 
-def engine(network, stage=CodebookStage(), **changes):
-    return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes())
+@pytest.fixture
+def tiny(network):
+    """With one convolution for a backbone: quick to trace."""
+    network.backbone = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return network
+
+
+def engine(network, stage=CodebookStage(), num_resolutions=1, **changes):
+    return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes(), num_resolutions)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """A function that has torch.compile run its graphs without making code of them. fail(backward) may raise for a graph.
+
+    It returns a list that will hold, for each graph, whether it is of a backward pass.
+    """
+    compile_fx, graphs = torch._inductor.compile_fx.compile_fx, []
+
+    def start(fail=lambda backward: None):
+        def run_graph(graph, inputs, **options):
+            backward = bool(options.get("is_backward"))
+            fail(backward)
+            graphs.append(backward)
+            return make_boxed_func(graph.forward)
+
+        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
+                            lambda model, inputs, inner_compile=None, **options: compile_fx(model, inputs, run_graph, **options))
+        return graphs
+
+    torch.compiler.reset()  # or what an earlier test compiled would serve
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield start
 
 
 def gradients_by_hand(network, images, labels):
@@ -91,6 +129,32 @@ def test_averaged_weights_follow_at_their_decay(network, batch):
     assert not torch.allclose(trained.ema.module.projection.weight, network.projection.weight, atol=1e-4)
 
 
+def test_averaged_weights_are_torchs_own_and_nothing_is_sent_to_the_device():
+    torch.manual_seed(0)
+    network = Network("resnet18", 12, 4, width=8)
+    ours, torchs = AveragedNetwork(network, 0.75), AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    for _ in range(3):
+        for tensor in (*network.parameters(), *running_statistics(network)):
+            tensor.data.add_(torch.randn_like(tensor))
+        ours.update()
+        torchs.update_parameters(network)
+    state, expected = ours.state_dict(), torchs.state_dict()
+    assert list(state) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in state.items() if "num_batches" not in name)
+
+    class Devices(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            used.append({tensor.device.type for tensor in pytree.tree_leaves((args, result)) if isinstance(tensor, torch.Tensor)})
+            return result
+
+    on_meta, used = AveragedNetwork(network.to("meta"), 0.75), []
+    with Devices():
+        for _ in range(2):
+            on_meta.update()
+    assert {"meta"} in used and {"cpu"} in used and {"cpu", "meta"} not in used
+
+
 def test_state_put_back_gives_the_same_next_steps(network, batch):
     trained = engine(network, ema_decay=0.9)
     trained.step(*batch, LR)
@@ -113,19 +177,69 @@ def test_a_compiled_step_equals_an_eager_one(network, batch):
     assert_parameters(network, dict(eager.named_parameters()), atol=3e-5)
 
 
-def test_a_compiler_that_fails_is_left_out_with_a_warning(network, batch, capsys, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no compiler on this machine")
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_a_compiler_that_fails_is_left_out_with_a_warning(part, tiny, batch, capsys, quick_compiler):
+    def fail(backward):
+        if backward == (part == "backward"):
+            raise RuntimeError(f"no compiler\nfor the {part} pass")
 
-    torch.compiler.reset()  # or what an earlier test compiled would serve
-    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
-    expected = engine(copy.deepcopy(network)).step(*batch, LR)
-    trained = engine(network, compile="on")
-    try:
-        assert torch.allclose(trained.step(*batch, LR), expected)
-    finally:
-        torch.compiler.set_stance("default")
-    assert "torch.compile failed" in capsys.readouterr().err
+    quick_compiler(fail)
+    eager = engine(copy.deepcopy(tiny))
+    trained = engine(tiny, compile="on", ema_decay=0.9)
+    assert trained.compiled
+    for _ in range(2):
+        assert torch.equal(trained.step(*batch, LR), eager.step(*batch, LR))
+    assert_parameters(tiny, dict(eager.network.named_parameters()))
+    warning = capsys.readouterr().err
+    assert warning.count("torch.compile failed") == 1 and "RuntimeError: no compiler" in warning and "training.compile=off" in warning
+    assert trained.compiler_failed and not trained.compiled
+    # the next stage tries again, and says so again
+    following = engine(tiny, InstanceStage(), compile="on")
+    following.step(*batch, LR)
+    assert following.compiler_failed and "torch.compile failed" in capsys.readouterr().err
+
+
+def test_another_process_can_have_this_one_run_eagerly(tiny, batch, capsys, quick_compiler):
+    graphs = quick_compiler()
+    trained = engine(tiny, compile="on")
+    trained.run_eagerly()
+    trained.step(*batch, LR)
+    assert not graphs and trained.compiler_failed and "in another process" in capsys.readouterr().err
+
+
+def test_both_stages_over_three_resolutions_are_four_graphs_without_a_break(tiny, quick_compiler):
+    graphs = quick_compiler()
+    torch._dynamo.utils.counters.clear()
+    for stage, resolutions in ((CodebookStage(freeze_epoch=1.0), (32, 48, 64)), (InstanceStage(distillation=0.5), (64,))):
+        trained = engine(tiny, stage, compile="on", num_resolutions=len(resolutions))
+        for resolution in resolutions:
+            images, labels = torch.randint(0, 256, (8, 3, resolution, resolution), dtype=torch.uint8), torch.arange(8) % 4
+            for frozen in (False, True):  # freezing compiles nothing anew
+                trained.codebook_frozen = frozen or stage.is_frozen(0)
+                trained.step(images, labels, LR)
+        assert trained.compiled
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 4 and len(graphs) == 8  # forward and backward
+
+
+def test_as_many_graphs_as_there_are_resolutions_are_compiled(tiny, quick_compiler):
+    """Dynamo's own limit is 8, beyond which it would run eagerly without a word."""
+    graphs = quick_compiler()
+    resolutions = range(16, 176, 16)
+    trained = engine(tiny, compile="on", num_resolutions=len(resolutions))
+    for resolution in resolutions:
+        trained.step(torch.zeros(4, 3, resolution, resolution, dtype=torch.uint8), torch.arange(4), 0.0)
+    assert trained.compiled and len(graphs) == 2 * len(resolutions)
+
+
+def test_graphs_beyond_the_limit_are_said_to_run_eagerly(tiny, quick_compiler, capsys):
+    quick_compiler()
+    trained = engine(tiny, compile="on")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for resolution in (16, 32, 48):
+            trained.step(torch.zeros(4, 3, resolution, resolution, dtype=torch.uint8), torch.arange(4), 0.0)
+    assert trained.compiler_failed and "recompile_limit" in capsys.readouterr().err
 
 
 def test_a_frozen_codebook_does_not_move_by_a_bit_and_the_rest_trains_on(network, batch):

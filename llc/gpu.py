@@ -1,0 +1,55 @@
+"""What can be wrong with the GPUs of a machine, said so that its user can mend it."""
+import socket
+
+import torch
+
+from llc.errors import UserError
+
+
+def choose(local_rank, local_size, shared=False):
+    """The GPU of process `local_rank` of the `local_size` on this machine, as an index into those that torch sees.
+
+    Where torch sees one GPU, every process takes it: a cluster may show each process only its own (`one_gpu_each` tells
+    when two processes have the same). shared: processes may share GPUs. Raises UserError where GPUs are too few.
+    """
+    count = torch.cuda.device_count()
+    if local_rank < count or count == 1 or shared:
+        return local_rank % count
+    raise UserError(f"{local_size} processes were started on this machine, but torch sees {count} GPUs: start one process a GPU "
+                    f"(torchrun --nproc_per_node={count}), or check CUDA_VISIBLE_DEVICES")
+
+
+def one_gpu_each(store, rank, world_size, device):
+    """Raises UserError, on all processes, where two of them have the same GPU. NCCL's own message names neither.
+
+    store: a torch.distributed store that all processes share; they must all call this.
+    """
+    properties = torch.cuda.get_device_properties(device)
+    store.set(f"gpu_{rank}", f"{getattr(properties, 'uuid', rank)} of {socket.gethostname()}")
+    rank_of = {}
+    for other in range(world_size):
+        gpu = store.get(f"gpu_{other}").decode()
+        if gpu in rank_of:
+            raise UserError(f"processes {rank_of[gpu]} and {other} have the same GPU, {gpu} ({properties.name}): start one process a GPU "
+                            "(torchrun --nproc_per_node), or let processes share GPUs, which is slow, with --dist.backend=gloo")
+        rank_of[gpu] = other
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that a GPU has no memory left. CUDA's own error is met where other programs fill the GPU."""
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error)
+
+
+def memory_error(error):
+    """The UserError for an exception of which `is_out_of_memory` is true: who holds the GPU's memory, and what to do."""
+    try:
+        device = torch.cuda.current_device()
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_reserved(device)
+        held = (f"of the {total / 1e9:.1f} GB of cuda:{device} this process holds {own / 1e9:.1f} GB and other programs (with CUDA's own "
+                f"needs) {(total - free - own) / 1e9:.1f} GB")
+    except (RuntimeError, AssertionError):  # so full that not even this can be asked
+        held = "other programs may hold all of it"
+    return UserError(f"the GPU's memory is full: {held}. Use smaller batches (training.batch_size, training.accumulation_steps, "
+                     "validation.batch_size, --batch_size) or end the other programs (nvidia-smi lists them). "
+                     f"{str(error).splitlines()[0][:200]}")
