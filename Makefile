@@ -6,12 +6,13 @@ DATA ?=
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup clean
+.PHONY: help demo test test-gpu setup clean
 
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
 	@echo 'make demo DATA=FOLDER   the same on your images, one folder a class'
 	@echo 'make test               run the tests'
+	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
 	@echo 'make clean              remove build outputs and caches (runs, data and .venv stay)'
 	@echo
@@ -23,6 +24,9 @@ demo:
 
 test: setup
 	@$(PY) -m pytest --quiet --durations=10 tests
+
+test-gpu: setup
+	@$(PY) -m tests.gpu $(ARGS)
 
 setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh

@@ -10,12 +10,13 @@ from tests.training.test_survival import SHORT, stop_at
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def test_stopped_and_continued_a_run_is_the_same_to_the_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])  # with fp16 the gradient scaler has a state too
+def test_stopped_and_continued_a_run_is_the_same_to_the_bit(precision, tmp_path, monkeypatch):
     betons = make_betons(tmp_path)
 
     def train(name):
         train_llc.main([*SHORT, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
-                        f"--logging.name={name}", "--resume=auto", "--training.deterministic=1"])
+                        f"--logging.name={name}", "--resume=auto", "--training.deterministic=1", f"--training.precision={precision}"])
 
     train("undisturbed")
     with monkeypatch.context() as patch:
@@ -27,11 +28,13 @@ def test_stopped_and_continued_a_run_is_the_same_to_the_bit(tmp_path, monkeypatc
 
 
 def test_a_loss_is_looked_at_when_it_has_arrived():
-    watch, nan = LossWatch(), torch.tensor(float("nan"), device="cuda")
-    watch.add(0, torch.ones((), device="cuda"))
+    watch, one, nan = LossWatch(), torch.ones((), device="cuda"), torch.tensor(float("nan"), device="cuda")
+    for batch in range(3):
+        watch.add(batch, one)
+    watch.look(wait=True)  # page-locked memory is there by now: allocating it may wait for the device
     torch.cuda._sleep(1_000_000_000)
-    watch.add(1, nan)
-    watch.add(2, nan)
+    watch.add(3, nan)
+    watch.add(4, nan)
     assert watch.found is None  # it has not waited for the device
     watch.look(wait=True)
-    assert watch.found[0] == 1
+    assert watch.found[0] == 3
