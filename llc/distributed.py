@@ -41,7 +41,7 @@ class Processes:
             inductor.deterministic = True
         cuda = torch.cuda.is_available()
         backend = ("nccl" if cuda else "gloo") if backend == "auto" else backend
-        if backend == "nccl" and not cuda:
+        if backend == "nccl" and not cuda and world_size > 1:
             raise UserError("dist.backend = nccl: torch sees no GPU here; leave it at auto")
         if cuda:
             index = gpu.choose(local_rank, local_size, shared=backend == "gloo")

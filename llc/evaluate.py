@@ -58,6 +58,7 @@ class Validation:
 class Dist:
     """Processes."""
 
+    backend: str = option("auto", choices=("auto", "nccl", "gloo"), help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly")
     timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
 
 
@@ -106,7 +107,7 @@ def _evaluate(encoders, title, preprocessing, config, predictions_file, publishe
     """encoders: {stage: Encoder}, of one codebook and one flip; config: with data, validation and dist."""
     first, last = list(encoders.values())[0], list(encoders.values())[-1]
     num_classes = len(last.codebook)
-    processes = Processes.start(config.dist.timeout_minutes)
+    processes = Processes.start(config.dist.timeout_minutes, backend=config.dist.backend)
     try:
         images = open_images(config.data.val_dataset, preprocessing, batch_size=config.validation.batch_size,
                              num_workers=config.data.num_workers, processes=processes,

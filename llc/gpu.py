@@ -19,6 +19,20 @@ def choose(local_rank, local_size, shared=False):
                     f"(torchrun --nproc_per_node={count}), or check CUDA_VISIBLE_DEVICES")
 
 
+def device(name):
+    """The torch.device that a user named: cpu, cuda or cuda:N. Raises UserError where this machine has none such."""
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name}: expected cpu, cuda, or cuda:N for GPU number N, from 0")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise UserError(f"device {name}: torch sees {count or 'no'} GPU{'s' * (count != 1)} on this machine" + ("" if count else "; use cpu"))
+    return found
+
+
 def one_gpu_each(store, rank, world_size, device):
     """Raises UserError, on all processes, where two of them have the same GPU. NCCL's own message names neither.
 

@@ -46,6 +46,12 @@ def test_a_process_whose_torchrun_has_ended_ends_too():
     assert run.returncode and f"torchrun, which started this process, has ended: nothing listens at localhost:{port}" in run.stderr
 
 
+def test_a_deterministic_start_has_inductor_measure_nothing():
+    script = "from llc.distributed import Processes; Processes.start(1, deterministic=True); import torch._inductor.config as c; print(c.deterministic)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.stdout == "True\n", done.stderr
+
+
 ABORTING = """
 import atexit, os, sys
 from llc import config

@@ -23,6 +23,20 @@ def test_each_process_has_its_gpu(visible, local_rank, shared, index, monkeypatc
     assert gpu.choose(local_rank, 8, shared) == index
 
 
+@pytest.mark.parametrize("visible, name, error", [
+    (2, "cuda:1", None), (2, "cuda", None), (0, "cpu", None), (2, "cuda:2", "device cuda:2: torch sees 2 GPUs"), (0, "cuda", "torch sees no GPUs .*use cpu"),
+    (1, "cuda:7", "torch sees 1 GPU on"), (2, "gpu", "expected cpu, cuda, or cuda:N"), (2, "mps", "expected cpu, cuda"), (2, "cuda:x", "expected cpu"),
+])
+def test_devices_that_are_not_there_are_refused(visible, name, error, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    if error is None:
+        assert str(gpu.device(name)) == name
+    else:
+        with pytest.raises(UserError, match=error):
+            gpu.device(name)
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(UserError, match="8 processes were started .* torch sees 4 GPUs: .*--nproc_per_node=4"):
@@ -44,6 +58,7 @@ def test_two_processes_on_one_gpu_are_found_before_nccl_is_asked(monkeypatch):
 
 def test_nccl_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="dist.backend = nccl: torch sees no GPU"):
         Processes.start(1, backend="nccl")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from llc.data import beton, native, sampling, storage
+from llc.data import beton, loaders, native, sampling, storage
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
@@ -187,6 +187,16 @@ def test_epochs_in_flight_at_once_and_of_other_resolutions_do_not_mix(path):
     expected = [taken(loader.epoch(0, 16)), taken(loader.epoch(1, 40)), taken(other.epoch(0, 24))]
     together = list(zip(loader.epoch(0, 16), loader.epoch(1, 40), other.epoch(0, 24)))
     assert all(same(taken(column), e) for column, e in zip(zip(*together), expected))
+
+
+def test_all_loaders_of_a_device_copy_on_one_stream(monkeypatch):
+    """A stream has memory of its own in PyTorch's allocator, which it keeps: one for every loader would add up over the epochs."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
+    loaders._copy_stream.cache_clear()
+    memories = [loaders._PinnedMemory(torch.device("cuda", index)) for index in (0, 1, 0, 1, 0)]
+    assert made == [torch.device("cuda:0"), torch.device("cuda:1")] and memories[0]._stream is memories[2]._stream
+    loaders._copy_stream.cache_clear()
 
 
 def test_a_batch_stays_as_it_is_while_it_is_held(path):

@@ -4,10 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-import torch._inductor.compile_fx
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
-from functorch.compile import make_boxed_func
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -46,30 +44,6 @@ def tiny(network):
 
 def engine(network, stage=CodebookStage(), num_resolutions=1, **changes):
     return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes(), num_resolutions)
-
-
-@pytest.fixture
-def quick_compiler(monkeypatch):
-    """A function that has torch.compile run its graphs without making code of them. fail(backward) may raise for a graph.
-
-    It returns a list that will hold, for each graph, whether it is of a backward pass.
-    """
-    compile_fx, graphs = torch._inductor.compile_fx.compile_fx, []
-
-    def start(fail=lambda backward: None):
-        def run_graph(graph, inputs, **options):
-            backward = bool(options.get("is_backward"))
-            fail(backward)
-            graphs.append(backward)
-            return make_boxed_func(graph.forward)
-
-        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
-                            lambda model, inputs, inner_compile=None, **options: compile_fx(model, inputs, run_graph, **options))
-        return graphs
-
-    torch.compiler.reset()  # or what an earlier test compiled would serve
-    with torch._dynamo.config.patch(recompile_limit=8):
-        yield start
 
 
 def gradients_by_hand(network, images, labels):
