@@ -1,26 +1,48 @@
-"""What an epoch costs on this machine and what holds it back: loader, step, copy, the two together, validation.
+"""What an epoch costs on this machine and what limits it: loader, step, copy, the two together, validation.
 
-    python -m llc.benchmark epoch --config rn50_configs/llc_20bit.yaml [--data.train_dataset=... --data.val_dataset=...]
-        [--vs=all] [--stage=joint] [--batches=20] [--rounds=3] [--json=FILE] [--chart=FILE.png]         (also under torchrun)
+    python -m llc.benchmark epoch --config rn50_configs/llc_20bit.yaml --vs=all          (also under torchrun)
+        [--data.train_dataset=FILE --data.val_dataset=FILE] [--stage=joint] [--batches=20] [--rounds=3]
+        [--json=FILE] [--chart=FILE.png]
 
-Every key of a recipe can be given, as for train_llc.py. Without data, betons of smooth noise are made for the run (photographs
-decode somewhat slower). `--vs` measures other ways beside ours, in turns, on the same beton and network: `torchvision` (DataLoader, PIL, eager
-mixed precision) and `ffcv` (FFCV's own loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds;
-starting, first batches and compilation are timed apart. All share the process, and with it what `Processes.start` sets: on a CPU the other ways gain by
-our keeping of freed memory, too.
+Every key of a recipe can be given, as for train_llc.py. `--vs` measures other ways beside ours, in turns, on
+the same beton and network: `torchvision` (DataLoader, PIL, eager mixed precision) and `ffcv` (FFCV's own
+loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds.
+
+The clock. Loaders work ahead, so before the clock of a measurement starts, as many batches are taken and
+dropped as the loader can have ready by then (workers x prefetch_factor of a DataLoader, the depth of FFCV's
+queue and of ours): every batch that counts was made while the clock ran. At least --batches count, in
+multiples of that number. On a CPU, where loader and step share the cores, as many steps run before the clock.
+Starting is timed apart: first batches, the first step with its compilation, and validation's first round, in
+which cuDNN chooses its algorithms and Triton compiles.
+
+Memory is ours alone: read after a few steps of ours (and, on a GPU, a validation) and before the other ways
+exist; the first step, in which cuDNN tries algorithms, does not count. Speed is not: all ways share the
+process, and with it what `Processes.start` sets, so that on a CPU the other ways gain by our keeping of freed
+memory too.
+
+Synthetic data. Without data, betons of smooth noise are made for the run (photographs decode somewhat
+slower): 256 images, which the beton's samples refer to again and again, so that an epoch is long enough for
+every measurement.
+
+Smaller batches. On a CPU a batch of a recipe that was made for GPUs takes minutes a step, so it is cut to the
+largest power of two that does at most 0.25 TFLOP; on a single GPU it is halved until all ways fit into its
+memory. The output says so. A --training.batch_size on the command line is kept as it is.
 """
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -30,17 +52,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from llc import config as edge
-from llc.data.beton import RAW, read_tables
+from llc.data import beton
+from llc.data.encoding import encode_sample
 from llc.data.loaders import default_workers
+from llc.data.manifest import Manifest
 from llc.data.shards import open_shards
-from llc.data.sources import Source
-from llc.data.writer import WriterConfig, write_beton
+from llc.data.storage import LIFE
+from llc.data.workers import next_page, place
+from llc.data.writer import WriterConfig
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
+from llc.precision import autocast_for, float32_precision
 from llc.training import config as training_config
-from llc.training.engine import Engine, autocast_for
+from llc.training.engine import Engine
 from llc.training.schedules import stage_resolution
 from llc.training.stages import StageModule, parameter_groups
 from llc.training.trainer import build_network, initial_codebook, make_train_loader, make_val_loader
@@ -51,25 +77,31 @@ OPTIONS = {
     "vs": "other ways to measure beside ours: torchvision, ffcv, or all", "json": "write the figures to this file",
     "chart": "write a bar chart to this PNG (needs matplotlib)",
 }
-SYNTHETIC_IMAGES = 600
+NUM_NOISE_IMAGES = 256  # different ones in the synthetic data
+NUM_CLASSES = 100  # of the synthetic data
+MIN_BATCHES = 16  # of a synthetic epoch
+CPU_FLOPS = 0.25e12  # of a step at most on a CPU, unless the command line sets the batch: some 2 s on 2 cores
 LR = 1e-3  # small: the losses of thousands of steps on one batch stay finite
+AHEAD = LIFE + 1  # batches that our loader may have ready or in the making
 
 
 def main(argv):
-    needs_data = not any(word.split("=")[0].startswith("--data.train_dataset") for word in argv) and not {"--help", "-h"} & set(argv)
-    with tempfile.TemporaryDirectory(prefix="llc-epoch-") if needs_data else contextlib.nullcontext() as folder:
-        if needs_data:
-            argv = [*argv, *_synthetic_data(Path(folder))]
-        config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
-        plan = _Plan.of(options, config)
-        processes = Processes.start(config.dist.timeout_minutes)
-        try:
-            report = measure(config, plan, processes, synthetic=needs_data)
-            if processes.is_main:
-                print(describe(report), flush=True)
-                _write(report, options)
-        finally:
-            processes.stop()
+    synthetic = not any(word.split("=")[0] == "--data.train_dataset" for word in argv)
+    placeholders = ["--data.train_dataset=synthetic", "--data.val_dataset=synthetic"] if synthetic else []
+    config, options = training_config.read([*argv, *placeholders], description=__doc__, options=OPTIONS)
+    plan = _Plan.of(options, config, argv)
+    processes = Processes.start(config.dist.timeout_minutes)
+    try:
+        made = affordable(config, plan, processes)
+        with synthetic_data(made, plan, processes) if synthetic else contextlib.nullcontext(made) as made:
+            report = measure_what_fits(made, plan, processes)
+        if processes.is_main:
+            report["config"]["recipe_batch_size"] = config.training.batch_size
+            report["data"]["synthetic"] = synthetic
+            print(describe(report), flush=True)
+            _write(report, options)
+    finally:
+        processes.stop()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +110,10 @@ class _Plan:
     batches: int
     rounds: int
     peers: tuple
+    keeps_batch_size: bool  # the command line gave it
 
     @classmethod
-    def of(cls, options, config):
+    def of(cls, options, config, argv):
         def number(name, default):
             text = options[name] or str(default)
             if not text.isdigit() or int(text) < 1:
@@ -94,70 +127,180 @@ class _Plan:
         unknown = [peer for peer in peers if peer not in PEERS]
         if unknown:
             raise UserError(f"--vs={options['vs']}: {unknown[0]} is unknown; it takes {', '.join(PEERS)}, or all")
-        return cls(stage, number("batches", 20), number("rounds", 3), peers)
+        return cls(stage, number("batches", 20), number("rounds", 3), peers,
+                   any(word.split("=")[0] == "--training.batch_size" for word in argv))
+
+    def measured(self, ahead):
+        """Batches in a measurement: a multiple of `ahead`, as a loader's workers may finish together."""
+        return -(-self.batches // max(ahead, 1)) * max(ahead, 1)
+
+    def longest(self, config):
+        """Most batches that a measurement takes from an epoch, those read ahead at its end included."""
+        depths = [AHEAD, *(PEERS[name].ahead(config) for name in self.peers)]
+        # three times: dropped, stepped on a CPU, read ahead at the end
+        return max(self.measured(ahead) + 3 * ahead for ahead in depths)
 
 
-def measure(config, plan, processes, synthetic=False):
+# ---- batches that this machine can do ----------------------------------------------------------------------
+
+
+def with_batch_size(config, batch_size, why, processes):
+    """The configuration with another batch; says so."""
+    if processes.is_main:
+        print(f"{why}: measured with {batch_size} instead (--training.batch_size=N sets it)", flush=True)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=batch_size))
+
+
+def affordable(config, plan, processes):
+    """The configuration; on a CPU a step does CPU_FLOPS at most, unless the command line gave the batch."""
+    batch_size = config.training.batch_size
+    parts = processes.world_size * config.training.accumulation_steps
+    if batch_size % parts:
+        raise UserError(f"training.batch_size = {batch_size} is not a multiple of {parts} "
+                        "(processes x training.accumulation_steps)")
+    if processes.device.type != "cpu" or plan.keeps_batch_size:
+        return config
+    stage = getattr(config, plan.stage)
+    flops = flops_of_a_step(config, stage, NUM_CLASSES, stage_resolution(stage, config.resolution, 0))
+    images = max(int(CPU_FLOPS / flops) // parts, 2)  # of a part
+    images = parts << images.bit_length() - 1
+    if images >= batch_size:
+        return config
+    why = f"A step of {batch_size:,} images is {batch_size * flops / 1e12:.3g} TFLOP, too much for a CPU"
+    return with_batch_size(config, images, why, processes)
+
+
+def measure_what_fits(config, plan, processes):
+    """`measure`; on a single GPU whose memory is too small for the batch with half of it, and so on."""
+    while True:
+        try:
+            return measure(config, plan, processes)
+        except torch.OutOfMemoryError as error:
+            batch_size, parts = config.training.batch_size, config.training.accumulation_steps
+            if plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts:
+                raise UserError(f"training.batch_size = {batch_size}: too little memory on the GPU; "
+                                "take a smaller one, or more training.accumulation_steps") from error
+        # after the handler, whose traceback kept the tensors alive
+        torch.cuda.empty_cache()
+        why = f"{batch_size:,} images a step do not fit into the GPU's memory"
+        config = with_batch_size(config, batch_size // (2 * parts) * parts, why, processes)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """step(images, labels) for each of the endless batches(), of which a loader may have `ahead` ready."""
+
+    batches: Callable
+    step: Callable
+    ahead: int = 0
+
+
+def endless(loader, resolution):
+    """The batches of a loader, epoch after epoch. Closing it ends the loader's threads and processes."""
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch, resolution)
+
+
+def measure(config, plan, processes):
     """-> a dict of figures, whole on the main process: images/s over all processes, seconds, bytes. See `describe`."""
     device = processes.device
     train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
     if plan.peers and len(train_shards.paths) > 1:
         raise UserError(f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}")
-    train, val = train_shards.manifest, val_shards.manifest
+    num_classes = train_shards.manifest.num_classes
     stage = getattr(config, plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
-    network = build_network(config, train.num_classes)
-    network.codebook.data.copy_(initial_codebook(config, train.num_classes))
+    network = build_network(config, num_classes)
+    network.codebook.data.copy_(initial_codebook(config, num_classes))
     network.to(device, memory_format=torch.channels_last)
-    clock, batch_size = _Clock(processes), config.training.batch_size
-    seconds = {}  # way -> seconds a batch, one entry a round
-    starting = {}
+    clock = _Clock(processes)
+    starting = {}  # what -> seconds
 
     loader = make_train_loader(config, train_shards, processes)
-    with clock("loader's first batch", starting):
-        images, labels = next(iter(loader.epoch(0, resolution)))
-    engine = Engine(network, stage, config.training, config.dist, processes)
-    with clock("first step", starting):
-        engine.step(images, labels, LR)
-    for _ in range(2):
-        engine.step(images, labels, LR)
     val_loader = make_val_loader(config, val_shards, processes)
     autocast, _ = autocast_for(config.training.precision, device)
+    engine = Engine(network, stage, config.training, config.dist, processes)
 
-    def from_loader(of):
-        def stream(count):
-            for epoch in itertools.count():
-                for batch in (batches := of.epoch(epoch, resolution)):
-                    yield batch
-                    count -= 1
-                    if not count:
-                        getattr(batches, "close", bool)()  # a generator's threads end here, not when it is forgotten
-                        return
-        return stream
+    def step(images, labels):
+        engine.step(images, labels, LR)
 
-    def fixed(count):
-        return itertools.repeat((images, labels), count)
+    def validate():
+        predict(network, val_loader, processes, flip=config.validation.lr_tta, autocast=autocast,
+                num_classes=num_classes)
+
+    batches = endless(loader, resolution)
+    with clock("loader's first batch", starting):
+        images, labels = next(batches)
+    with clock("first step", starting):
+        step(images, labels)
+    with clock("validation's first round", starting):
+        validate()
+    _reset_device_peaks(device)
+    for _ in range(3):
+        step(*next(batches))
+    batches.close()
+    if device.type == "cuda":
+        validate()
+    host_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = {"host_bytes": host_bytes, **_device_peaks(device), "peers": {}}
+
+    def fixed():
+        return itertools.repeat((images, labels))
 
     ways = {
-        "loader": (from_loader(loader), lambda x, y: None),
-        "step": (fixed, lambda x, y: engine.step(x, y, LR)),
-        "epoch": (from_loader(loader), lambda x, y: engine.step(x, y, LR)),
+        "loader": _Way(lambda: endless(loader, resolution), lambda x, y: None, AHEAD),
+        "step": _Way(fixed, step),
+        "epoch": _Way(lambda: endless(loader, resolution), step, AHEAD),
     }
     if device.type == "cuda":
         pinned = images.cpu().pin_memory()
-        ways["copy"] = (fixed, lambda x, y: pinned.to(device, non_blocking=True))
+        ways["copy"] = _Way(fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
+        before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
         peer = PEERS[name](config, stage, train_shards, resolution, processes)
-        ways[f"{name} epoch"] = (from_loader(peer), peer.step)
+        from_peer = functools.partial(endless, peer, resolution)
+        ways[f"{name} epoch"] = _Way(from_peer, peer.step, peer.ahead(config))
+        batches = from_peer()
         with clock(f"{name}: first step", starting):
-            peer.step(*next(iter(peer.epoch(0, resolution))))
+            peer.step(*next(batches))
+        _reset_device_peaks(device)
+        peer.step(*next(batches))
+        batches.close()
+        if device.type == "cuda":
+            memory["peers"][name] = {"device_bytes": _device_peaks(device)["device_bytes"] - before}
+    seconds = {}  # way -> seconds a batch, one entry a round
     for _ in range(plan.rounds):
-        for name, (stream, step) in ways.items():
-            seconds.setdefault(name, []).append(clock.per_batch(stream(plan.batches + 1), step))
+        for name, way in ways.items():
+            seconds.setdefault(name, []).append(clock.per_batch(way, plan.measured(way.ahead)))
         with clock("validation", found := {}):
-            predict(network, val_loader, processes, flip=config.validation.lr_tta, autocast=autocast, num_classes=train.num_classes)
+            validate()
         seconds.setdefault("validation", []).append(found["validation"])
-    return _figures(config, plan, processes, train, val, resolution, seconds, starting, engine, synthetic, batch_size)
+    train, val = train_shards.manifest, val_shards.manifest
+    report = _figures(config, plan, processes, train, val, resolution, seconds, starting)
+    report["config"] |= {"compiled": engine.compiled, "compiler_failed": engine.compiler_failed}
+    report["data"]["batches_of_an_epoch"] = loader.batches_per_epoch
+    report["plan"] |= {"dropped": {name: way.ahead for name, way in ways.items()},
+                       "measured": {name: plan.measured(way.ahead) for name, way in ways.items()},
+                       "longest": plan.longest(config)}
+    return report | {"memory": memory}
+
+
+def _reset_device_peaks(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _device_peaks(device):
+    """What tensors took at the most since the reset, and what PyTorch's allocator reserved for them."""
+    if device.type != "cuda":
+        return {}
+    return {"device_bytes": torch.cuda.max_memory_allocated(),
+            "device_reserved_bytes": torch.cuda.max_memory_reserved()}
 
 
 class _Clock:
@@ -181,20 +324,29 @@ class _Clock:
         yield
         found[name] = self._slowest(self.now() - started)
 
-    def per_batch(self, stream, step):
-        """Seconds a batch, without the first: it waits for what a running epoch has ready."""
+    def per_batch(self, way, count):
+        """Seconds a batch, over `count` of them, after those that the way's loader may have had ready.
+
+        On a CPU as many steps follow before the clock starts: loader and step share the cores, and the way
+        would else be charged for filling its loader's queue, which happens once an epoch.
+        """
         self.processes.barrier()
-        count = -1
-        for images, labels in stream:
-            step(images, labels)
-            count += 1
-            if count == 0:
-                started = self.now()
-        return self._slowest((self.now() - started) / count)
+        batches = way.batches()
+        for _ in itertools.islice(batches, way.ahead):
+            pass
+        if self.processes.device.type == "cpu":
+            for images, labels in itertools.islice(batches, way.ahead):
+                way.step(images, labels)
+        started = self.now()
+        for images, labels in itertools.islice(batches, count):
+            way.step(images, labels)
+        seconds = (self.now() - started) / count
+        getattr(batches, "close", bool)()
+        return self._slowest(seconds)
 
 
-def _figures(config, plan, processes, train, val, resolution, seconds, starting, engine, synthetic, batch_size):
-    device, world = processes.device, processes.world_size
+def _figures(config, plan, processes, train, val, resolution, seconds, starting):
+    device, world, batch_size = processes.device, processes.world_size, config.training.batch_size
     cores = len(os.sched_getaffinity(0))
     rates = {name: batch_size / statistics.median(values) for name, values in seconds.items() if name != "validation"}
     validation = statistics.median(seconds["validation"])
@@ -208,34 +360,39 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting,
     limit = min(parts, key=parts.get)
     flops = flops_of_a_step(config, getattr(config, plan.stage), train.num_classes, resolution)
     matrix_rate = _matrix_rate(config.training.precision, device)
-    memory = {"host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if device.type == "cuda":
-        memory["device_bytes"] = torch.cuda.max_memory_allocated()
     return {
         "config": {"arch": config.model.arch, "num_bits": config.codes.num_bits, "stage": plan.stage, "resolution": resolution,
                    "batch_size": batch_size, "precision": config.training.precision, "use_blurpool": config.training.use_blurpool},
         "machine": {"device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU", "processes": world, "cores": cores,
                     "cpu": _cpu_name(), "torch": torch.__version__, "python": platform.python_version()},
-        "data": {"images": train.num_samples, "val_images": val.num_samples, "synthetic": synthetic},
+        "data": {"images": train.num_samples, "val_images": val.num_samples},
         "plan": {"batches": plan.batches, "rounds": plan.rounds},
         "images_per_second": rates, "seconds_a_batch": seconds, "validation_images_per_second": val.num_samples / validation,
         "limit": limit, "share_of_limit": rates["epoch"] / parts[limit], "starting_seconds": starting,
-        "epoch_seconds": epoch_seconds, "recipe_seconds": recipe, "memory": memory,
+        "epoch_seconds": epoch_seconds, "recipe_seconds": recipe,
         "step_flops_per_image": flops, "step_flops_per_second": flops * rates["step"] / world, "matrix_flops_per_second": matrix_rate,
     }
 
 
 def describe(report):
     """The figures of `measure` as a text for people."""
-    c, m, d, rates = report["config"], report["machine"], report["data"], report["images_per_second"]
+    c, m, d, p, rates = (report[key] for key in ("config", "machine", "data", "plan", "images_per_second"))
+    step = f"{c['batch_size']:,} images a step"
+    if c["batch_size"] != c["recipe_batch_size"]:
+        step += f" (the recipe's: {c['recipe_batch_size']:,})"
+    not_compiled = "compilation failed" if c["compiler_failed"] else "not compiled"
     lines = [
-        f"{c['arch']}, {c['num_bits']} bits, {c['stage']} stage, {c['resolution']} px, {c['batch_size']} images a step, "
-        f"precision {c['precision']}" + (", BlurPool" if c["use_blurpool"] else ""),
+        f"{c['arch']}, {c['num_bits']} bits, {c['stage']} stage, {c['resolution']} px, {step}, "
+        f"precision {c['precision']}, {'compiled' if c['compiled'] else not_compiled}"
+        + (", BlurPool" if c["use_blurpool"] else ""),
         f"{m['device']} ({m['cpu']}), {m['processes']} process(es), {m['cores']} cores, torch {m['torch']}; {d['images']:,} "
-        + ("synthetic " if d["synthetic"] else "") + f"images; {report['plan']['batches']} batches, median of {report['plan']['rounds']}",
-        "",
-        f"  {'':22s} {'images/s':>10s} {'per core':>10s} {'spread':>8s}",
+        + ("synthetic " if d["synthetic"] else "")
+        + f"images; {p['batches']} batches or more, median of {p['rounds']}",
     ]
+    if d["batches_of_an_epoch"] < p["longest"]:
+        lines.append(f"An epoch has {d['batches_of_an_epoch']} batches, fewer than the {p['longest']} that a "
+                     "measurement may take: starting an epoch is in the figures.")
+    lines += ["", f"  {'':22s} {'images/s':>10s} {'per core':>10s} {'spread':>8s}"]
     titles = {"loader": "loader alone", "step": "step alone", "copy": "host-to-device copy", "epoch": "epoch: both together"}
     for name, rate in rates.items():
         values = report["seconds_a_batch"][name]
@@ -248,15 +405,23 @@ def describe(report):
             lines.append(f"Against {name.removesuffix(' epoch')}: {rates['epoch'] / rates[name]:.2f} x")
     rate = report["matrix_flops_per_second"]
     lines += [
-        f"An epoch with validation takes {_duration(report['epoch_seconds'])}, the whole recipe {_duration(report['recipe_seconds'])} "
+        f"An epoch of {d['images']:,} images with validation of {d['val_images']:,} takes "
+        f"{_duration(report['epoch_seconds'])}, the whole recipe {_duration(report['recipe_seconds'])} "
         "(other resolutions by their pixels).",
         f"The step does {report['step_flops_per_image'] / 1e9:.2f} GFLOP an image, {report['step_flops_per_second'] / 1e12:.3f} TFLOP/s a process: "
         f"{100 * report['step_flops_per_second'] / rate:.0f} % of the {rate / 1e12:.3f} measured on square matrices.",
-        f"Peak memory: {report['memory']['host_bytes'] / 1e9:.2f} GB on the host"
-        + (f", {report['memory']['device_bytes'] / 1e9:.2f} GB on the device" if "device_bytes" in report["memory"] else "") + " (main process).",
+        f"Peak memory: {_memory(report['memory'])} (main process)."
+        + "".join(f" {name}: {_memory(used)}." for name, used in report["memory"]["peers"].items() if used),
         "Starting: " + ", ".join(f"{name} {value:.1f} s" for name, value in report["starting_seconds"].items()) + ".",
     ]
     return "\n".join(lines)
+
+
+def _memory(used):
+    """Bytes, as _device_peaks calls them, in words."""
+    places = {"host_bytes": "on the host", "device_bytes": "on the device",
+              "device_reserved_bytes": "reserved there"}
+    return ", ".join(f"{used[key] / 1e9:.2f} GB {place}" for key, place in places.items() if key in used)
 
 
 def flops_of_a_step(config, stage, num_classes, resolution):
@@ -301,23 +466,32 @@ class _EagerStep:
         self.device = processes.device
         self.loss = StageModule(self.network, stage, config.training.label_smoothing)
         self.optimizer = torch.optim.SGD(parameter_groups(self.loss, config.training.weight_decay), lr=LR, momentum=config.training.momentum)
-        precision = "fp16" if config.training.precision == "auto" and self.device.type == "cuda" else config.training.precision
-        self.autocast, self.scaler = autocast_for(precision, self.device)
+        self.precision = config.training.precision
+        if self.precision == "auto" and self.device.type == "cuda":
+            self.precision = "fp16"
+        self.autocast, self.scaler = autocast_for(self.precision, self.device)
         if processes.world_size > 1:
             self.loss = torch.nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[self.device] if self.device.type == "cuda" else None)
 
     def step(self, images, labels):
         self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            loss = self.loss(images, labels)
-        self.scaler.scale(loss).backward()
+        with float32_precision(self.precision):
+            with self.autocast():
+                loss = self.loss(images, labels)
+            self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
 
 class _FFCV(_EagerStep):
     """FFCV's own loader (random order, its crop decoder) and the loop of ffcv-imagenet."""
+
+    BATCHES_AHEAD = 3  # in its queue; FFCV's default
+
+    @classmethod
+    def ahead(cls, config):
+        return cls.BATCHES_AHEAD + 1  # and one that waits for a place in it
 
     def __init__(self, config, stage, shards, resolution, processes):
         from ffcv.fields.basics import IntDecoder
@@ -330,7 +504,8 @@ class _FFCV(_EagerStep):
         decoder = RandomResizedCropRGBImageDecoder((resolution, resolution), scale=(config.data.min_scale, 1.0))
         self.loader = Loader(
             str(shards.paths[0]), batch_size=config.training.batch_size // processes.world_size, num_workers=_workers(config),
-            os_cache=True, order=OrderOption.RANDOM, drop_last=True, distributed=processes.world_size > 1,
+            os_cache=True, order=OrderOption.RANDOM, batches_ahead=self.BATCHES_AHEAD, drop_last=True,
+            distributed=processes.world_size > 1,
             pipelines={"image": [decoder, RandomHorizontalFlip(), ToTensor(), *to_device, ToTorchImage()],
                        "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device]})
 
@@ -341,6 +516,12 @@ class _FFCV(_EagerStep):
 class _Torchvision(_EagerStep):
     """DataLoader with PIL and torchvision's transforms on the samples of the beton, and an eager loop with mixed precision."""
 
+    PREFETCH_FACTOR = 2  # batches of a worker; PyTorch's default
+
+    @classmethod
+    def ahead(cls, config):
+        return _workers(config) * cls.PREFETCH_FACTOR
+
     def __init__(self, config, stage, shards, resolution, processes):
         super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
         network = self.network
@@ -350,27 +531,28 @@ class _Torchvision(_EagerStep):
             transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
         self.loader = torch.utils.data.DataLoader(
             _BetonImages(shards.paths[0], transform), batch_size=config.training.batch_size // processes.world_size,
-            shuffle=True, drop_last=True, num_workers=_workers(config), pin_memory=self.device.type == "cuda",
-            persistent_workers=True)
+            shuffle=True, drop_last=True, num_workers=_workers(config), prefetch_factor=self.PREFETCH_FACTOR,
+            pin_memory=self.device.type == "cuda")
 
     def epoch(self, epoch, resolution):
+        # not persistent workers: those would finish what they have queued while another way is measured
         for images, labels in self.loader:
             yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
 
 
 class _BetonImages(torch.utils.data.Dataset):
-    def __init__(self, beton, transform):
-        self.beton, self.tables, self.transform = beton, read_tables(beton), transform
+    def __init__(self, path, transform):
+        self.path, self.tables, self.transform = path, beton.read_tables(path), transform
 
     def __len__(self):
         return len(self.tables)
 
     def __getitem__(self, i):
         row, size = self.tables.images[i], int(self.tables.sizes[i])
-        with open(self.beton, "rb") as file:
+        with open(self.path, "rb") as file:
             file.seek(int(row["data_ptr"]))
             data = file.read(size)
-        if row["mode"] == RAW:
+        if row["mode"] == beton.RAW:
             image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(row["height"], row["width"], 3))
         else:
             image = Image.open(io.BytesIO(data)).convert("RGB")
@@ -387,27 +569,56 @@ def _workers(config):
 # ---- data, output ----------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Noise(Source):
-    """Smooth noise of 500 x 400 pixels."""
+@contextlib.contextmanager
+def synthetic_data(config, plan, processes):
+    """The configuration with betons of noise; each machine's first process makes them and removes them."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    made = tempfile.mkdtemp(prefix="llc-epoch-") if local_rank == 0 else None
+    try:
+        folder = Path(processes.gather_objects(made)[processes.rank - local_rank])
+        if made:
+            batch_size, noise = config.training.batch_size, _noise()
+            write_samples(noise, folder / "train.beton", max(MIN_BATCHES, plan.longest(config)) * batch_size)
+            val_batch_size = min(batch_size, config.validation.batch_size * processes.world_size)
+            write_samples(noise, folder / "val.beton", 4 * val_batch_size)
+        processes.barrier()
+        betons = {f"{split}_dataset": str(folder / f"{split}.beton") for split in ("train", "val")}
+        yield dataclasses.replace(config, data=dataclasses.replace(config.data, **betons))
+    finally:
+        if made:
+            shutil.rmtree(made)
 
-    def image(self, i):
+
+def _noise():
+    """EncodedSamples of smooth noise, 500 x 400 pixels, by the defaults of write_ffcv.py."""
+    samples = []
+    for i in range(NUM_NOISE_IMAGES):
         small = np.random.default_rng(i).integers(0, 256, (25, 32, 3), np.uint8)
-        return Image.fromarray(small).resize((500, 400), Image.Resampling.BICUBIC)
+        image = Image.fromarray(small).resize((500, 400), Image.Resampling.BICUBIC)
+        samples.append(encode_sample(image, i, WriterConfig(write_path="")))
+    return samples
 
-    def name(self, i):
-        return f"noise[{i}]"
 
-
-def _synthetic_data(folder):
-    source = _Noise(tuple(f"class {i:03d}" for i in range(100)), np.arange(SYNTHETIC_IMAGES) % 100)
-    words = []
-    for split in ("train", "val"):
-        path = folder / f"{split}-{os.environ.get('RANK', 0)}.beton"
-        with contextlib.redirect_stdout(io.StringIO()):
-            write_beton(WriterConfig(write_path=str(path)), source, show_progress=False)
-        words.append(f"--data.{split}_dataset={path}")
-    return words
+def write_samples(samples, path, num_samples):
+    """Writes a beton of `num_samples`: EncodedSamples again and again, whose data it holds once."""
+    metadata, table = np.zeros(num_samples, beton.METADATA_TYPE), np.zeros(num_samples, beton.ALLOC_TYPE)
+    sizes = np.array([sample.data.nbytes for sample in samples])
+    places, end = place(next_page(beton.METADATA_START + metadata.nbytes), sizes)
+    chosen = np.arange(num_samples) % len(samples)
+    for name in ("mode", "width", "height"):
+        metadata["f0"][name] = np.array([getattr(sample, name) for sample in samples])[chosen]
+    metadata["f0"]["data_ptr"], metadata["f1"] = places[chosen], chosen % NUM_CLASSES
+    table["sample_id"], table["ptr"], table["size"] = np.arange(num_samples), places[chosen], sizes[chosen]
+    with open(path, "wb") as file:
+        file.write(beton.header_bytes(num_samples, next_page(end)) + metadata.tobytes())
+        for sample, where in zip(samples, places):
+            file.seek(where)
+            file.write(sample.data)
+        file.seek(next_page(end))
+        file.write(table.tobytes())
+    tables, names = beton.read_tables(path), tuple(f"class {i:03d}" for i in range(NUM_CLASSES))
+    counts = tuple(tables.class_counts(NUM_CLASSES))
+    Manifest(names, counts, num_samples, tables.file_size, tables.sha256).save(path)
 
 
 def _write(report, options):

@@ -2,11 +2,19 @@
 
     python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--threads=2] [--repeats=7] [--seconds=0.05] [--json=FILE]
 
-The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a first call of each that is not
-timed and whose results are compared. A turn repeats a quick way's call for --seconds and counts the mean: with --seconds=0 it is one
-call, which finds in the caches what the way before left there. A call goes from packed codes (for the product: from +-1 floats) to indices
-in memory. Slow ways get fewer queries, as the table says; ratios are of rates, by the medians and, for a machine that others use too, by
-the minima. FAISS is optional: pip install 'llc[benchmark]'.
+The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a
+first call of each that is not timed and whose results are compared. A turn repeats a quick way's call for
+--seconds and counts the mean: with --seconds=0 it is one call, which finds in the caches what the way
+before left there. A call goes from packed codes (for products: from +-1 values that are on the device
+already) to indices in memory. Slow ways get fewer queries, as the table says; ratios are of rates, by the
+medians and, for a machine that others use too, by the minima. FAISS is optional: pip install
+'llc[benchmark]'.
+
+On a GPU ours is also measured by either of its two methods, counting bits (popc) and products on tensor
+cores: the first row is the one that it chooses by itself. The product is also made as strong as we can: of
+all queries, on tensor cores, in bf16 and in int8, in tiles of at most 2^28 scores, followed by topk, or by
+argmax for one neighbour. All of them are exact. The product of float32 without tensor cores is the original
+code's.
 """
 import argparse
 import dataclasses
@@ -21,6 +29,7 @@ from typing import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from llc.codes import pack_bits
 from llc.errors import UserError
@@ -34,6 +43,7 @@ except ImportError:
 TILE = 1 << 22        # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
 WHOLE = 1 << 26       # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
 SLOW_QUERIES = 50     # of a large database, for the ways that would take minutes
+GPU_TILE = 1 << 28    # scores that a tiled product on a GPU makes at a time: 0.5 GB in bf16, 1 GB in int32
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 
@@ -49,7 +59,7 @@ class Way:
 @dataclasses.dataclass
 class Workload:
     """ways[0] is ours. work: pairs of codes for each of a way's amount. check: result -> what all ways must agree on.
-    limits: of pairs per second on this device, {name: rate}."""
+    limits: of pairs per second on this device, {name: rate, or None where torch does not say}."""
 
     title: str
     ways: list
@@ -124,7 +134,8 @@ def measure(name, workload, options):
         print(f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
               f"{rates[-1] / 1e9:9.3f}" + (f"{ratio:9.1f}x{best_ratio:10.1f}x" if way is not workload.ways[0] else ""))
     for limit, rate in workload.limits.items():
-        print(f"  {limit:36s}{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it")
+        share = f"{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it" if rate else ""
+        print(f"  {limit:36s}" + (share or "not known: torch does not say the device's clocks or bus width"))
     if faiss is None and workload.work > 1:
         print("  FAISS is not installed")
     return {"name": name, "title": workload.title, "work": workload.work, "limits": workload.limits, "ways": rows}
@@ -155,6 +166,7 @@ def decode(options, num_bits=20, num_classes=1000):
     scan, table = Decoder(classes_on_device, table=False), Decoder(classes_on_device, table=True)
     ways = [Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
             Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
+            *_methods("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device), options.device),
             *_others(codes, class_codes, num_bits, 1, options.device, len(codes))]
     return Workload(f"nearest of {num_classes:,} classes, {num_bits} bits", ways, _distances_of(codes, class_codes), num_classes,
                     _limits(options.device, codes, class_codes))
@@ -171,7 +183,9 @@ def nearest(options, num_bits, k, num_queries=None):
     queries = _random_codes(max(1, int((num_queries or options.queries) * options.scale)), num_bits, 0)
     database = _random_codes(max(k, int(1_281_167 * options.scale)), num_bits, 1)
     on_device, database_on_device = (torch.from_numpy(c).to(options.device) for c in (queries, database))
-    ways = [Way("llc search", len(queries), lambda: search(on_device, database_on_device, k)),
+    ours = functools.partial(search, on_device, database_on_device, k)
+    ways = [Way("llc search", len(queries), ours),
+            *_methods("llc search", len(queries), ours, options.device),
             *_others(queries, database, num_bits, k, options.device, min(len(queries), SLOW_QUERIES))]
     return Workload(f"top-{k} of {len(database):,} codes, {num_bits} bits", ways, _distances_of(queries, database), len(database),
                     _limits(options.device, queries, database))
@@ -209,18 +223,39 @@ def _distances_of(queries, database):
 
 
 def _limits(device, queries, database):
-    """Of a GPU, by its highest clocks: 16 popc of 32 bits a clock and multiprocessor (CUDA's programming guide, compute capability 5 to 9),
-    and reading every code from memory once."""
+    """Of a GPU, by its highest clocks: one popc for each 32 bits of a code, 16 a clock and multiprocessor
+    (CUDA's programming guide, compute capability 5 to 9), and reading every code from memory once. Search may
+    exceed the first: carry-save adders count several words by fewer popc, and tensor cores need none.
+    """
     if device == "cpu":
         return {}
     gpu, words = torch.cuda.get_device_properties(), -(-queries.shape[1] // 4)
-    seconds = (queries.size + database.size) / (2e3 * gpu.memory_clock_rate * gpu.memory_bus_width / 8)
-    return {"limit of popcount": 16e3 * gpu.multi_processor_count * gpu.clock_rate / words,
-            "limit of memory bandwidth": len(queries) * len(database) / seconds}
+    names = ("clock_rate", "memory_clock_rate", "memory_bus_width")  # kHz, kHz, bits; not in every torch
+    clock, memory_clock, bus = (getattr(gpu, name, 0) for name in names)
+    bytes_a_pair = (queries.size + database.size) / (len(queries) * len(database))
+    return {"limit of one popc a word": 16e3 * gpu.multi_processor_count * clock / words or None,
+            "limit of memory bandwidth": 2e3 * memory_clock * bus / 8 / bytes_a_pair or None}
+
+
+def _methods(name, amount, call, device):
+    """On a GPU: ours by either method of llc.hamming.cuda, whichever it would choose."""
+    if device == "cpu":
+        return []
+    return [Way(f"{name}, {title}", amount, functools.partial(_by_method, method, call))
+            for method, title in (("popc", "popc"), ("dot", "tensor cores"))]
+
+
+def _by_method(method, call):
+    from llc.hamming import cuda  # here: it imports Triton
+    before, cuda.METHOD = cuda.METHOD, method
+    try:
+        return call()
+    finally:
+        cuda.METHOD = before
 
 
 def _others(queries, database, num_bits, k, device, slow):
-    """FAISS, numpy and the product; `slow` queries for the latter two."""
+    """FAISS, numpy and the products; `slow` queries for numpy and the product of float32."""
     ways = []
     if faiss is not None:
         faiss.omp_set_num_threads(torch.get_num_threads())
@@ -234,15 +269,56 @@ def _others(queries, database, num_bits, k, device, slow):
     if device == "cpu" and hasattr(np, "bitwise_count") and k == 1:
         words, database_words = _words(queries[:slow]), _words(database)
         ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(words, database_words)))
-    signs, database_signs = (torch.from_numpy(np.unpackbits(c, axis=1, count=num_bits)).to(device).float().mul_(2).sub_(1)
-                             for c in (queries[:slow], database))
+    signs, database_signs = (_signs(part, num_bits).to(device).float() for part in (queries[:slow], database))
     for name, entries in (("+-1 float32 matmul + topk", WHOLE), ("the same in tiles", TILE)):
-        ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, max(1, entries // len(database)))))
-    return ways
+        step = max(1, entries // len(database))
+        ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, step)))
+    return ways + _tensor_core_ways(queries, database, num_bits, k, device) if device == "cuda" else ways
+
+
+def _tensor_core_ways(queries, database, num_bits, k, device, entries=GPU_TILE):
+    """Products of +-1 in bf16 and int8, about `entries` scores at a time, where they are exact and possible.
+
+    bf16: the sums are float32, and the results whole numbers up to num_bits, which bf16 holds up to 256.
+    int8: torch._int_mm takes more than 16 queries, and multiples of 8 bits and codes, to which zeros fill up.
+    """
+    pick, name = (_argmax, "argmax") if k == 1 else (functools.partial(_topk, k=k), "topk")
+    step = max(64, entries // len(database) // 64 * 64)
+    products = []
+    if num_bits <= 256:
+        signs, columns = (_signs(codes, num_bits).to(device, torch.bfloat16) for codes in (queries, database))
+        products.append(("+-1 bf16 matmul", torch.matmul, signs, columns.T))
+    if len(queries) > 16:
+        signs, columns = (_signs(codes, num_bits).to(device) for codes in (queries, database))
+        columns = F.pad(columns, (0, -num_bits % 8, 0, -len(database) % 8))
+        products.append(("+-1 int8 _int_mm", torch._int_mm, F.pad(signs, (0, -num_bits % 8)), columns.T))
+    return [Way(f"{title} + {name}, tiles", len(queries),
+                functools.partial(_tiled_nearest, product, signs, columns, len(database), step, pick))
+            for title, product, signs, columns in products]
+
+
+def _signs(codes, num_bits):
+    """Packed codes uint8 [n, code_size] -> int8 [n, num_bits], +-1."""
+    return torch.from_numpy(np.unpackbits(codes, axis=1, count=num_bits)).to(torch.int8).mul_(2).sub_(1)
 
 
 def _product_nearest(signs, database_signs, k, step):
     return torch.cat([(part @ database_signs.T).topk(k, dim=1).indices for part in signs.split(step)])
+
+
+def _tiled_nearest(product, signs, columns, m, step, pick):
+    """Indices [n, k] of the highest scores of the first m columns. signs [n, K], columns [K, m or more]."""
+    # equal parts: torch._int_mm wants more than 16 rows in the last one too
+    parts = signs.tensor_split(-(-len(signs) // step))
+    return torch.cat([pick(product(part, columns)[:, :m]) for part in parts])
+
+
+def _argmax(scores):
+    return scores.argmax(dim=1, keepdim=True)
+
+
+def _topk(scores, k):
+    return scores.topk(k, dim=1).indices
 
 
 def _words(codes):
