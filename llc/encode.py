@@ -11,6 +11,7 @@
     files        text [n], paths below the folder; not there for a beton, whose images have no names
 """
 import argparse
+import collections
 
 import numpy as np
 import torch
@@ -66,17 +67,41 @@ def encode(encoder, data, arguments):
         print(printable(note))
     codes = np.empty((images.num_samples, code_size(encoder.num_bits)), np.uint8)
     labels = np.empty(images.num_samples, np.int64)
+    if processes.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
     done = 0
     with tqdm(total=images.num_samples, unit="image", unit_scale=True) as bar:
-        for batch, batch_labels in images.loader:
-            part = slice(done, done + len(batch))
-            codes[part], labels[part] = pack_bits(encoder(batch)).cpu(), batch_labels.cpu()
-            done += len(batch)
-            bar.update(len(batch))
+        packed = ((pack_bits(encoder(batch)), batch_labels) for batch, batch_labels in images.loader)
+        for batch_codes, batch_labels in _on_host(packed):
+            part = slice(done, done + len(batch_codes))
+            codes[part], labels[part] = batch_codes, batch_labels
+            done += len(batch_codes)
+            bar.update(len(batch_codes))
     found = {"codes": codes, "num_bits": np.int64(encoder.num_bits), "labels": labels, "class_names": np.array(images.class_names, "U")}
     if images.files is not None:
         found["files"] = np.array([printable(name) for name in images.files], "U")
     return found
+
+
+def _on_host(batches):
+    """Yields tuples of tensors on the CPU. A GPU's come a batch late: it computes while the host stores."""
+    underway = collections.deque()
+    for batch in batches:
+        if not batch[0].is_cuda:
+            yield batch
+            continue
+        # such a copy goes to page-locked memory and must not be read before its event
+        copies = [tensor.to("cpu", non_blocking=True) for tensor in batch]
+        underway.append((copies, torch.cuda.current_stream(batch[0].device).record_event()))
+        if len(underway) > 1:
+            yield _arrived(*underway.popleft())
+    while underway:
+        yield _arrived(*underway.popleft())
+
+
+def _arrived(copies, event):
+    event.synchronize()
+    return copies
 
 
 if __name__ == "__main__":
