@@ -175,11 +175,10 @@ def measure_what_fits(config, plan, processes):
     while True:
         try:
             return measure(config, plan, processes)
-        except torch.OutOfMemoryError as error:
+        except torch.OutOfMemoryError:
             batch_size, parts = config.training.batch_size, config.training.accumulation_steps
             if plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts:
-                raise UserError(f"training.batch_size = {batch_size}: too little memory on the GPU; "
-                                "take a smaller one, or more training.accumulation_steps") from error
+                raise
         # after the handler, whose traceback kept the tensors alive
         torch.cuda.empty_cache()
         why = f"{batch_size:,} images a step do not fit into the GPU's memory"
