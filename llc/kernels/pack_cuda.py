@@ -3,6 +3,8 @@ import torch
 import triton
 import triton.language as tl
 
+from llc.kernels.cuda_launch import launch
+
 BLOCK = 128   # bytes that a program makes, of 8 values each
 
 
@@ -11,7 +13,8 @@ def pack(values, limit):
     n, num_bits = values.shape
     codes = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8, device=values.device)
     if codes.numel():
-        _pack_kernel[triton.cdiv(codes.numel(), BLOCK),](values, codes, limit, codes.numel(), num_bits, codes.shape[1], *values.stride(), BLOCK)
+        launch(_pack_kernel, triton.cdiv(codes.numel(), BLOCK), values, codes, limit, codes.numel(), num_bits, codes.shape[1],
+               *values.stride(), BLOCK)
     return codes
 
 

@@ -1,10 +1,9 @@
-"""The CUDA implementation, its Triton kernels run by Triton's interpreter on CPU tensors, against the CPU implementation; and compiled.
+"""The CUDA implementation, its Triton kernels run by Triton's interpreter on CPU tensors, against the CPU implementation.
 
-On a machine with a CUDA device tests/gpu runs the same kernels for real.
+On a machine with a CUDA device tests/gpu runs the same kernels for real; test_kernels_compiled.py looks at what they are compiled to.
 """
+import contextlib
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,23 +11,24 @@ from hypothesis import given, settings, strategies as st
 
 from llc.codes import pack_bits
 from llc.hamming import cpu
-from tests.conftest import ROOT
 from tests.hamming.helpers import random_codes
 
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these kernels on the device", allow_module_level=True)
 pytest.importorskip("triton", reason="a torch without CUDA brings none")
 os.environ["TRITON_INTERPRET"] = "1"   # read when a kernel is made, when it runs, and when Triton is imported: tests/conftest.py does that
-from llc.hamming import cuda   # noqa: E402
+from llc.hamming import cuda, cuda_dot, cuda_popc   # noqa: E402
 from llc.kernels import pack_cuda   # noqa: E402
 
 del os.environ["TRITON_INTERPRET"]
+PART = cuda_popc.PART
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(cuda_popc, "PART", 256)   # the interpreter's time goes with the number of operations
         yield
 
 
@@ -39,10 +39,10 @@ def same(found, expected):
 
 
 def test_kernels_are_interpreted():
-    assert type(cuda._nearest_kernel).__name__ == "InterpretedFunction", "triton was imported before this module set TRITON_INTERPRET"
+    assert type(cuda_popc._nearest_kernel).__name__ == "InterpretedFunction", "triton was imported before this module set TRITON_INTERPRET"
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(n=st.integers(1, 20), m=st.integers(1, 1200), num_bits=st.integers(1, 130), seed=st.integers(0, 999),
        distinct=st.one_of(st.none(), st.integers(1, 4)), data=st.data())
 def test_equals_the_cpu(n, m, num_bits, seed, distinct, data):
@@ -55,16 +55,73 @@ def test_equals_the_cpu(n, m, num_bits, seed, distinct, data):
     same(cuda.range_search(*tensors, radius), cpu.range_search(queries, database, radius, 1))
 
 
-def test_several_splits_of_several_steps_and_halved_queries(monkeypatch):
-    monkeypatch.setattr(cuda, "PROGRAMS", 4)
+def test_tiles_are_written_in_parts(monkeypatch):
+    """With as many parts as on a GPU, of which some hold nothing to write."""
+    monkeypatch.setattr(cuda_popc, "PART", PART)
+    queries, database = random_codes(9, 70, 0), random_codes(1001, 70, 1)
+    found = cuda.range_search(torch.from_numpy(queries), torch.from_numpy(database), 22)
+    same(found, cpu.range_search(queries, database, 22, 1))
+    assert 10 < len(found[1]) < 1000
+
+
+def test_carry_save_adders_count_any_number_of_words():
+    """1 to 8 words, whole groups of 8, and what is left after them; bytes that do not fill a word."""
+    for num_bits in (*range(32, 289, 32), 257, 300, 512, 600):
+        queries, database = random_codes(3, num_bits, 0), random_codes(5, num_bits, 1)
+        queries[0], database[0], database[1] = 255, 0, queries[1]   # all bits differ, and none
+        tensors = torch.from_numpy(queries), torch.from_numpy(database)
+        same([cuda.pairwise(*tensors)], [cpu.pairwise(queries, database, 1)])
+        assert cuda.pairwise(*tensors)[0, 0] == 8 * queries.shape[1]
+
+
+@settings(max_examples=15)
+@given(n=st.integers(1, 300), m=st.integers(1, 700), num_bits=st.integers(1, 256), seed=st.integers(0, 999),
+       distinct=st.one_of(st.none(), st.integers(1, 4)), programs=st.sampled_from([1, 5, 2048]), kilobytes=st.sampled_from([1, 20, 1 << 18]),
+       data=st.data())
+def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, kilobytes, data):
+    """One or several splits, steps, parts of the queries and of the database."""
+    k = data.draw(st.integers(1, m), label="k")
+    queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
+    tensors = torch.from_numpy(queries), torch.from_numpy(database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "METHOD", "dot")
+        patch.setattr(cuda_dot, "PROGRAMS", programs)
+        patch.setattr(cuda_dot, "MAX_BYTES", max(kilobytes << 10, 24 * n))   # so that there are at most some ten parts
+        same(cuda.search(*tensors, 1), cpu.search(queries, database, 1, 1))
+        found = cuda_dot.nearest_in_lanes(*tensors, min(k, 9))
+    # Whatever the lanes are, the lowest distance in them is the lowest there is, and no lane's code is counted twice.
+    distances = torch.from_numpy(cpu.pairwise(queries, database, 1))
+    assert torch.equal(found.amin(1), distances.amin(1)) and ((found < 1 << 15).sum(1) <= m).all()
+    ranked, in_lanes = distances.sort(dim=1).values, found.sort(dim=1).values
+    assert (in_lanes[:, :m] >= ranked[:, :found.shape[1]]).all()
+
+
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_several_splits_of_several_steps_and_halved_queries(monkeypatch, method):
+    monkeypatch.setattr(cuda, "METHOD", method)
+    monkeypatch.setattr(cuda_popc, "PROGRAMS", 4)
+    monkeypatch.setattr(cuda_dot, "PROGRAMS", 4)
     monkeypatch.setattr(cuda, "QUERY_TILE", 11)
     monkeypatch.setattr(cuda, "MAX_CANDIDATES", 3000)
-    queries, database = random_codes(13, 40, 0), random_codes(4000, 40, 1, 300)
+    queries, database = random_codes(13, 40, 0), random_codes(3000, 40, 1, 300)
     tensors = torch.from_numpy(queries), torch.from_numpy(database)
-    assert all(part > 1 for part in cuda._splits(13, 4000))
-    for k in (1, 3, 700):
+    assert all(part > 1 for part in cuda_popc.split(13, cuda_popc.prepare(tensors[1])))
+    for k in (1, 3, 500) if method == "popc" else (1, 3):
         same(cuda.search(*tensors, k), cpu.search(queries, database, k, 1))
-    same(cuda.range_search(*tensors, 14), cpu.range_search(queries, database, 14, 1))
+    if method == "popc":
+        same(cuda.range_search(*tensors, 14), cpu.range_search(queries, database, 14, 1))
+
+
+def test_products_are_for_many_queries_and_codes_of_two_to_eight_words(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
+    table = [((9, 0), 256, 64, True), ((8, 0), 256, 256, True), ((8, 6), 10_000, 40, True),
+             ((9, 0), 255, 64, False), ((9, 0), 10_000, 32, False), ((9, 0), 10_000, 257, False), ((7, 5), 10_000, 64, False), ((10, 0), 10_000, 64, False)]
+    for capability, n, num_bits, expected in table:
+        queries = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8)
+        assert cuda._takes_dot(queries, queries) is expected, (capability, n, num_bits)
+    assert asked == [torch.device("cpu")] * 5   # of the tensors' device, where the numbers leave the question open
 
 
 def test_no_queries():
@@ -90,33 +147,54 @@ def test_packing_equals_the_cpu(dtype, largest, num_bits):
     assert pack_cuda.pack(as_bits[:0], largest).shape == (0, (num_bits + 7) // 8)
 
 
-COMPILE = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from llc.hamming import cuda
-from llc.kernels import pack_cuda
+def test_kernels_run_on_the_tensors_device(monkeypatch):
+    """Every launch of hamming and pack_bits happens within torch.cuda.device_of of one of its tensors: Triton launches on the current device."""
+    inside, launched = [], []
+    run = type(cuda_popc._nearest_kernel).run
 
-def ptx(kernel, types, **constants):
-    signature = dict(zip((name for name in kernel.arg_names if name not in constants), types.split()))
-    source = ASTSource(kernel, {**signature, **dict.fromkeys(constants, "constexpr")}, constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    @contextlib.contextmanager
+    def device_of(tensor):
+        inside.append(tensor)
+        yield
+        inside.pop()
 
-for words in (1, 9):
-    tile = dict(words=words, BLOCK_N=cuda.BLOCK_N, BLOCK_M=cuda.BLOCK_M)
-    for each_lane in (True, False):
-        nearest = ptx(cuda._nearest_kernel, f"*i32 *i32 *{'i32' if each_lane else 'i64'} i32 i32 i32 i32 i32", **tile, EACH_LANE=each_lane,
-                      STEP_BITS=cuda.STEP_BITS, INDEX_BITS=cuda.INDEX_BITS)
-        assert "popc.b32" in nearest
-    for write in (True, False):
-        assert "popc.b32" in ptx(cuda._within_kernel, "*i32 *i32 *i32 *i64 *i32 *i64 i32 i32 i32 i32", **tile, WRITE=write)
-    assert "popc.b32" in ptx(cuda._all_kernel, "*i32 *i32 *i32 i32 i32", **tile)
-for bits in (8, 16, 32, 64):
-    ptx(pack_cuda._pack_kernel, f"*u{bits} *u8 {'i64' if bits == 64 else 'i32'} i32 i32 i32 i32 i32", BLOCK=pack_cuda.BLOCK)
-"""
+    def checked_run(self, *arguments, **options):
+        assert any(argument is inside[-1] for argument in arguments), f"{self.fn.__name__} is launched outside llc.kernels.cuda_launch"
+        launched.append(self.fn.__name__)
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(type(cuda_popc._nearest_kernel), "run", checked_run)
+    codes = torch.from_numpy(random_codes(9, 40, 0))
+    cuda.pairwise(codes, codes)
+    cuda.range_search(codes, codes, 30)
+    for method in ("popc", "dot"):
+        monkeypatch.setattr(cuda, "METHOD", method)
+        for k in (1, 3):
+            cuda.search(codes, codes, k)
+    pack_cuda.pack(torch.ones(3, 8, dtype=torch.uint8), 1)
+    assert not inside and set(launched) == {"_all_kernel", "_count_kernel", "_write_kernel", "_nearest_kernel", "_product_kernel",
+                                            "_unpack_kernel", "_pack_kernel"}
 
 
-def test_kernels_compile_for_a_gpu_and_count_by_its_instruction(tmp_path):
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_more_codes_than_int32_can_number_are_refused():
+    """Before anything is allocated: these take no memory themselves, but their words would."""
+    few, many = torch.zeros(1, 8, dtype=torch.uint8), torch.zeros(1, 8, dtype=torch.uint8).expand(1 << 31, 8)
+    for call in (lambda q, d: cuda.search(q, d, 1), lambda q, d: cuda.search(q, d, 5), lambda q, d: cuda.range_search(q, d, 1), cuda.pairwise):
+        with pytest.raises(ValueError, match="database: 2,147,483,648 codes.*up to 2,147,418,112.*in parts and merge"):
+            call(few, many)
+        with pytest.raises(ValueError, match="queries: 2,147,483,648 codes.*pass the queries in parts"):
+            call(many, few)
+
+
+def test_numbers_up_to_the_limit_fit_in_int32():
+    """What the kernels compute in int32, from the numbers that the launches pass, for the most codes and queries there may be."""
+    for block_m in (cuda_popc.BLOCK_M, cuda_popc.LONG_BLOCK_M):
+        tiles = -(-cuda.MAX_CODES // block_m)
+        assert tiles * block_m + block_m < 1 << 31   # columns, the stride of words, cdiv
+        for row_blocks in (1, 1024, cuda_popc.MAX_QUERIES // cuda_popc.BLOCK_N):
+            splits, steps = cuda_popc.splits_and_steps(row_blocks, tiles, cuda_popc.PROGRAMS)
+            assert splits * row_blocks < 1 << 31 and steps <= 1 << cuda_popc.STEP_BITS and splits * steps >= tiles
+    assert (65528 << cuda_popc.STEP_BITS) + (1 << cuda_popc.STEP_BITS) - 1 < 0x7FFFFFFF   # the highest key, below that of no code
+    # +-1 bytes, rounded up to a tile: positions in them, and their keys
+    assert cuda_dot.MAX_BYTES + cuda_dot.BLOCK_M * cuda_dot.MAX_BITS < 1 << 31 and 2 * cuda_dot.MAX_BITS << cuda_dot.STEP_BITS < 1 << 31

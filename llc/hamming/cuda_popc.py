@@ -1,0 +1,292 @@
+"""Distances on CUDA by the instruction that counts bits (POPC): for any number of queries and any length of codes.
+
+Codes become 32-bit words, word by word [words, n], so that neighbouring threads read neighbouring words; the last code is repeated up to
+whole tiles, so that no load needs a mask. A program holds the distances of a tile of BLOCK_N queries x block_m codes in registers. The
+database is cut into splits of `steps` tiles, so that few queries occupy the device too.
+
+Differing bits are counted after carry-save adders: a full adder turns three words into a word of sums and a word of carries by two
+instructions (LOP3) of 2 cycles each, and so saves one POPC of 8 cycles. Eight words need 4 POPC then, and both units are as busy.
+"""
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from llc.kernels.cuda_launch import launch
+
+BLOCK_N = 8              # queries of a tile: they share each word of the database that is loaded
+BLOCK_M = 512            # codes of a tile: 8 x 4 pairs a thread
+LONG_BLOCK_M = 256       # the same for codes of more than two words, whose carry-save adders want registers too
+GROUP = 8                # words that go through carry-save adders together
+PART = 64                # codes that the writing of a tile takes at a time
+PROGRAMS = 4096          # keep a large device (132 multiprocessors) busy for a few waves: an assumption, not measured
+STEP_BITS = 15           # a lane's key is distance << STEP_BITS | step: 16 bits of distance are left
+INDEX_BITS = 40          # a query's key is distance << INDEX_BITS | index
+MAX_QUERIES = 1 << 22    # of one launch: its programs are fewer than CUDA's 2^31 then, whatever the database's size
+
+
+# ---- kernels ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _count_bits(x):
+    """Number of bits set in each of uint32 x. LLVM makes one popc of this; the minimum keeps a later shift from being merged with the
+    last one, which would hide the pattern, and is gone once LLVM knows that a popc is at most 32."""
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return tl.minimum(((x * 0x01010101) >> 24).to(tl.int32), 32)
+
+
+@triton.jit
+def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
+    """The bits in which word `word` differs: uint32 [BLOCK_N, BLOCK_M]."""
+    a = tl.load(query + word * query_stride).to(tl.uint32, bitcast=True)
+    b = tl.load(code + word * code_stride).to(tl.uint32, bitcast=True)
+    return a[:, None] ^ b[None, :]
+
+
+@triton.jit
+def _two_words(query, code, word: tl.constexpr, query_stride, code_stride):
+    return _differing(query, code, word, query_stride, code_stride), _differing(query, code, word + 1, query_stride, code_stride)
+
+
+@triton.jit
+def _full_add(a, b, c):
+    """-> (sum, carry) of each bit: one LOP3 each."""
+    return a ^ b ^ c, (a & b) | (c & (a ^ b))
+
+
+@triton.jit
+def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr):
+    """Differing bits in 1 to 8 words. The names say what a bit of them counts."""
+    ones = _differing(query, code, 0, query_stride, code_stride)
+    if words >= 3:
+        a, b = _two_words(query, code, 1, query_stride, code_stride)
+        ones, twos = _full_add(ones, a, b)
+    if words >= 5:
+        a, b = _two_words(query, code, 3, query_stride, code_stride)
+        ones, more_twos = _full_add(ones, a, b)
+    if words >= 7:
+        a, b = _two_words(query, code, 5, query_stride, code_stride)
+        ones, last_twos = _full_add(ones, a, b)
+        twos, fours = _full_add(twos, more_twos, last_twos)
+    distance = _count_bits(ones)
+    if words % 2 == 0:
+        distance += _count_bits(_differing(query, code, words - 1, query_stride, code_stride))
+    if words >= 3:
+        distance += 2 * _count_bits(twos)
+    if words == 5 or words == 6:
+        distance += 2 * _count_bits(more_twos)
+    if words >= 7:
+        distance += 4 * _count_bits(fours)
+    return distance
+
+
+@triton.jit
+def _tile_distances(queries, database, rows, columns, query_stride, code_stride, words: tl.constexpr, GROUP: tl.constexpr):
+    """Distances of queries `rows` [BLOCK_N] to codes `columns` [BLOCK_M] -> int32 [BLOCK_N, BLOCK_M]."""
+    query, code = queries + rows, database + columns
+    code_stride = code_stride.to(tl.int64)   # times a word's number
+    distance = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
+    for _ in range(words // GROUP):
+        distance += _group_distances(query, code, query_stride, code_stride, GROUP)
+        query += GROUP * query_stride
+        code += GROUP * code_stride
+    if words % GROUP > 0:
+        distance += _group_distances(query, code, query_stride, code_stride, words % GROUP)
+    return distance
+
+
+@triton.jit
+def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+    """Stores what is best, distance << STEP_BITS | step [BLOCK_N, BLOCK_M], in a split: the lowest key of each query, into int64
+    [splits, n]; or, EACH_LANE, the lowest distance in each lane, into int32 [n, splits * BLOCK_M]."""
+    BLOCK_M: tl.constexpr = best.shape[1]
+    lanes = tl.arange(0, BLOCK_M)
+    if EACH_LANE:
+        pointers = nearest + (rows.to(tl.int64) * splits + split)[:, None] * BLOCK_M + lanes[None, :]
+        tl.store(pointers, best >> STEP_BITS, mask=(rows < n)[:, None])
+    else:
+        index = (split * steps + (best & ((1 << STEP_BITS) - 1))) * BLOCK_M + lanes[None, :]
+        key = ((best >> STEP_BITS).to(tl.int64) << INDEX_BITS) | index
+        tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
+
+
+# Triton compiles a kernel anew for numbers that are 1 or multiples of 16, unless told not to; it gains nothing here. What it would know of
+# the alignment of the database would make it load 4 neighbouring words a thread and move them to their threads through shared memory.
+_unspecialised = triton.jit(do_not_specialize=["n", "m", "code_stride", "splits", "steps"], do_not_specialize_on_alignment=["database"])
+
+
+@_unspecialised
+def _all_kernel(queries, database, distances, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
+                BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.program_id(0) % splits * BLOCK_M + tl.arange(0, BLOCK_M)
+    distance = _tile_distances(queries, database, rows, columns, tl.cdiv(n, BLOCK_N) * BLOCK_N, code_stride, words, GROUP)
+    tl.store(distances + rows.to(tl.int64)[:, None] * m + columns[None, :], distance, mask=(rows < n)[:, None] & (columns < m)[None, :])
+
+
+@_unspecialised
+def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
+                    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+    """The nearest code, or each lane's, as store_nearest says. Codes beyond m repeat the last one: only lanes must not count them."""
+    split = tl.program_id(0) % splits
+    rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
+    lanes = tl.arange(0, BLOCK_M)
+    start = split * steps * BLOCK_M
+    best = tl.full([BLOCK_N, BLOCK_M], 0x7FFFFFFF, tl.int32)
+    for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
+        columns = start + step * BLOCK_M + lanes
+        distance = _tile_distances(queries, database, rows, columns, tl.cdiv(n, BLOCK_N) * BLOCK_N, code_stride, words, GROUP)
+        key = distance * (1 << STEP_BITS) + step
+        if EACH_LANE:
+            key = tl.where((columns < m)[None, :], key, 0x7FFFFFFF)
+        best = tl.minimum(best, key)
+    store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS, INDEX_BITS, EACH_LANE)
+
+
+@triton.jit
+def _within(queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr, GROUP: tl.constexpr):
+    """-> distances int32 [BLOCK_N, BLOCK_M], and whether they are those of a code within the query's radius."""
+    query_stride = tl.cdiv(n, rows.shape[0]) * rows.shape[0]
+    distance = _tile_distances(queries, database, rows, columns, query_stride, code_stride, words, GROUP)
+    return distance, (distance <= radius[:, None]) & (columns < m)[None, :]
+
+
+@_unspecialised
+def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
+                  BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The number of codes within each query's radius in each split, into int64 [n, splits]."""
+    split = tl.program_id(0) % splits
+    rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
+    radius = tl.load(radii + rows, mask=rows < n, other=-1)
+    number = tl.zeros([BLOCK_N, BLOCK_M], tl.int32)
+    for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
+        columns = (split * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
+        _, inside = _within(queries, database, radius, rows, columns, n, m, code_stride, words, GROUP)
+        number += inside.to(tl.int32)
+    tl.store(counts + rows.to(tl.int64) * splits + split, tl.sum(number, axis=1).to(tl.int64), mask=rows < n)
+
+
+@_unspecialised
+def _write_kernel(queries, database, radii, starts, distances, indices, n, m, code_stride, splits, steps, words: tl.constexpr,
+                  GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PART: tl.constexpr):
+    """Writes the codes within each query's radius, from position starts, int64 [n, splits], on."""
+    split = tl.program_id(0) % splits
+    rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
+    radius = tl.load(radii + rows, mask=rows < n, other=-1)
+    end = tl.load(starts + rows.to(tl.int64) * splits + split, mask=rows < n, other=0)
+    for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
+        start = (split * steps + step) * BLOCK_M
+        _, tile = _within(queries, database, radius, rows, start + tl.arange(0, BLOCK_M), n, m, code_stride, words, GROUP)
+        # Few tiles hold a code to write. They are computed again in parts, so that what writing needs is not held in registers for the whole
+        # tile. It is a loop over no or all parts, because Triton 3.6 fails to compile one over all parts within an `if`.
+        for part in range(tl.max(tl.max(tile.to(tl.int32), axis=1), axis=0) * (BLOCK_M // PART)):
+            columns = start + part * PART + tl.arange(0, PART)
+            distance, inside = _within(queries, database, radius, rows, columns, n, m, code_stride, words, GROUP)
+            order = tl.cumsum(inside.to(tl.int32), axis=1)
+            position = end[:, None] + order - 1
+            tl.store(distances + position, distance, mask=inside)
+            tl.store(indices + position, tl.broadcast_to(columns[None, :], [BLOCK_N, PART]).to(tl.int64), mask=inside)
+            end += tl.max(order, axis=1)
+
+
+# ---- launches ------------------------------------------------------------------------------------------------------------
+
+
+class Database(NamedTuple):
+    """Codes as the kernels read them, with what depends on their number alone."""
+
+    words: torch.Tensor   # int32 [ceil(code_size / 4), tiles * block_m]
+    length: int
+    block_m: int
+
+    @property
+    def num_tiles(self):
+        return self.words.shape[1] // self.block_m
+
+
+def prepare(codes):
+    """uint8 [m, code_size], m >= 1 -> Database."""
+    block_m = BLOCK_M if codes.shape[1] <= 8 else LONG_BLOCK_M
+    return Database(_words(codes, block_m), len(codes), block_m)
+
+
+def _words(codes, tile):
+    """uint8 [n, code_size] -> int32 [ceil(code_size / 4), n rounded up to whole tiles]: 0 after a code's last byte, the last code repeated."""
+    n, code_size = codes.shape
+    padded = torch.zeros(triton.cdiv(n, tile) * tile, triton.cdiv(code_size, 4) * 4, dtype=torch.uint8, device=codes.device)
+    padded[:n, :code_size] = codes
+    padded[n:, :code_size] = codes[-1]
+    return padded.view(torch.int32).T.contiguous()
+
+
+def split(n, database, lanes=0):
+    """-> (splits, steps) for n queries, with `lanes` lanes or more where m allows."""
+    return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, triton.cdiv(lanes, database.block_m))
+
+
+def splits_and_steps(num_row_blocks, num_tiles, num_programs, num_splits=1):
+    """-> (splits, steps): the database in splits of `steps` tiles: for so many programs and splits, or as many as there are tiles, and so
+    that a step fits in STEP_BITS."""
+    wanted = max(triton.cdiv(num_programs, num_row_blocks), num_splits, triton.cdiv(num_tiles, 1 << STEP_BITS))
+    steps = max(1, num_tiles // wanted)
+    return triton.cdiv(num_tiles, steps), steps
+
+
+def pairwise(queries, database):
+    """queries uint8 [n, code_size], n >= 1 -> int32 [n, m]."""
+    distances = torch.empty(len(queries), database.length, dtype=torch.int32, device=queries.device)
+    _launch(_all_kernel, queries, database, database.num_tiles, 1, distances)
+    return distances
+
+
+def nearest(queries, database):
+    """queries uint8 [n, code_size], n >= 1 -> int64 [n], distance << INDEX_BITS | index of the nearest code."""
+    keys = []
+    for part in queries.split(MAX_QUERIES):
+        splits, steps = split(len(part), database)
+        found = torch.empty(splits, len(part), dtype=torch.int64, device=queries.device)
+        _launch(_nearest_kernel, part, database, splits, steps, found, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=False)
+        keys.append(found.amin(0))
+    return torch.cat(keys)
+
+
+def nearest_in_lanes(queries, database, lanes):
+    """The distance to the nearest code in each of at least `lanes` lanes that share the database, or of m -> int32 [n, lanes]; where a
+    lane holds no code, more than any distance."""
+    splits, steps = split(len(queries), database, lanes)
+    found = torch.empty(len(queries), splits * database.block_m, dtype=torch.int32, device=queries.device)
+    _launch(_nearest_kernel, queries, database, splits, steps, found, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=True)
+    return found
+
+
+def count_within(queries, database, radii, splits, steps):
+    """The number of codes within each query's radius, int32 [n], in each split -> int64 [n, splits]."""
+    counts = torch.empty(len(queries), splits, dtype=torch.int64, device=queries.device)
+    _launch(_count_kernel, queries, database, splits, steps, radii, counts)
+    return counts
+
+
+def write_within(queries, database, radii, counts, steps):
+    """The codes that count_within counted, in CSR form -> lims int64 [n + 1], distances int32 [lims[n]], indices int64 [lims[n]]."""
+    ends = counts.flatten().cumsum(0)
+    lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1::counts.shape[1]]])
+    starts = ends - counts.flatten()
+    total = int(lims[-1])
+    distances = torch.empty(total, dtype=torch.int32, device=queries.device)
+    indices = torch.empty(total, dtype=torch.int64, device=queries.device)
+    if total:
+        _launch(_write_kernel, queries, database, counts.shape[1], steps, radii, starts, distances, indices, PART=PART)
+    return lims, distances, indices
+
+
+def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
+    num_words, code_stride = database.words.shape
+    # ptxas takes 168 registers there, though 128, for 4 programs a multiprocessor instead of 3, suffice. Longer codes and the writing
+    # kernel would spill.
+    options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
+    launch(kernel, triton.cdiv(len(queries), BLOCK_N) * splits, _words(queries, BLOCK_N), database.words, *arguments, len(queries),
+           database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N, database.block_m, **constants, **options)

@@ -1,0 +1,128 @@
+"""Compiles the Triton kernels of llc for a GPU that need not be there, as the project's own code would launch them.
+
+    python tests/hamming/compile_kernels.py 90      # for compute capability 9.0
+
+Prints a JSON line for each variant that Triton compiled: what ptxas and nvdisasm, both from Triton's wheel, say of it; and one with the
+names of all kernels there are. Nothing is launched: Triton's driver is a stub, and the tensors are on the CPU.
+"""
+import ast
+import collections
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from llc.hamming import cuda_dot, cuda_popc
+from llc.kernels import pack_cuda
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", re.MULTILINE)
+
+
+class Driver:
+    """As much of Triton's driver as compiling needs."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", int(sys.argv[1]), 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+def all_kernels():
+    """Names of the functions compiled by Triton, anywhere in llc, that no other such function calls: they can only be launched."""
+    functions, called = set(), set()
+    for path in (ROOT / "llc").rglob("*.py"):
+        if "triton.jit" in path.read_text():
+            module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+            for function in vars(module).values():
+                if isinstance(function, JITFunction):
+                    functions.add(function.fn.__name__)
+                    called |= {node.id for node in ast.walk(ast.parse(function.src)) if isinstance(node, ast.Name)}
+    return sorted(functions - called)
+
+
+def launch_all():
+    """Every kernel, for short and long codes, with one query and one code, with numbers that 16 divides and others."""
+    for num_bits in (20, 64, 128, 256, 4096):
+        for n, m in ((16, 4096), (1, 1), (9, 1001)):
+            queries, codes = as_codes(n, num_bits), as_codes(m, num_bits)
+            database = cuda_popc.prepare(codes)
+            radii, counts = torch.zeros(n, dtype=torch.int32), torch.ones(n, 1, dtype=torch.int64)
+            label(f"{num_bits} bits")
+            cuda_popc.nearest(queries, database)
+            cuda_popc.count_within(queries, database, radii, 1, 1)
+            cuda_popc.write_within(queries, database, radii, counts, 1)
+            if num_bits in (64, 4096):
+                cuda_popc.pairwise(queries, database)
+            if num_bits in (64, 256):
+                label(f"{num_bits} bits, lanes")
+                cuda_popc.nearest_in_lanes(queries, database, 9)
+            if 64 <= num_bits <= 256:
+                label(f"{num_bits} bits")
+                cuda_dot.nearest(queries, codes)
+            if num_bits == 256:
+                label(f"{num_bits} bits, lanes")
+                cuda_dot.nearest_in_lanes(queries, codes, 9)
+    for dtype, largest in ((torch.uint8, 1), (torch.uint16, 0x7F80), (torch.uint32, 0x7F80_0000), (torch.uint64, 2**64 - 1)):
+        label(str(dtype))
+        pack_cuda.pack(torch.zeros(500, 20, dtype=dtype), largest)
+        label(f"{dtype}, by columns")
+        pack_cuda.pack(torch.zeros(20, 500, dtype=dtype).T, largest)
+    label("33 bits")
+    cuda_popc.nearest(as_codes(9, 33), cuda_popc.prepare(as_codes(1001, 33)))
+    cuda_dot.nearest(as_codes(9, 33), as_codes(1001, 33))
+
+
+def as_codes(n, num_bits):
+    return torch.zeros(n, (num_bits + 7) // 8, dtype=torch.uint8)
+
+
+def label(text):
+    launched_by[0] = text
+
+
+def compile_only(self, *arguments, grid, warmup, **options):
+    kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+    if kernel.hash not in compiled:
+        compiled.add(kernel.hash)
+        print(json.dumps({"kernel": self.fn.__name__, "for": launched_by[0], **measure(kernel)}), flush=True)
+    return kernel
+
+
+def measure(kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        resources = tool("cuobjdump", "--dump-resource-usage", file.name)
+        opcodes = collections.Counter(OPCODE.findall(tool("nvdisasm", file.name)))
+    return {"registers": int(re.search(r"REG:(\d+)", resources)[1]), "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
+            "shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps, "opcodes": opcodes}
+
+
+def tool(name, *arguments):
+    return subprocess.run([TOOLS / name, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+launched_by, compiled, run = [None], set(), JITFunction.run
+if __name__ == "__main__":
+    driver.set_active(Driver())
+    JITFunction.run = compile_only
+    launch_all()
+    print(json.dumps({"all_kernels": all_kernels()}))
