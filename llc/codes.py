@@ -20,7 +20,8 @@ def code_size(num_bits: int) -> int:
 class _StraightThroughSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values):
-        return (values > 0).to(values.dtype).mul_(2).sub_(1)
+        # not in place: torch.compile of torch 2.11 then takes the result for one that needs no gradient, and the codebook would never learn
+        return (values > 0).to(values.dtype) * 2 - 1
 
     @staticmethod
     def backward(ctx, gradient):
