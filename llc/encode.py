@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llc import config as edge
+from llc import config as edge, gpu
 from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
 from llc.data.sources import printable
@@ -59,7 +59,7 @@ def at_least_1(text):
 @torch.inference_mode()
 def encode(encoder, data, arguments):
     """The arrays of the file, by name, of the images at `data`. One batch of images is in memory at a time, and one ahead."""
-    processes = Processes(device=arguments.device)
+    processes = Processes(device=gpu.device(arguments.device))
     encoder.to(processes.device)
     images = open_images(data, encoder.preprocessing, batch_size=arguments.batch_size, num_workers=arguments.num_workers,
                          processes=processes)

@@ -63,7 +63,6 @@ class Encoder(nn.Module):
     >>> import torch, llc
     >>> from llc.data.preprocessing import Preprocessing
     >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
-from llc.precision import autocast_for
     >>> network = Network("resnet18", num_bits=20, num_classes=3, width=8)
     >>> encoder = llc.Encoder(network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), ["cat", "dog", "eel"])
     >>> encoder.encode(torch.zeros(2, 3, 48, 64, dtype=torch.uint8)).shape
@@ -177,7 +176,6 @@ from llc.precision import autocast_for
         >>> import llc, tempfile
         >>> from llc.data.preprocessing import Preprocessing
         >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
-from llc.precision import autocast_for
         >>> preprocessing = Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD)
         >>> encoder = llc.Encoder(Network("resnet18", 12, 3, width=8), preprocessing, ["cat", "dog", "eel"])
         >>> with tempfile.TemporaryDirectory() as folder:
