@@ -1,16 +1,19 @@
-"""Distances and search on CUDA, by Triton. All functions take and give tensors on one device, checked by llc.hamming.
+"""Distances and search on CUDA, by Triton. All functions take and give tensors on one device, checked by
+llc.hamming.
 
-Two modules compute distances: cuda_popc by the instruction that counts bits, cuda_dot by the int8 tensor cores. They give the same
-results; _takes_dot chooses. On CPU tensors the kernels run under TRITON_INTERPRET=1, for tests.
+Two modules compute distances: cuda_popc by the instruction that counts bits, cuda_dot by the int8 tensor
+cores. They give the same results; _takes_dot chooses. On CPU tensors the kernels run under
+TRITON_INTERPRET=1, for tests.
 """
 import torch
 
 from llc.hamming import cuda_dot, cuda_popc
 from llc.hamming.cuda_popc import INDEX_BITS
 
-METHOD = None              # "popc" or "dot" makes every search take that way where it can, to test or time it; None: as _takes_dot says
+# "popc" or "dot" makes every search take that way where it can, to test it or time it; None: see _takes_dot
+METHOD = None
 DOT_QUERIES = 256          # from so many queries on, see _takes_dot
-MAX_CODES = (1 << 31) - (1 << 16)   # kernels number codes by int32, and whole tiles reach beyond the last code
+MAX_CODES = (1 << 31) - (1 << 16)   # kernels number codes by int32; whole tiles reach beyond the last code
 QUERY_TILE = 8192          # queries of a top-k or range search that are counted together
 MAX_CANDIDATES = 1 << 25   # of a top-k search, at once, unless one query alone has more
 
@@ -29,23 +32,31 @@ def search(queries, database, k):
     if len(queries) == 0:
         return _empty(torch.int32, (0, k), queries), _empty(torch.int64, (0, k), queries)
     if k == 1:
-        dot = _takes_dot(queries, database)
-        keys = cuda_dot.nearest(queries, database) if dot else cuda_popc.nearest(queries, cuda_popc.prepare(database))
+        if _takes_dot(queries, database):
+            keys = cuda_dot.nearest(queries, database)
+        else:
+            keys = cuda_popc.nearest(queries, cuda_popc.prepare(database))
         return (keys[:, None] >> INDEX_BITS).int(), keys[:, None] & ((1 << INDEX_BITS) - 1)
     words, parts = cuda_popc.prepare(database), []
     for part in queries.split(max(1, min(QUERY_TILE, MAX_CANDIDATES // (4 * k)))):
-        dot = _takes_dot(part, database)
-        nearest = cuda_dot.nearest_in_lanes(part, database, 4 * k) if dot else cuda_popc.nearest_in_lanes(part, words, 4 * k)
+        if _takes_dot(part, database):
+            nearest = cuda_dot.nearest_in_lanes(part, database, 4 * k)
+        else:
+            nearest = cuda_popc.nearest_in_lanes(part, words, 4 * k)
         parts.append(_k_nearest(part, words, k, _radii(nearest, k)))
     return tuple(torch.cat(part) for part in zip(*parts))
 
 
 def _radii(nearest, k):
-    """A distance within which each query has k codes, from the nearest distance in each lane, int32 [n, lanes] -> int32 [n].
+    """A distance within which each query has k codes, from the nearest distance in each lane, int32 [n,
+    lanes] -> int32 [n].
 
-    k lanes that each hold a code within some distance make k codes within it. Where the lanes are fewer than k, all codes are candidates.
+    k lanes that each hold a code within some distance make k codes within it. Where the lanes are fewer than
+    k, all codes are candidates.
     """
-    return nearest.kthvalue(k, dim=1).values if k <= nearest.shape[1] else nearest.new_full((len(nearest),), (1 << 16) - 1)
+    if k > nearest.shape[1]:
+        return nearest.new_full((len(nearest),), (1 << 16) - 1)
+    return nearest.kthvalue(k, dim=1).values
 
 
 def _k_nearest(queries, database, k, radii):
@@ -54,7 +65,8 @@ def _k_nearest(queries, database, k, radii):
     splits, steps = cuda_popc.split(n, database)
     counts = cuda_popc.count_within(queries, database, radii, splits, steps)
     if n > 1 and int(counts.sum()) > MAX_CANDIDATES:
-        halves = [_k_nearest(half, database, k, within) for half, within in zip(queries.tensor_split(2), radii.tensor_split(2))]
+        halves = [_k_nearest(half, database, k, half_radii)
+                  for half, half_radii in zip(queries.tensor_split(2), radii.tensor_split(2))]
         return tuple(torch.cat(half) for half in zip(*halves))
     lims, distances, indices = cuda_popc.write_within(queries, database, radii, counts, steps)
     query = torch.repeat_interleave(torch.arange(n, device=queries.device), lims.diff())
@@ -74,7 +86,8 @@ def range_search(queries, database, radius):
     lims, parts = [torch.zeros(1, dtype=torch.int64, device=queries.device)], []
     for part in queries.split(QUERY_TILE):
         splits, steps = cuda_popc.split(len(part), database)
-        radii = torch.full((len(part),), min(radius, 8 * part.shape[1]), dtype=torch.int32, device=part.device)
+        widest = min(radius, 8 * part.shape[1])   # in 32 bits, whatever the radius is
+        radii = torch.full((len(part),), widest, dtype=torch.int32, device=part.device)
         counts = cuda_popc.count_within(part, database, radii, splits, steps)
         part_lims, *found = cuda_popc.write_within(part, database, radii, counts, steps)
         lims.append(part_lims[1:] + lims[-1][-1])
@@ -83,12 +96,14 @@ def range_search(queries, database, radius):
 
 
 def _takes_dot(queries, database):
-    """Whether tensor cores find the nearest codes. The numbers are arithmetic on the compiled kernels, not yet measured on a GPU:
+    """Whether tensor cores find the nearest codes. The numbers are arithmetic on the compiled kernels, not
+    yet measured on a GPU:
 
-    In a clock a multiprocessor of an H100 (A100) has the distances of 8 pairs of 64-bit codes by POPC and of some 20 (16) by products, of
-    256-bit codes 4 and some 10 (6). Unpacking the database takes as long as POPC takes for 120 (64 bits) to 240 queries (256 bits).
-    Codes of one word gain nothing, because there both ways spend their time on comparing distances. Before compute capability 8.0 Triton
-    has no int8 products; for 10.0 and later nothing was computed.
+    In a clock a multiprocessor of an H100 (A100) has the distances of 8 pairs of 64-bit codes by POPC and of
+    some 20 (16) by products, of 256-bit codes 4 and some 10 (6). Unpacking the database takes as long as POPC
+    takes for 120 (64 bits) to 240 queries (256 bits). Codes of one word gain nothing, because there both ways
+    spend their time on comparing distances. Before compute capability 8.0 Triton has no int8 products; for
+    10.0 and later nothing was computed.
     """
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:
@@ -100,8 +115,9 @@ def _takes_dot(queries, database):
 def _check_numbers(queries, database):
     for name, codes in (("queries", queries), ("database", database)):
         if len(codes) > MAX_CODES:
-            raise ValueError(f"{name}: {len(codes):,} codes, but on CUDA one call takes up to {MAX_CODES:,}, because the kernels number "
-                             f"codes by int32; pass the {name} in parts" + (" and merge the results" if name == "database" else ""))
+            advice = " and merge the results" if name == "database" else ""
+            raise ValueError(f"{name}: {len(codes):,} codes, but on CUDA one call takes up to {MAX_CODES:,}, "
+                             f"because the kernels number codes by int32; pass the {name} in parts{advice}")
 
 
 def _empty(dtype, shape, like):

@@ -1,11 +1,14 @@
-"""Distances on CUDA by the instruction that counts bits (POPC): for any number of queries and any length of codes.
+"""Distances on CUDA by the instruction that counts bits (POPC), for any number of queries and any length of
+codes.
 
-Codes become 32-bit words, word by word [words, n], so that neighbouring threads read neighbouring words; the last code is repeated up to
-whole tiles, so that no load needs a mask. A program holds the distances of a tile of BLOCK_N queries x block_m codes in registers. The
-database is cut into splits of `steps` tiles, so that few queries occupy the device too.
+Codes become 32-bit words, word by word [words, n], so that neighbouring threads read neighbouring words. The
+last code is repeated up to a whole tile, so that no load needs a mask. A program holds the distances of a
+tile of BLOCK_N queries x block_m codes in registers. The database is cut into splits of `steps` tiles, so
+that a few queries occupy the device too.
 
-Differing bits are counted after carry-save adders: a full adder turns three words into a word of sums and a word of carries by two
-instructions (LOP3) of 2 cycles each, and so saves one POPC of 8 cycles. Eight words need 4 POPC then, and both units are as busy.
+Carry-save adders come before the counting: a full adder turns three words of differing bits into a word of
+sums and a word of carries by two LOP3 instructions, which take 2 cycles each, and saves one POPC, which takes
+8. Eight words then need 4 POPC instead of 8, and both units are equally busy.
 """
 from typing import NamedTuple
 
@@ -15,24 +18,28 @@ import triton.language as tl
 
 from llc.kernels.cuda_launch import launch
 
-BLOCK_N = 8              # queries of a tile: they share each word of the database that is loaded
-BLOCK_M = 512            # codes of a tile: 8 x 4 pairs a thread
-LONG_BLOCK_M = 256       # the same for codes of more than two words, whose carry-save adders want registers too
-GROUP = 8                # words that go through carry-save adders together
-PART = 64                # codes that the writing of a tile takes at a time
-PROGRAMS = 4096          # keep a large device (132 multiprocessors) busy for a few waves: an assumption, not measured
-STEP_BITS = 15           # a lane's key is distance << STEP_BITS | step: 16 bits of distance are left
-INDEX_BITS = 40          # a query's key is distance << INDEX_BITS | index
-MAX_QUERIES = 1 << 22    # of one launch: its programs are fewer than CUDA's 2^31 then, whatever the database's size
+BLOCK_N = 8             # queries of a tile: they share each word of the database that is loaded
+BLOCK_M = 512           # codes of a tile: 8 x 4 pairs a thread
+LONG_BLOCK_M = 256      # the same for codes of more than two words: the carry-save adders need registers too
+GROUP = 8               # words that pass through carry-save adders together
+PART = 64               # codes of a tile that are written at a time
+PROGRAMS = 4096         # keep 132 multiprocessors busy for a few waves: an assumption, not measured
+STEP_BITS = 15          # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
+INDEX_BITS = 40         # a query's key is distance << INDEX_BITS | index
+MAX_QUERIES = 1 << 22   # of one launch, so that its grid stays below CUDA's limit for any size of database
 
 
-# ---- kernels ---------------------------------------------------------------------------------------------------------
+# ---- kernels ------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def _count_bits(x):
-    """Number of bits set in each of uint32 x. LLVM makes one popc of this; the minimum keeps a later shift from being merged with the
-    last one, which would hide the pattern, and is gone once LLVM knows that a popc is at most 32."""
+    """The number of bits set in uint32 x -> int32.
+
+    LLVM recognises the pattern and makes one popc of it. Without the minimum it would first merge the last
+    shift with one that follows, which hides the pattern. The minimum costs nothing: LLVM knows that a popc is
+    at most 32.
+    """
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
@@ -41,7 +48,7 @@ def _count_bits(x):
 
 @triton.jit
 def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
-    """The bits in which word `word` differs: uint32 [BLOCK_N, BLOCK_M]."""
+    """The bits in which word number `word` differs -> uint32 [BLOCK_N, BLOCK_M]."""
     a = tl.load(query + word * query_stride).to(tl.uint32, bitcast=True)
     b = tl.load(code + word * code_stride).to(tl.uint32, bitcast=True)
     return a[:, None] ^ b[None, :]
@@ -49,18 +56,19 @@ def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
 
 @triton.jit
 def _two_words(query, code, word: tl.constexpr, query_stride, code_stride):
-    return _differing(query, code, word, query_stride, code_stride), _differing(query, code, word + 1, query_stride, code_stride)
+    return (_differing(query, code, word, query_stride, code_stride),
+            _differing(query, code, word + 1, query_stride, code_stride))
 
 
 @triton.jit
 def _full_add(a, b, c):
-    """-> (sum, carry) of each bit: one LOP3 each."""
+    """The sum and the carry of each bit: one LOP3 each."""
     return a ^ b ^ c, (a & b) | (c & (a ^ b))
 
 
 @triton.jit
 def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr):
-    """Differing bits in 1 to 8 words. The names say what a bit of them counts."""
+    """The number of differing bits in 1 to GROUP words. The names say how much a bit of them counts."""
     ones = _differing(query, code, 0, query_stride, code_stride)
     if words >= 3:
         a, b = _two_words(query, code, 1, query_stride, code_stride)
@@ -85,10 +93,12 @@ def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr
 
 
 @triton.jit
-def _tile_distances(queries, database, rows, columns, query_stride, code_stride, words: tl.constexpr, GROUP: tl.constexpr):
+def _tile_distances(queries, database, rows, columns, n, code_stride, words: tl.constexpr,
+                    GROUP: tl.constexpr):
     """Distances of queries `rows` [BLOCK_N] to codes `columns` [BLOCK_M] -> int32 [BLOCK_N, BLOCK_M]."""
     query, code = queries + rows, database + columns
-    code_stride = code_stride.to(tl.int64)   # times a word's number
+    query_stride = (tl.cdiv(n, rows.shape[0]) * rows.shape[0]).to(tl.int64)
+    code_stride = code_stride.to(tl.int64)
     distance = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
     for _ in range(words // GROUP):
         distance += _group_distances(query, code, query_stride, code_stride, GROUP)
@@ -100,9 +110,13 @@ def _tile_distances(queries, database, rows, columns, query_stride, code_stride,
 
 
 @triton.jit
-def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
-    """Stores what is best, distance << STEP_BITS | step [BLOCK_N, BLOCK_M], in a split: the lowest key of each query, into int64
-    [splits, n]; or, EACH_LANE, the lowest distance in each lane, into int32 [n, splits * BLOCK_M]."""
+def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.constexpr,
+                  INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+    """Stores the result of a split, best int32 [BLOCK_N, BLOCK_M], which holds distance << STEP_BITS | step.
+
+    EACH_LANE stores the lowest distance of each lane into nearest int32 [n, splits * BLOCK_M]. Otherwise the
+    lowest key of each query goes into nearest int64 [splits, n].
+    """
     BLOCK_M: tl.constexpr = best.shape[1]
     lanes = tl.arange(0, BLOCK_M)
     if EACH_LANE:
@@ -114,24 +128,33 @@ def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.co
         tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
 
 
-# Triton compiles a kernel anew for numbers that are 1 or multiples of 16, unless told not to; it gains nothing here. What it would know of
-# the alignment of the database would make it load 4 neighbouring words a thread and move them to their threads through shared memory.
-_unspecialised = triton.jit(do_not_specialize=["n", "m", "code_stride", "splits", "steps"], do_not_specialize_on_alignment=["database"])
+# By default Triton compiles a kernel anew for numbers that are 1 or multiples of 16, which gains nothing
+# here. If it knew how the database is aligned, a thread would load 4 neighbouring words, and the words would
+# have to pass through shared memory to the threads that need them.
+_unspecialised = triton.jit(do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
+                            do_not_specialize_on_alignment=["database"])
 
 
 @_unspecialised
-def _all_kernel(queries, database, distances, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
-                BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+def _all_kernel(queries, database, distances, n, m, code_stride, splits, steps, words: tl.constexpr,
+                GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Every distance, into int32 [n, m]; each tile of the database is a split."""
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(0) % splits * BLOCK_M + tl.arange(0, BLOCK_M)
-    distance = _tile_distances(queries, database, rows, columns, tl.cdiv(n, BLOCK_N) * BLOCK_N, code_stride, words, GROUP)
-    tl.store(distances + rows.to(tl.int64)[:, None] * m + columns[None, :], distance, mask=(rows < n)[:, None] & (columns < m)[None, :])
+    distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
+    tl.store(distances + rows.to(tl.int64)[:, None] * m + columns[None, :], distance,
+             mask=(rows < n)[:, None] & (columns < m)[None, :])
 
 
 @_unspecialised
-def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
-                    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
-    """The nearest code, or each lane's, as store_nearest says. Codes beyond m repeat the last one: only lanes must not count them."""
+def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps, words: tl.constexpr,
+                    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+                    STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+    """The nearest code of each query, or of each lane, as store_nearest stores it.
+
+    Codes beyond m repeat the last one. As the nearest code the last one itself wins against them, but a lane
+    that holds only such a code must count as empty.
+    """
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     lanes = tl.arange(0, BLOCK_M)
@@ -139,7 +162,7 @@ def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps
     best = tl.full([BLOCK_N, BLOCK_M], 0x7FFFFFFF, tl.int32)
     for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
         columns = start + step * BLOCK_M + lanes
-        distance = _tile_distances(queries, database, rows, columns, tl.cdiv(n, BLOCK_N) * BLOCK_N, code_stride, words, GROUP)
+        distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
         key = distance * (1 << STEP_BITS) + step
         if EACH_LANE:
             key = tl.where((columns < m)[None, :], key, 0x7FFFFFFF)
@@ -148,17 +171,17 @@ def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps
 
 
 @triton.jit
-def _within(queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr, GROUP: tl.constexpr):
-    """-> distances int32 [BLOCK_N, BLOCK_M], and whether they are those of a code within the query's radius."""
-    query_stride = tl.cdiv(n, rows.shape[0]) * rows.shape[0]
-    distance = _tile_distances(queries, database, rows, columns, query_stride, code_stride, words, GROUP)
+def _within(queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr,
+            GROUP: tl.constexpr):
+    """Distances int32 [BLOCK_N, BLOCK_M], and a mask of the codes within the query's radius."""
+    distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
     return distance, (distance <= radius[:, None]) & (columns < m)[None, :]
 
 
 @_unspecialised
-def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, steps, words: tl.constexpr, GROUP: tl.constexpr,
-                  BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The number of codes within each query's radius in each split, into int64 [n, splits]."""
+def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, steps, words: tl.constexpr,
+                  GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The number of codes of each split within each query's radius, into counts int64 [n, splits]."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     radius = tl.load(radii + rows, mask=rows < n, other=-1)
@@ -171,37 +194,43 @@ def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, s
 
 
 @_unspecialised
-def _write_kernel(queries, database, radii, starts, distances, indices, n, m, code_stride, splits, steps, words: tl.constexpr,
-                  GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, PART: tl.constexpr):
-    """Writes the codes within each query's radius, from position starts, int64 [n, splits], on."""
+def _write_kernel(queries, database, radii, starts, distances, indices, n, m, code_stride, splits, steps,
+                  words: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+                  PART: tl.constexpr):
+    """Writes each split's codes within each query's radius from position starts, int64 [n, splits], on."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     radius = tl.load(radii + rows, mask=rows < n, other=-1)
     end = tl.load(starts + rows.to(tl.int64) * splits + split, mask=rows < n, other=0)
     for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
         start = (split * steps + step) * BLOCK_M
-        _, tile = _within(queries, database, radius, rows, start + tl.arange(0, BLOCK_M), n, m, code_stride, words, GROUP)
-        # Few tiles hold a code to write. They are computed again in parts, so that what writing needs is not held in registers for the whole
-        # tile. It is a loop over no or all parts, because Triton 3.6 fails to compile one over all parts within an `if`.
-        for part in range(tl.max(tl.max(tile.to(tl.int32), axis=1), axis=0) * (BLOCK_M // PART)):
+        tile = start + tl.arange(0, BLOCK_M)
+        _, inside_tile = _within(queries, database, radius, rows, tile, n, m, code_stride, words, GROUP)
+        # Few tiles hold a code to write. They are computed once more in parts, because positions and pointers
+        # for a whole tile would take 250 registers in every tile. The loop has no or all parts, because
+        # Triton 3.6 fails to compile a loop over all parts inside an `if`.
+        any_inside = tl.max(tl.max(inside_tile.to(tl.int32), axis=1), axis=0)
+        for part in range(any_inside * (BLOCK_M // PART)):
             columns = start + part * PART + tl.arange(0, PART)
-            distance, inside = _within(queries, database, radius, rows, columns, n, m, code_stride, words, GROUP)
+            distance, inside = _within(queries, database, radius, rows, columns, n, m, code_stride, words,
+                                       GROUP)
             order = tl.cumsum(inside.to(tl.int32), axis=1)
             position = end[:, None] + order - 1
             tl.store(distances + position, distance, mask=inside)
-            tl.store(indices + position, tl.broadcast_to(columns[None, :], [BLOCK_N, PART]).to(tl.int64), mask=inside)
+            index = tl.broadcast_to(columns[None, :], [BLOCK_N, PART]).to(tl.int64)
+            tl.store(indices + position, index, mask=inside)
             end += tl.max(order, axis=1)
 
 
-# ---- launches ------------------------------------------------------------------------------------------------------------
+# ---- launches -----------------------------------------------------------------------------------------
 
 
 class Database(NamedTuple):
-    """Codes as the kernels read them, with what depends on their number alone."""
+    """Codes as the kernels read them."""
 
-    words: torch.Tensor   # int32 [ceil(code_size / 4), tiles * block_m]
+    words: torch.Tensor   # int32 [ceil(code_size / 4), num_tiles * block_m]
     length: int
-    block_m: int
+    block_m: int          # codes of a tile
 
     @property
     def num_tiles(self):
@@ -215,23 +244,32 @@ def prepare(codes):
 
 
 def _words(codes, tile):
-    """uint8 [n, code_size] -> int32 [ceil(code_size / 4), n rounded up to whole tiles]: 0 after a code's last byte, the last code repeated."""
+    """uint8 [n, code_size] -> int32 [ceil(code_size / 4), n rounded up to a multiple of tile].
+
+    Zeros follow a code's last byte, and the last code is repeated.
+    """
     n, code_size = codes.shape
-    padded = torch.zeros(triton.cdiv(n, tile) * tile, triton.cdiv(code_size, 4) * 4, dtype=torch.uint8, device=codes.device)
+    shape = triton.cdiv(n, tile) * tile, triton.cdiv(code_size, 4) * 4
+    padded = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
     padded[:n, :code_size] = codes
     padded[n:, :code_size] = codes[-1]
     return padded.view(torch.int32).T.contiguous()
 
 
 def split(n, database, lanes=0):
-    """-> (splits, steps) for n queries, with `lanes` lanes or more where m allows."""
-    return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, triton.cdiv(lanes, database.block_m))
+    """-> (splits, steps) for n queries; at least `lanes` lanes where the database has as many codes."""
+    num_splits = triton.cdiv(lanes, database.block_m)
+    return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, num_splits)
 
 
-def splits_and_steps(num_row_blocks, num_tiles, num_programs, num_splits=1):
-    """-> (splits, steps): the database in splits of `steps` tiles: for so many programs and splits, or as many as there are tiles, and so
-    that a step fits in STEP_BITS."""
-    wanted = max(triton.cdiv(num_programs, num_row_blocks), num_splits, triton.cdiv(num_tiles, 1 << STEP_BITS))
+def splits_and_steps(num_row_blocks, num_tiles, num_programs, num_splits):
+    """Cuts num_tiles tiles into splits of `steps` tiles -> (splits, steps).
+
+    There are about num_programs programs and at least num_splits splits, if the tiles suffice, and no split
+    has more steps than STEP_BITS can number.
+    """
+    at_least = max(num_splits, triton.cdiv(num_tiles, 1 << STEP_BITS))
+    wanted = max(triton.cdiv(num_programs, num_row_blocks), at_least)
     steps = max(1, num_tiles // wanted)
     return triton.cdiv(num_tiles, steps), steps
 
@@ -244,34 +282,42 @@ def pairwise(queries, database):
 
 
 def nearest(queries, database):
-    """queries uint8 [n, code_size], n >= 1 -> int64 [n], distance << INDEX_BITS | index of the nearest code."""
+    """queries uint8 [n, code_size], n >= 1 -> int64 [n], distance << INDEX_BITS | index of the nearest."""
     keys = []
     for part in queries.split(MAX_QUERIES):
         splits, steps = split(len(part), database)
         found = torch.empty(splits, len(part), dtype=torch.int64, device=queries.device)
-        _launch(_nearest_kernel, part, database, splits, steps, found, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=False)
+        _launch_nearest(part, database, splits, steps, found, each_lane=False)
         keys.append(found.amin(0))
     return torch.cat(keys)
 
 
 def nearest_in_lanes(queries, database, lanes):
-    """The distance to the nearest code in each of at least `lanes` lanes that share the database, or of m -> int32 [n, lanes]; where a
-    lane holds no code, more than any distance."""
+    """The codes are dealt out to at least `lanes` lanes, or m -> each lane's lowest distance, int32 [n,
+    num_lanes].
+
+    A lane without a code has a distance above all others.
+    """
     splits, steps = split(len(queries), database, lanes)
     found = torch.empty(len(queries), splits * database.block_m, dtype=torch.int32, device=queries.device)
-    _launch(_nearest_kernel, queries, database, splits, steps, found, STEP_BITS=STEP_BITS, INDEX_BITS=INDEX_BITS, EACH_LANE=True)
+    _launch_nearest(queries, database, splits, steps, found, each_lane=True)
     return found
 
 
+def _launch_nearest(queries, database, splits, steps, found, each_lane):
+    _launch(_nearest_kernel, queries, database, splits, steps, found, STEP_BITS=STEP_BITS,
+            INDEX_BITS=INDEX_BITS, EACH_LANE=each_lane)
+
+
 def count_within(queries, database, radii, splits, steps):
-    """The number of codes within each query's radius, int32 [n], in each split -> int64 [n, splits]."""
+    """The number of codes of each split within each query's radius, radii int32 [n] -> int64 [n, splits]."""
     counts = torch.empty(len(queries), splits, dtype=torch.int64, device=queries.device)
     _launch(_count_kernel, queries, database, splits, steps, radii, counts)
     return counts
 
 
 def write_within(queries, database, radii, counts, steps):
-    """The codes that count_within counted, in CSR form -> lims int64 [n + 1], distances int32 [lims[n]], indices int64 [lims[n]]."""
+    """What count_within counted, in CSR form -> lims int64 [n + 1], distances int32, indices int64."""
     ends = counts.flatten().cumsum(0)
     lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1::counts.shape[1]]])
     starts = ends - counts.flatten()
@@ -279,14 +325,17 @@ def write_within(queries, database, radii, counts, steps):
     distances = torch.empty(total, dtype=torch.int32, device=queries.device)
     indices = torch.empty(total, dtype=torch.int64, device=queries.device)
     if total:
-        _launch(_write_kernel, queries, database, counts.shape[1], steps, radii, starts, distances, indices, PART=PART)
+        _launch(_write_kernel, queries, database, counts.shape[1], steps, radii, starts, distances, indices,
+                PART=PART)
     return lims, distances, indices
 
 
 def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
     num_words, code_stride = database.words.shape
-    # ptxas takes 168 registers there, though 128, for 4 programs a multiprocessor instead of 3, suffice. Longer codes and the writing
-    # kernel would spill.
+    # For 7 and 8 words ptxas takes 168 registers, though 128 suffice and allow 4 programs a multiprocessor
+    # instead of 3. Longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
-    launch(kernel, triton.cdiv(len(queries), BLOCK_N) * splits, _words(queries, BLOCK_N), database.words, *arguments, len(queries),
-           database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N, database.block_m, **constants, **options)
+    num_programs = triton.cdiv(len(queries), BLOCK_N) * splits
+    launch(kernel, num_programs, _words(queries, BLOCK_N), database.words, *arguments, len(queries),
+           database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N, database.block_m,
+           **constants, **options)

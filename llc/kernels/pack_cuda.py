@@ -1,4 +1,4 @@
-"""Packing on CUDA by one Triton kernel: it reads each value once and writes each byte once, nothing in between."""
+"""Packing on CUDA by one Triton kernel, which reads each value once and writes each byte once."""
 import torch
 import triton
 import triton.language as tl
@@ -9,20 +9,25 @@ BLOCK = 128   # bytes that a program makes, of 8 values each
 
 
 def pack(values, limit):
-    """values: uint8, 16, 32 or 64 [n, num_bits] with any strides -> uint8 [n, code_size]; bit = 1 iff 0 < value <= limit."""
+    """values: uint8, 16, 32 or 64 [n, num_bits] -> uint8 [n, code_size]; bit = 1 iff 0 < value <= limit.
+
+    The values may have any strides.
+    """
     n, num_bits = values.shape
     codes = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8, device=values.device)
     if codes.numel():
-        launch(_pack_kernel, triton.cdiv(codes.numel(), BLOCK), values, codes, limit, codes.numel(), num_bits, codes.shape[1],
-               *values.stride(), BLOCK)
+        launch(_pack_kernel, triton.cdiv(codes.numel(), BLOCK), values, codes, limit, codes.numel(), num_bits,
+               codes.shape[1], *values.stride(), BLOCK)
     return codes
 
 
 @triton.jit
-def _pack_kernel(values, codes, limit, num_bytes, num_bits, code_size, row_stride, bit_stride, BLOCK: tl.constexpr):
+def _pack_kernel(values, codes, limit, num_bytes, num_bits, code_size, row_stride, bit_stride,
+                 BLOCK: tl.constexpr):
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, 8)[None, :]
     row, bit = (byte // code_size)[:, None], (byte % code_size * 8)[:, None] + lane
-    value = tl.load(values + row * row_stride + bit * bit_stride, mask=(byte < num_bytes)[:, None] & (bit < num_bits), other=0)
+    mask = (byte < num_bytes)[:, None] & (bit < num_bits)
+    value = tl.load(values + row * row_stride + bit * bit_stride, mask=mask, other=0)
     inside = ((value > 0) & (value <= limit)).to(tl.int32)
     tl.store(codes + byte, tl.sum(inside << (7 - lane), axis=1).to(tl.uint8), mask=byte < num_bytes)

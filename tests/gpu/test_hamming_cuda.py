@@ -8,7 +8,8 @@ from tests.hamming.helpers import random_codes
 
 if not torch.cuda.is_available():   # before Triton is imported, which tests/hamming then wants interpreted
     pytest.skip("no CUDA device", allow_module_level=True)
-from llc.hamming import cuda   # noqa: E402
+from llc.hamming import cuda, cuda_dot   # noqa: E402
+from llc.kernels.cuda_launch import check_launch   # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -22,10 +23,12 @@ def same(found, expected):
         assert a.is_cuda and a.dtype == b.dtype and torch.equal(a.cpu(), b)
 
 
-@pytest.mark.parametrize("num_bits", [1, 8, 20, 32, 33, 64, 100, 256, 257, 2048, 4096])
-@pytest.mark.parametrize("n, m, distinct", [(1, 1, None), (1, 40_000, None), (300, 5000, None), (300, 5000, 7), (9000, 700, None)])
+@pytest.mark.parametrize("num_bits", [1, 8, 20, 32, 33, 64, 100, 160, 192, 224, 256, 257, 2048, 4096])
+@pytest.mark.parametrize("n, m, distinct", [
+    (1, 1, None), (1, 40_000, None), (300, 5000, None), (300, 5000, 7), (9000, 700, None), (15, 4095, None),
+    (16, 4096, None), (17, 4097, None)])
 def test_search_equals_the_cpu(num_bits, n, m, distinct):
-    if n * m * num_bits > 1 << 31:
+    if n * m * num_bits > 1 << 29:   # of which the CPU's share would take minutes
         n = 9
     queries, database = codes(n, num_bits, 0), codes(m, num_bits, 1, distinct)
     on_gpu = queries.cuda(), database.cuda()
@@ -36,6 +39,21 @@ def test_search_equals_the_cpu(num_bits, n, m, distinct):
     same([pairwise(*on_gpu)], [pairwise(queries, database)])
 
 
+@pytest.mark.skipif(torch.cuda.get_device_capability() < (8, 0), reason="Triton has no int8 products here")
+@pytest.mark.parametrize("num_bits", [1, 20, 33, 64, 65, 100, 129, 256])
+@pytest.mark.parametrize("n, m, distinct", [
+    (1, 1, None), (1, 40_000, None), (127, 4095, None), (128, 4096, 7), (300, 4097, None), (3000, 700, 20)])
+def test_products_and_popc_agree(monkeypatch, num_bits, n, m, distinct):
+    queries, database = codes(n, num_bits, 0).cuda(), codes(m, num_bits, 1, distinct).cuda()
+    for k in sorted({1, min(m, 2), min(m, 100)}):
+        found = {}
+        for method in ("popc", "dot", None):
+            monkeypatch.setattr(cuda, "METHOD", method)
+            found[method] = search(queries, database, k)
+        same(found["dot"], [part.cpu() for part in found["popc"]])
+        same(found[None], [part.cpu() for part in found["popc"]])
+
+
 def test_all_codes_equal_and_all_wanted(monkeypatch):
     monkeypatch.setattr(cuda, "MAX_CANDIDATES", 100_000)   # so that queries are halved
     queries, database = codes(33, 64, 0, 1), codes(20_000, 64, 0, 1)
@@ -44,11 +62,62 @@ def test_all_codes_equal_and_all_wanted(monkeypatch):
         assert (distances == 0).all() and (indices.cpu() == torch.arange(k)).all()
 
 
-def test_a_large_database():
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_a_large_database(monkeypatch, method):
+    monkeypatch.setattr(cuda, "METHOD", method)
     database = torch.randint(0, 256, (6_000_000, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert database.numel() * 8 > cuda_dot.MAX_BYTES   # so products are made of several parts of it
     queries = database[::600_000].clone()
     for k in (1, 10):
         same(search(queries.cuda(), database.cuda(), k), search(queries, database, k))
+
+
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_inference_tensors(monkeypatch, method):
+    monkeypatch.setattr(cuda, "METHOD", method)
+    values = torch.randn(300, 64)
+    with torch.inference_mode():
+        packed = llc.pack_bits(values.cuda() + 0)
+        for k in (1, 5):
+            same(search(packed, packed, k), search(packed.cpu(), packed.cpu(), k))
+        same([Decoder(packed).mhd(packed)], [Decoder(packed.cpu()).mhd(packed.cpu())])
+
+
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_another_stream(monkeypatch, method):
+    """Kernels wait for what their stream was told before: here the codes, which arrive there late."""
+    monkeypatch.setattr(cuda, "METHOD", method)
+    values, database = torch.randn(300, 64).cuda(), codes(5000, 64, 1).cuda()
+    expected = [search(llc.pack_bits(values.cpu()), database.cpu(), k) for k in (1, 5)]
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        late = torch.zeros_like(values)
+        torch.cuda._sleep(200_000_000)   # a tenth of a second
+        late.copy_(values)
+        found = [search(llc.pack_bits(late), database, k) for k in (1, 5)]
+        for a, b in zip(found, expected):
+            same(a, b)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_a_device_that_is_not_the_current_one(monkeypatch, method):
+    monkeypatch.setattr(cuda, "METHOD", method)
+    values, database = torch.randn(300, 64), codes(5000, 64, 1)
+    queries = llc.pack_bits(values)
+    packed, on_gpu = llc.pack_bits(values.to("cuda:1")), database.to("cuda:1")
+    assert torch.cuda.current_device() == 0 and packed.device == torch.device("cuda:1")
+    assert torch.equal(packed.cpu(), queries)
+    for k in (1, 5):
+        same(search(packed, on_gpu, k), search(queries, database, k))
+    same(range_search(packed, on_gpu, 20), range_search(queries, database, 20))
+    same([pairwise(packed, on_gpu), Decoder(on_gpu).mhd(packed)],
+         [pairwise(queries, database), Decoder(database).mhd(queries)])
+    check_launch(torch.device("cuda:1"))
+
+
+def test_launching_is_checked():
+    check_launch(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("num_bits", [1, 8, 20])

@@ -1,9 +1,11 @@
-"""Compiles the Triton kernels of llc for a GPU that need not be there, as the project's own code would launch them.
+"""Compiles the Triton kernels of llc for a GPU that need not be there, as the project's own code would launch
+them.
 
     python tests/hamming/compile_kernels.py 90      # for compute capability 9.0
 
-Prints a JSON line for each variant that Triton compiled: what ptxas and nvdisasm, both from Triton's wheel, say of it; and one with the
-names of all kernels there are. Nothing is launched: Triton's driver is a stub, and the tensors are on the CPU.
+Prints a JSON line for each variant that Triton compiled: what ptxas and nvdisasm, both from Triton's wheel,
+say of it; and one with the names of all kernels there are. Nothing is launched: Triton's driver is a stub,
+and the tensors are on the CPU.
 """
 import ast
 import collections
@@ -46,7 +48,7 @@ class Driver:
 
 
 def all_kernels():
-    """Names of the functions compiled by Triton, anywhere in llc, that no other such function calls: they can only be launched."""
+    """Names of the Triton functions in llc that no other Triton function calls: they can only be launched."""
     functions, called = set(), set()
     for path in (ROOT / "llc").rglob("*.py"):
         if "triton.jit" in path.read_text():
@@ -54,12 +56,13 @@ def all_kernels():
             for function in vars(module).values():
                 if isinstance(function, JITFunction):
                     functions.add(function.fn.__name__)
-                    called |= {node.id for node in ast.walk(ast.parse(function.src)) if isinstance(node, ast.Name)}
+                    nodes = ast.walk(ast.parse(function.src))
+                    called |= {node.id for node in nodes if isinstance(node, ast.Name)}
     return sorted(functions - called)
 
 
 def launch_all():
-    """Every kernel, for short and long codes, with one query and one code, with numbers that 16 divides and others."""
+    """Every kernel: short and long codes, one query and one code, numbers that 16 divides and others."""
     for num_bits in (20, 64, 128, 256, 4096):
         for n, m in ((16, 4096), (1, 1), (9, 1001)):
             queries, codes = as_codes(n, num_bits), as_codes(m, num_bits)
@@ -80,7 +83,9 @@ def launch_all():
             if num_bits == 256:
                 label(f"{num_bits} bits, lanes")
                 cuda_dot.nearest_in_lanes(queries, codes, 9)
-    for dtype, largest in ((torch.uint8, 1), (torch.uint16, 0x7F80), (torch.uint32, 0x7F80_0000), (torch.uint64, 2**64 - 1)):
+    largest_numbers = {"uint8": 1, "uint16": 0x7F80, "uint32": 0x7F80_0000, "uint64": 2**64 - 1}
+    for name, largest in largest_numbers.items():
+        dtype = getattr(torch, name)
         label(str(dtype))
         pack_cuda.pack(torch.zeros(500, 20, dtype=dtype), largest)
         label(f"{dtype}, by columns")
@@ -112,8 +117,9 @@ def measure(kernel):
         file.flush()
         resources = tool("cuobjdump", "--dump-resource-usage", file.name)
         opcodes = collections.Counter(OPCODE.findall(tool("nvdisasm", file.name)))
-    return {"registers": int(re.search(r"REG:(\d+)", resources)[1]), "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
-            "shared": kernel.metadata.shared, "warps": kernel.metadata.num_warps, "opcodes": opcodes}
+    return {"registers": int(re.search(r"REG:(\d+)", resources)[1]),
+            "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
+            "shared": kernel.metadata.shared, "opcodes": opcodes}
 
 
 def tool(name, *arguments):

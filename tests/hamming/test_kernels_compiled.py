@@ -1,7 +1,8 @@
-"""What Triton and ptxas make of the CUDA kernels, on a machine without a GPU: instructions, registers, nothing spilled.
+"""What Triton and ptxas make of the CUDA kernels, on a machine without a GPU: instructions, registers,
+nothing spilled.
 
-The kernels are launched by the project's own code on a stub driver (tests/hamming/compile_kernels.py), so they are compiled for the
-arguments that they get on a GPU. Takes some 50 s on 2 cores.
+The kernels are launched by the project's own code on a stub driver (tests/hamming/compile_kernels.py), so
+they are compiled for the arguments that they get on a GPU. Takes some 50 s on 2 cores.
 """
 import json
 import os
@@ -12,33 +13,38 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytest.importorskip("triton", reason="a torch without CUDA brings none")
+triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
+as_measured = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="registers are known for Triton 3.8")
 
-# At most so many registers a thread: a little above what Triton 3.8's ptxas takes for compute capability 8.0 and 9.0, the more of both.
-# 65,536 registers a multiprocessor make 4 programs of 128 threads of 128 registers, 3 of 168, 1 of 256 threads of 255.
+# At most so many registers a thread: a little above what Triton 3.8's ptxas takes for compute capability 8.0
+# and 9.0, the more of both. 65,536 registers a multiprocessor make 4 programs of 128 threads of 128
+# registers, 3 of 168, 1 of 256 threads of 255.
 REGISTERS = {
-    ("_nearest_kernel", "20 bits"): 80, ("_count_kernel", "20 bits"): 88, ("_write_kernel", "20 bits"): 64,
-    ("_nearest_kernel", "64 bits"): 88, ("_count_kernel", "64 bits"): 96, ("_write_kernel", "64 bits"): 80,
-    ("_nearest_kernel", "128 bits"): 88, ("_count_kernel", "128 bits"): 104, ("_write_kernel", "128 bits"): 104,
-    ("_nearest_kernel", "256 bits"): 128, ("_count_kernel", "256 bits"): 128, ("_write_kernel", "256 bits"): 168,
-    ("_nearest_kernel", "4096 bits"): 168, ("_count_kernel", "4096 bits"): 168, ("_write_kernel", "4096 bits"): 168,
-    ("_nearest_kernel", "64 bits, lanes"): 80, ("_nearest_kernel", "256 bits, lanes"): 128,
-    ("_all_kernel", "64 bits"): 48, ("_all_kernel", "4096 bits"): 128,
-    ("_product_kernel", "64 bits"): 216, ("_product_kernel", "128 bits"): 224, ("_product_kernel", "256 bits"): 216,
-    ("_product_kernel", "256 bits, lanes"): 176,
-    ("_unpack_kernel", "64 bits"): 16, ("_pack_kernel", "torch.uint8"): 64, ("_pack_kernel", "torch.uint64, by columns"): 64,
+    "_nearest_kernel": {"20 bits": 80, "64 bits": 88, "128 bits": 88, "256 bits": 128, "4096 bits": 168,
+                        "64 bits, lanes": 80, "256 bits, lanes": 128},
+    "_count_kernel": {"20 bits": 88, "64 bits": 96, "128 bits": 104, "256 bits": 128, "4096 bits": 168},
+    "_write_kernel": {"20 bits": 64, "64 bits": 80, "128 bits": 104, "256 bits": 168, "4096 bits": 168},
+    "_all_kernel": {"64 bits": 48, "4096 bits": 128},
+    "_product_kernel": {"64 bits": 216, "128 bits": 224, "256 bits": 216, "256 bits, lanes": 176},
+    "_unpack_kernel": {"64 bits": 16},
+    "_pack_kernel": {"torch.uint8": 64, "torch.uint64, by columns": 64},
 }
-# POPC for each pair of codes that a thread holds, 32 of up to 64 bits and 16 of longer ones: 1, 2, 3 of 4 words, 4 of 8.
+# POPC for each pair of codes that a thread holds, 32 of up to 64 bits and 16 of longer ones: 1, 2, 3 of 4
+# words, 4 of 8.
 POPC = {"20 bits": 32, "64 bits": 64, "128 bits": 48, "256 bits": 64, "4096 bits": 64}
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """{compute capability: the lines of compile_kernels.py}; both at once."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT)}
-    processes = {capability: subprocess.Popen([sys.executable, "tests/hamming/compile_kernels.py", capability], cwd=ROOT, env=environment,
-                                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for capability in ("80", "90")}
-    lines = {}
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT),
+                   "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+
+    def start(capability):
+        return subprocess.Popen([sys.executable, "tests/hamming/compile_kernels.py", capability], cwd=ROOT,
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    processes, lines = {capability: start(capability) for capability in ("80", "90")}, {}
     for capability, process in processes.items():
         output, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors[-4000:]
@@ -55,42 +61,47 @@ def variants(request, compiled):
 def test_every_kernel_was_compiled(compiled):
     for lines in compiled.values():
         every = lines[-1]["all_kernels"]
-        assert {line["kernel"] for line in lines[:-1]} == set(every) and "_nearest_kernel" in every and len(every) >= 7
+        assert {line["kernel"] for line in lines[:-1]} == set(every) >= {"_nearest_kernel", "_pack_kernel"}
 
 
 def test_few_variants_are_compiled(compiled):
-    """One for each length of codes, not for each number of codes: a process that searches for the first time waits a second for each."""
+    """One for a length of codes, whatever their number: the first search waits a second for each."""
     for lines in compiled.values():
-        kernels = [(line["kernel"], line["for"]) for line in lines[:-1] if line["kernel"] not in ("_unpack_kernel", "_pack_kernel")]
+        kernels = [(line["kernel"], line["for"]) for line in lines[:-1] if "pack" not in line["kernel"]]
         assert len(kernels) == len(set(kernels))
 
 
+@as_measured
 def test_nothing_is_spilled(variants):
     for name, line in variants.items():
         assert line["stack"] == 0 and "LDL" not in line["opcodes"] and "STL" not in line["opcodes"], name
 
 
+@as_measured
 def test_registers(variants):
-    found = {name: variants[name]["registers"] for name in REGISTERS}
-    assert all(found[name] <= REGISTERS[name] for name in found), found
+    for kernel, limits in REGISTERS.items():
+        found = {purpose: variants[kernel, purpose]["registers"] for purpose in limits}
+        assert all(found[purpose] <= limits[purpose] for purpose in limits), (kernel, found)
 
 
 def test_bits_are_counted_by_popc_after_carry_save_adders(variants):
     for (kernel, bits), line in variants.items():
         popc, bits = line["opcodes"].get("POPC", 0), bits.removesuffix(", lanes")
-        if kernel == "_write_kernel":   # which computes a tile that holds codes to write once more, in parts of an eighth or a quarter
+        if kernel == "_write_kernel":   # which computes an eighth or a quarter of a tile, too
             assert POPC[bits] < popc <= POPC[bits] * 5 / 4
         elif kernel in ("_nearest_kernel", "_count_kernel", "_all_kernel"):
             assert popc == POPC.get(bits, 64)
         else:
             assert popc == 0
-    # For 16 pairs of 8 words: xor, and 4 full adders of two instructions. Some more find the minimum over a program's threads.
-    assert 16 * (8 + 2 * 4) <= variants["_nearest_kernel", "256 bits"]["opcodes"]["LOP3"] <= 16 * (8 + 2 * 4) + 128
+    # For 16 pairs of 8 words: xor, and 4 full adders of two instructions. Some more find the minimum over a
+    # program's threads.
+    logic = variants["_nearest_kernel", "256 bits"]["opcodes"]["LOP3"]
+    assert 16 * (8 + 2 * 4) <= logic <= 16 * (8 + 2 * 4) + 128
 
 
 def test_long_codes_are_a_loop(variants):
-    short, long = (sum(variants["_nearest_kernel", bits]["opcodes"].values()) for bits in ("256 bits", "4096 bits"))
-    assert long < 1.2 * short
+    short, long = (variants["_nearest_kernel", bits]["opcodes"] for bits in ("256 bits", "4096 bits"))
+    assert sum(long.values()) < 1.2 * sum(short.values())
 
 
 def test_products_use_tensor_cores(variants):
@@ -98,4 +109,4 @@ def test_products_use_tensor_cores(variants):
         found = [name for name in line["opcodes"] if name in ("IMMA", "IGMMA")]   # of capability 8.0 and 9.0
         assert len(found) == (kernel == "_product_kernel")
         if found:
-            assert line["shared"] <= 99 << 10   # what a program may have on the GPUs with the least, of capability 8.6 and 8.9
+            assert line["shared"] <= 99 << 10   # all that GPUs of capability 8.6 and 8.9 let a program have
