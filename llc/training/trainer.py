@@ -20,6 +20,7 @@ from llc.distributed import Agreement
 from llc.errors import UserError
 from llc.evaluation.classification import evaluate
 from llc.evaluation.predict import predict
+from llc.kernels.cuda_launch import check_launch
 from llc.network import Network, running_statistics
 from llc.precision import autocast_for
 from llc.training import resume
@@ -122,6 +123,8 @@ class Trainer:
         if config.model.weights and state is None:
             self.say(load_weights(self.network, config.model.weights, config.model.arch))
         self.network.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cuda":
+            check_launch(self.device)
         self.autocast, _ = autocast_for(config.training.precision, self.device)
         self.train_loader = make_train_loader(config, self.train_shards, processes)
         self.val_loader = make_val_loader(config, val_shards, processes)
