@@ -1,21 +1,21 @@
-"""Distances and search on CUDA, by Triton. All functions take and give tensors on one device, checked by
-llc.hamming.
+"""Distances and search on CUDA, by Triton, of tensors on one device that llc.hamming has checked.
 
-Two modules compute distances: cuda_popc by the instruction that counts bits, cuda_dot by the int8 tensor
-cores. They give the same results; _takes_dot chooses. On CPU tensors the kernels run under
-TRITON_INTERPRET=1, for tests.
+Two modules compute distances: cuda_popc by the instruction that counts bits, cuda_dot by int8 tensor cores.
+They give the same results; _takes_dot chooses. Under TRITON_INTERPRET=1 the kernels run on CPU tensors, for
+tests.
 """
 import torch
 
 from llc.hamming import cuda_dot, cuda_popc
 from llc.hamming.cuda_popc import INDEX_BITS
+from llc.kernels.cuda_launch import check_grid
 
 # "popc" or "dot" makes every search take that way where it can, to test it or time it; None: see _takes_dot
 METHOD = None
-DOT_QUERIES = 256          # from so many queries on, see _takes_dot
+DOT_QUERIES = 256                   # at least so many make the tensor cores faster, see _takes_dot
 MAX_CODES = (1 << 31) - (1 << 16)   # kernels number codes by int32; whole tiles reach beyond the last code
-QUERY_TILE = 8192          # queries of a top-k or range search that are counted together
-MAX_CANDIDATES = 1 << 25   # of a top-k search, at once, unless one query alone has more
+QUERY_TILE = 8192                   # queries of a top-k or range search that are counted together
+MAX_CANDIDATES = 1 << 25            # of a top-k search, at once, unless one query alone has more
 
 
 def pairwise(queries, database):
@@ -23,6 +23,7 @@ def pairwise(queries, database):
     _check_numbers(queries, database)
     if len(queries) == 0 or len(database) == 0:
         return _empty(torch.int32, (len(queries), len(database)), queries)
+    check_grid(cuda_popc.pairwise_programs(len(queries), len(database)))   # before anything is allocated
     return cuda_popc.pairwise(queries, cuda_popc.prepare(database))
 
 
@@ -48,11 +49,10 @@ def search(queries, database, k):
 
 
 def _radii(nearest, k):
-    """A distance within which each query has k codes, from the nearest distance in each lane, int32 [n,
-    lanes] -> int32 [n].
+    """A distance within which each query has at least k codes -> int32 [n].
 
-    k lanes that each hold a code within some distance make k codes within it. Where the lanes are fewer than
-    k, all codes are candidates.
+    nearest: int32 [n, lanes], the lowest distance in each lane. Its k-th lowest value is such a distance,
+    because k lanes hold a code within it. Where there are fewer lanes than k, all codes are candidates.
     """
     if k > nearest.shape[1]:
         return nearest.new_full((len(nearest),), (1 << 16) - 1)
@@ -96,14 +96,14 @@ def range_search(queries, database, radius):
 
 
 def _takes_dot(queries, database):
-    """Whether tensor cores find the nearest codes. The numbers are arithmetic on the compiled kernels, not
-    yet measured on a GPU:
+    """Whether tensor cores find the nearest codes.
 
-    In a clock a multiprocessor of an H100 (A100) has the distances of 8 pairs of 64-bit codes by POPC and of
-    some 20 (16) by products, of 256-bit codes 4 and some 10 (6). Unpacking the database takes as long as POPC
-    takes for 120 (64 bits) to 240 queries (256 bits). Codes of one word gain nothing, because there both ways
-    spend their time on comparing distances. Before compute capability 8.0 Triton has no int8 products; for
-    10.0 and later nothing was computed.
+    The rule rests on arithmetic on the compiled kernels and has not been measured on a GPU. In a clock cycle
+    a multiprocessor of an H100 (A100) computes and compares the distances of 8 pairs of 64-bit codes by POPC,
+    and about 20 (16) by products; of 256-bit codes 4 by POPC, and about 10 (6) by products. Unpacking the
+    database costs what products gain on 120 queries (64 bits) to 240 (256 bits). Codes of one word gain
+    nothing, because comparing the distances takes most of their time. Triton has no int8 products before
+    compute capability 8.0. For 10.0 and later nothing was computed.
     """
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:

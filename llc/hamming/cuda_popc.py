@@ -256,6 +256,11 @@ def _words(codes, tile):
     return padded.view(torch.int32).T.contiguous()
 
 
+def pairwise_programs(n, m):
+    """The most programs that `pairwise` launches for n queries and m codes."""
+    return triton.cdiv(n, BLOCK_N) * triton.cdiv(m, LONG_BLOCK_M)
+
+
 def split(n, database, lanes=0):
     """-> (splits, steps) for n queries; at least `lanes` lanes where the database has as many codes."""
     num_splits = triton.cdiv(lanes, database.block_m)
@@ -335,7 +340,7 @@ def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
     # For 7 and 8 words ptxas takes 168 registers, though 128 suffice and allow 4 programs a multiprocessor
     # instead of 3. Longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
-    num_programs = triton.cdiv(len(queries), BLOCK_N) * splits
-    launch(kernel, num_programs, _words(queries, BLOCK_N), database.words, *arguments, len(queries),
-           database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N, database.block_m,
-           **constants, **options)
+    row_blocks = triton.cdiv(len(queries), BLOCK_N)
+    launch(kernel, row_blocks * splits, _words(queries, BLOCK_N), database.words, *arguments,
+           len(queries), database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N,
+           database.block_m, **constants, **options)

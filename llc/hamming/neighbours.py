@@ -1,4 +1,7 @@
-"""pairwise, search and range_search: the arguments are checked here, the work is done by llc.hamming.cpu or llc.hamming.cuda."""
+"""pairwise, search and range_search: the arguments are checked here, llc.hamming.cpu or llc.hamming.cuda does the work.
+
+On CUDA one call takes up to 2^31 - 2^16 queries and as many codes; with more, all three raise ValueError.
+"""
 import operator
 
 import numpy as np

@@ -14,18 +14,22 @@ INSTALL = "install gcc and Python's headers (on Debian and Ubuntu the packages g
 
 
 def launch(kernel, num_programs, *arguments, **options):
-    """Runs num_programs programs of a Triton kernel on the device of arguments[0], a tensor, in its current
-    stream.
+    """Runs num_programs programs of a Triton kernel on the device of arguments[0], a tensor.
 
     Triton itself would launch on the process's current device, wherever the tensors are. Raises UserError
     where Triton finds no C compiler or no Python.h, because it builds the code that launches kernels when it
     first needs it.
     """
-    if num_programs > MAX_PROGRAMS:
-        raise ValueError(f"{num_programs:,} programs exceed CUDA's {MAX_PROGRAMS:,}: pass fewer queries or "
-                         "values at a time")
+    check_grid(num_programs)
     with torch.cuda.device_of(arguments[0]), missing_compiler_explained():
         kernel[num_programs,](*arguments, **options)
+
+
+def check_grid(num_programs):
+    """Raises ValueError when CUDA cannot launch so many programs."""
+    if num_programs > MAX_PROGRAMS:
+        raise ValueError(f"{num_programs:,} programs exceed CUDA's limit of {MAX_PROGRAMS:,}: "
+                         "pass the queries or the values in parts")
 
 
 @contextlib.contextmanager
@@ -40,7 +44,8 @@ def missing_compiler_explained():
     except FileNotFoundError as error:
         if error.filename is None or error.filename != os.environ.get("CC"):
             raise
-        raise UserError(f"{NEEDED}, but CC={error.filename} is not there: correct CC, or unset it and {INSTALL}") from error
+        advice = f"correct CC, or unset it and {INSTALL}"
+        raise UserError(f"{NEEDED}, but CC={error.filename} is not there: {advice}") from error
     except subprocess.CalledProcessError as error:
         if not isinstance(error.cmd, list) or "-shared" not in error.cmd:
             raise

@@ -3,7 +3,7 @@ import torch
 import triton
 import triton.language as tl
 
-from llc.kernels.cuda_launch import launch
+from llc.kernels.cuda_launch import check_grid, launch
 
 BLOCK = 128   # bytes that a program makes, of 8 values each
 
@@ -14,10 +14,13 @@ def pack(values, limit):
     The values may have any strides.
     """
     n, num_bits = values.shape
-    codes = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8, device=values.device)
-    if codes.numel():
-        launch(_pack_kernel, triton.cdiv(codes.numel(), BLOCK), values, codes, limit, codes.numel(), num_bits,
-               codes.shape[1], *values.stride(), BLOCK)
+    code_size = (num_bits + 7) // 8
+    num_programs = triton.cdiv(n * code_size, BLOCK)
+    check_grid(num_programs)   # before the codes are allocated
+    codes = torch.empty(n, code_size, dtype=torch.uint8, device=values.device)
+    if n:
+        launch(_pack_kernel, num_programs, values, codes, limit, codes.numel(), num_bits, code_size,
+               *values.stride(), BLOCK)
     return codes
 
 

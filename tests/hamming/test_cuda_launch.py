@@ -46,7 +46,7 @@ def test_the_tensors_device_is_current_during_a_launch(monkeypatch):
 
 
 def test_a_grid_beyond_cudas_limit_is_refused():
-    with pytest.raises(ValueError, match="2,147,483,648 programs exceed CUDA's 2,147,483,647: pass fewer"):
+    with pytest.raises(ValueError, match="2,147,483,648 programs exceed CUDA's limit of 2,147,483,647: pass.*in parts"):
         cuda_launch.launch(failing(AssertionError("launched")), 1 << 31, torch.zeros(3))
 
 
@@ -60,6 +60,18 @@ def test_a_missing_compiler_is_named(monkeypatch, error, message):
     with pytest.raises(UserError, match=message) as raised:
         cuda_launch.launch(failing(error), 1, torch.zeros(3))
     assert raised.value.__cause__ is error
+
+
+def test_tritons_own_build_step_fails_like_that(monkeypatch, tmp_path):
+    build = pytest.importorskip("triton.runtime.build", reason="a torch without CUDA brings none")
+    monkeypatch.setenv("CC", "false")   # a command that is there, and fails
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel = Kernel(lambda *arguments: build.compile_module_from_src("#include <Python.h>", "launcher"))
+    forget = getattr(getattr(build, "_find_compiler", None), "cache_clear", lambda: None)
+    forget()
+    with pytest.raises(UserError, match="Triton needs a C compiler.*python3-dev.*the command was false /"):
+        cuda_launch.launch(kernel, 1, torch.zeros(3))
+    forget()
 
 
 def test_missing_headers_are_named(monkeypatch):

@@ -200,6 +200,10 @@ def test_more_codes_than_int32_can_number_are_refused():
             call(few, many)
         with pytest.raises(ValueError, match="queries: 2,147,483,648 codes.*pass the queries in parts"):
             call(many, few)
+    most = few.expand(cuda.MAX_CODES, 8)
+    for call in (lambda: cuda.pairwise(most, most), lambda: pack_cuda.pack(few.expand(1 << 40, 8), 1)):
+        with pytest.raises(ValueError, match="programs exceed CUDA's limit of 2,147,483,647: pass.*in parts"):
+            call()
 
 
 def test_numbers_up_to_the_limit_fit_in_int32():
