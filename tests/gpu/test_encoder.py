@@ -1,8 +1,11 @@
 """The encoder on a CUDA device: the CPU's codes, but where z is within rounding of 0."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import llc
+from llc import encode
 from llc.codes import pack_bits
 from llc.data.preprocessing import Preprocessing
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
@@ -25,3 +28,14 @@ def test_codes_on_cuda_are_those_of_the_cpu(precision, tolerance):
     assert torch.equal(encoder.encode(images.cuda()), pack_bits(on_cuda))
     labels = encoder.classify(images, "mhd", k=9).labels
     assert labels.is_cuda and labels.shape == classes.labels.shape and len(torch.unique(pack_bits(z), dim=0)) > 3
+
+
+def test_a_folder_is_encoded_on_cuda_as_on_the_cpu(image_tree):
+    """In several batches, whose codes arrive on the host while the next are computed."""
+    encoder = llc.Encoder(trained_network("resnet18", 40, 6, width=32), Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), precision="fp32")
+    on_cpu, on_cuda = (encode.encode(encoder, image_tree / "val", SimpleNamespace(device=device, batch_size=8, num_workers=2))
+                       for device in ("cpu", "cuda"))
+    for name in ("labels", "files", "class_names"):
+        assert on_cuda[name].tolist() == on_cpu[name].tolist()
+    bits = [llc.unpack_bits(found["codes"], 40) for found in (on_cpu, on_cuda)]
+    assert (bits[0] != bits[1]).mean() < 0.01 and len(set(map(tuple, bits[0].tolist()))) > 3  # where z is within rounding of 0

@@ -96,12 +96,13 @@ def test_compiled_equals_eager_over_resolutions_and_while_the_codebook_freezes(n
             images = torch.nn.functional.interpolate(batch[0].float(), resolution).byte().contiguous(memory_format=torch.channels_last)
             for frozen in (False, True):
                 trained.codebook_frozen = frozen
-                losses[-1].append(trained.step(images, batch[1], LR).item())
+                losses[-1].append(trained.step(images, batch[1], LR / 50).item())
         assert trained.compiled == (compile == "on")
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    # of the codebook, too, whose gradient comes through a function of our own
+    # Rounding grows from step to step. A parameter without its gradient, as the codebook's could be lost in our own autograd function,
+    # would differ by all that it should have moved.
     for (name, a), b in zip(eager.named_parameters(), network.parameters()):
-        assert (a - b).norm() <= 0.02 * (a - start[name]).norm(), name
+        assert (a - b).norm() <= 0.2 * (a - start[name]).norm(), name
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
 

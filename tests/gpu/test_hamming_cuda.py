@@ -99,23 +99,6 @@ def test_another_stream(monkeypatch, method):
             same(a, b)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("method", ["popc", "dot"])
-def test_a_device_that_is_not_the_current_one(monkeypatch, method):
-    monkeypatch.setattr(cuda, "METHOD", method)
-    values, database = torch.randn(300, 64), codes(5000, 64, 1)
-    queries = llc.pack_bits(values)
-    packed, on_gpu = llc.pack_bits(values.to("cuda:1")), database.to("cuda:1")
-    assert torch.cuda.current_device() == 0 and packed.device == torch.device("cuda:1")
-    assert torch.equal(packed.cpu(), queries)
-    for k in (1, 5):
-        same(search(packed, on_gpu, k), search(queries, database, k))
-    same(range_search(packed, on_gpu, 20), range_search(queries, database, 20))
-    same([pairwise(packed, on_gpu), Decoder(on_gpu).mhd(packed)],
-         [pairwise(queries, database), Decoder(database).mhd(queries)])
-    check_launch(torch.device("cuda:1"))
-
-
 def test_launching_is_checked():
     check_launch(torch.device("cuda"))
 

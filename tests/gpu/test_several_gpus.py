@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
+import llc
 from llc.data.loaders import TrainLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
+from llc.hamming import Decoder, pairwise, range_search, search
 from tests.conftest import SMALL
+from tests.hamming.helpers import random_codes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")]
 
@@ -36,3 +39,25 @@ def test_batches_arrive_on_a_device_that_is_not_the_current_one(betons):
     for (images, labels), (expected, expected_labels) in zip(epoch("cuda:1"), epoch("cpu"), strict=True):
         assert images.device == labels.device == torch.device("cuda:1")
         assert torch.equal(images.cpu(), expected) and torch.equal(labels.cpu(), expected_labels)
+
+
+@pytest.mark.parametrize("method", ["popc", "dot"])
+def test_kernels_run_on_the_device_of_their_tensors(method, monkeypatch):
+    from llc.hamming import cuda  # here: tests/hamming wants Triton interpreted where there is no GPU
+    from llc.kernels.cuda_launch import check_launch
+
+    def same(found, expected):
+        for a, b in zip(found, expected, strict=True):
+            assert a.device == torch.device("cuda:1") and torch.equal(a.cpu(), b)
+
+    monkeypatch.setattr(cuda, "METHOD", method)
+    values, database = torch.randn(300, 64), torch.from_numpy(random_codes(5000, 64, 1))
+    queries = llc.pack_bits(values)
+    packed, on_gpu = llc.pack_bits(values.to("cuda:1")), database.to("cuda:1")
+    assert torch.cuda.current_device() == 0
+    same([packed], [queries])
+    for k in (1, 5):
+        same(search(packed, on_gpu, k), search(queries, database, k))
+    same(range_search(packed, on_gpu, 20), range_search(queries, database, 20))
+    same([pairwise(packed, on_gpu), Decoder(on_gpu).mhd(packed)], [pairwise(queries, database), Decoder(database).mhd(queries)])
+    check_launch(torch.device("cuda:1"))
