@@ -49,9 +49,14 @@ def one_gpu_each(store, rank, world_size, device):
         rank_of[gpu] = other
 
 
+# CUDA's own error, where other programs fill the GPU; cuDNN's, where no algorithm finds room for its workspace; cuBLAS's
+_SIGNS_OF_FULL_MEMORY = "CUDA error: out of memory", "unable to find an engine to execute this computation", "CUBLAS_STATUS_ALLOC_FAILED"
+
+
 def is_out_of_memory(error):
-    """Whether an exception says that a GPU has no memory left. CUDA's own error is met where other programs fill the GPU."""
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error)
+    """Whether an exception says that a GPU has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or \
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY)
 
 
 def memory_error(error):

@@ -17,6 +17,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which much of torch does: before anything else here
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
+
+        # their kernels are interpreted only if they are made now, and other tests import them too
+        import llc.hamming.cuda, llc.kernels.pack_cuda  # noqa: E401, F401
     del os.environ["TRITON_INTERPRET"]
 
 from llc.checkpoints import from_original

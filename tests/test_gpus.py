@@ -66,6 +66,7 @@ def test_nccl_without_a_gpu_is_refused(monkeypatch):
 @pytest.mark.parametrize("text, status", [
     ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')", 2),
     ("RuntimeError('CUDA error: out of memory')", 2),  # a GPU that other programs fill, at its first use
+    ("RuntimeError('GET was unable to find an engine to execute this computation')", 2),
     ("RuntimeError('CUDA error: an illegal memory access')", 1),
 ])
 def test_a_full_gpu_is_an_error_with_advice(text, status):

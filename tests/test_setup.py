@@ -35,6 +35,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "fai
 # needed, but perhaps not for an import of ours
 NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
+    "terminaltables": "fastargs imports it, and does not declare it",
     "numba": "FFCV compiles its loaders with it, and asks for no version",
 }
 # imported by tests only: pytest brings them, or Python from 3.11 on

@@ -63,6 +63,7 @@ from llc.data.writer import WriterConfig
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.predict import predict
+from llc.gpu import is_out_of_memory
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.precision import autocast_for, float32_precision
 from llc.training import config as training_config
@@ -90,7 +91,7 @@ def main(argv):
     placeholders = ["--data.train_dataset=synthetic", "--data.val_dataset=synthetic"] if synthetic else []
     config, options = training_config.read([*argv, *placeholders], description=__doc__, options=OPTIONS)
     plan = _Plan.of(options, config, argv)
-    processes = Processes.start(config.dist.timeout_minutes)
+    processes = Processes.start(config.dist.timeout_minutes, backend=config.dist.backend)
     try:
         made = affordable(config, plan, processes)
         with synthetic_data(made, plan, processes) if synthetic else contextlib.nullcontext(made) as made:
@@ -175,9 +176,9 @@ def measure_what_fits(config, plan, processes):
     while True:
         try:
             return measure(config, plan, processes)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
             batch_size, parts = config.training.batch_size, config.training.accumulation_steps
-            if plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts:
+            if not is_out_of_memory(error) or plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts:
                 raise
         # after the handler, whose traceback kept the tensors alive
         torch.cuda.empty_cache()
@@ -441,6 +442,7 @@ def _matrix_rate(precision, device):
     autocast, _ = autocast_for(precision, device)
     best = 0.0
     with autocast(), torch.inference_mode():
+        a = a.to((a[:1] @ a).dtype)  # autocast would convert it at every product
         for _ in range(6):
             if device.type == "cuda":
                 torch.cuda.synchronize()

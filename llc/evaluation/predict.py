@@ -4,6 +4,7 @@ import dataclasses
 import torch
 
 from llc.codes import pack_bits
+from llc.gpu import is_out_of_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ class _InParts:
             try:
                 parts = [self.network(part) for part in images.split(size)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
                     raise
             # after the handler, whose traceback kept the activations alive
             self.size = (size + 1) // 2

@@ -56,7 +56,8 @@ def _radii(nearest, k):
     """
     if k > nearest.shape[1]:
         return nearest.new_full((len(nearest),), (1 << 16) - 1)
-    return nearest.kthvalue(k, dim=1).values
+    # not kthvalue, of which torch warns that its choice among equals is not deterministic
+    return nearest.topk(k, dim=1, largest=False).values[:, -1].contiguous()
 
 
 def _k_nearest(queries, database, k, radii):

@@ -2,6 +2,7 @@
 import contextlib
 import inspect
 import sys
+import warnings
 
 import torch
 from torch import nn
@@ -31,8 +32,7 @@ class Engine:
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
         module = StageModule(network, stage, training.label_smoothing)
-        self.optimizer = torch.optim.SGD(parameter_groups(module, training.weight_decay), lr=0.0, momentum=training.momentum,
-                                         fused=on_cuda or None)
+        self.optimizer = make_sgd(parameter_groups(module, training.weight_decay), training.momentum, fused=on_cuda)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.ema = AveragedNetwork(network, training.ema_decay) if training.ema_decay else None
         self._teacher, self._compiled = module.teacher, None
@@ -141,6 +141,17 @@ class Engine:
             module.load_state_dict(state[name])
 
 
+def make_sgd(groups, momentum, fused):
+    """SGD, whose learning rate is set at each step. fused: one kernel for all parameters, which also heeds a gradient scaler."""
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused or None)
+    if fused and momentum:
+        # The fused kernel is handed uninitialised memory for its first momentum. When the scaler finds that the first gradients overflowed,
+        # which it often does, the kernel leaves that memory as it is. From zeros the first step gives the same bits as without.
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
 class _Compiled(nn.Module):
     """A stage's module under torch.compile, which runs eagerly from the first failure of the compiler on.
 
@@ -156,6 +167,8 @@ class _Compiled(nn.Module):
         # Dynamo counts the graphs of all stages together and beyond its limit (8) would run eagerly without a word.
         torch._dynamo.config.recompile_limit += num_graphs
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        # Inductor advises to allow TF32 wherever a graph has a float32 product; training.precision=tf32 does
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
 
     def forward(self, images, labels):

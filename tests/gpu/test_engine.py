@@ -24,7 +24,7 @@ LR = 0.05
 @pytest.fixture
 def network():
     torch.manual_seed(3)
-    network = Network("resnet18", 20, 10, width=32, use_blurpool=True)
+    network = Network("resnet18", 20, 10, width=32, use_blurpool=True, logit_scale=20**-0.5)  # else LR makes it diverge
     torch.nn.init.normal_(network.codebook)
     return network.to("cuda", memory_format=torch.channels_last)
 
@@ -96,7 +96,7 @@ def test_compiled_equals_eager_over_resolutions_and_while_the_codebook_freezes(n
             images = torch.nn.functional.interpolate(batch[0].float(), resolution).byte().contiguous(memory_format=torch.channels_last)
             for frozen in (False, True):
                 trained.codebook_frozen = frozen
-                losses[-1].append(trained.step(images, batch[1], LR / 50).item())
+                losses[-1].append(trained.step(images, batch[1], LR / 10).item())
         assert trained.compiled == (compile == "on")
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     # Rounding grows from step to step. A parameter without its gradient, as the codebook's could be lost in our own autograd function,
@@ -138,7 +138,7 @@ def test_validation_goes_through_in_parts_where_memory_is_short_and_training_say
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (whole - torch.cuda.memory_allocated()) * 0.7) / total)
     try:
         found = codes([(images, torch.zeros(64, dtype=torch.int64, device="cuda"))])
-        with pytest.raises(torch.OutOfMemoryError) as raised:
+        with pytest.raises(RuntimeError) as raised:
             engine(network, precision="fp32").step(images, torch.zeros(64, dtype=torch.int64, device="cuda"), LR)
         assert gpu.is_out_of_memory(raised.value) and "this process holds" in str(gpu.memory_error(raised.value))
     finally:

@@ -56,7 +56,9 @@ def test_a_batch_is_not_read_before_its_copy_is_done(betons, monkeypatch):
     monkeypatch.setattr(loaders._PinnedMemory, "send", send_late)
     torch.cuda.empty_cache()
     with torch.cuda.stream(loaders._copy_stream(torch.device("cuda:0"))):  # the memory that batches get holds other bytes before
-        torch.full((1 << 26,), 255, dtype=torch.uint8, device="cuda")
+        # blocks as small as a batch, which come from another pool than large ones
+        blocks = [torch.full((1 << 19,), 255, dtype=torch.uint8, device="cuda") for _ in range(64)]
+        del blocks
     sums = [images.long().sum() for images, _ in one_epoch(betons)]
     assert torch.equal(torch.stack(sums).cpu(), torch.stack(expected)[: len(sums)])
 

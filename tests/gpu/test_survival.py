@@ -31,7 +31,9 @@ def test_a_loss_is_looked_at_when_it_has_arrived():
     watch, one, nan = LossWatch(), torch.ones((), device="cuda"), torch.tensor(float("nan"), device="cuda")
     for batch in range(3):
         watch.add(batch, one)
-    watch.look(wait=True)  # page-locked memory is there by now: allocating it may wait for the device
+    watch.look(wait=True)
+    blocks = [torch.empty((), pin_memory=True) for _ in range(4)]  # there is page-locked memory by now: allocating it may wait for the device
+    del blocks
     torch.cuda._sleep(1_000_000_000)
     watch.add(3, nan)
     watch.add(4, nan)

@@ -5,6 +5,7 @@ On a machine without a CUDA device LLC_REHEARSE=1 runs the same with a small net
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def betons(tmp_path_factory):
         for label in range(NUM_CLASSES):
             images = folder / split / f"class_{label:02d}"
             images.mkdir(parents=True)
-            angle, colour = np.pi * (label % 5) / 5, colours[label // 5 % 4]
+            angle, colour = np.pi / 2 * (label % 5) / 4, colours[label // 5 % 4]  # no class is another's mirror image
             for i in range(count):
                 wave = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) / 6 + rng.uniform(0, 6)) > 0
                 pixels = 40 + wave[..., None] * colour * rng.uniform(0.4, 0.8) + rng.normal(0, 30, (SIZE, SIZE, 3))
@@ -88,4 +89,5 @@ def test_three_resolutions_two_stops_the_same_bits_and_what_was_learnt(betons, t
     headlines = [final[name] for name in ("codebook/top1_class_flip", "instance/top1_mhd_flip", "instance/top1_ed_flip")]
     assert min(headlines) > (3 if CUDA else 1.5) / NUM_CLASSES, headlines
     evaluated = run_command("-m", "llc.evaluate", tmp_path / "run").stdout
-    assert f"{100 * headlines[1]:.2f} %" in evaluated
+    # other cuDNN algorithms than the deterministic run's, so that an image may be decided otherwise
+    assert float(re.search(r"MHD +top-1 +([\d.]+) %", evaluated)[1]) == pytest.approx(100 * headlines[1], abs=1.0)

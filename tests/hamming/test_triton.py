@@ -5,7 +5,6 @@ are compiled to.
 """
 import contextlib
 import functools
-import os
 
 import pytest
 import torch
@@ -18,13 +17,12 @@ from tests.hamming.helpers import random_codes
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these kernels on the device", allow_module_level=True)
 triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
-os.environ["TRITON_INTERPRET"] = "1"   # read when a kernel is made, when it runs, and when Triton is imported: tests/conftest.py does that
 from triton.runtime import interpreter   # noqa: E402
 
+# TRITON_INTERPRET is read when Triton is imported and when a kernel is made, both by tests/conftest.py, and when a kernel runs
 from llc.hamming import cuda, cuda_dot, cuda_popc   # noqa: E402
 from llc.kernels import pack_cuda   # noqa: E402
 
-del os.environ["TRITON_INTERPRET"]
 PART = cuda_popc.PART
 
 

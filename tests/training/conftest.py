@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch._inductor.compile_fx
-from functorch.compile import make_boxed_func
+from torch._functorch.aot_autograd import make_boxed_func
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """One optimiser step against plain PyTorch: accumulation, clipping, averaged weights, compilation and its fall-back."""
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from llc.distributed import Processes
 from llc.network import Network, running_statistics
 from llc.training.config import CodebookStage, Dist, InstanceStage, JointStage, Training
 from llc.training.ema import AveragedNetwork
-from llc.training.engine import Engine
+from llc.training.engine import Engine, make_sgd
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
 LR = 0.1
@@ -88,6 +89,29 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(network, batch):
     expected = after_sgd(network, {name: g * 0.1 / norm for name, g in gradients.items()})
     engine(network, clip_grad_norm=0.1).step(*batch, LR)
     assert_parameters(network, expected)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_fused_sgd_survives_a_first_gradient_that_overflows(momentum):
+    """As fp16's scaler starts on CUDA. Uninitialised memory holds NaN here, as with training.deterministic."""
+    values = [torch.nn.Parameter(torch.arange(4.0)) for _ in range(2)]
+    fused, plain = (make_sgd([{"params": [value], "weight_decay": 0.1}], momentum, fused) for value, fused in zip(values, (True, False)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for gradient in (math.inf, 1.0, -3.0):
+            for optimizer in (fused, plain):
+                optimizer.param_groups[0]["lr"] = 0.1
+            values[0].grad = torch.full((4,), gradient) * scaler.scale(torch.ones(()))
+            scaler.step(fused)
+            scaler.update()
+            if math.isfinite(gradient):
+                values[1].grad = torch.full((4,), gradient)
+                plain.step()
+            assert torch.equal(*values)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not torch.equal(values[0], torch.arange(4.0))
 
 
 def test_averaged_weights_follow_at_their_decay(network, batch):
