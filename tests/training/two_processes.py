@@ -36,7 +36,6 @@ class Case:
 COMPILED = {"compile": "on"}
 CASES = {
     "eager": Case({}),
-    "compiled": Case(COMPILED),
     "compiled, codebook frozen, accumulation, average": Case(COMPILED | {"accumulation_steps": 2, "ema_decay": 0.8}, JointStage()),
     # gradients travel with 8 significant bits
     "compiled, accumulation, bf16 gradients": Case(COMPILED | {"accumulation_steps": 2}, dist=Dist(grad_compression="bf16"), tolerance=1e-3),
