@@ -42,7 +42,7 @@ def betons(tmp_path_factory):
         for label in range(NUM_CLASSES):
             images = folder / split / f"class_{label:02d}"
             images.mkdir(parents=True)
-            angle, colour = np.pi / 2 * (label % 5) / 4, colours[label // 5 % 4]  # no class is another's mirror image
+            angle, colour = np.pi / 2 * (label // 4) / 4, colours[label % 4]  # no class is another's mirror image
             for i in range(count):
                 wave = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) / 6 + rng.uniform(0, 6)) > 0
                 pixels = 40 + wave[..., None] * colour * rng.uniform(0.4, 0.8) + rng.normal(0, 30, (SIZE, SIZE, 3))
