@@ -32,7 +32,8 @@ def main(argv):
         argv = ["--config", str(RunFolder.open(source).path / "config.yaml"), *argv]
     config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
     anyway = options["resume_anyway"] not in (None, "0")
-    processes = Processes.start(config.dist.timeout_minutes, config.training.deterministic, config.dist.backend)
+    processes = Processes.start(config.dist.timeout_minutes, config.training.deterministic,
+                                config.dist.backend)
     with processes.watched(), contextlib.ExitStack() as closing:
         run = None
 

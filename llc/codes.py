@@ -20,7 +20,7 @@ def code_size(num_bits: int) -> int:
 class _StraightThroughSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values):
-        # not in place: torch.compile of torch 2.11 then takes the result for one that needs no gradient, and the codebook would never learn
+        # Not in place: under torch.compile of torch 2.11 the codebook would then get a gradient of 0.
         return (values > 0).to(values.dtype) * 2 - 1
 
     @staticmethod

@@ -28,16 +28,16 @@ class Processes:
         """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins.
 
         deterministic: the same bits on CUDA each time, for some speed; on a CPU they are anyway, for the same number of threads.
-        backend: auto (NCCL on CUDA, else gloo), nccl or gloo; with gloo several processes can share a GPU. Raises UserError where the
-        GPUs are too few.
+        backend: auto (NCCL on CUDA, else gloo), nccl or gloo; with gloo several processes can share a GPU.
+        Raises UserError when there are too few GPUs.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this, before it is first used
             torch.use_deterministic_algorithms(True, warn_only=True)  # a warning names an operation that has no such algorithm
-            # else Inductor measures some of its choices on the device, and another process may choose otherwise
-            from torch._inductor import config as inductor  # here: it takes a second to import
+            # By default Inductor times some of its choices, and another process may choose differently.
+            from torch._inductor import config as inductor  # here, because few runs need it
             inductor.deterministic = True
         cuda = torch.cuda.is_available()
         backend = ("nccl" if cuda else "gloo") if backend == "auto" else backend

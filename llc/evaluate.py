@@ -58,7 +58,8 @@ class Validation:
 class Dist:
     """Processes."""
 
-    backend: str = option("auto", choices=("auto", "nccl", "gloo"), help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly")
+    backend: str = option("auto", choices=("auto", "nccl", "gloo"),
+                          help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly")
     timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
 
 

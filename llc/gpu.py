@@ -1,4 +1,5 @@
 """What can be wrong with the GPUs of a machine, said so that its user can mend it."""
+
 import socket
 
 import torch
@@ -7,20 +8,23 @@ from llc.errors import UserError
 
 
 def choose(local_rank, local_size, shared=False):
-    """The GPU of process `local_rank` of the `local_size` on this machine, as an index into those that torch sees.
+    """The index of the GPU that process `local_rank` of the `local_size` on this machine uses.
 
-    Where torch sees one GPU, every process takes it: a cluster may show each process only its own (`one_gpu_each` tells
-    when two processes have the same). shared: processes may share GPUs. Raises UserError where GPUs are too few.
+    If torch sees a single GPU, every process takes it, because a cluster may show each process only its own;
+    `one_gpu_each` finds processes that have the same one. shared: processes may share GPUs. Raises UserError
+    when there are too few.
     """
     count = torch.cuda.device_count()
     if local_rank < count or count == 1 or shared:
         return local_rank % count
-    raise UserError(f"{local_size} processes were started on this machine, but torch sees {count} GPUs: start one process a GPU "
-                    f"(torchrun --nproc_per_node={count}), or check CUDA_VISIBLE_DEVICES")
+    raise UserError(
+        f"{local_size} processes were started on this machine, but torch sees {count} GPUs: "
+        f"start one process a GPU (torchrun --nproc_per_node={count}), or check CUDA_VISIBLE_DEVICES"
+    )
 
 
 def device(name):
-    """The torch.device that a user named: cpu, cuda or cuda:N. Raises UserError where this machine has none such."""
+    """The torch.device that a user named: cpu, cuda or cuda:N. Raises UserError if this machine lacks it."""
     try:
         found = torch.device(name)
     except RuntimeError:
@@ -29,12 +33,15 @@ def device(name):
         raise UserError(f"device {name}: expected cpu, cuda, or cuda:N for GPU number N, from 0")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= count:
-        raise UserError(f"device {name}: torch sees {count or 'no'} GPU{'s' * (count != 1)} on this machine" + ("" if count else "; use cpu"))
+        raise UserError(
+            f"device {name}: torch sees {count or 'no'} GPU{'s' * (count != 1)} on this machine"
+            + ("" if count else "; use cpu")
+        )
     return found
 
 
 def one_gpu_each(store, rank, world_size, device):
-    """Raises UserError, on all processes, where two of them have the same GPU. NCCL's own message names neither.
+    """Raises UserError, on all processes, if two have the same GPU. NCCL's own message names neither.
 
     store: a torch.distributed store that all processes share; they must all call this.
     """
@@ -44,31 +51,47 @@ def one_gpu_each(store, rank, world_size, device):
     for other in range(world_size):
         gpu = store.get(f"gpu_{other}").decode()
         if gpu in rank_of:
-            raise UserError(f"processes {rank_of[gpu]} and {other} have the same GPU, {gpu} ({properties.name}): start one process a GPU "
-                            "(torchrun --nproc_per_node), or let processes share GPUs, which is slow, with --dist.backend=gloo")
+            raise UserError(
+                f"processes {rank_of[gpu]} and {other} have the same GPU, {gpu} ({properties.name}): start one "
+                "process a GPU (torchrun --nproc_per_node), or let processes share GPUs, which is slow, with "
+                "--dist.backend=gloo"
+            )
         rank_of[gpu] = other
 
 
-# CUDA's own error, where other programs fill the GPU; cuDNN's, where no algorithm finds room for its workspace; cuBLAS's
-_SIGNS_OF_FULL_MEMORY = "CUDA error: out of memory", "unable to find an engine to execute this computation", "CUBLAS_STATUS_ALLOC_FAILED"
+# CUDA's own error, if other programs fill the GPU; cuDNN's, if no algorithm has room to work; cuBLAS's
+_SIGNS_OF_FULL_MEMORY = (
+    "CUDA error: out of memory",
+    "unable to find an engine to execute this computation",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error):
     """Whether an exception says that a GPU has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or \
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY)
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or isinstance(error, RuntimeError)
+        and any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY)
+    )
 
 
 def memory_error(error):
-    """The UserError for an exception of which `is_out_of_memory` is true: who holds the GPU's memory, and what to do."""
+    """The UserError for an error that `is_out_of_memory`: who holds the GPU's memory, and what to do."""
     try:
         device = torch.cuda.current_device()
         free, total = torch.cuda.mem_get_info(device)
         own = torch.cuda.memory_reserved(device)
-        held = (f"of the {total / 1e9:.1f} GB of cuda:{device} this process holds {own / 1e9:.1f} GB and other programs (with CUDA's own "
-                f"needs) {(total - free - own) / 1e9:.1f} GB")
+        held = (
+            f"of the {total / 1e9:.1f} GB of cuda:{device} this process holds {own / 1e9:.1f} GB "
+            "and other programs (with CUDA's own "
+            f"needs) {(total - free - own) / 1e9:.1f} GB"
+        )
     except (RuntimeError, AssertionError):  # so full that not even this can be asked
         held = "other programs may hold all of it"
-    return UserError(f"the GPU's memory is full: {held}. Use smaller batches (training.batch_size, training.accumulation_steps, "
-                     "validation.batch_size, --batch_size) or end the other programs (nvidia-smi lists them). "
-                     f"{str(error).splitlines()[0][:200]}")
+    return UserError(
+        f"the GPU's memory is full: {held}. Use smaller batches (training.batch_size, "
+        "training.accumulation_steps, "
+        "validation.batch_size, --batch_size) or end the other programs (nvidia-smi lists them). "
+        f"{str(error).splitlines()[0][:200]}"
+    )

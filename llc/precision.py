@@ -1,4 +1,5 @@
-"""In which precision a network computes: autocast, gradient scaling, and how exact products of float32 are."""
+"""The precision in which a network computes: autocast, gradient scaling, and float32 or TF32 products."""
+
 import contextlib
 
 import torch
@@ -6,10 +7,10 @@ import torch
 
 @contextlib.contextmanager
 def float32_precision(precision):
-    """While inside, products and convolutions of float32 are exact to float32, or with `tf32` rounded to TF32.
+    """A context in which float32 products and convolutions use float32, or TF32 if precision is tf32.
 
-    CUDA's convolutions would otherwise round to TF32 by PyTorch's default. The setting belongs to the process, not to
-    the thread, and it is put back as it was.
+    PyTorch's default is TF32 for convolutions on CUDA. The setting is the whole process's, not the thread's.
+    It is restored at the end.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
@@ -36,7 +37,7 @@ def _set(precision):
 def autocast_for(precision, device):
     """(context factory, gradient scaler) of a precision: auto, bf16, fp16, tf32 or fp32, on a device.
 
-    auto: on CUDA bf16 where the GPU has it, else fp16; on a CPU fp32. Inside the context float32_precision holds too.
+    auto: on CUDA bf16 if the GPU has it, else fp16; on a CPU fp32. The context includes float32_precision.
     """
     if precision == "auto":
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -45,7 +46,10 @@ def autocast_for(precision, device):
 
     @contextlib.contextmanager
     def autocast():
-        with float32_precision(precision), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with (
+            float32_precision(precision),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        ):
             yield
 
     return autocast, torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")

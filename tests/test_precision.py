@@ -1,4 +1,5 @@
 """Float32 products are exact to float32 wherever a network runs, and the process's own settings come back afterwards."""
+
 import pytest
 import torch
 
@@ -15,7 +16,11 @@ CPU = torch.device("cpu")
 
 
 def settings():
-    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+    )
 
 
 @pytest.fixture
@@ -37,7 +42,14 @@ def network():
     return network
 
 
-@pytest.mark.parametrize("precision, inside", [("fp32", ("highest", False, False)), ("bf16", ("highest", False, False)), ("tf32", ("high", True, True))])
+@pytest.mark.parametrize(
+    "precision, inside",
+    [
+        ("fp32", ("highest", False, False)),
+        ("bf16", ("highest", False, False)),
+        ("tf32", ("high", True, True)),
+    ],
+)
 def test_settings_hold_inside_and_come_back(precision, inside, tf32_allowed):
     with pytest.raises(ZeroDivisionError), float32_precision(precision):
         assert settings() == inside
@@ -61,12 +73,16 @@ def test_every_way_that_a_network_runs_is_exact(network, tf32_allowed):
     network.backbone.register_forward_hook(lambda *_: seen.add((way, settings())))
     network.backbone.conv1.weight.register_hook(lambda _: seen.add((f"{way}, backward", settings())))
     way = "training"
-    Engine(network, CodebookStage(), Training(precision="fp32"), Dist(), Processes()).step(images, torch.arange(4) % 3, 0.1)
+    Engine(network, CodebookStage(), Training(precision="fp32"), Dist(), Processes()).step(
+        images, torch.arange(4) % 3, 0.1
+    )
     way = "validation"
     autocast, _ = autocast_for("fp32", CPU)
     predict(network, [(images, torch.arange(4))], Processes(), flip=True, autocast=autocast, num_classes=3)
     way = "encoder"
-    encoder = llc.Encoder(network, Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD), precision="fp32")
+    encoder = llc.Encoder(
+        network, Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD), precision="fp32"
+    )
     encoder.encode(images)
     ways = "training", "training, backward", "validation", "encoder"
     assert seen == {(name, ("highest", False, False)) for name in ways}

@@ -178,7 +178,8 @@ def measure_what_fits(config, plan, processes):
             return measure(config, plan, processes)
         except RuntimeError as error:
             batch_size, parts = config.training.batch_size, config.training.accumulation_steps
-            if not is_out_of_memory(error) or plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts:
+            kept = plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts
+            if kept or not is_out_of_memory(error):
                 raise
         # after the handler, whose traceback kept the tensors alive
         torch.cuda.empty_cache()

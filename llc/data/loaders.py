@@ -261,8 +261,10 @@ class _PinnedMemory:
 
 @functools.cache
 def _copy_stream(device):
-    """The stream of all copies to a device. PyTorch's allocator keeps what was freed for the stream it was allocated on: with a stream
-    for every loader, each epoch would leave its batches' memory behind.
+    """The stream of all copies to a device.
+
+    PyTorch's allocator keeps freed memory for the stream that it was allocated on. If every loader had a
+    stream of its own, each epoch would leave the memory of its batches behind.
     """
     return torch.cuda.Stream(device)
 

@@ -1,4 +1,4 @@
-"""pairwise, search and range_search: the arguments are checked here, llc.hamming.cpu or llc.hamming.cuda does the work.
+"""pairwise, search and range_search: they check arguments; llc.hamming.cpu or llc.hamming.cuda does the work.
 
 On CUDA one call takes up to 2^31 - 2^16 queries and as many codes; with more, all three raise ValueError.
 """

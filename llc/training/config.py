@@ -170,7 +170,8 @@ class Logging:
 class Dist:
     """Processes."""
 
-    backend: str = option("auto", choices=("auto", "nccl", "gloo"), help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly")
+    backend: str = option("auto", choices=("auto", "nccl", "gloo"),
+                          help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly")
     grad_compression: str = option("none", choices=("none", "bf16"), help="what gradients travel as; bf16 halves them, for slow links")
     timeout_minutes: float = option(10.0, minimum=0.1, help="a process that waits longer for the others gives up")
 

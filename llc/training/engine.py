@@ -20,9 +20,10 @@ class Engine:
 
     While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
 
-    stage, training, dist: llc.training.config.Stage, Training and Dist; num_resolutions: how many resolutions the stage's images will
-    have, each of which is compiled. On CUDA the step never waits for the device: the loss stays there, the learning rate is a number, and
-    with fp16 the fused optimiser looks at the scaler's findings itself.
+    stage, training, dist: llc.training.config.Stage, Training and Dist. num_resolutions: how many resolutions
+    the stage's images will have; each is compiled by itself. On CUDA the step never waits for the device: the
+    loss stays there, the learning rate is a number, and with fp16 the fused optimiser reads what the scaler
+    found.
     """
 
     def __init__(self, network, stage, training, dist, processes, num_resolutions=1):
@@ -32,7 +33,8 @@ class Engine:
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
         module = StageModule(network, stage, training.label_smoothing)
-        self.optimizer = make_sgd(parameter_groups(module, training.weight_decay), training.momentum, fused=on_cuda)
+        groups = parameter_groups(module, training.weight_decay)
+        self.optimizer = make_sgd(groups, training.momentum, fused=on_cuda)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.ema = AveragedNetwork(network, training.ema_decay) if training.ema_decay else None
         self._teacher, self._compiled = module.teacher, None
@@ -58,14 +60,15 @@ class Engine:
 
     @property
     def compiler_failed(self):
-        """Whether compiled steps were asked for and the steps run eagerly, because the compiler failed here or in another process."""
+        """Whether steps that should be compiled run eagerly, because the compiler failed in some process."""
         return self._compiled is not None and self._compiled.failed
 
     def run_eagerly(self):
-        """Leaves compilation out from here on, because it failed in another process: all of them wait for the slowest anyway."""
+        """Stops using compiled steps, because another process could not compile and sets the pace."""
         if self.compiled:
             self._compiled.failed = True
-            print("warning: torch.compile failed in another process; this one trains without it too", file=sys.stderr, flush=True)
+            print("warning: torch.compile failed in another process; this one trains without it too",
+                  file=sys.stderr, flush=True)
 
     def step(self, images, labels, lr):
         """images uint8 [B, 3, H, W], labels int64 [B] of this process -> its mean loss, a scalar tensor on the device.
@@ -142,11 +145,12 @@ class Engine:
 
 
 def make_sgd(groups, momentum, fused):
-    """SGD, whose learning rate is set at each step. fused: one kernel for all parameters, which also heeds a gradient scaler."""
+    """SGD, whose learning rate is set at each step. fused: one kernel for all parameters."""
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused or None)
     if fused and momentum:
-        # The fused kernel is handed uninitialised memory for its first momentum. When the scaler finds that the first gradients overflowed,
-        # which it often does, the kernel leaves that memory as it is. From zeros the first step gives the same bits as without.
+        # torch gives the fused kernel uninitialised memory as its first momentum. If the first gradients
+        # overflow, as they often do with fp16, the kernel skips the step, and the next step uses that memory.
+        # Zeros give the same bits as no momentum.
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -155,35 +159,36 @@ def make_sgd(groups, momentum, fused):
 class _Compiled(nn.Module):
     """A stage's module under torch.compile, which runs eagerly from the first failure of the compiler on.
 
-    A failure does not leave `forward`, so that DDP, which is around this, sees one forward pass for each backward pass.
+    `forward` catches the failure, so that DDP, which wraps this, sees one forward pass a backward pass.
     """
 
     def __init__(self, module, num_graphs):
         super().__init__()
         self.module, self.failed = module, False
-        # By default the backward pass is compiled when it first runs. A failure there would come after `forward`.
-        with contextlib.suppress(AttributeError):  # a private setting, of torch 2.11 to 2.14 at least
+        # By default the backward pass is compiled when it first runs, where `forward` cannot catch a failure.
+        with contextlib.suppress(AttributeError):  # a private setting; torch 2.11 and 2.14 have it
             torch._functorch.config.force_non_lazy_backward_lowering = True
-        # Dynamo counts the graphs of all stages together and beyond its limit (8) would run eagerly without a word.
+        # Dynamo counts the graphs of all stages together. Beyond its limit, 8, it silently runs eagerly.
         torch._dynamo.config.recompile_limit += num_graphs
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        # Inductor advises to allow TF32 wherever a graph has a float32 product; training.precision=tf32 does
+        # Inductor advises TF32 whenever a graph has a float32 product; training.precision=tf32 is for that.
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
-        module.compile(dynamic=False)  # a graph for each resolution: shapes known beforehand make the faster kernels
+        module.compile(dynamic=False)  # a graph for each resolution: kernels for known shapes are faster
 
     def forward(self, images, labels):
         if not self.failed:
+            dynamo = torch._dynamo.exc
             try:
                 return self.module(images, labels)
-            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-                print(f"warning: torch.compile failed ({_reason(error)}); training continues without it. Set training.compile=off to skip "
-                      "the attempt", file=sys.stderr, flush=True)
+            except (dynamo.TorchDynamoException, dynamo.FailOnRecompileLimitHit) as error:
+                print(f"warning: torch.compile failed ({_reason(error)}); training continues without it. "
+                      "Set training.compile=off to skip the attempt", file=sys.stderr, flush=True)
                 self.failed = True
         with torch.compiler.set_stance("force_eager"):
             return self.module(images, labels)
 
 
 def _reason(error):
-    """The first two lines of a compiler's error: the first alone often says no more than which backend raised it."""
+    """The first two lines of a compiler's error; the first often names the backend alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2])[:400] or type(error).__name__

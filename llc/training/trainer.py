@@ -173,8 +173,9 @@ class Trainer:
         stage, progress = getattr(self.config, name), self.progress
         if stage.is_frozen(0):
             self._move_apart(self.network)
-        resolutions = {stage_resolution(stage, self.config.resolution, epoch) for epoch in range(stage.epochs)}
-        engine = Engine(self.network, stage, self.config.training, self.config.dist, self.processes, len(resolutions))
+        config = self.config
+        resolutions = {stage_resolution(stage, config.resolution, epoch) for epoch in range(stage.epochs)}
+        engine = Engine(self.network, stage, config.training, config.dist, self.processes, len(resolutions))
         if self._state is not None:
             self._restore_engine(engine)
         elif not progress.global_epoch:
@@ -241,7 +242,8 @@ class Trainer:
             metrics.update({f"{key}_ema": value for key, value in self._validate(engine, engine.ema.module).items()})
         return {"loss": mean_loss, "lr": learning_rate(stage, (progress.epoch + 1) * steps - 1, steps), "resolution": resolution,
                 "images_per_second": (steps - first) * config.training.batch_size / seconds,
-                "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started, "compiled": engine.compiled, **metrics}
+                "train_seconds": seconds, "val_seconds": time.perf_counter() - validation_started,
+                "compiled": engine.compiled, **metrics}
 
     def _move_apart(self, network):
         """codes.min_distance, at the moment from which the codebook is used as it is."""
@@ -283,8 +285,8 @@ class Trainer:
         due = bool(self.run_folder and minutes and not validating and time.monotonic() - self.saved_at >= 60 * minutes)
         if due:
             self.saved_at = time.monotonic()
-        save, stop, non_finite, eager = self.agreement.exchange(due, bool(self.signals.received), self.watch.found is not None,
-                                                                engine.compiler_failed)
+        save, stop, non_finite, eager = self.agreement.exchange(
+            due, bool(self.signals.received), self.watch.found is not None, engine.compiler_failed)
         if eager:
             engine.run_eagerly()
         if non_finite:

@@ -1,13 +1,17 @@
-"""Everything that a GPU should show of llc: the tests of tests/gpu, then the benchmarks. `make test-gpu` runs it.
+"""Runs the tests of tests/gpu and the benchmarks on a machine with a GPU. `make test-gpu` calls it.
 
-    python -m tests.gpu [--only=NAME,...] [--json=gpu.json] [--rehearse]       about 25 minutes on an H100: an estimate, not measured yet
+    python -m tests.gpu [--only=NAME,...] [--json=gpu.json] [--rehearse]
 
-Every part is a process of its own, because an error on the device spoils whatever follows it in its process. At the end stands a table of
-all parts; the JSON file has it too, with what the benchmarks measured, and is written after each part. --only chooses parts by the
-beginnings of their names. On a machine with one GPU the tests that need two are left out. Exit status: 0 when every part ran and passed; 1 when anything failed or was skipped.
+How long it takes has not been measured. Every part runs in a process of its own, because an error on the device
+spoils whatever follows it in the same process. A table of all parts is printed at the end. The JSON file holds
+the table and the benchmarks' figures; it is written after each part. --only chooses parts by the beginnings of
+their names. Tests that need two GPUs are left out on a machine with one. The exit status is 0 if every part ran
+and passed, and 1 if anything failed or was skipped.
 
---rehearse tries the same commands in their smallest form on a machine without a GPU. What needs one is then skipped, so that the status is 1.
+--rehearse runs the same commands, as small as possible, without a GPU. The tests that need one are skipped, so
+the exit status is 1.
 """
+
 import argparse
 import dataclasses
 import json
@@ -27,13 +31,38 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEVERAL_GPUS = "test_several_gpus"  # left out on a machine with one GPU, whatever it would show
-WORKLOADS = ("top1_64", "top1_256", "top100_64", "top100_256", "decode", "pack", "one_64", "table20", "table24")
-RECIPE = ("--config=rn50_configs/llc_20bit.yaml", "--training.batch_size=512", "--validation.batch_size=512", "--rounds=3")
-SMALLEST = ("--config=rn18_configs/llc_demo.yaml", "--model.width=8", "--training.batch_size=16", "--validation.batch_size=16", "--batches=1",
-            "--rounds=1")
+WORKLOADS = (
+    "top1_64",
+    "top1_256",
+    "top100_64",
+    "top100_256",
+    "decode",
+    "pack",
+    "one_64",
+    "table20",
+    "table24",
+)
+RECIPE = (
+    "--config=rn50_configs/llc_20bit.yaml",
+    "--training.batch_size=512",
+    "--validation.batch_size=512",
+    "--rounds=3",
+)
+SMALLEST = (
+    "--config=rn18_configs/llc_demo.yaml",
+    "--model.width=8",
+    "--training.batch_size=16",
+    "--validation.batch_size=16",
+    "--batches=1",
+    "--rounds=1",
+)
 # beside the recipe as it is: what resolution, compilation and BlurPool each cost
-VARIANTS = {"epoch_192px": ("--resolution.min_res=192",), "epoch_224px": ("--resolution.min_res=224", "--resolution.max_res=224"),
-            "epoch_eager": ("--training.compile=off",), "epoch_no_blurpool": ("--training.use_blurpool=0",)}
+VARIANTS = {
+    "epoch_192px": ("--resolution.min_res=192",),
+    "epoch_224px": ("--resolution.min_res=224", "--resolution.max_res=224"),
+    "epoch_eager": ("--training.compile=off",),
+    "epoch_no_blurpool": ("--training.use_blurpool=0",),
+}
 
 
 @dataclasses.dataclass
@@ -47,18 +76,48 @@ class Part:
 
 
 def parts(rehearse):
-    found = [Part(f"tests_{path.stem.removeprefix('test_')}", "tests", ("-m", "pytest", str(path.relative_to(ROOT)), "-q", "-rfEs", "-p", "no:cacheprovider",
-                                                                       "--junitxml={report}"), 15)
-             for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py")) if path.stem != SEVERAL_GPUS or torch.cuda.device_count() > 1]
+    found = [
+        Part(
+            f"tests_{path.stem.removeprefix('test_')}",
+            "tests",
+            (
+                "-m",
+                "pytest",
+                str(path.relative_to(ROOT)),
+                "-q",
+                "-rfEs",
+                "-p",
+                "no:cacheprovider",
+                "--junitxml={report}",
+            ),
+            15,
+        )
+        for path in sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+        if path.stem != SEVERAL_GPUS or torch.cuda.device_count() > 1
+    ]
     size = ("--device=cpu", "--scale=0.002", "--repeats=2", "--seconds=0") if rehearse else ("--device=cuda",)
-    found += [Part(f"hamming_{name}", "hamming", ("-m", "llc.benchmark", "hamming", name, *size, "--json={report}"), 3)
-              for name in (WORKLOADS[:1] if rehearse else WORKLOADS)]
-    epoch, others = ("-m", "llc.benchmark", "epoch", "--json={report}"), "all" if find_spec("ffcv") else "torchvision"
+    found += [
+        Part(
+            f"hamming_{name}",
+            "hamming",
+            ("-m", "llc.benchmark", "hamming", name, *size, "--json={report}"),
+            3,
+        )
+        for name in (WORKLOADS[:1] if rehearse else WORKLOADS)
+    ]
+    epoch, others = (
+        ("-m", "llc.benchmark", "epoch", "--json={report}"),
+        "all" if find_spec("ffcv") else "torchvision",
+    )
     if rehearse:
         return [*found, Part("epoch", "epoch", (*epoch, *SMALLEST))]
-    found += [Part("epoch", "epoch", (*epoch, *RECIPE, "--batches=80")),
-              Part("epoch_beside_others", "epoch", (*epoch, *RECIPE, "--batches=80", f"--vs={others}"))]
-    return found + [Part(name, "epoch", (*epoch, *RECIPE, "--batches=20", *words), 5) for name, words in VARIANTS.items()]
+    found += [
+        Part("epoch", "epoch", (*epoch, *RECIPE, "--batches=80")),
+        Part("epoch_beside_others", "epoch", (*epoch, *RECIPE, "--batches=80", f"--vs={others}")),
+    ]
+    return found + [
+        Part(name, "epoch", (*epoch, *RECIPE, "--batches=20", *words), 5) for name, words in VARIANTS.items()
+    ]
 
 
 def run(part, folder, environment):
@@ -70,13 +129,23 @@ def run(part, folder, environment):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         code = process.wait(60 * part.minutes)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # what it started would keep the GPU from the parts that follow
+        os.killpg(
+            process.pid, signal.SIGKILL
+        )  # what it started would keep the GPU from the parts that follow
         process.wait()
         code = f"still running after {part.minutes:g} minutes"
-    result = {"name": part.name, "status": "passed", "seconds": round(time.monotonic() - started, 1), "says": "", "report": None}
+    result = {
+        "name": part.name,
+        "status": "passed",
+        "seconds": round(time.monotonic() - started, 1),
+        "says": "",
+        "report": None,
+    }
     try:
         result["report"] = _counts(file) if part.kind == "tests" else json.loads(file.read_text())
-        result["says"] = {"tests": _say_counts, "hamming": _say_ratios, "epoch": _say_rates}[part.kind](result["report"])
+        result["says"] = {"tests": _say_counts, "hamming": _say_ratios, "epoch": _say_rates}[part.kind](
+            result["report"]
+        )
     except Exception as error:  # the other parts shall run, whatever this one wrote
         code = code or f"its report is missing or not what was expected ({type(error).__name__}: {error})"
     if part.kind == "tests" and result["report"] and code in (0, 5):  # 5: pytest had nothing to run
@@ -91,37 +160,62 @@ def run(part, folder, environment):
 def _counts(file):
     """How many tests of a JUnit file passed, failed and were skipped, and why they were."""
     suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
-    number = {key: sum(int(suite.get(key, 0)) for suite in suites) for key in ("tests", "failures", "errors", "skipped")}
+    number = {
+        key: sum(int(suite.get(key, 0)) for suite in suites)
+        for key in ("tests", "failures", "errors", "skipped")
+    }
     failed = number["failures"] + number["errors"]
     reasons = sorted({skip.get("message", "") for suite in suites for skip in suite.iter("skipped")})
-    return {"passed": number["tests"] - failed - number["skipped"], "failed": failed, "skipped": number["skipped"], "reasons": reasons}
+    return {
+        "passed": number["tests"] - failed - number["skipped"],
+        "failed": failed,
+        "skipped": number["skipped"],
+        "reasons": reasons,
+    }
 
 
 def _say_counts(counts):
-    return ", ".join(f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]) + \
-        (f" ({'; '.join(counts['reasons'])})" if counts["reasons"] else "")
+    return ", ".join(f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]) + (
+        f" ({'; '.join(counts['reasons'])})" if counts["reasons"] else ""
+    )
 
 
 def _say_ratios(report):
-    workload, = report["workloads"]
+    (workload,) = report["workloads"]
     ours, *others = workload["ways"]
     rate = workload["work"] * ours["n"] / ours["median"]
-    return ", ".join([f"{1e3 * ours['median']:.3g} ms", *(f"{rate / limit:.2f} of the {name}" for name, limit in workload["limits"].items() if limit),
-                      *(f"{way['ours_is']:.3g} x {way['way']}" for way in others)])
+    return ", ".join(
+        [
+            f"{1e3 * ours['median']:.3g} ms",
+            *(f"{rate / limit:.2f} of the {name}" for name, limit in workload["limits"].items() if limit),
+            *(f"{way['ours_is']:.3g} x {way['way']}" for way in others),
+        ]
+    )
 
 
 def _say_rates(report):
     rates = report["images_per_second"]
-    return ", ".join([f"{rates['epoch']:.0f} images/s, {report['share_of_limit']:.3f} of the {report['limit']} alone",
-                      f"{report['step_flops_per_second'] / report['matrix_flops_per_second']:.2f} of the matrix rate",
-                      *(f"{rates['epoch'] / rate:.2f} x {name.removesuffix(' epoch')}" for name, rate in rates.items() if name.endswith(" epoch"))])
+    return ", ".join(
+        [
+            f"{rates['epoch']:.0f} images/s, {report['share_of_limit']:.3f} of the {report['limit']} alone",
+            f"{report['step_flops_per_second'] / report['matrix_flops_per_second']:.2f} of the matrix rate",
+            *(
+                f"{rates['epoch'] / rate:.2f} x {name.removesuffix(' epoch')}"
+                for name, rate in rates.items()
+                if name.endswith(" epoch")
+            ),
+        ]
+    )
 
 
 def machine():
     """What the results depend on."""
+
     def said_by(*command):
         try:
-            return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, cwd=ROOT, timeout=60
+            ).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
@@ -131,35 +225,68 @@ def machine():
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    return {"gpu": said_by("nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit", "--format=csv,noheader"),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "cuda": torch.version.cuda,
-            "python": platform.python_version(), "cores": len(os.sched_getaffinity(0)), "commit": said_by("git", "rev-parse", "HEAD"), **versions}
+    return {
+        "gpu": said_by(
+            "nvidia-smi",
+            "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
+            "--format=csv,noheader",
+        ),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)),
+        "commit": said_by("git", "rev-parse", "HEAD"),
+        **versions,
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m tests.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
-    parser.add_argument("--only", default="", help="parts to run, by the beginnings of their names, separated by commas: tests, hamming, epoch, ...")
+    parser = argparse.ArgumentParser(
+        "python -m tests.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--only",
+        default="",
+        help="parts to run, by the beginnings of their names, separated by commas: tests, hamming, epoch, ...",
+    )
     parser.add_argument("--json", default="gpu.json", help="the file to write (default: %(default)s)")
-    parser.add_argument("--rehearse", action="store_true", help="on a machine without a GPU: the same commands, small")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="on a machine without a GPU: the same commands, small"
+    )
     words = parser.parse_args()
     if not torch.cuda.is_available() and not words.rehearse:
-        parser.exit(2, "error: torch sees no GPU on this machine; --rehearse tries the commands without one\n")
+        parser.exit(
+            2, "error: torch sees no GPU on this machine; --rehearse tries the commands without one\n"
+        )
     wanted = tuple(words.only.split(","))
     chosen = [part for part in parts(words.rehearse) if part.name.startswith(wanted)]
     if not chosen:
-        parser.exit(2, f"error: --only={words.only}: no part begins so; there are {', '.join(part.name for part in parts(words.rehearse))}\n")
+        parser.exit(
+            2,
+            f"error: --only={words.only}: no part begins so; there are {', '.join(part.name for part in parts(words.rehearse))}\n",
+        )
     environment, results = os.environ | ({"LLC_REHEARSE": "1"} if words.rehearse else {}), []
     about = machine()
     with tempfile.TemporaryDirectory(prefix="llc-gpu-") as folder:
         for part in chosen:
             results.append(run(part, Path(folder), environment))
-            Path(words.json).write_text(json.dumps({"machine": about, "rehearsed": words.rehearse, "parts": results}, indent=1) + "\n")
-    print("\n" + "\n".join(f"{key:12s} {value}" for key, value in about.items() if value) + f"\n\n{'part':20s} {'result':8s} {'seconds':>8s}")
+            Path(words.json).write_text(
+                json.dumps({"machine": about, "rehearsed": words.rehearse, "parts": results}, indent=1) + "\n"
+            )
+    print(
+        "\n"
+        + "\n".join(f"{key:12s} {value}" for key, value in about.items() if value)
+        + f"\n\n{'part':20s} {'result':8s} {'seconds':>8s}"
+    )
     for result in results:
         print(f"{result['name']:20s} {result['status']:8s} {result['seconds']:8.1f}  {result['says']}")
     bad = [result["name"] for result in results if result["status"] != "passed"]
-    print(f"\n{words.json}: " + (f"not passed: {', '.join(bad)}" if bad else f"all {len(results)} parts passed"))
+    print(
+        f"\n{words.json}: " + (f"not passed: {', '.join(bad)}" if bad else f"all {len(results)} parts passed")
+    )
     sys.exit(1 if bad else 0)
 
 

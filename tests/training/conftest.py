@@ -1,4 +1,5 @@
 """A compiler that is quick, for tests of what is compiled and of what happens when that fails."""
+
 import pytest
 import torch
 import torch._inductor.compile_fx
@@ -20,8 +21,12 @@ def quick_compiler(monkeypatch):
             graphs.append(backward)
             return make_boxed_func(graph.forward)
 
-        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
-                            lambda model, inputs, inner_compile=None, **options: compile_fx(model, inputs, run_graph, **options))
+        monkeypatch.setattr(
+            "torch._inductor.compile_fx.compile_fx",
+            lambda model, inputs, inner_compile=None, **options: compile_fx(
+                model, inputs, run_graph, **options
+            ),
+        )
         return graphs
 
     torch.compiler.reset()  # or what an earlier test compiled would serve

@@ -1,4 +1,5 @@
 """A run whose compiler fails, here or in another process, ends as it should and says in log.jsonl which epochs ran compiled."""
+
 import json
 
 import pytest
@@ -15,8 +16,18 @@ def train(tmp_path):
     betons = make_betons(tmp_path)
 
     def run():
-        train_llc.main([*SHORT, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
-                        "--logging.name=run", "--training.compile=on", "--codebook.epochs=1", "--instance.epochs=1"])
+        train_llc.main(
+            [
+                *SHORT,
+                f"--data.train_dataset={betons[0]}",
+                f"--data.val_dataset={betons[1]}",
+                f"--logging.folder={tmp_path}",
+                "--logging.name=run",
+                "--training.compile=on",
+                "--codebook.epochs=1",
+                "--instance.epochs=1",
+            ]
+        )
         lines = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
         return [(line["stage"], line["compiled"]) for line in lines]
 
@@ -35,7 +46,9 @@ def test_every_stage_tries_to_compile_and_says_where_that_fails(train, quick_com
     assert capsys.readouterr().err.count("torch.compile failed") == 1
 
 
-def test_all_processes_run_eagerly_when_the_compiler_failed_in_one(train, quick_compiler, monkeypatch, capsys):
+def test_all_processes_run_eagerly_when_the_compiler_failed_in_one(
+    train, quick_compiler, monkeypatch, capsys
+):
     def exchange(agreement, *flags):
         asked.append(flags)
         return [*flags[:-1], int(len(asked) == 3)]  # another process raises the last flag, at the third step

@@ -4,6 +4,7 @@
 
 On a machine with a GPU both processes share it, over gloo. Prints a line for each case; an assertion ends it.
 """
+
 import contextlib
 import copy
 import dataclasses
@@ -29,16 +30,20 @@ class Case:
     changes: dict
     stage: object = CodebookStage()
     dist: Dist = Dist()
-    tolerance: float = 2e-5   # float32 sums in another order
+    tolerance: float = 2e-5  # float32 sums in another order
     compiler_fails_on: tuple = ()
 
 
 COMPILED = {"compile": "on"}
 CASES = {
     "eager": Case({}),
-    "compiled, codebook frozen, accumulation, average": Case(COMPILED | {"accumulation_steps": 2, "ema_decay": 0.8}, JointStage()),
+    "compiled, codebook frozen, accumulation, average": Case(
+        COMPILED | {"accumulation_steps": 2, "ema_decay": 0.8}, JointStage()
+    ),
     # gradients travel with 8 significant bits
-    "compiled, accumulation, bf16 gradients": Case(COMPILED | {"accumulation_steps": 2}, dist=Dist(grad_compression="bf16"), tolerance=1e-3),
+    "compiled, accumulation, bf16 gradients": Case(
+        COMPILED | {"accumulation_steps": 2}, dist=Dist(grad_compression="bf16"), tolerance=1e-3
+    ),
     "the compiler fails in one process": Case(COMPILED | {"ema_decay": 0.8}, compiler_fails_on=(1,)),
 }
 
@@ -47,14 +52,18 @@ def make_network(device):
     torch.manual_seed(0)
     network = Network("resnet18", 7, NUM_CLASSES, width=8)
     # quick to compile
-    network.backbone = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.backbone = nn.Sequential(
+        nn.Conv2d(3, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     nn.init.normal_(network.codebook)
     return network.to(device, memory_format=torch.channels_last)
 
 
 def part(step, number, device):
     generator = torch.Generator().manual_seed(100 * step + number)
-    images = torch.randint(0, 256, (PART, RESOLUTION, RESOLUTION, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    images = torch.randint(
+        0, 256, (PART, RESOLUTION, RESOLUTION, 3), dtype=torch.uint8, generator=generator
+    ).permute(0, 3, 1, 2)
     return images.to(device), torch.randint(0, NUM_CLASSES, (PART,), generator=generator).to(device)
 
 
@@ -73,15 +82,26 @@ def run(case, processes):
     each, freezes = training.accumulation_steps, isinstance(case.stage, JointStage)
     start = make_network(processes.device)
     alone, together = copy.deepcopy(start), copy.deepcopy(start)
-    reference = Engine(alone, case.stage, dataclasses.replace(training, accumulation_steps=2 * each, compile="off"), Dist(),
-                       Processes(device=processes.device))
+    reference = Engine(
+        alone,
+        case.stage,
+        dataclasses.replace(training, accumulation_steps=2 * each, compile="off"),
+        Dist(),
+        Processes(device=processes.device),
+    )
     train(reference, range(2 * each), freezes)
     engine = Engine(together, case.stage, training, case.dist, processes)
     fails = processes.rank in case.compiler_fails_on
-    with mock.patch("torch._inductor.compile_fx.compile_fx", side_effect=RuntimeError("planted")) if fails else contextlib.nullcontext():
+    with (
+        mock.patch("torch._inductor.compile_fx.compile_fx", side_effect=RuntimeError("planted"))
+        if fails
+        else contextlib.nullcontext()
+    ):
         codebooks = train(engine, range(processes.rank * each, (processes.rank + 1) * each), freezes)
     assert engine.compiled == (training.compile == "on" and not fails) and engine.compiler_failed == fails
-    tolerance = case.tolerance * (5 if processes.device.type == "cuda" else 1)  # cuDNN may add up in another order each time
+    tolerance = case.tolerance * (
+        5 if processes.device.type == "cuda" else 1
+    )  # cuDNN may add up in another order each time
     averages = [(engine.ema.module, reference.ema.module)] if training.ema_decay else []
     for found, expected in [(together, alone), *averages]:
         for (name, a), b in zip(found.named_parameters(), expected.parameters()):
@@ -90,7 +110,9 @@ def run(case, processes):
         assert torch.equal(*processes.gather(weights)), "the processes' weights differ"
     assert (together.projection.weight - start.projection.weight).abs().max() > 0.01
     if freezes:
-        assert torch.equal(codebooks[FROZEN_FROM - 1], codebooks[-1]) and not torch.equal(codebooks[0], codebooks[1])
+        assert torch.equal(codebooks[FROZEN_FROM - 1], codebooks[-1]) and not torch.equal(
+            codebooks[0], codebooks[1]
+        )
 
 
 def main(argv):
