@@ -46,7 +46,15 @@ setup(
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             language="c++",
             # No -march: the same build runs on every CPU of the platform; what is faster on some is chosen at run time.
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra", *libjpeg("--cflags")],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-ffp-contract=off",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wextra",
+                *libjpeg("--cflags"),
+            ],
             extra_link_args=[*libjpeg("--libs"), "-pthread"],
         )
     ],

@@ -8,6 +8,7 @@
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 have the run write a checkpoint after the current step and exit with status 75 (torchrun, which
 passes on the first two, exits with 1). Status 0: finished, also where --resume=auto finds the run finished; 2: an error, which is printed.
 """
+
 import contextlib
 import sys
 from pathlib import Path
@@ -32,8 +33,9 @@ def main(argv):
         argv = ["--config", str(RunFolder.open(source).path / "config.yaml"), *argv]
     config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
     anyway = options["resume_anyway"] not in (None, "0")
-    processes = Processes.start(config.dist.timeout_minutes, config.training.deterministic,
-                                config.dist.backend)
+    processes = Processes.start(
+        config.dist.timeout_minutes, config.training.deterministic, config.dist.backend
+    )
     with processes.watched(), contextlib.ExitStack() as closing:
         run = None
 

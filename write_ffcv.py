@@ -1,8 +1,9 @@
 """Images -> beton and manifest.
 
-    python write_ffcv.py --cfg.data_dir=/imagenet --cfg.split=train --cfg.write_path=train.beton
-    python write_ffcv.py --cfg.dataset=CIFAR10 --cfg.data_dir=data --cfg.split=val --cfg.write_path=val.beton
+python write_ffcv.py --cfg.data_dir=/imagenet --cfg.split=train --cfg.write_path=train.beton
+python write_ffcv.py --cfg.dataset=CIFAR10 --cfg.data_dir=data --cfg.split=val --cfg.write_path=val.beton
 """
+
 from llc import config
 from llc.data.writer import WriterConfig, write_beton
 

@@ -5,6 +5,7 @@
 tensor([[160],
         [ 64]], dtype=torch.uint8)
 """
+
 import importlib
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,30 @@ if TYPE_CHECKING:
     from llc.hamming import decode_ed, decode_mhd
 
 __version__ = "0.1.0"
-__all__ = ["Classes", "Encoder", "UserError", "codes", "decode_ed", "decode_mhd", "hamming", "load", "pack_bits", "unpack_bits"]
+__all__ = [
+    "Classes",
+    "Encoder",
+    "UserError",
+    "codes",
+    "decode_ed",
+    "decode_mhd",
+    "hamming",
+    "load",
+    "pack_bits",
+    "unpack_bits",
+]
 
 # Loaded when they are first used: torch and torchvision are seconds that writing a beton, and each of its workers, need not pay.
-_HOMES = {"Classes": "llc.encoder", "Encoder": "llc.encoder", "load": "llc.encoder", "UserError": "llc.errors",
-          "pack_bits": "llc.codes", "unpack_bits": "llc.codes", "decode_ed": "llc.hamming", "decode_mhd": "llc.hamming"}
+_HOMES = {
+    "Classes": "llc.encoder",
+    "Encoder": "llc.encoder",
+    "load": "llc.encoder",
+    "UserError": "llc.errors",
+    "pack_bits": "llc.codes",
+    "unpack_bits": "llc.codes",
+    "decode_ed": "llc.hamming",
+    "decode_mhd": "llc.hamming",
+}
 
 
 def __getattr__(name: str):

@@ -11,6 +11,7 @@ original    the form of the published LLC models (github.com/RAIVNLab/LLC): dens
 A file may wrap any of them: in a dict ("network", "state_dict" or "model"), in DataParallel's `module.` or torch.compile's `_orig_mod.`.
 The original's network takes -1 for a codebook value of exactly 0, as we do; its codebook *files* are read by its code with +1.
 """
+
 from pathlib import Path
 
 import safetensors
@@ -58,9 +59,15 @@ def _unwrapped(state, source):
     for key in ("network", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, torch.Tensor) for value in state.values())
+    ):
         raise UserError(f"{source}: holds no state dict of tensors")
-    return {str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()}
+    return {
+        str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------------ into our network
@@ -86,7 +93,9 @@ def from_original(state, source):
 def _as_matrix(state, name, source):
     weight = state.pop(name)
     if weight.ndim not in (2, 4) or weight.shape[2:].numel() != 1:
-        raise UserError(f"{source}: {name} is {list(weight.shape)}; expected a 1x1 convolution [out, in, 1, 1]")
+        raise UserError(
+            f"{source}: {name} is {list(weight.shape)}; expected a 1x1 convolution [out, in, 1, 1]"
+        )
     return weight.flatten(1)
 
 
@@ -108,10 +117,19 @@ def _problems(module, state, without):
     """
     wanted = {name: value.shape for name, value in module.state_dict().items() if name not in without}
     problems = [
-        ("missing", [name for name in wanted if name not in state and not name.endswith(".num_batches_tracked")]),
+        (
+            "missing",
+            [name for name in wanted if name not in state and not name.endswith(".num_batches_tracked")],
+        ),
         ("unknown", [name for name in state if name not in wanted]),
-        ("of another shape", [f"{name} ({list(state[name].shape)} in the file, {list(shape)} here)"
-                              for name, shape in wanted.items() if name in state and state[name].shape != shape]),
+        (
+            "of another shape",
+            [
+                f"{name} ({list(state[name].shape)} in the file, {list(shape)} here)"
+                for name, shape in wanted.items()
+                if name in state and state[name].shape != shape
+            ],
+        ),
     ]
     return [(what, names) for what, names in problems if names]
 
@@ -121,7 +139,9 @@ def _listed(problems):
 
 
 def _some(names):
-    return ", ".join(names[:_MAX_LISTED]) + (f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")
+    return ", ".join(names[:_MAX_LISTED]) + (
+        f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    )
 
 
 def load_weights(network, source, arch):
@@ -139,7 +159,9 @@ def load_weights(network, source, arch):
     else:
         names = torchvision.models.get_model_weights(arch).__members__
         if source not in names:
-            raise UserError(f"{title}: neither a file, nor a run folder, nor weights of torchvision's {arch} ({', '.join(names)})")
+            raise UserError(
+                f"{title}: neither a file, nor a run folder, nor weights of torchvision's {arch} ({', '.join(names)})"
+            )
         try:
             state = names[source].get_state_dict()
         except Exception as error:
@@ -148,15 +170,28 @@ def load_weights(network, source, arch):
     if original:
         state = from_original(state, title)
     if is_ours(state):
-        left_out = ["its codebook left out (codes.init_codebook takes one)"] if state.pop("codebook", None) is not None else []
+        left_out = (
+            ["its codebook left out (codes.init_codebook takes one)"]
+            if state.pop("codebook", None) is not None
+            else []
+        )
         if ("normalization.running_mean" in state) != (network.options["normalize"] == "batchnorm"):
             other = {"none": "batchnorm", "batchnorm": "none"}[network.options["normalize"]]
-            raise UserError(f"{title} was trained with codes.normalize = {other}, here it is {network.options['normalize']}: "
-                            f"give --codes.normalize={other}")
-        learnable = network.options["logit_scale"] == "learnable"  # one that the file has not starts as in any run
+            raise UserError(
+                f"{title} was trained with codes.normalize = {other}, here it is {network.options['normalize']}: "
+                f"give --codes.normalize={other}"
+            )
+        learnable = (
+            network.options["logit_scale"] == "learnable"
+        )  # one that the file has not starts as in any run
         if not learnable and state.pop("log_logit_scale", None) is not None:
             left_out.append("its logit scale left out (codes.logit_scale=learnable takes it)")
-        fit(network, state, f"{title}, into {arch}", without=("codebook",) if "log_logit_scale" in state else ("codebook", "log_logit_scale"))
+        fit(
+            network,
+            state,
+            f"{title}, into {arch}",
+            without=("codebook",) if "log_logit_scale" in state else ("codebook", "log_logit_scale"),
+        )
         said = [f"network weights from {path}" + (", a model of the original LLC code" if original else "")]
     else:
         classifier = [name for name in ("fc.weight", "fc.bias") if state.pop(name, None) is not None]
@@ -185,7 +220,9 @@ def options_of(state, source):
             return options
         if nearest is None or _count(problems) < _count(nearest[1]):
             nearest = arch, problems
-    raise UserError(f"{source} is none of the ResNets of torchvision; the nearest, {nearest[0]}, has other keys: {_listed(nearest[1])}")
+    raise UserError(
+        f"{source} is none of the ResNets of torchvision; the nearest, {nearest[0]}, has other keys: {_listed(nearest[1])}"
+    )
 
 
 def build(options, state, source):
@@ -218,8 +255,10 @@ def to_original(network, *, with_codebook):
     no place for the mean that it takes away.
     """
     if network.options["normalize"] != "none":
-        raise UserError("codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would need there; --to=encoder "
-                        "keeps it, and --to=backbone --with_classifier has the bias")
+        raise UserError(
+            "codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would need there; --to=encoder "
+            "keeps it, and --to=backbone --with_classifier has the bias"
+        )
     scale = network.logit_scale if with_codebook else 1.0
     state = {f"module.{name}": value for name, value in network.backbone.state_dict().items()}
     state["module.fc_lr.weight"] = (scale * network.projection.weight.detach())[:, :, None, None]
@@ -248,4 +287,7 @@ def to_backbone(network, *, with_classifier):
 
 def plain(state):
     """On the CPU, each tensor with its own memory in the usual order: what any program can read."""
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }

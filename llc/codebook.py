@@ -1,4 +1,5 @@
 """The codebook: real values float32 [num_classes, num_bits] and the class codes that are its signs. Load, save, health."""
+
 import dataclasses
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def random_codebook(num_classes, num_bits, seed, scale=1.0, distance=0):
     return torch.where(bits, sizes, -sizes)
 
 
-_AT_ONCE, _IN_ALL = 1 << 16, 1 << 26  # machine words of the codes that are tried: some megabytes, and a second or two
+_AT_ONCE, _IN_ALL = (
+    1 << 16,
+    1 << 26,
+)  # machine words of the codes that are tried: some megabytes, and a second or two
 
 
 def separated_codes(num_classes, num_bits, distance, seed):
@@ -55,8 +59,10 @@ def separated_codes(num_classes, num_bits, distance, seed):
         if largest >= distance:
             break
     if k and largest < distance:
-        raise UserError(f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this "
-                        f"distance; the largest found is {largest}: lower it to that, or raise codes.num_bits")
+        raise UserError(
+            f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this "
+            f"distance; the largest found is {largest}: lower it to that, or raise codes.num_bits"
+        )
     messages = rng.permutation(1 << k)[:num_classes, None] >> np.arange(k) & 1
     words = messages @ generator[:, rng.permutation(num_bits)] & 1
     return (words ^ rng.integers(0, 2, num_bits)).astype(bool)
@@ -73,7 +79,7 @@ def _multiples(rng, count, k, num_bits):
     polynomials[:, [0, -1]] = 1
     generators = np.zeros((count, k, num_bits), np.uint8)
     for i in range(k):
-        generators[:, i, i:i + num_bits - k + 1] = polynomials
+        generators[:, i, i : i + num_bits - k + 1] = polynomials
     return generators
 
 
@@ -90,14 +96,18 @@ def _smallest_weights(generators):
     """The smallest weight of the words but 0 of each linear code; generators: 0/1 [count, k, num_bits] -> integers [count]."""
     count, k, num_bits = generators.shape
     rows = np.zeros((count, k, 8 * -(-num_bits // 64)), np.uint8)
-    rows[..., :-(-num_bits // 8)] = np.packbits(generators, axis=-1)
+    rows[..., : -(-num_bits // 8)] = np.packbits(generators, axis=-1)
     rows, words = rows.view(np.uint64), np.zeros((count, 1, rows.shape[-1] // 8), np.uint64)
     for i in range(k):
-        words = np.concatenate([words, words ^ rows[:, i:i + 1]], axis=1)
+        words = np.concatenate([words, words ^ rows[:, i : i + 1]], axis=1)
     return np.bitwise_count(words).sum(-1, dtype=np.int64)[:, 1:].min(1)
 
 
-_FLIPPED = 6, 10, 14  # among how many of a class's bits, those of the smallest values, is looked for what to flip
+_FLIPPED = (
+    6,
+    10,
+    14,
+)  # among how many of a class's bits, those of the smallest values, is looked for what to flip
 
 
 def move_apart(values, distance):
@@ -150,7 +160,9 @@ def _cheapest_move(values, signs, all_signs, apart, distance):
         subsets = (torch.arange(1 << count)[:, None] >> torch.arange(count) & 1).float()
         costs = subsets.double() @ values[bits].abs().double()
         subsets = subsets[costs.argsort(stable=True)]
-        further = all_signs[:, bits] * signs[bits]  # flipping a bit adds 1 to the distance of those that have the same, and takes 1 of others'
+        further = (
+            all_signs[:, bits] * signs[bits]
+        )  # flipping a bit adds 1 to the distance of those that have the same, and takes 1 of others'
         clear = (apart + subsets @ further.T >= distance).all(1).nonzero()
         if len(clear):
             flipped = bits[subsets[clear[0, 0]] > 0]
@@ -174,13 +186,20 @@ def load_codebook(path, num_bits=None):
         raise UserError(f"codebook {path}: cannot be read: {error}") from error
     except Exception as error:  # numpy parses the header as Python's syntax and raises many kinds
         raise UserError(f"codebook {path}: not a .npy file of plain numbers: {error}") from error
-    found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+    found = (
+        f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+    )
     if isinstance(values, np.ndarray) and values.size:
         if values.ndim == 1 and num_bits and values.size % num_bits == 0:
             values = values.reshape(-1, num_bits)
         elif values.ndim > 2 and values.shape[2:] == (1,) * (values.ndim - 2):
             values = values.reshape(values.shape[:2])
-    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape:
+    if (
+        not isinstance(values, np.ndarray)
+        or values.ndim != 2
+        or values.dtype.kind not in "fiub"
+        or 0 in values.shape
+    ):
         raise UserError(f"codebook {path}: expected real values [num_classes, num_bits], found {found}")
     if num_bits and values.shape[1] != num_bits:
         raise UserError(f"codebook {path}: {values.shape[1]} bits ({found}); {num_bits} are needed")
@@ -191,7 +210,9 @@ def load_codebook(path, num_bits=None):
 
 def save_codebook(path, codebook):
     """Writes real values float32 [num_classes, num_bits] as .npy, whole or not at all."""
-    atomic_write(path, lambda file: np.save(file, codebook.detach().float().cpu().numpy(), allow_pickle=False))
+    atomic_write(
+        path, lambda file: np.save(file, codebook.detach().float().cpu().numpy(), allow_pickle=False)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +221,7 @@ class Health:
 
     num_classes: int
     num_bits: int
-    collisions: tuple        # (class, the lowest class with the same code), of every class whose code an earlier class has: never decoded
+    collisions: tuple  # (class, the lowest class with the same code), of every class whose code an earlier class has: never decoded
     min_distance: int
     mean_distance: float
     min_balance: float
@@ -211,11 +232,15 @@ class Health:
         return len(self.collisions)
 
     def __str__(self):
-        named = ", ".join(f"class {c} = {first}" for c, first in self.collisions[:5]) + (", ..." if len(self.collisions) > 5 else "")
-        return (f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions"
-                f"{f' ({named})' if named else ''}, "
-                f"distance min {self.min_distance} mean {self.mean_distance:.2f}, "
-                f"ones per bit {100 * self.min_balance:.0f} to {100 * self.max_balance:.0f} %")
+        named = ", ".join(f"class {c} = {first}" for c, first in self.collisions[:5]) + (
+            ", ..." if len(self.collisions) > 5 else ""
+        )
+        return (
+            f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions"
+            f"{f' ({named})' if named else ''}, "
+            f"distance min {self.min_distance} mean {self.mean_distance:.2f}, "
+            f"ones per bit {100 * self.min_balance:.0f} to {100 * self.max_balance:.0f} %"
+        )
 
 
 def health(codebook):
@@ -229,5 +254,12 @@ def health(codebook):
     mean = float((ones * (num_classes - ones)).sum() / pairs) if pairs else 0.0
     balance = ones / num_classes
     smallest = int(search(codes, codes, 2)[0][:, 1].min()) if pairs else 0
-    return Health(num_classes, num_bits, tuple((c, f) for c, f in enumerate(first) if c != f), smallest, mean, float(balance.min()),
-                  float(balance.max()))
+    return Health(
+        num_classes,
+        num_bits,
+        tuple((c, f) for c, f in enumerate(first) if c != f),
+        smallest,
+        mean,
+        float(balance.min()),
+        float(balance.max()),
+    )

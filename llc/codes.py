@@ -4,6 +4,7 @@ One rule, everywhere: bit = 1 iff value > 0 (so zero and NaN give 0). Packed cod
 code_size = ceil(num_bits / 8), in the bit order of numpy.packbits (the first bit is the highest of the first byte); the padding bits
 at the end of the last byte are 0.
 """
+
 from typing import TypeVar
 
 import numpy as np
@@ -38,8 +39,15 @@ def binarize(values: torch.Tensor) -> torch.Tensor:
 
 # A value is > 0 iff its bits, read as an integer, lie between 1 and those of the largest number of its type (infinity; not NaN).
 # So packing needs no arithmetic on floats and works for types, such as bfloat16, that numpy and numba do not know.
-_LARGEST = {"bool": 1, "float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000, "float64": 0x7FF0_0000_0000_0000,
-            **{f"int{bits}": (1 << (bits - 1)) - 1 for bits in (8, 16, 32, 64)}, **{f"uint{bits}": (1 << bits) - 1 for bits in (8, 16, 32, 64)}}
+_LARGEST = {
+    "bool": 1,
+    "float16": 0x7C00,
+    "bfloat16": 0x7F80,
+    "float32": 0x7F80_0000,
+    "float64": 0x7FF0_0000_0000_0000,
+    **{f"int{bits}": (1 << (bits - 1)) - 1 for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": (1 << bits) - 1 for bits in (8, 16, 32, 64)},
+}
 
 
 def pack_bits(values: Array) -> Array:
@@ -48,10 +56,17 @@ def pack_bits(values: Array) -> Array:
     Equals numpy.packbits(values > 0, axis=-1); a tensor stays on its device, CPU or CUDA. Raises ValueError unless `values` is real and
     2-D with num_bits >= 1.
     """
-    dtype = str(values.dtype).removeprefix("torch.") if isinstance(values, torch.Tensor) else \
-        values.dtype.name if isinstance(values, np.ndarray) else None
+    dtype = (
+        str(values.dtype).removeprefix("torch.")
+        if isinstance(values, torch.Tensor)
+        else values.dtype.name
+        if isinstance(values, np.ndarray)
+        else None
+    )
     if dtype not in _LARGEST:
-        raise ValueError(f"values: expected real numbers in a torch tensor or numpy array, got {_kind(values)}")
+        raise ValueError(
+            f"values: expected real numbers in a torch tensor or numpy array, got {_kind(values)}"
+        )
     if values.ndim != 2 or values.shape[1] < 1:
         raise ValueError(f"values: expected shape [n, num_bits] with num_bits >= 1, got {list(values.shape)}")
     if isinstance(values, np.ndarray):
@@ -59,6 +74,7 @@ def pack_bits(values: Array) -> Array:
     as_bits = getattr(torch, f"uint{8 * values.element_size()}")
     if values.device.type == "cuda":
         from llc.kernels import pack_cuda
+
         return pack_cuda.pack(values.detach().view(as_bits), _LARGEST[dtype])
     if values.device.type != "cpu":
         raise ValueError(f"values: on {values.device}, but codes are packed on cpu or cuda: move them there")
@@ -66,7 +82,8 @@ def pack_bits(values: Array) -> Array:
 
 
 def _pack_on_cpu(values, dtype):
-    from llc.kernels import pack_cpu   # numba is loaded by the first that needs it
+    from llc.kernels import pack_cpu  # numba is loaded by the first that needs it
+
     return pack_cpu.pack(values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads())
 
 
@@ -74,17 +91,27 @@ def unpack_bits(codes: Array, num_bits: int) -> Array:
     """The inverse: packed codes uint8 [n, code_size] -> uint8 0/1 [n, num_bits]. Raises ValueError on a wrong dtype or width."""
     if num_bits < 1:
         raise ValueError(f"num_bits: expected 1 or more, got {num_bits}")
-    if not isinstance(codes, (np.ndarray, torch.Tensor)) or codes.dtype not in (np.dtype("uint8"), torch.uint8) or codes.ndim != 2 \
-            or codes.shape[1] != code_size(num_bits):
-        raise ValueError(f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, got {_kind(codes)}")
+    if (
+        not isinstance(codes, (np.ndarray, torch.Tensor))
+        or codes.dtype not in (np.dtype("uint8"), torch.uint8)
+        or codes.ndim != 2
+        or codes.shape[1] != code_size(num_bits)
+    ):
+        raise ValueError(
+            f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, got {_kind(codes)}"
+        )
     if isinstance(codes, np.ndarray):
         return np.unpackbits(codes, axis=1, count=num_bits)
     if codes.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(codes.numpy(), axis=1, count=num_bits))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=codes.device)
-    return ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), 8 * codes.shape[1])[:, :num_bits].contiguous()
+    return (
+        ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), 8 * codes.shape[1])[:, :num_bits].contiguous()
+    )
 
 
 def _kind(values):
     """What was given, for an error message."""
-    return f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else f"a {type(values).__name__}"
+    return (
+        f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else f"a {type(values).__name__}"
+    )

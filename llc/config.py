@@ -4,6 +4,7 @@ A section is a frozen dataclass. A field's annotation (str, int, float, bool) is
 required), and `option(help=..., choices=..., minimum=...)` says the rest. fastargs holds and validates the values; what it
 leaves out is added here: an unknown key is an error that names the nearest known one, and every error exits non-zero.
 """
+
 import dataclasses
 import difflib
 import math
@@ -18,7 +19,16 @@ from fastargs.validation import Checker
 from llc.errors import UserError
 
 MAX_YAML_BYTES = 1 << 16  # of a configuration file; the longest recipe here has 2 kB
-BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
 
 
 def option(default=dataclasses.MISSING, *, help, choices=None, or_positive=False, minimum=None, maximum=None):
@@ -26,7 +36,13 @@ def option(default=dataclasses.MISSING, *, help, choices=None, or_positive=False
 
     or_positive: beside the choices a text also takes a number above 0.
     """
-    metadata = {"help": help, "choices": choices, "or_positive": or_positive, "minimum": minimum, "maximum": maximum}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "or_positive": or_positive,
+        "minimum": minimum,
+        "maximum": maximum,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -52,7 +68,11 @@ class _FieldChecker(Checker):
             if not math.isfinite(number) or kind is int and number != int(number):
                 raise ValueError
             value = int(number) if kind is int else number
-        if meta["choices"] is not None and value not in meta["choices"] and not (meta["or_positive"] and 0 < float(value) < math.inf):
+        if (
+            meta["choices"] is not None
+            and value not in meta["choices"]
+            and not (meta["or_positive"] and 0 < float(value) < math.inf)
+        ):
             raise ValueError
         if meta["minimum"] is not None and value < meta["minimum"]:
             raise ValueError
@@ -63,8 +83,14 @@ class _FieldChecker(Checker):
     def help(self):
         meta = self.field.metadata
         if meta["choices"] is not None:
-            return "one of " + ", ".join(map(str, meta["choices"])) + (", or a positive number" if meta["or_positive"] else "")
-        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[self.field.type]
+            return (
+                "one of "
+                + ", ".join(map(str, meta["choices"]))
+                + (", or a positive number" if meta["or_positive"] else "")
+            )
+        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[
+            self.field.type
+        ]
         if meta["minimum"] is not None:
             words += f", at least {meta['minimum']}"
         if meta["maximum"] is not None:
@@ -94,8 +120,12 @@ def read(sections, argv, *, description, options=None, positionals=()):
         params = {}
         for field in dataclasses.fields(kind):
             required = field.default is dataclasses.MISSING
-            params[field.name] = Param(_FieldChecker(field), field.metadata["help"], required=required,
-                                       default=None if required else field.default)
+            params[field.name] = Param(
+                _FieldChecker(field),
+                field.metadata["help"],
+                required=required,
+                default=None if required else field.default,
+            )
         Section(name, (kind.__doc__ or name).strip(), config_descriptor=registry).params(**params)
     known = [".".join(path) for path in registry.entries]
 
@@ -138,13 +168,17 @@ def read(sections, argv, *, description, options=None, positionals=()):
     for path in registry.validate(mode="errordict"):
         key, param = ".".join(path), registry.entries[path]
         if path in registry.content:
-            problems.append(f"{origin[key]}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}")
+            problems.append(
+                f"{origin[key]}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}"
+            )
         else:
             problems.append(f"{key} is required ({param.desc}): give it as --{key}=VALUE")
     if problems:
         raise UserError("\n".join(problems))
-    made = {name: kind(**{f.name: registry[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
-            for name, kind in sections.items()}
+    made = {
+        name: kind(**{f.name: registry[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
+        for name, kind in sections.items()
+    }
     return Arguments(made, given, words)
 
 
@@ -170,6 +204,7 @@ def run(main):
     except Exception as error:
         if "torch" in sys.modules:  # most commands do without it
             from llc import gpu
+
             if gpu.is_out_of_memory(error):
                 return _end(gpu.memory_error(error), quiet)
         _tell_torchrun(error)
@@ -198,7 +233,10 @@ def _leave(status):
 def _tell_torchrun(error):
     """Writes the error where torchrun looks for it."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # here: most commands do without torch
+        from torch.distributed.elastic.multiprocessing.errors import (
+            get_error_handler,
+        )  # here: most commands do without torch
+
         get_error_handler().record_exception(error)
 
 
@@ -221,8 +259,10 @@ def _flatten(name, content, prefix=""):
         elif isinstance(value, (str, int, float)):
             flat[path] = value
         elif value is not None:
-            raise UserError(f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean "
-                            "(a file has sections, and keys in them)")
+            raise UserError(
+                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean "
+                "(a file has sections, and keys in them)"
+            )
     return flat
 
 
@@ -231,7 +271,9 @@ class _YamlLoader(yaml.SafeLoader):
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not taken", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not taken", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
 
@@ -241,7 +283,9 @@ def read_yaml(name, flag="config"):
         with open(name, "rb") as file:
             text = file.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
-            raise UserError(f"--{flag} {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is")
+            raise UserError(
+                f"--{flag} {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is"
+            )
         content = yaml.load(text.decode("utf-8"), _YamlLoader)
     except OSError as error:
         raise UserError(f"--{flag} {name}: cannot be read: {error.strerror}") from error

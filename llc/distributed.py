@@ -1,4 +1,5 @@
 """Processes: the one module that knows there may be several. With one process every function here does nothing or returns its input."""
+
 import contextlib
 import ctypes
 import datetime
@@ -32,12 +33,20 @@ class Processes:
         Raises UserError when there are too few GPUs.
         """
         rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        local_rank, local_size = (
+            int(os.environ.get("LOCAL_RANK", 0)),
+            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        )
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for this, before it is first used
-            torch.use_deterministic_algorithms(True, warn_only=True)  # a warning names an operation that has no such algorithm
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # cuBLAS asks for this, before it is first used
+            torch.use_deterministic_algorithms(
+                True, warn_only=True
+            )  # a warning names an operation that has no such algorithm
             # By default Inductor times some of its choices, and another process may choose differently.
             from torch._inductor import config as inductor  # here, because few runs need it
+
             inductor.deterministic = True
         cuda = torch.cuda.is_available()
         backend = ("nccl" if cuda else "gloo") if backend == "auto" else backend
@@ -62,8 +71,14 @@ class Processes:
             store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
             if backend == "nccl":
                 gpu.one_gpu_each(store, rank, world_size, index)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout,
-                                    device_id=torch.device("cuda", index) if backend == "nccl" else None)
+            dist.init_process_group(
+                backend,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                timeout=timeout,
+                device_id=torch.device("cuda", index) if backend == "nccl" else None,
+            )
             control = dist.new_group(backend="gloo", timeout=timeout)
         return cls(rank, world_size, f"cuda:{index}" if cuda else "cpu", control)
 
@@ -97,14 +112,17 @@ class Processes:
             yield
         except (RuntimeError, ValueError) as error:
             text = str(error)
-            lost = isinstance(error, dist.DistError) or any(sign in text for sign in ("gloo", "Connection closed by peer", "Socket Timeout"))
+            lost = isinstance(error, dist.DistError) or any(
+                sign in text for sign in ("gloo", "Connection closed by peer", "Socket Timeout")
+            )
             if self.world_size == 1 or not lost:
                 raise
             # so that torchrun sees the others' end before this process's own, and reports theirs as the cause
             time.sleep(_SECONDS_FOR_TORCHRUN)
             raise UserError(
                 f"process {self.rank} lost the others: one of them ended, or did not answer within dist.timeout_minutes; torchrun's report "
-                f"names the one that failed first ({text.splitlines()[0][:200]})") from error
+                f"names the one that failed first ({text.splitlines()[0][:200]})"
+            ) from error
 
     def barrier(self):
         if self.world_size > 1:
@@ -126,10 +144,10 @@ class Processes:
         dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
         longest = int(max(sizes))
         padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-        padded[:len(tensor)] = tensor
+        padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
-        return [part[:int(size)] for part, size in zip(parts, sizes)]
+        return [part[: int(size)] for part, size in zip(parts, sizes)]
 
     def gather_objects(self, value):
         """Values of all processes, of any kind that pickles, as a list in the order of ranks, on every process."""
@@ -205,8 +223,10 @@ def _find_torchrun():
             return
         except ConnectionRefusedError as error:
             if wait is None:
-                raise UserError(f"torchrun, which started this process, has ended: nothing listens at {address[0]}:{address[1]}; "
-                                "start it again") from error
+                raise UserError(
+                    f"torchrun, which started this process, has ended: nothing listens at {address[0]}:{address[1]}; "
+                    "start it again"
+                ) from error
             time.sleep(wait)
         except OSError:
             return  # joining says what is wrong with the network
@@ -221,4 +241,4 @@ def _keep_freed_memory():
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-4, 0)   # M_MMAP_MAX: no block gets a mapping of its own, which freeing would end
+        mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which freeing would end

@@ -10,6 +10,7 @@
     class_names  text [num_classes], the data's
     files        text [n], paths below the folder; not there for a beton, whose images have no names
 """
+
 import argparse
 import collections
 
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from llc import config as edge, gpu
+from llc import config as edge
+from llc import gpu
 from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
 from llc.data.sources import printable
@@ -27,8 +29,12 @@ from llc.files import atomic_write
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m llc.encode", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m llc.encode",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("model", help="what llc.load takes")
     parser.add_argument("--data", required=True, help="a beton or a folder of images")
     parser.add_argument("--out", required=True, help="the .npz to write")
@@ -44,9 +50,15 @@ def main(argv):
 def add_arguments(parser):
     """The flags of every command that encodes."""
     parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--batch_size", type=at_least_1, default=256, help="images a step (default: %(default)s)")
-    parser.add_argument("--num_workers", type=at_least_1, default=-1, help="threads that decode images (default: one a core)")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--batch_size", type=at_least_1, default=256, help="images a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_workers", type=at_least_1, default=-1, help="threads that decode images (default: one a core)"
+    )
 
 
 def at_least_1(text):
@@ -61,8 +73,13 @@ def encode(encoder, data, arguments):
     """The arrays of the file, by name, of the images at `data`. One batch of images is in memory at a time, and one ahead."""
     processes = Processes(device=gpu.device(arguments.device))
     encoder.to(processes.device)
-    images = open_images(data, encoder.preprocessing, batch_size=arguments.batch_size, num_workers=arguments.num_workers,
-                         processes=processes)
+    images = open_images(
+        data,
+        encoder.preprocessing,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        processes=processes,
+    )
     for note in images.notes:
         print(printable(note))
     codes = np.empty((images.num_samples, code_size(encoder.num_bits)), np.uint8)
@@ -77,7 +94,12 @@ def encode(encoder, data, arguments):
             codes[part], labels[part] = batch_codes, batch_labels
             done += len(batch_codes)
             bar.update(len(batch_codes))
-    found = {"codes": codes, "num_bits": np.int64(encoder.num_bits), "labels": labels, "class_names": np.array(images.class_names, "U")}
+    found = {
+        "codes": codes,
+        "num_bits": np.int64(encoder.num_bits),
+        "labels": labels,
+        "class_names": np.array(images.class_names, "U"),
+    }
     if images.files is not None:
         found["files"] = np.array([printable(name) for name in images.files], "U")
     return found

@@ -1,8 +1,9 @@
 """A trained model as a library: images of any kind in, packed codes or classes out; one file that another machine loads.
 
-    encoder = llc.load("runs/NAME")
-    codes = encoder.encode(["cat.jpg", "dog.jpg"])
+encoder = llc.load("runs/NAME")
+codes = encoder.encode(["cat.jpg", "dog.jpg"])
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -69,15 +70,28 @@ class Encoder(nn.Module):
     torch.Size([2, 3])
     """
 
-    def __init__(self, network: Network, preprocessing: Preprocessing, class_names: Sequence[str] | None = None, *, flip: bool = False,
-                 precision: str = "auto", stage: str | None = None, recipe: Mapping | None = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        preprocessing: Preprocessing,
+        class_names: Sequence[str] | None = None,
+        *,
+        flip: bool = False,
+        precision: str = "auto",
+        stage: str | None = None,
+        recipe: Mapping | None = None,
+    ) -> None:
         super().__init__()
         num_classes = len(network.codebook)
         if class_names is not None and len(class_names) != num_classes:
-            raise UserError(f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes")
+            raise UserError(
+                f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes"
+            )
         if type(flip) is not bool or precision not in PRECISIONS or stage not in STAGES:
-            raise UserError(f"flip = {flip!r}, precision = {precision!r}, stage = {stage!r}: expected a bool, one of {', '.join(PRECISIONS)}, "
-                            f"and one of {', '.join(map(str, STAGES))}")
+            raise UserError(
+                f"flip = {flip!r}, precision = {precision!r}, stage = {stage!r}: expected a bool, one of {', '.join(PRECISIONS)}, "
+                f"and one of {', '.join(map(str, STAGES))}"
+            )
         self.network = network.to(memory_format=torch.channels_last)
         self.preprocessing, self.flip, self.precision = preprocessing, flip, precision
         self.stage, self.recipe = stage, dict(recipe or {})
@@ -110,7 +124,9 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Ready images, uint8 [b, 3, H, W] as `preprocess` gives them, on the encoder's device -> z float32 [b, num_bits]."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"images: expected uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}; preprocess() makes them so")
+            raise UserError(
+                f"images: expected uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}; preprocess() makes them so"
+            )
         autocast, _ = autocast_for(self.precision, self.device)
         with autocast():
             z = self.network(images)
@@ -155,7 +171,9 @@ class Encoder(nn.Module):
         if k < 1:
             raise UserError(f"k = {k}: expected 1 or more")
         if not len(self.codebook):
-            raise UserError("this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)")
+            raise UserError(
+                "this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)"
+            )
         z = self.project(images, batch_size)
         k = 1 if decode == "ed" else min(k, len(self.codebook))
         if decode == "class":
@@ -167,7 +185,9 @@ class Encoder(nn.Module):
             scores, labels = search(pack_bits(z), self.class_codes, k)
             if decode == "ed":
                 labels = labels.where(scores == 0, -1)
-        names = [[self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()]
+        names = [
+            [self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()
+        ]
         return Classes(labels, names, scores)
 
     def save(self, path: StrPath) -> None:
@@ -183,22 +203,37 @@ class Encoder(nn.Module):
         ...     llc.load(f"{folder}/pets.safetensors").class_names
         ('cat', 'dog', 'eel')
         """
-        description = {"format": FORMAT, "network": self.network.options, "preprocessing": dataclasses.asdict(self.preprocessing),
-                       "flip": self.flip, "precision": self.precision, "class_names": self.class_names if self.named else None,
-                       "stage": self.stage, "recipe": self.recipe}
-        data = safetensors.torch.save(checkpoints.plain(self.network.state_dict()), {"llc": json.dumps(description)})
+        description = {
+            "format": FORMAT,
+            "network": self.network.options,
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "flip": self.flip,
+            "precision": self.precision,
+            "class_names": self.class_names if self.named else None,
+            "stage": self.stage,
+            "recipe": self.recipe,
+        }
+        data = safetensors.torch.save(
+            checkpoints.plain(self.network.state_dict()), {"llc": json.dumps(description)}
+        )
         atomic_write(path, lambda file: file.write(data))
 
 
 def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
     """(function from a position to uint8 [H, W, 3], number of images). Raises UserError for what is no image."""
-    if isinstance(images, (str, os.PathLike, Image.Image)) or isinstance(images, torch.Tensor) and images.ndim == 3:
+    if (
+        isinstance(images, (str, os.PathLike, Image.Image))
+        or isinstance(images, torch.Tensor)
+        and images.ndim == 3
+    ):
         images = [images]
     if isinstance(images, torch.Tensor):
         images = _as_uint8(images, "images")
         return lambda i: images[i].permute(1, 2, 0).numpy(), len(images)
     if not isinstance(images, Sequence) or isinstance(images, bytes):
-        raise UserError(f"images: expected a tensor [n, 3, H, W], an image, a path, or a list of them, got a {type(images).__name__}")
+        raise UserError(
+            f"images: expected a tensor [n, 3, H, W], an image, a path, or a list of them, got a {type(images).__name__}"
+        )
 
     def pixels_of(i):
         image = images[i]
@@ -208,29 +243,45 @@ def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
             return load_rgb(image, f"images[{i}]")
         if isinstance(image, (str, os.PathLike)):
             return load_rgb(image)
-        raise UserError(f"images[{i}]: expected a tensor, a PIL image or a path, got a {type(image).__name__}")
+        raise UserError(
+            f"images[{i}]: expected a tensor, a PIL image or a path, got a {type(image).__name__}"
+        )
 
     return pixels_of, len(images)
 
 
 def _as_uint8(images, name):
     """Checks a tensor of images -> uint8 [n, 3, H, W] on the CPU."""
-    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise UserError(f"{name}: expected RGB images, uint8 or float [n, 3, H, W], got {images.dtype} {list(images.shape)}")
+    if (
+        images.ndim != 4
+        or images.shape[1] != 3
+        or 0 in images.shape[2:]
+        or not (images.dtype == torch.uint8 or images.is_floating_point())
+    ):
+        raise UserError(
+            f"{name}: expected RGB images, uint8 or float [n, 3, H, W], got {images.dtype} {list(images.shape)}"
+        )
     images = images.detach().cpu()
     if images.dtype == torch.uint8:
         return images
     if not bool(((images >= 0) & (images <= 1)).all()):  # NaN is in neither
-        raise UserError(f"{name}: floats are expected within 0..1, found {images.min():g} to {images.max():g}; give images before they are "
-                        "normalised, and values of 0..255 as uint8")
+        raise UserError(
+            f"{name}: floats are expected within 0..1, found {images.min():g} to {images.max():g}; give images before they are "
+            "normalised, and values of 0..255 as uint8"
+        )
     return (images.float() * 255).round().to(torch.uint8)
 
 
 # ------------------------------------------------------------------------------------------------ from files
 
 
-def load(path: StrPath, codebook: StrPath | None = None, *, checkpoint: str | None = None,
-         class_names: Sequence[str] | None = None) -> Encoder:
+def load(
+    path: StrPath,
+    codebook: StrPath | None = None,
+    *,
+    checkpoint: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Encoder:
     """An Encoder, on the CPU, from a run folder, a file that `Encoder.save` wrote, or a checkpoint of the original LLC code.
 
     codebook     `.npy` of real values [num_classes, num_bits], in place of the model's own; the original's instance-code models have
@@ -270,22 +321,39 @@ def _from_run(folder, checkpoint):
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
     config, _ = training_config.read(["--config", str(folder / "config.yaml")], description="")
-    found = {path.stem: path for path in sorted((folder / "checkpoints").glob("*.pth")) if path.stem != "last"}
+    found = {
+        path.stem: path for path in sorted((folder / "checkpoints").glob("*.pth")) if path.stem != "last"
+    }
     if checkpoint is None:
-        checkpoint = next((name for name in ("instance", "joint", "codebook") if name in found), config.stages[0])
+        checkpoint = next(
+            (name for name in ("instance", "joint", "codebook") if name in found), config.stages[0]
+        )
     if checkpoint not in found:
-        raise UserError(f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} (a stage's is written at its end)")
+        raise UserError(
+            f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} (a stage's is written at its end)"
+        )
     state = checkpoints.read_state(found[checkpoint])
     if state.get("codebook") is None or state["codebook"].ndim != 2:
         raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
     network = checkpoints.build(config.network_options(len(state["codebook"])), state, found[checkpoint])
     # the other checkpoints: the network at the start, and the best epoch of the last stage
-    stage = next((name for name in training_config.STAGES if checkpoint.startswith(name)),
-                 "codebook" if checkpoint == "initial" else config.stages[-1])
+    stage = next(
+        (name for name in training_config.STAGES if checkpoint.startswith(name)),
+        "codebook" if checkpoint == "initial" else config.stages[-1],
+    )
     validation = config.validation
-    preprocessing = Preprocessing(validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD)
-    return {"network": network, "preprocessing": preprocessing, "class_names": _read_class_names(folder / "class_names.json"),
-            "flip": validation.lr_tta, "precision": config.training.precision, "stage": stage, "recipe": dataclasses.asdict(config)}
+    preprocessing = Preprocessing(
+        validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
+    )
+    return {
+        "network": network,
+        "preprocessing": preprocessing,
+        "class_names": _read_class_names(folder / "class_names.json"),
+        "flip": validation.lr_tta,
+        "precision": config.training.precision,
+        "stage": stage,
+        "recipe": dataclasses.asdict(config),
+    }
 
 
 def _read_class_names(path):
@@ -312,14 +380,24 @@ def _from_saved(path):
     try:
         content = json.loads(metadata.get("llc", "null"))
         if not isinstance(content, dict):
-            raise UserError(f"{path}: not an encoder saved by llc, only tensors ({', '.join(list(state)[:4])}, ...)")
+            raise UserError(
+                f"{path}: not an encoder saved by llc, only tensors ({', '.join(list(state)[:4])}, ...)"
+            )
         if content["format"] != FORMAT:
-            raise UserError(f"{path}: its format is {content['format']!r}; this version of llc reads {FORMAT}")
+            raise UserError(
+                f"{path}: its format is {content['format']!r}; this version of llc reads {FORMAT}"
+            )
         if not isinstance(content["recipe"], dict):
             raise UserError(f"{path}: its recipe is not a table")
-        return {"network": checkpoints.build(content["network"], state, path), "preprocessing": Preprocessing(**content["preprocessing"]),
-                "class_names": content["class_names"] and _checked_names(content["class_names"], path), "flip": content["flip"],
-                "precision": content["precision"], "stage": content["stage"], "recipe": content["recipe"]}
+        return {
+            "network": checkpoints.build(content["network"], state, path),
+            "preprocessing": Preprocessing(**content["preprocessing"]),
+            "class_names": content["class_names"] and _checked_names(content["class_names"], path),
+            "flip": content["flip"],
+            "precision": content["precision"],
+            "stage": content["stage"],
+            "recipe": content["recipe"],
+        }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not an encoder saved by llc: {type(error).__name__}: {error}") from error
 
@@ -328,12 +406,18 @@ def _from_original(path):
     """Encoder's arguments from the original code's model_best.pth: its own preprocessing, 256 pixels, then a crop of 224."""
     state = checkpoints.read_state(path)
     if checkpoints.is_ours(state):
-        raise UserError(f"{path}: a checkpoint of a run, which does not say how the network is built: load the run folder, with "
-                        "checkpoint= (or --checkpoint=) for one of its checkpoints")
+        raise UserError(
+            f"{path}: a checkpoint of a run, which does not say how the network is built: load the run folder, with "
+            "checkpoint= (or --checkpoint=) for one of its checkpoints"
+        )
     if not checkpoints.is_original(state):
-        raise UserError(f"{path}: holds no projection to codes (fc_lr.weight): a dense model can start a run (model.weights={path}), not "
-                        "make codes")
+        raise UserError(
+            f"{path}: holds no projection to codes (fc_lr.weight): a dense model can start a run (model.weights={path}), not "
+            "make codes"
+        )
     state = checkpoints.from_original(state, path)
-    return {"network": checkpoints.build(checkpoints.options_of(state, path), state, path),
-            "preprocessing": Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
-            "stage": "codebook" if "codebook" in state else "instance"}
+    return {
+        "network": checkpoints.build(checkpoints.options_of(state, path), state, path),
+        "preprocessing": Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+        "stage": "codebook" if "codebook" in state else "instance",
+    }

@@ -16,6 +16,7 @@ A network with BlurPool has the same names, but not the same function, as one wi
 reader puts BlurPool in, by llc.network.apply_blurpool(model). Batch norm on z (codes.normalize) goes into the weights and biases of a
 --with_classifier; --to=original has no biases, and is refused.
 """
+
 import argparse
 from pathlib import Path
 
@@ -34,16 +35,29 @@ FORMS = ("original", "backbone", "encoder")
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(prog="python -m llc.export", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m llc.export",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", help="a run folder, or another model that llc.load takes")
     parser.add_argument("--to", required=True, choices=FORMS)
-    parser.add_argument("--out", help="original: a folder; else a file, .pth or .safetensors (default: RUN/original, RUN/backbone.safetensors, "
-                        "RUN/encoder.safetensors)")
+    parser.add_argument(
+        "--out",
+        help="original: a folder; else a file, .pth or .safetensors (default: RUN/original, RUN/backbone.safetensors, "
+        "RUN/encoder.safetensors)",
+    )
     parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
     parser.add_argument("--codebook", help=".npy of real values, in place of the model's own")
-    parser.add_argument("--with_classifier", action="store_true", help="backbone: with a dense fc that gives the class-code logits")
-    parser.add_argument("--with_blurpool", action="store_true", help="write a network with BlurPool all the same")
+    parser.add_argument(
+        "--with_classifier",
+        action="store_true",
+        help="backbone: with a dense fc that gives the class-code logits",
+    )
+    parser.add_argument(
+        "--with_blurpool", action="store_true", help="write a network with BlurPool all the same"
+    )
     arguments = parser.parse_args(argv)
     if arguments.with_classifier and arguments.to != "backbone":
         raise UserError(f"--with_classifier belongs to --to=backbone, not to --to={arguments.to}")
@@ -66,8 +80,14 @@ def _to_original(encoder, arguments):
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
     checkpoint = {"arch": network.options["arch"].replace("resnet", "ResNet"), "state_dict": state}
     atomic_write(folder / "model_best.pth", lambda file: torch.save(checkpoint, file))
-    print(f"{folder / 'model_best.pth'}: " + ("class codes: projection fc_lr and codebook fc" if of_codebook else
-                                              "instance codes: projection fc_lr, no fc"))
+    print(
+        f"{folder / 'model_best.pth'}: "
+        + (
+            "class codes: projection fc_lr and codebook fc"
+            if of_codebook
+            else "instance codes: projection fc_lr, no fc"
+        )
+    )
     if of_codebook and network.logit_scale != 1:
         print(f"  fc_lr holds the logit scale {network.logit_scale:.4g}: its logits are this model's")
     if network.options["arch"] != "resnet50" or network.options["width"] != 64:
@@ -81,18 +101,24 @@ def _to_backbone(encoder, arguments):
     network = encoder.network
     _check_blurpool(network, arguments)
     if network.options["width"] != 64:
-        raise UserError(f"{arguments.run} is {_name(network)}: torchvision has no such network (--to=encoder or --to=original keep it)")
+        raise UserError(
+            f"{arguments.run} is {_name(network)}: torchvision has no such network (--to=encoder or --to=original keep it)"
+        )
     if arguments.with_classifier and not len(encoder.codebook):
-        raise UserError(f"--with_classifier: {arguments.run} holds no codebook; give one with --codebook=FILE.npy")
+        raise UserError(
+            f"--with_classifier: {arguments.run} holds no codebook; give one with --codebook=FILE.npy"
+        )
     state = checkpoints.to_backbone(network, with_classifier=arguments.with_classifier)
     path = Path(arguments.out or Path(arguments.run) / "backbone.safetensors")
     if path.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--out={path}: expected a name that ends in .safetensors or .pth")
     data = safetensors.torch.save(state) if path.suffix == ".safetensors" else None
     atomic_write(path, lambda file: file.write(data) if data is not None else torch.save(state, file))
-    print(f"{path}: {len(state)} tensors for torchvision.models.{network.options['arch']}"
-          + (f"(num_classes={len(encoder.codebook)})" if arguments.with_classifier else ", without fc")
-          + (", after llc.network.apply_blurpool" if network.options["use_blurpool"] else ""))
+    print(
+        f"{path}: {len(state)} tensors for torchvision.models.{network.options['arch']}"
+        + (f"(num_classes={len(encoder.codebook)})" if arguments.with_classifier else ", without fc")
+        + (", after llc.network.apply_blurpool" if network.options["use_blurpool"] else "")
+    )
 
 
 def _to_encoder(encoder, arguments):
@@ -106,7 +132,8 @@ def _check_blurpool(network, arguments):
         raise UserError(
             f"{arguments.run} was trained with BlurPool (training.use_blurpool), which a plain {network.options['arch']} does not compute: "
             "its outputs would be others. Add --with_blurpool where the reader calls llc.network.apply_blurpool(model), or go on training "
-            f"a plain network from it: model.weights={arguments.run}, training.use_blurpool=false")
+            f"a plain network from it: model.weights={arguments.run}, training.use_blurpool=false"
+        )
 
 
 def _name(network):

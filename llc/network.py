@@ -5,6 +5,7 @@ Parameter names: `backbone.*` as torchvision names them (its fc is gone), `proje
 [num_classes, num_bits]; and only where they are chosen `normalization.*`, batch norm's statistics [num_bits], and `log_logit_scale`, a number.
 BlurPool changes no names, so the same weights fit with and without.
 """
+
 import math
 
 import torch
@@ -17,8 +18,11 @@ from llc.errors import UserError
 from llc.torch_files import read_torch_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNETS = tuple(name for name in torchvision.models.list_models(torchvision.models)
-                if name.startswith(("resnet", "resnext", "wide_resnet")))
+RESNETS = tuple(
+    name
+    for name in torchvision.models.list_models(torchvision.models)
+    if name.startswith(("resnet", "resnext", "wide_resnet"))
+)
 
 
 class BlurConv2d(nn.Conv2d):
@@ -30,16 +34,28 @@ class BlurConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, conv):
-        blurred = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups,
-                      conv.bias is not None)
+        blurred = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+        )
         blurred.load_state_dict(conv.state_dict())
         row = torch.tensor([1.0, 2.0, 1.0]) / 4
-        blurred.register_buffer("blur", torch.outer(row, row).expand(conv.in_channels, 1, 3, 3).contiguous(), persistent=False)
+        blurred.register_buffer(
+            "blur", torch.outer(row, row).expand(conv.in_channels, 1, 3, 3).contiguous(), persistent=False
+        )
         return blurred
 
     def forward(self, x):
         first = self.kernel_size == (1, 1) and self.padding == (0, 0)
-        x = F.conv2d(x, self.blur.to(x.dtype), stride=self.stride if first else 1, padding=1, groups=self.in_channels)
+        x = F.conv2d(
+            x, self.blur.to(x.dtype), stride=self.stride if first else 1, padding=1, groups=self.in_channels
+        )
         if first:
             return F.conv2d(x, self.weight, self.bias, groups=self.groups)
         return super().forward(x)
@@ -62,14 +78,25 @@ class Network(nn.Module):
     "batchnorm": z through batch norm that has no parameters. `options` are these arguments: Network(**network.options) is built like it.
     """
 
-    def __init__(self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0, normalize="none"):
+    def __init__(
+        self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0, normalize="none"
+    ):
         super().__init__()
-        self.options = {"arch": arch, "num_bits": num_bits, "num_classes": num_classes, "width": width, "use_blurpool": use_blurpool,
-                        "logit_scale": logit_scale, "normalize": normalize}
+        self.options = {
+            "arch": arch,
+            "num_bits": num_bits,
+            "num_classes": num_classes,
+            "width": width,
+            "use_blurpool": use_blurpool,
+            "logit_scale": logit_scale,
+            "normalize": normalize,
+        }
         if normalize not in ("none", "batchnorm"):
             raise UserError(f"codes.normalize = {normalize!r}: it takes none or batchnorm")
         if arch not in RESNETS:
-            raise UserError(f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}")
+            raise UserError(
+                f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}"
+            )
         self.backbone = torchvision.models.get_model(arch, weights=None)
         if width != 64:
             _set_width(self.backbone, arch, width)
@@ -80,7 +107,9 @@ class Network(nn.Module):
         self.projection = nn.Linear(features, num_bits, bias=False)
         self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
         # none is no module: it has no names in a state dict
-        self.normalization = nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
+        self.normalization = (
+            nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
+        )
         if logit_scale == "learnable":  # its logarithm is learnt, so that it stays positive
             self.log_logit_scale = nn.Parameter(torch.tensor(-0.5 * math.log(num_bits)))
         else:
@@ -106,13 +135,19 @@ def _set_width(backbone, arch, width):
     """Rebuilds the convolutions of a basic-block torchvision ResNet with `width` instead of 64 channels in the first stage."""
     block = type(backbone.layer1[0])
     if block is not torchvision.models.resnet.BasicBlock:
-        raise UserError(f"model.width = {width}: only resnet18 and resnet34 come narrower, model.arch is {arch}")
+        raise UserError(
+            f"model.width = {width}: only resnet18 and resnet34 come narrower, model.arch is {arch}"
+        )
     depths = [len(getattr(backbone, f"layer{i}")) for i in (1, 2, 3, 4)]
     backbone.inplanes = width
     backbone.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
     backbone.bn1 = nn.BatchNorm2d(width)
     for i, depth in enumerate(depths):
-        setattr(backbone, f"layer{i + 1}", backbone._make_layer(block, width << i, depth, stride=1 if i == 0 else 2))
+        setattr(
+            backbone,
+            f"layer{i + 1}",
+            backbone._make_layer(block, width << i, depth, stride=1 if i == 0 else 2),
+        )
     backbone.fc = nn.Linear(width << 3, 1)
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
@@ -121,5 +156,10 @@ def _set_width(backbone, arch, width):
 
 def running_statistics(*modules):
     """Batch norm's running means and variances: what training changes in a network beside its parameters, in each process by itself."""
-    return [statistic for module in modules for child in module.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)
-            for statistic in (child.running_mean, child.running_var)]
+    return [
+        statistic
+        for module in modules
+        for child in module.modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+        for statistic in (child.running_mean, child.running_var)
+    ]

@@ -1,4 +1,5 @@
 """Files of torch.save, written so that damage can be told, and read as data: nothing in them can run code or ask for absurd memory."""
+
 import io
 import pickletools
 import re
@@ -9,7 +10,9 @@ import torch
 from llc.errors import UserError
 
 _FOLDER = 0x10  # in a zip record's attributes
-_NUM_OLD_PICKLES = 5  # in a row, in the older format: a magic number, a version, the machine, the objects, the tensors' keys
+_NUM_OLD_PICKLES = (
+    5  # in a row, in the older format: a magic number, a version, the machine, the objects, the tensors' keys
+)
 _MAX_NAME = 200
 
 
@@ -28,7 +31,9 @@ def read_torch_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a file may hold anything, and torch raises whatever its parts raise
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}") from error
+        raise UserError(
+            f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}"
+        ) from error
 
 
 def _check_names(path, pickled):
@@ -40,7 +45,9 @@ def _check_names(path, pickled):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {error}") from error
+        raise UserError(
+            f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {error}"
+        ) from error
 
 
 def _reason(error):
@@ -95,9 +102,13 @@ def check_torch_file(path):
                 records = archive.infolist()
                 # torch compresses nothing, so bytes in records are bytes in the file; else a small file could fill the memory
                 if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                    raise UserError(f"{path}: its records are compressed, which torch.save never does; it is not read")
+                    raise UserError(
+                        f"{path}: its records are compressed, which torch.save never does; it is not read"
+                    )
                 if sum(record.file_size for record in records) > file_size:
-                    raise UserError(f"{path}: its records claim more than the {file_size:,} bytes of the file; it is not read")
+                    raise UserError(
+                        f"{path}: its records claim more than the {file_size:,} bytes of the file; it is not read"
+                    )
                 # torch gives uninitialised memory for what is marked as a folder
                 if any(record.external_attr & _FOLDER for record in records):
                     raise UserError(f"{path}: damaged: a record of it is marked as a folder")

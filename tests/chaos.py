@@ -5,6 +5,7 @@
 Every training is `torchrun --nproc_per_node=2 [--max-restarts=3] train_llc.py ... --resume=auto`, always the same command line. The end must be equal
 bit for bit: weights, optimiser state, codebook, results, and the log but for its times. --seconds ends early, after that much time.
 """
+
 import argparse
 import collections
 import json
@@ -27,10 +28,25 @@ from llc.data.writer import WriterConfig, write_beton
 ROOT = Path(__file__).resolve().parent.parent
 TIMES = {"images_per_second", "train_seconds", "val_seconds"}
 NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
-RECIPE = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=12", "--validation.batch_size=5",
-          "--codebook.epochs=12", "--codebook.lr=0.1", "--instance.epochs=8", "--instance.lr=0.05", "--instance.distillation=0.5",
-          "--resolution.min_res=16", "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9",
-          "--training.checkpoint_minutes=0.001", "--data.num_workers=1", "--dist.timeout_minutes=2")
+RECIPE = (
+    "--model.arch=resnet18",
+    "--model.width=4",
+    "--codes.num_bits=7",
+    "--training.batch_size=12",
+    "--validation.batch_size=5",
+    "--codebook.epochs=12",
+    "--codebook.lr=0.1",
+    "--instance.epochs=8",
+    "--instance.lr=0.05",
+    "--instance.distillation=0.5",
+    "--resolution.min_res=16",
+    "--resolution.max_res=16",
+    "--validation.resolution=16",
+    "--training.ema_decay=0.9",
+    "--training.checkpoint_minutes=0.001",
+    "--data.num_workers=1",
+    "--dist.timeout_minutes=2",
+)
 
 
 def make_betons(folder, seed=0, write_mode="raw"):
@@ -44,8 +60,16 @@ def make_betons(folder, seed=0, write_mode="raw"):
                 pixels = rng.normal(120, 40, (18, 20, 3)) + 60 * np.eye(3)[label % 3] * (1 + label // 3)
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(images / f"{i:02d}.png")
         betons.append(folder / f"{split}.beton")
-        write_beton(WriterConfig(data_dir=str(folder / "images"), write_path=str(betons[-1]), split=split, num_workers=1,
-                                 write_mode=write_mode), show_progress=False)
+        write_beton(
+            WriterConfig(
+                data_dir=str(folder / "images"),
+                write_path=str(betons[-1]),
+                split=split,
+                num_workers=1,
+                write_mode=write_mode,
+            ),
+            show_progress=False,
+        )
     return betons
 
 
@@ -56,11 +80,28 @@ class Training:
         self.started, self.seen = time.monotonic(), set()
         self.output = tempfile.TemporaryFile("w+")
         self.torchrun = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *launcher, "train_llc.py", *RECIPE,
-             f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={folder.parent}",
-             f"--logging.name={folder.name}", "--resume=auto", *options],
-            cwd=ROOT, stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True,
-            env=os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"})  # as in scripts/slurm.sh
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc_per_node={processes}",
+                *launcher,
+                "train_llc.py",
+                *RECIPE,
+                f"--data.train_dataset={betons[0]}",
+                f"--data.val_dataset={betons[1]}",
+                f"--logging.folder={folder.parent}",
+                f"--logging.name={folder.name}",
+                "--resume=auto",
+                *options,
+            ],
+            cwd=ROOT,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"},
+        )  # as in scripts/slurm.sh
 
     def workers(self):
         """Process ids of the trainings that torchrun has started and that still run."""
@@ -98,15 +139,24 @@ def _send(number, of):
                 os.kill(pid, number)
             except ProcessLookupError:
                 pass  # it has just finished
+
     return kill
 
 
 WAYS = {
     "SIGTERM to torchrun": _send(signal.SIGTERM, lambda t, rng: [t.torchrun.pid]),
-    "SIGTERM to one process": _send(signal.SIGTERM, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
-    "SIGUSR1 to torchrun and all processes": _send(signal.SIGUSR1, lambda t, rng: [t.torchrun.pid, *t.workers()]),
-    "Ctrl-C: SIGINT to torchrun and all processes": _send(signal.SIGINT, lambda t, rng: [t.torchrun.pid, *t.workers()]),
-    "SIGKILL to one process": _send(signal.SIGKILL, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))),
+    "SIGTERM to one process": _send(
+        signal.SIGTERM, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))
+    ),
+    "SIGUSR1 to torchrun and all processes": _send(
+        signal.SIGUSR1, lambda t, rng: [t.torchrun.pid, *t.workers()]
+    ),
+    "Ctrl-C: SIGINT to torchrun and all processes": _send(
+        signal.SIGINT, lambda t, rng: [t.torchrun.pid, *t.workers()]
+    ),
+    "SIGKILL to one process": _send(
+        signal.SIGKILL, lambda t, rng: rng.sample(t.workers(), min(1, len(t.workers())))
+    ),
     "SIGKILL to torchrun": _send(signal.SIGKILL, lambda t, rng: [t.torchrun.pid]),
     "SIGKILL to everything": _send(signal.SIGKILL, lambda t, rng: [t.torchrun.pid, *t.workers()]),
 }
@@ -117,10 +167,18 @@ def end_of(run):
     state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
     state["progress"]["lines"] = [_without_times(line) for line in state["progress"]["lines"]]
     log = [_without_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
-    optimisers = {path.stem: torch.load(path, weights_only=True) for path in sorted((run / "checkpoints").glob("*.pth"))
-                  if path.stem in ("codebook", "instance_ema", "joint", "joint_ema", "model_best")}
-    return {"last.pth": flat(state), "log.jsonl": log, "codebook.npy": (run / "codebook.npy").read_bytes(),
-            "results.csv": (run / "results.csv").read_bytes(), "other checkpoints": flat(optimisers)}
+    optimisers = {
+        path.stem: torch.load(path, weights_only=True)
+        for path in sorted((run / "checkpoints").glob("*.pth"))
+        if path.stem in ("codebook", "instance_ema", "joint", "joint_ema", "model_best")
+    }
+    return {
+        "last.pth": flat(state),
+        "log.jsonl": log,
+        "codebook.npy": (run / "codebook.npy").read_bytes(),
+        "results.csv": (run / "results.csv").read_bytes(),
+        "other checkpoints": flat(optimisers),
+    }
 
 
 def _without_times(line):
@@ -134,14 +192,20 @@ def flat(value, path=""):
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in flat(inner, f"{path}/{key}").items()}
     if isinstance(value, (list, tuple)):
-        return {k: v for number, inner in enumerate(value) for k, v in flat(inner, f"{path}/{number}").items()}
+        return {
+            k: v for number, inner in enumerate(value) for k, v in flat(inner, f"{path}/{number}").items()
+        }
     return {path: value}
 
 
 def differences(end, reference):
     """Names of what differs between two ends."""
-    return [f"{what}{key}" for what, values in reference.items() for key in (values if isinstance(values, dict) else [""])
-            if (end[what].get(key) if key else end[what]) != (values[key] if key else values)]
+    return [
+        f"{what}{key}"
+        for what, values in reference.items()
+        for key in (values if isinstance(values, dict) else [""])
+        if (end[what].get(key) if key else end[what]) != (values[key] if key else values)
+    ]
 
 
 def await_moment(training, run, rng, whole, trains):
@@ -190,7 +254,9 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
         assert undisturbed.wait() == 0, undisturbed.text()
         whole, trains = times[1] - undisturbed.started, times[1] - times[0]
         reference = end_of(folder / "undisturbed")
-        say(f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; {len(reference['log.jsonl'])} epochs")
+        say(
+            f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; {len(reference['log.jsonl'])} epochs"
+        )
 
         def wanted():
             return counts.total() < kills and not (seconds and time.monotonic() - began > seconds)
@@ -211,17 +277,25 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
                         counts[way, moment] += 1
                         history.append(f"{way}, {moment}")
                 status, text = training.wait(), training.text()
-                starts.update(re.findall(r"continues(?= in epoch)|is finished$|another process still writes", text, re.M))
+                starts.update(
+                    re.findall(
+                        r"continues(?= in epoch)|is finished$|another process still writes", text, re.M
+                    )
+                )
                 assert status == 0 or hit, f"{history}\n{text}"
             found = differences(end_of(run), reference)
             if found:
                 wrong.append(f"{run.name}: {len(found)} values, the first {found[0]} ({'; '.join(history)})")
-            say(f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS'} ({'; '.join(history)})")
+            say(
+                f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS'} ({'; '.join(history)})"
+            )
     return counts, num_runs, starts, wrong
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -230,7 +304,9 @@ def main():
     counts, num_runs, starts, wrong = chaos(words.kills, words.seed, words.processes, words.seconds)
     for (way, moment), count in sorted(counts.items()):
         print(f"{count:5d}  {way}, {moment}")
-    print(f"{counts.total()} kills in {num_runs} runs; {num_runs - len(wrong)} of {num_runs} runs ended equal to the undisturbed one")
+    print(
+        f"{counts.total()} kills in {num_runs} runs; {num_runs - len(wrong)} of {num_runs} runs ended equal to the undisturbed one"
+    )
     print("what starts said: " + ", ".join(f"{count} {what!r}" for what, count in sorted(starts.items())))
     if wrong:
         sys.exit("\n".join(wrong))

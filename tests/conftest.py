@@ -1,4 +1,5 @@
 """Real image files and real command lines, small."""
+
 import contextlib
 import os
 import signal
@@ -14,12 +15,15 @@ from numba import uint8, uint32, uint64
 from PIL import Image
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which much of torch does: before anything else here
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # read when Triton is imported, which much of torch does: before anything else here
+    )
     with contextlib.suppress(ImportError):
         import triton  # noqa: F401
 
         # their kernels are interpreted only if they are made now, and other tests import them too
-        import llc.hamming.cuda, llc.kernels.pack_cuda  # noqa: E401, F401
+        import llc.hamming.cuda  # noqa: F401
+        import llc.kernels.pack_cuda  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
 
 from llc.checkpoints import from_original
@@ -51,8 +55,18 @@ def numba_types_as_they_were():
 
 def run_command(*words, processes=None, check=True, timeout=240):
     """Runs a command line of the README in a subprocess: python WORDS, or torchrun --nproc_per_node=processes WORDS."""
-    launcher = [] if processes is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run([sys.executable, *launcher, *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    launcher = (
+        []
+        if processes is None
+        else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    )
+    done = subprocess.run(
+        [sys.executable, *launcher, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -64,7 +78,7 @@ def run_llc():
 
 def draw(rng, label, size=(40, 36)):
     """A noisy picture whose class is its stripes: direction and colour."""
-    rows, columns = np.mgrid[:size[0], :size[1]]
+    rows, columns = np.mgrid[: size[0], : size[1]]
     stripes = ((rows if label % 2 else columns) // 5) % 2
     colour = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [200, 200, 40]][label // 2])
     pixels = 30 + stripes[..., None] * colour * 0.8 + rng.normal(0, 25, (*size, 3))
@@ -90,30 +104,61 @@ def betons(image_tree, tmp_path_factory):
     """(train.beton, val.beton), written by the command."""
     folder = tmp_path_factory.mktemp("betons")
     train, val = folder / "train.beton", folder / "val.beton"
-    run_command("write_ffcv.py", f"--cfg.data_dir={image_tree}", f"--cfg.write_path={train}", "--cfg.num_workers=2", "--cfg.chunk_size=7")
-    run_command("write_ffcv.py", f"--cfg.data_dir={image_tree}", "--cfg.split=val", f"--cfg.write_path={val}",
-                f"--cfg.class_names_from={train}.json")
+    run_command(
+        "write_ffcv.py",
+        f"--cfg.data_dir={image_tree}",
+        f"--cfg.write_path={train}",
+        "--cfg.num_workers=2",
+        "--cfg.chunk_size=7",
+    )
+    run_command(
+        "write_ffcv.py",
+        f"--cfg.data_dir={image_tree}",
+        "--cfg.split=val",
+        f"--cfg.write_path={val}",
+        f"--cfg.class_names_from={train}.json",
+    )
     return train, val
 
 
-SMALL = ("--config=rn18_configs/llc_demo.yaml", "--model.width=8", "--codes.num_bits=10", "--training.batch_size=24",
-         "--validation.batch_size=16", "--codebook.epochs=8", "--codebook.lr_peak_epoch=1", "--codebook.lr=0.05",
-         "--instance.epochs=5", "--instance.lr=0.03")
+SMALL = (
+    "--config=rn18_configs/llc_demo.yaml",
+    "--model.width=8",
+    "--codes.num_bits=10",
+    "--training.batch_size=24",
+    "--validation.batch_size=16",
+    "--codebook.epochs=8",
+    "--codebook.lr_peak_epoch=1",
+    "--codebook.lr=0.05",
+    "--instance.epochs=5",
+    "--instance.lr=0.03",
+)
 
 
 @pytest.fixture(scope="session")
 def finished_run(betons, tmp_path_factory):
     """A run folder of both stages, trained by torchrun on two processes in seconds."""
     folder = tmp_path_factory.mktemp("runs")
-    run_command("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
-                f"--logging.folder={folder}", "--logging.name=run", processes=2)
+    run_command(
+        "train_llc.py",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        f"--logging.folder={folder}",
+        "--logging.name=run",
+        processes=2,
+    )
     return folder / "run"
 
 
 def trained_network(arch, num_bits, num_classes, **options):
     """A network of llc with random weights and codebook whose outputs differ from picture to picture, in evaluation mode."""
     network = Network(arch, num_bits, num_classes, **options)
-    reference = OriginalResNet(num_bits, num_classes) if arch == "resnet50" else resnet18(num_bits, num_classes, options.get("width", 64))
+    reference = (
+        OriginalResNet(num_bits, num_classes)
+        if arch == "resnet50"
+        else resnet18(num_bits, num_classes, options.get("width", 64))
+    )
     state = from_original(random_values(reference).state_dict(), "a random network")
     network.load_state_dict(state)
     return network.eval()

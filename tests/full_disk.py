@@ -5,6 +5,7 @@
 A run on a disk of so many bytes must end with an error that says so, or, where only its logs did not fit, go on; its last checkpoint
 can be continued from; the end is that of a run which always had room.
 """
+
 import argparse
 import collections
 import contextlib
@@ -39,15 +40,25 @@ def train(betons, run):
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            train_llc.main([*SHORT, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={run.parent}",
-                            f"--logging.name={run.name}", "--resume=auto"])
+            train_llc.main(
+                [
+                    *SHORT,
+                    f"--data.train_dataset={betons[0]}",
+                    f"--data.val_dataset={betons[1]}",
+                    f"--logging.folder={run.parent}",
+                    f"--logging.name={run.name}",
+                    "--resume=auto",
+                ]
+            )
         except UserError as error:
             return error, out.getvalue()
     return None, out.getvalue()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--points", type=int, default=40)
     words = parser.parse_args()
     os.environ["LOCAL_WORLD_SIZE"] = str(len(os.sched_getaffinity(0)))  # one thread: the network is tiny
@@ -64,15 +75,26 @@ def main():
             with small_disk(folder / "disk", size) as resize:
                 error, text = train(betons, folder / "disk" / "run")
                 full = "No space left on device"
-                outcome = "an error names the full disk" if error and full in str(error) else "the run finishes, a warning says that logs are missing" \
-                    if not error and full in text else "the run finishes" if not error else f"OTHER: {error}"
+                outcome = (
+                    "an error names the full disk"
+                    if error and full in str(error)
+                    else "the run finishes, a warning says that logs are missing"
+                    if not error and full in text
+                    else "the run finishes"
+                    if not error
+                    else f"OTHER: {error}"
+                )
                 resize(ROOM)
                 error, text = train(betons, folder / "disk" / "run")
                 found = [str(error)] if error else differences(end_of(folder / "disk" / "run"), reference)
-            outcomes[f"{outcome}; continued with room: {'equal' if not found else 'DIFFERS ' + ', '.join(found[:3])}"] += 1
+            outcomes[
+                f"{outcome}; continued with room: {'equal' if not found else 'DIFFERS ' + ', '.join(found[:3])}"
+            ] += 1
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:4d}  {outcome}")
-    print(f"{words.points} sizes of disk, up to 1.4 times what the finished run folder takes ({needed:,} bytes)")
+    print(
+        f"{words.points} sizes of disk, up to 1.4 times what the finished run folder takes ({needed:,} bytes)"
+    )
     sys.exit(any("OTHER" in outcome or "DIFFERS" in outcome for outcome in outcomes))
 
 

@@ -4,6 +4,7 @@
 
 A crash of the process is a failure too: nothing here catches it. What was read is used as its users do: betons are decoded whole.
 """
+
 import argparse
 import io
 import random
@@ -55,8 +56,22 @@ def _flip(rng, data, at):
 def _number(rng, data, at):
     """A number that sizes and offsets are not expected to be, in 1 to 8 bytes."""
     width = rng.choice((1, 2, 4, 8))
-    value = rng.choice((0, 1, -1, 1 << 7, 1 << 15, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 62, (1 << 63) - 1, rng.getrandbits(64)))
-    data[at:at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    value = rng.choice(
+        (
+            0,
+            1,
+            -1,
+            1 << 7,
+            1 << 15,
+            1 << 31,
+            (1 << 31) - 1,
+            1 << 40,
+            1 << 62,
+            (1 << 63) - 1,
+            rng.getrandbits(64),
+        )
+    )
+    data[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
 
 
 def _cut(rng, data, at):
@@ -64,16 +79,16 @@ def _cut(rng, data, at):
 
 
 def _remove(rng, data, at):
-    del data[at:at + rng.choice((1, 2, 8, 100))]
+    del data[at : at + rng.choice((1, 2, 8, 100))]
 
 
 def _repeat(rng, data, at):
-    data[at:at] = data[at:at + rng.choice((1, 4, 60, 1000))] * rng.choice((1, 2, 50))
+    data[at:at] = data[at : at + rng.choice((1, 4, 60, 1000))] * rng.choice((1, 2, 50))
 
 
 def _zeros(rng, data, at):
     width = min(rng.choice((1, 8, 64, 512)), len(data) - at)
-    data[at:at + width] = bytes(width)
+    data[at : at + width] = bytes(width)
 
 
 def _digits(rng, data, at):
@@ -81,11 +96,13 @@ def _digits(rng, data, at):
     places = [i for i, byte in enumerate(data[:2000]) if chr(byte).isdigit()]
     if places:
         at = rng.choice(places)
-        data[at:at + 1] = rng.choice((b"99999999999999", b"-1", b"0", b"1e400", b"nan", b"9" * 5000))
+        data[at : at + 1] = rng.choice((b"99999999999999", b"-1", b"0", b"1e400", b"nan", b"9" * 5000))
 
 
 def _bracket(rng, data, at):
-    data[at:at] = rng.choice((b"[" * 2000, b"{", b"&a ", b"*a", b"\n- ", b'"', b"!!python/name:os.system ", b"\xff\xfe"))
+    data[at:at] = rng.choice(
+        (b"[" * 2000, b"{", b"&a ", b"*a", b"\n- ", b'"', b"!!python/name:os.system ", b"\xff\xfe")
+    )
 
 
 _MUTATIONS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _zeros, _digits, _bracket)
@@ -106,16 +123,32 @@ def readers(folder):
     beton = _only_used_bytes(train.read_bytes())
     (folder / "x.beton").write_bytes(beton)
     tables = read_tables(folder / "x.beton")
-    manifest = replace(load_manifest(train), file_size=len(beton), tables_sha256=tables.sha256).to_json().encode()
+    manifest = (
+        replace(load_manifest(train), file_size=len(beton), tables_sha256=tables.sha256).to_json().encode()
+    )
     torch.manual_seed(0)
-    state = {"network": {"a": torch.randn(7, 5), "b": torch.arange(4), "c": torch.randn(6, 2).T}, "progress": {"epoch": 3, "lines": [{"x": 0.5}]}}
+    state = {
+        "network": {"a": torch.randn(7, 5), "b": torch.arange(4), "c": torch.randn(6, 2).T},
+        "progress": {"epoch": 3, "lines": [{"x": 0.5}]},
+    }
     torch.save(state, folder / "state.pth")
     torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
     np.save(folder / "codebook.npy", np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32))
     recipe = Path(__file__).resolve().parent.parent / "rn50_configs" / "llc_20bit.yaml"
 
     def read_config(path):
-        edge.read(SECTIONS, ["--config", str(recipe), "--config", str(path), "--data.train_dataset=a", "--data.val_dataset=b"], description="")
+        edge.read(
+            SECTIONS,
+            [
+                "--config",
+                str(recipe),
+                "--config",
+                str(path),
+                "--data.train_dataset=a",
+                "--data.val_dataset=b",
+            ],
+            description="",
+        )
 
     def read_checkpoint(path):
         assert flat(read_torch_file(path)) == flat(state), "damage was not recognised"
@@ -129,7 +162,9 @@ def readers(folder):
         "beton alone": Reader({"x.beton": beton}, read_beton, _mutate_tables),
         "manifest": Reader({"x.beton.json": manifest}, lambda path: load_manifest(path)),
         "checkpoint": Reader({"x.pth": (folder / "state.pth").read_bytes()}, read_checkpoint),
-        "checkpoint with right checksums": Reader({"x.pth": (folder / "state.pth").read_bytes()}, read_torch_file, _mutate_records),
+        "checkpoint with right checksums": Reader(
+            {"x.pth": (folder / "state.pth").read_bytes()}, read_torch_file, _mutate_records
+        ),
         "checkpoint of the old format": Reader({"x.pth": (folder / "old.pth").read_bytes()}, read_torch_file),
         "codebook": Reader({"x.npy": (folder / "codebook.npy").read_bytes()}, load_codebook),
         "configuration": Reader({"x.yaml": recipe.read_bytes()}, read_config),
@@ -150,7 +185,13 @@ def _only_used_bytes(beton):
     metadata["f0"]["data_ptr"] -= first - moved
     table["ptr"] -= first - moved
     header["alloc_table_ptr"] = moved + end - first
-    return header.tobytes() + beton[header.nbytes:layout.METADATA_START] + metadata.tobytes() + beton[first:end] + table.tobytes()
+    return (
+        header.tobytes()
+        + beton[header.nbytes : layout.METADATA_START]
+        + metadata.tobytes()
+        + beton[first:end]
+        + table.tobytes()
+    )
 
 
 def _mutate_tables(rng, data):
@@ -160,8 +201,13 @@ def _mutate_tables(rng, data):
     data = bytearray(data)
     n = int.from_bytes(data[8:16], "little")
     for _ in range(rng.choice((1, 2, 5))):
-        start, end = rng.choice(((0, 24), (layout.METADATA_START, layout.METADATA_START + n * layout.METADATA_TYPE.itemsize),
-                                 (len(data) - n * layout.ALLOC_TYPE.itemsize, len(data))))
+        start, end = rng.choice(
+            (
+                (0, 24),
+                (layout.METADATA_START, layout.METADATA_START + n * layout.METADATA_TYPE.itemsize),
+                (len(data) - n * layout.ALLOC_TYPE.itemsize, len(data)),
+            )
+        )
         before, at = len(data), rng.randrange(start, end)
         _number(rng, data, at)
         del data[before:]
@@ -174,7 +220,9 @@ def _mutate_records(rng, data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
         chosen = rng.choice([name for name in names if name.endswith("data.pkl")] * 6 + names)
-        with zipfile.ZipFile(out, "w", rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,))) as written:
+        with zipfile.ZipFile(
+            out, "w", rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,))
+        ) as written:
             for name in names:
                 content = archive.read(name)
                 written.writestr(name, mutate(rng, content) if name == chosen else content)
@@ -215,7 +263,9 @@ def fuzz(reader, mutations, seed, folder):
             except UserError as error:
                 refused += 1
                 if first.name not in str(error):
-                    problems.append(f"mutation {number} of seed {seed}: the message does not name the file: {error}")
+                    problems.append(
+                        f"mutation {number} of seed {seed}: the message does not name the file: {error}"
+                    )
             except TooLong:
                 problems.append(f"mutation {number} of seed {seed}: took longer than {SECONDS} s")
             except BaseException:
@@ -231,7 +281,9 @@ def fuzz(reader, mutations, seed, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", default="")
@@ -243,8 +295,11 @@ def main():
                 started = time.monotonic()
                 refused, problems = fuzz(reader, words.mutations, words.seed, Path(folder))
                 failed += len(problems)
-                print(f"{name}: {words.mutations} mutations, {refused} refused with a message, {words.mutations - refused - len(problems)} read, "
-                      f"{len(problems)} problems, {time.monotonic() - started:.1f} s", flush=True)
+                print(
+                    f"{name}: {words.mutations} mutations, {refused} refused with a message, {words.mutations - refused - len(problems)} read, "
+                    f"{len(problems)} problems, {time.monotonic() - started:.1f} s",
+                    flush=True,
+                )
                 for problem in problems[:3]:
                     print(problem, file=sys.stderr)
     sys.exit(1 if failed else 0)

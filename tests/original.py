@@ -1,6 +1,7 @@
 """The network of the original LLC code in plain torch, written from its description and sharing nothing with llc: 1x1 convolutions at its
 end, `fc` binarised in the forward pass; and its files.
 """
+
 import numpy as np
 import torch
 from torch import nn
@@ -36,11 +37,17 @@ class Bottleneck(nn.Module):
 
     def forward(self, x):
         inner = torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-        return torch.relu(self.bn3(self.conv3(inner)) + (x if self.downsample is None else self.downsample(x)))
+        return torch.relu(
+            self.bn3(self.conv3(inner)) + (x if self.downsample is None else self.downsample(x))
+        )
 
 
 def shortcut(inputs, outputs, stride):
-    return None if stride == 1 and inputs == outputs else nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return (
+        None
+        if stride == 1 and inputs == outputs
+        else nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    )
 
 
 class OriginalResNet(nn.Module):
@@ -51,7 +58,7 @@ class OriginalResNet(nn.Module):
         self.conv1, self.bn1 = conv(3, width, 7, 2), nn.BatchNorm2d(width)
         inputs = width
         for i, depth in enumerate(depths):
-            blocks, planes = [], width * 2 ** i
+            blocks, planes = [], width * 2**i
             for j in range(depth):
                 blocks.append(block(inputs, planes, 2 if i and not j else 1))
                 inputs = planes * block.expansion
@@ -89,7 +96,9 @@ def random_values(model, seed=0):
         model.train()(normalised(pictures(16, seed)))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_var.mul_(1.2)  # 50 random layers multiply rounding errors by 300; so, by 50, as trained ones may
+            module.running_var.mul_(
+                1.2
+            )  # 50 random layers multiply rounding errors by 300; so, by 50, as trained ones may
     return model.eval()
 
 
@@ -97,7 +106,11 @@ def pictures(count, seed, size=64):
     """uint8 [count, 3, size, size]: blots of colour."""
     generator = torch.Generator().manual_seed(seed)
     small = torch.rand(count, 3, 4, 4, generator=generator)
-    return (255 * nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(0, 1)).round().to(torch.uint8)
+    return (
+        (255 * nn.functional.interpolate(small, (size, size), mode="bicubic").clamp(0, 1))
+        .round()
+        .to(torch.uint8)
+    )
 
 
 def save_files(model, folder):
@@ -105,15 +118,32 @@ def save_files(model, folder):
     folder.mkdir(exist_ok=True)
     state = nn.DataParallel(model).state_dict()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    torch.save({"epoch": 100, "arch": "ResNet50", "state_dict": state, "best_acc1": 75.5, "best_acc5": 92.0, "best_train_acc1": 70.0,
-                "best_train_acc5": 90.0, "optimizer": optimizer.state_dict(), "curr_acc1": 75.5, "curr_acc5": 92.0},
-               folder / "model_best.pth")
+    torch.save(
+        {
+            "epoch": 100,
+            "arch": "ResNet50",
+            "state_dict": state,
+            "best_acc1": 75.5,
+            "best_acc5": 92.0,
+            "best_train_acc1": 70.0,
+            "best_train_acc5": 90.0,
+            "optimizer": optimizer.state_dict(),
+            "curr_acc1": 75.5,
+            "curr_acc5": 92.0,
+        },
+        folder / "model_best.pth",
+    )
     if hasattr(model, "fc"):
-        np.save(folder / "codebook.npy", model.fc.weight.detach().numpy().reshape(-1, model.fc_lr.weight.shape[0]))
+        np.save(
+            folder / "codebook.npy", model.fc.weight.detach().numpy().reshape(-1, model.fc_lr.weight.shape[0])
+        )
     return folder / "model_best.pth", folder / "codebook.npy"
 
 
 def normalised(images):
     """uint8 [n, 3, H, W] -> float, as torchvision's ToTensor and Normalize give them."""
-    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406])[:, None, None],
+        torch.tensor([0.229, 0.224, 0.225])[:, None, None],
+    )
     return (images.float() / 255 - mean) / std

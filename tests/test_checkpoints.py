@@ -1,4 +1,5 @@
 """Weights in and out: the original's files, dense models, backbones; against networks that share nothing with llc's."""
+
 import io
 import re
 
@@ -57,14 +58,24 @@ def test_the_published_form_gives_the_originals_logits_and_classes(class_model):
     images = original.pictures(12, seed=5)
     expected = model(original.normalised(images))
     encoder = llc.load(path)
-    assert encoder.network.options == {"arch": "resnet50", "num_bits": 20, "num_classes": 50, "width": 64, "use_blurpool": False,
-                                       "logit_scale": 1.0, "normalize": "none"}
+    assert encoder.network.options == {
+        "arch": "resnet50",
+        "num_bits": 20,
+        "num_classes": 50,
+        "width": 64,
+        "use_blurpool": False,
+        "logit_scale": 1.0,
+        "normalize": "none",
+    }
     z = encoder(images)
     assert agree(encoder.network.class_logits(z), expected)
     assert len(set(expected.argmax(1).tolist())) > 2
     assert encoder.network.class_logits(z).argmax(1).tolist() == expected.argmax(1).tolist()
     # the original's Hamming decoding: its signs times the codebook's, the largest product
-    signs, class_signs = torch.where(z > 0, 1.0, -1.0), torch.where(torch.from_numpy(np.load(codebook_path)) > 0, 1.0, -1.0)
+    signs, class_signs = (
+        torch.where(z > 0, 1.0, -1.0),
+        torch.where(torch.from_numpy(np.load(codebook_path)) > 0, 1.0, -1.0),
+    )
     products = signs @ class_signs.T
     decoded = llc.decode_mhd(pack_bits(z), encoder.class_codes)[:, 0]
     assert (products.gather(1, decoded[:, None])[:, 0] == products.max(1).values).all()
@@ -86,7 +97,9 @@ def test_a_model_of_instance_codes_encodes_and_wants_a_codebook_to_classify(inst
     for shape in ((7, 12), (7, 12, 1, 1), (84,)):
         np.save(tmp_path / "codebook.npy", values.reshape(shape))
         encoder = llc.load(path, codebook=tmp_path / "codebook.npy")
-        assert np.array_equal(encoder.codebook, values.astype(np.float32)) and encoder.classify(images[:2]).labels.shape == (2, 5)
+        assert np.array_equal(encoder.codebook, values.astype(np.float32)) and encoder.classify(
+            images[:2]
+        ).labels.shape == (2, 5)
     np.save(tmp_path / "codebook.npy", values[:, :11])
     with pytest.raises(UserError, match="11 bits.*12 are needed"):
         llc.load(path, codebook=tmp_path / "codebook.npy")
@@ -106,9 +119,13 @@ def test_a_run_goes_back_to_the_originals_form_strictly(finished_run, run_llc, t
         state = torch.load(tmp_path / stage / "model_best.pth", weights_only=True)["state_dict"]
         nn.DataParallel(model).load_state_dict(state, strict=True)
         encoder = llc.load(finished_run, checkpoint=stage)
-        assert encoder.network.logit_scale == 10 ** -0.5  # the demo's recipe: what the original has no place for
+        assert (
+            encoder.network.logit_scale == 10**-0.5
+        )  # the demo's recipe: what the original has no place for
         z = encoder.network(images)
-        assert agree(model(original.normalised(images)), encoder.network.class_logits(z) if num_classes else z)
+        assert agree(
+            model(original.normalised(images)), encoder.network.class_logits(z) if num_classes else z
+        )
         assert "resnet18 of width 8" in said
         values = np.load(tmp_path / stage / "codebook.npy")
         assert values.dtype == np.float32 and (values == np.load(finished_run / "codebook.npy")).all()
@@ -122,10 +139,15 @@ def test_the_originals_files_start_either_stage(class_model, instance_model, tmp
     network = Network("resnet50", 20, 50, use_blurpool=True)
     said = load_weights(network, str(path), "resnet50")
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert "its codebook left out (codes.init_codebook takes one)" in said and network.codebook.abs().sum() == 0
+    assert (
+        "its codebook left out (codes.init_codebook takes one)" in said and network.codebook.abs().sum() == 0
+    )
     assert torch.equal(network.projection.weight, state["module.fc_lr.weight"][:, :, 0, 0])
     assert torch.equal(network.backbone.layer3[2].bn2.running_var, state["module.layer3.2.bn2.running_var"])
-    with pytest.raises(UserError, match=r"1 keys of another shape: projection.weight \(\[20, 2048\] in the file, \[32, 2048\] here\)"):
+    with pytest.raises(
+        UserError,
+        match=r"1 keys of another shape: projection.weight \(\[20, 2048\] in the file, \[32, 2048\] here\)",
+    ):
         load_weights(Network("resnet50", 32, 50), str(path), "resnet50")
     assert "left out" not in load_weights(Network("resnet18", 12, 3), str(instance_model[1]), "resnet18")
 
@@ -136,16 +158,24 @@ def test_the_trainer_takes_them(finished_run, betons, tmp_path, capsys):
     export.main([str(finished_run), "--to=original", "--checkpoint=codebook", f"--out={tmp_path}"])
     values = np.load(tmp_path / "codebook.npy")
     np.save(tmp_path / "codebook.npy", values.reshape(-1))
-    config, _ = training_config.read([*SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
-                                      "--training.stages=instance", f"--model.weights={tmp_path / 'model_best.pth'}",
-                                      f"--codes.init_codebook={tmp_path / 'codebook.npy'}"], description="")
+    config, _ = training_config.read(
+        [
+            *SMALL,
+            f"--data.train_dataset={betons[0]}",
+            f"--data.val_dataset={betons[1]}",
+            "--training.stages=instance",
+            f"--model.weights={tmp_path / 'model_best.pth'}",
+            f"--codes.init_codebook={tmp_path / 'codebook.npy'}",
+        ],
+        description="",
+    )
     trainer = Trainer(config, None, Processes())
     assert "a model of the original LLC code, its codebook left out" in capsys.readouterr().out
     assert np.array_equal(trainer.network.codebook.detach(), values) and values.shape == (6, 10)
     images = original.pictures(5, seed=4, size=32)
     z = llc.load(finished_run, checkpoint="codebook").network(images)
     # the logit scale of the codebook stage went into the projection: z is smaller by it, and its signs are the same
-    assert agree(trainer.network.eval()(images), z * 10 ** -0.5)
+    assert agree(trainer.network.eval()(images), z * 10**-0.5)
 
 
 def dense_state(form):
@@ -180,8 +210,10 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError) as error:
         load_weights(Network("resnet18", 12, 5), str(tmp_path / "other.pth"), "resnet18")
-    assert "1 keys missing: layer2.0.bn1.bias; 1 keys unknown: layer1.5.conv1.weight; " \
-           "1 keys of another shape: bn1.weight ([7] in the file, [64] here)" in str(error.value)
+    assert (
+        "1 keys missing: layer2.0.bn1.bias; 1 keys unknown: layer1.5.conv1.weight; "
+        "1 keys of another shape: bn1.weight ([7] in the file, [64] here)" in str(error.value)
+    )
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "other.pth")
     with pytest.raises(UserError, match="unknown: layer1.2.conv1.weight.*, and [0-9]+ more"):
         load_weights(Network("resnet18", 12, 5), str(tmp_path / "other.pth"), "resnet18")
@@ -194,10 +226,23 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
 @pytest.mark.parametrize("arch", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
 def test_the_architecture_is_found_from_the_shapes(arch):
     state = checkpoints.from_original(
-        {k.removeprefix("module."): v for k, v in checkpoints.to_original(Network(arch, 9, 3), with_codebook=True).items()}, "file")
-    assert checkpoints.options_of(state, "file") == {"arch": arch, "num_bits": 9, "num_classes": 3, "width": 64}
+        {
+            k.removeprefix("module."): v
+            for k, v in checkpoints.to_original(Network(arch, 9, 3), with_codebook=True).items()
+        },
+        "file",
+    )
+    assert checkpoints.options_of(state, "file") == {
+        "arch": arch,
+        "num_bits": 9,
+        "num_classes": 3,
+        "width": 64,
+    }
     del state["backbone.layer1.0.conv2.weight"]
-    with pytest.raises(UserError, match=f"the nearest, {arch}, has other keys: 1 keys missing: backbone.layer1.0.conv2.weight"):
+    with pytest.raises(
+        UserError,
+        match=f"the nearest, {arch}, has other keys: 1 keys missing: backbone.layer1.0.conv2.weight",
+    ):
         checkpoints.options_of(state, "file")
 
 
@@ -218,7 +263,9 @@ def test_a_backbone_for_torchvision_gives_the_class_logits(suffix, tmp_path):
     export.main([str(tmp_path / "encoder.safetensors"), "--to=backbone", f"--out={out}"])
     dense.fc = nn.Identity()
     dense.load_state_dict(read(out), strict=True)
-    assert agree(dense(original.normalised(images)), network.backbone((images.float() - network.mean) / network.std))
+    assert agree(
+        dense(original.normalised(images)), network.backbone((images.float() - network.mean) / network.std)
+    )
 
 
 @torch.no_grad()
@@ -237,14 +284,19 @@ def test_a_network_with_blurpool_is_refused_or_written_for_a_reader_that_has_it(
     expected = network.class_logits(network(images))
     assert not agree(dense.eval()(original.normalised(images)), expected)
     apply_blurpool(dense)
-    assert any(isinstance(m, BlurConv2d) for m in dense.modules()) and agree(dense(original.normalised(images)), expected)
+    assert any(isinstance(m, BlurConv2d) for m in dense.modules()) and agree(
+        dense(original.normalised(images)), expected
+    )
 
 
 def test_what_cannot_be_exported_is_said(finished_run, instance_model, tmp_path):
     model = str(instance_model[1])
     for words, message in [
         ([str(finished_run), "--to=backbone"], "resnet18 of width 8: torchvision has no such network"),
-        ([str(finished_run), "--to=original", "--with_classifier"], "--with_classifier belongs to --to=backbone"),
+        (
+            [str(finished_run), "--to=original", "--with_classifier"],
+            "--with_classifier belongs to --to=backbone",
+        ),
         ([model, "--to=backbone"], "say where, with --out="),
         ([model, "--to=backbone", "--with_classifier", f"--out={tmp_path / 'out.pth'}"], "holds no codebook"),
         ([model, "--to=backbone", f"--out={tmp_path / 'out.onnx'}"], "ends in .safetensors or .pth"),
@@ -259,7 +311,9 @@ def test_what_cannot_be_exported_is_said(finished_run, instance_model, tmp_path)
 def centre_projection(model, images):
     """Takes out of the projection what all images have in common, so that each bit is 1 for some of them."""
     features = []
-    hook = model.fc_lr.register_forward_hook(lambda module, inputs, output: features.append(inputs[0].flatten(1)))
+    hook = model.fc_lr.register_forward_hook(
+        lambda module, inputs, output: features.append(inputs[0].flatten(1))
+    )
     model(images)
     hook.remove()
     mean, weight = features[0].mean(0), model.fc_lr.weight.data[:, :, 0, 0]
@@ -273,18 +327,33 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
     root = image_tree / "val"
     beton = tmp_path / "val.beton"
     if data == "beton":
-        write_beton(WriterConfig(write_path=str(beton), data_dir=str(image_tree), split="val", num_workers=1), show_progress=False)
+        write_beton(
+            WriterConfig(write_path=str(beton), data_dir=str(image_tree), split="val", num_workers=1),
+            show_progress=False,
+        )
         images = BetonImages.of(open_shards(beton))
-        opened = [image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image)) for image in map(images.image, range(66))]
+        opened = [
+            image if isinstance(image, Image.Image) else Image.open(io.BytesIO(image))
+            for image in map(images.image, range(66))
+        ]
     else:
-        opened = [Image.open(path) for label in range(6) for path in sorted((root / f"class_{label}").iterdir())]
-    prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
+        opened = [
+            Image.open(path) for label in range(6) for path in sorted((root / f"class_{label}").iterdir())
+        ]
+    prepare = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]
+    )
     pixels = torch.stack([prepare(image.convert("RGB")) for image in opened])
     labels = torch.arange(6).repeat_interleave(11)
 
-    model, z_model = original.random_values(original.resnet18(10, 6, width=8), seed=3), original.resnet18(10, None, width=8).eval()
+    model, z_model = (
+        original.random_values(original.resnet18(10, 6, width=8), seed=3),
+        original.resnet18(10, None, width=8).eval(),
+    )
     centre_projection(model, original.normalised(pixels))
-    z_model.load_state_dict({name: value for name, value in model.state_dict().items() if name != "fc.weight"})
+    z_model.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if name != "fc.weight"}
+    )
     z = z_model(original.normalised(pixels))
     codebook = z[5::11]  # an image of each class
     assert len(torch.unique(codebook > 0, dim=0)) == 6
@@ -293,13 +362,24 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
     instance_path, _ = original.save_files(z_model, tmp_path / "instance")
     logits = model(original.normalised(pixels))
     distances = ((z > 0)[:, None] != (codebook > 0)[None]).sum(2)
-    expected = {"class codes": (logits.argmax(1) == labels).double().mean(),
-                "MHD": (distances.argmin(1) == labels).double().mean(),
-                "ED": ((distances.argmin(1) == labels) & (distances.min(1).values == 0)).double().mean()}
+    expected = {
+        "class codes": (logits.argmax(1) == labels).double().mean(),
+        "MHD": (distances.argmin(1) == labels).double().mean(),
+        "ED": ((distances.argmin(1) == labels) & (distances.min(1).values == 0)).double().mean(),
+    }
     assert logits.argmax(1).unique().numel() > 2 and all(0 < value < 1 for value in expected.values())
 
-    for words in ([f"--original={path}"], ["--original", str(instance_path), "--codebook", str(codebook_path)]):
-        evaluate.main([*words, f"--data.val_dataset={beton if data == 'beton' else root}", f"--predictions={tmp_path / 'predictions.npz'}"])
+    for words in (
+        [f"--original={path}"],
+        ["--original", str(instance_path), "--codebook", str(codebook_path)],
+    ):
+        evaluate.main(
+            [
+                *words,
+                f"--data.val_dataset={beton if data == 'beton' else root}",
+                f"--predictions={tmp_path / 'predictions.npz'}",
+            ]
+        )
         said = capsys.readouterr().out
         found = dict(re.findall(r"(class codes|MHD|ED) +top-1 +([\d.]+) %", said))
         assert found == {name: f"{100 * value:.2f}" for name, value in expected.items()}
@@ -311,7 +391,13 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
         evaluate.main([f"--original={instance_path}", f"--data.val_dataset={root}"])
     with pytest.raises(UserError, match="has 6 classes, .* has 5"):
         np.save(tmp_path / "five.npy", codebook[:5])
-        evaluate.main([f"--original={instance_path}", f"--codebook={tmp_path / 'five.npy'}", f"--data.val_dataset={root}"])
+        evaluate.main(
+            [
+                f"--original={instance_path}",
+                f"--codebook={tmp_path / 'five.npy'}",
+                f"--data.val_dataset={root}",
+            ]
+        )
 
 
 @torch.no_grad()
@@ -328,10 +414,19 @@ def test_batch_norm_on_z_goes_into_a_dense_classifier_and_not_into_the_originals
     encoder.save(tmp_path / "encoder.safetensors")
     again = llc.load(tmp_path / "encoder.safetensors")
     assert again.stage == "joint" and torch.equal(again.network(images), network(images))
-    export.main([str(tmp_path / "encoder.safetensors"), "--to=backbone", "--with_classifier", f"--out={tmp_path / 'dense.pth'}"])
+    export.main(
+        [
+            str(tmp_path / "encoder.safetensors"),
+            "--to=backbone",
+            "--with_classifier",
+            f"--out={tmp_path / 'dense.pth'}",
+        ]
+    )
     dense = torchvision.models.resnet18(num_classes=5).eval()
     dense.load_state_dict(torch.load(tmp_path / "dense.pth", weights_only=True))
     assert agree(dense(original.normalised(images)), network.class_logits(network(images)))
     with pytest.raises(UserError, match="codes.normalize = batchnorm: the original's projection has no bias"):
-        export.main([str(tmp_path / "encoder.safetensors"), "--to=original", f"--out={tmp_path / 'original'}"])
+        export.main(
+            [str(tmp_path / "encoder.safetensors"), "--to=original", f"--out={tmp_path / 'original'}"]
+        )
     assert not (tmp_path / "original").exists()

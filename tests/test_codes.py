@@ -1,8 +1,10 @@
 """The sign, its gradient and the packed form, against numpy and against definitions anyone can check by eye."""
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llc.codes import binarize, code_size, pack_bits, unpack_bits
 
@@ -13,10 +15,15 @@ INTEGERS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8]
 def special_values(dtype):
     """Every kind of float there is around the threshold, in an order that makes the packed bytes irregular."""
     tiny = torch.finfo(dtype).smallest_normal
-    return torch.tensor([1.0, -1.0, 0.0, -0.0, tiny, -tiny, float("inf"), -float("inf"), float("nan"), -float("nan"), 3.5], dtype=dtype)
+    return torch.tensor(
+        [1.0, -1.0, 0.0, -0.0, tiny, -tiny, float("inf"), -float("inf"), float("nan"), -float("nan"), 3.5],
+        dtype=dtype,
+    )
 
 
-@pytest.mark.parametrize("num_bits, expected", [(1, 1), (7, 1), (8, 1), (9, 2), (20, 3), (64, 8), (4096, 512)])
+@pytest.mark.parametrize(
+    "num_bits, expected", [(1, 1), (7, 1), (8, 1), (9, 2), (20, 3), (64, 8), (4096, 512)]
+)
 def test_code_size(num_bits, expected):
     assert code_size(num_bits) == expected
 
@@ -44,7 +51,9 @@ def test_binarize_works_under_autocast():
         logits = z @ signs.T
     assert signs.dtype == torch.float32 and logits.dtype == torch.bfloat16
     logits.float().sum().backward()
-    assert torch.allclose(codebook.grad, z.bfloat16().float().sum(0).expand(10, 4), atol=0.05)   # bfloat16 has 8 bits
+    assert torch.allclose(
+        codebook.grad, z.bfloat16().float().sum(0).expand(10, 4), atol=0.05
+    )  # bfloat16 has 8 bits
 
 
 @given(n=st.integers(0, 20), num_bits=st.integers(1, 130), seed=st.integers(0, 999))
@@ -77,13 +86,26 @@ def test_zero_nan_and_infinities(dtype, repeat):
 
 @pytest.mark.parametrize("dtype", INTEGERS + [torch.bool])
 def test_integers_and_bools(dtype):
-    limits = [0, 1] if dtype == torch.bool else [torch.iinfo(dtype).min, -1 if dtype != torch.uint8 else 0, 0, 1, torch.iinfo(dtype).max]
+    limits = (
+        [0, 1]
+        if dtype == torch.bool
+        else [torch.iinfo(dtype).min, -1 if dtype != torch.uint8 else 0, 0, 1, torch.iinfo(dtype).max]
+    )
     values = torch.tensor(limits * 7, dtype=dtype).reshape(-1, 7)
     assert np.array_equal(pack_bits(values).numpy(), np.packbits(values.numpy() > 0, axis=-1))
     assert np.array_equal(pack_bits(values.numpy()), pack_bits(values).numpy())
 
 
-@pytest.mark.parametrize("view", [lambda v: v.T, lambda v: v[::2], lambda v: v[:, ::3], lambda v: v[:, 5:18], lambda v: v[:1].expand(6, -1)])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda v: v.T,
+        lambda v: v[::2],
+        lambda v: v[:, ::3],
+        lambda v: v[:, 5:18],
+        lambda v: v[:1].expand(6, -1),
+    ],
+)
 def test_layouts_that_are_not_contiguous(view):
     values = view(torch.randn(40, 40))
     expected = np.packbits(values.numpy() > 0, axis=-1)
@@ -96,10 +118,14 @@ def test_layouts_that_are_not_contiguous(view):
 def test_values_that_need_a_gradient():
     values = torch.randn(6, 20, requires_grad=True)
     codes = pack_bits(values)
-    assert not codes.requires_grad and np.array_equal(codes.numpy(), np.packbits(values.detach().numpy() > 0, axis=-1))
+    assert not codes.requires_grad and np.array_equal(
+        codes.numpy(), np.packbits(values.detach().numpy() > 0, axis=-1)
+    )
 
 
-@pytest.mark.parametrize("values", [torch.randn(8), torch.randn(2, 3, 4), torch.randn(3, 0), torch.tensor(1.0)])
+@pytest.mark.parametrize(
+    "values", [torch.randn(8), torch.randn(2, 3, 4), torch.randn(3, 0), torch.tensor(1.0)]
+)
 def test_packing_refuses_wrong_shapes_by_name(values):
     with pytest.raises(ValueError, match="values: expected shape"):
         pack_bits(values)
@@ -107,15 +133,24 @@ def test_packing_refuses_wrong_shapes_by_name(values):
         pack_bits(values.numpy())
 
 
-@pytest.mark.parametrize("values", [torch.zeros(2, 3, dtype=torch.complex64), np.zeros((2, 3), dtype="U1"), [[1.0, 2.0]]])
+@pytest.mark.parametrize(
+    "values", [torch.zeros(2, 3, dtype=torch.complex64), np.zeros((2, 3), dtype="U1"), [[1.0, 2.0]]]
+)
 def test_packing_refuses_what_is_no_number(values):
     with pytest.raises(ValueError, match="values: expected"):
         pack_bits(values)
 
 
-@pytest.mark.parametrize("codes, num_bits", [
-    (torch.zeros(4, 3), 20), (torch.zeros(4, 3, dtype=torch.uint8), 25), (torch.zeros(4, 3, dtype=torch.uint8), 16),
-    (torch.zeros(4, dtype=torch.uint8), 8), (torch.zeros(4, 0, dtype=torch.uint8), 0)])
+@pytest.mark.parametrize(
+    "codes, num_bits",
+    [
+        (torch.zeros(4, 3), 20),
+        (torch.zeros(4, 3, dtype=torch.uint8), 25),
+        (torch.zeros(4, 3, dtype=torch.uint8), 16),
+        (torch.zeros(4, dtype=torch.uint8), 8),
+        (torch.zeros(4, 0, dtype=torch.uint8), 0),
+    ],
+)
 def test_unpacking_refuses_wrong_codes_by_name(codes, num_bits):
     with pytest.raises(ValueError, match="codes: expected uint8|num_bits: expected"):
         unpack_bits(codes, num_bits)

@@ -1,4 +1,5 @@
 """Processes: what a start changes in this process."""
+
 import os
 import signal
 import socket
@@ -28,27 +29,57 @@ print(faults_of(5))
 def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
     def faults(how):
         # without a CUDA device the process is one on a CPU
-        run = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""})
+        run = subprocess.run(
+            [sys.executable, "-c", FAULTS, how],
+            capture_output=True,
+            text=True,
+            env={"CUDA_VISIBLE_DEVICES": ""},
+        )
         assert not run.returncode, run.stderr
         return int(run.stdout)
 
-    assert faults("plain") > 10_000, "this C library keeps freed memory by itself: the setting would be of no use"
+    assert faults("plain") > 10_000, (
+        "this C library keeps freed memory by itself: the setting would be of no use"
+    )
     assert faults("started") < 100
 
 
 def test_a_process_whose_torchrun_has_ended_ends_too():
     with socket.create_server(("localhost", 0)) as server:
         port = server.getsockname()[1]  # free again: nothing will listen there
-    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", "RANK": "1",
-                "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    run = subprocess.run([sys.executable, "-c", "from llc.distributed import Processes; Processes.start(timeout_minutes=5)"],
-                         capture_output=True, text=True, timeout=60, env={**os.environ, **torchrun, "CUDA_VISIBLE_DEVICES": ""})
-    assert run.returncode and f"torchrun, which started this process, has ended: nothing listens at localhost:{port}" in run.stderr
+    torchrun = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", "from llc.distributed import Processes; Processes.start(timeout_minutes=5)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **torchrun, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert (
+        run.returncode
+        and f"torchrun, which started this process, has ended: nothing listens at localhost:{port}"
+        in run.stderr
+    )
 
 
 def test_a_deterministic_start_has_inductor_measure_nothing():
     script = "from llc.distributed import Processes; Processes.start(1, deterministic=True); import torch._inductor.config as c; print(c.deterministic)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
     assert done.stdout == "True\n", done.stderr
 
 
@@ -72,8 +103,12 @@ def test_one_of_several_processes_ends_without_the_interpreters_clearing_away(tm
     (tmp_path / "aborting.py").write_text(ABORTING)
 
     def end(world_size):
-        return subprocess.run([sys.executable, tmp_path / "aborting.py", *words], capture_output=True, text=True,
-                              env={**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": world_size})
+        return subprocess.run(
+            [sys.executable, tmp_path / "aborting.py", *words],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": world_size},
+        )
 
     assert end("1").returncode == -signal.SIGABRT
     done = end("2")

@@ -1,4 +1,5 @@
 """The examples of the docstrings and of the README run, and say what they say there."""
+
 import doctest
 import importlib
 import re
@@ -28,7 +29,7 @@ def test_there_are_examples():
 
 def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeypatch, capsys):
     """The block of Python in the README, as it stands, where its files are."""
-    block, = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished_run, "runs/NAME")
@@ -40,4 +41,6 @@ def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeyp
     exec(block, names)
     assert names["codes"].shape == (2, 2) and Path("encoder.safetensors").is_file()
     assert "class_1" in capsys.readouterr().out
-    assert names["distances"].shape == (2, 10) and (names["distances"][:, 0] <= names["distances"][:, -1]).all()
+    assert (
+        names["distances"].shape == (2, 10) and (names["distances"][:, 0] <= names["distances"][:, -1]).all()
+    )

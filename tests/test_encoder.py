@@ -1,4 +1,5 @@
 """llc as a library: codes equal to the trainer's, every kind of image, decoders against loops, one safe file."""
+
 import inspect
 import json
 import pickle
@@ -30,7 +31,9 @@ NAMES = ("ant", "bee", "cow", "dog", "eel", "fox", "gnu")
 
 def small_encoder(**options):
     network = trained_network("resnet18", 11, 7, width=8, logit_scale=0.5)
-    return llc.Encoder(network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), NAMES, **options)
+    return llc.Encoder(
+        network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), NAMES, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +47,19 @@ def evaluated(finished_run, run_llc, tmp_path_factory):
 # ------------------------------------------------------------------------------------------------ the trainer's codes
 
 
-def test_the_library_gives_the_codes_of_the_trainers_evaluation(finished_run, betons, evaluated, run_llc, tmp_path):
+def test_the_library_gives_the_codes_of_the_trainers_evaluation(
+    finished_run, betons, evaluated, run_llc, tmp_path
+):
     """The val beton through the command, by an encoder saved in one file."""
     llc.load(finished_run).save(tmp_path / "encoder.safetensors")
-    said = run_llc("-m", "llc.encode", tmp_path / "encoder.safetensors", f"--data={betons[1]}", f"--out={tmp_path / 'codes.npz'}",
-                   "--batch_size=16").stdout
+    said = run_llc(
+        "-m",
+        "llc.encode",
+        tmp_path / "encoder.safetensors",
+        f"--data={betons[1]}",
+        f"--out={tmp_path / 'codes.npz'}",
+        "--batch_size=16",
+    ).stdout
     assert "66 codes of 10 bits, 2 bytes each" in said
     found = np.load(tmp_path / "codes.npz")
     assert set(found) == {"codes", "num_bits", "labels", "class_names"} and found["num_bits"] == 10
@@ -57,12 +68,18 @@ def test_the_library_gives_the_codes_of_the_trainers_evaluation(finished_run, be
     assert len(np.unique(evaluated["codes"], axis=0)) > 4
 
 
-def test_image_files_have_the_codes_that_the_evaluation_gave_their_pixels(finished_run, image_tree, betons, evaluated, tmp_path):
+def test_image_files_have_the_codes_that_the_evaluation_gave_their_pixels(
+    finished_run, image_tree, betons, evaluated, tmp_path
+):
     """The whole path of the library, decoding and resizing, against the trainer's: of the PNG files that the beton holds as they are."""
     encoder = llc.load(finished_run)
     images = BetonImages.of(open_shards(betons[1]))
     files = sorted((image_tree / "val").rglob("*.*g"), key=lambda path: path.relative_to(image_tree))
-    same = [i for i, path in enumerate(files) if path.suffix == ".png" and isinstance(images.image(i), Image.Image)]
+    same = [
+        i
+        for i, path in enumerate(files)
+        if path.suffix == ".png" and isinstance(images.image(i), Image.Image)
+    ]
     assert len(files) == len(images) == 66 and len(same) > 15
     codes = encoder.encode(files, batch_size=16).numpy()
     assert (codes[same] == evaluated["codes"][same]).all()
@@ -85,9 +102,14 @@ def test_a_run_says_its_classes_and_a_folder_is_labelled_by_them(finished_run, i
     (tmp_path / "some").mkdir()
     for label in (4, 2):
         (tmp_path / "some" / f"class_{label}").symlink_to(image_tree / "val" / f"class_{label}")
-    evaluate.main([str(finished_run), f"--data.val_dataset={tmp_path / 'some'}", f"--predictions={tmp_path / 'p.npz'}"])
+    evaluate.main(
+        [str(finished_run), f"--data.val_dataset={tmp_path / 'some'}", f"--predictions={tmp_path / 'p.npz'}"]
+    )
     predictions = np.load(tmp_path / "p.npz")
-    assert predictions["labels"].tolist() == [2] * 11 + [4] * 11 and ": 22 images, 10 bits" in capsys.readouterr().out
+    assert (
+        predictions["labels"].tolist() == [2] * 11 + [4] * 11
+        and ": 22 images, 10 bits" in capsys.readouterr().out
+    )
     assert (predictions["codes"][11:] == encoder.encode(files).numpy()).all()
     (tmp_path / "some" / "zebra").symlink_to(image_tree / "val" / "class_0")
     with pytest.raises(UserError, match="zebra"):
@@ -100,7 +122,14 @@ def test_preprocessing_equals_the_validation_loader_and_torchvision(resize, beto
     rule = Preprocessing(24, 0.8, resize, IMAGENET_MEAN, IMAGENET_STD)
     rng = np.random.default_rng(0)
     if resize == "area":
-        loader = ValLoader(open_shards(betons[1]), batch_size=66, num_workers=1, processes=Processes(), resolution=24, crop_ratio=0.8)
+        loader = ValLoader(
+            open_shards(betons[1]),
+            batch_size=66,
+            num_workers=1,
+            processes=Processes(),
+            resolution=24,
+            crop_ratio=0.8,
+        )
         expected = next(iter(loader))[0].permute(0, 2, 3, 1).numpy()
         images = BetonImages.of(open_shards(betons[1]))
         raw = [i for i in range(66) if not isinstance(images.image(i), bytes)]
@@ -118,7 +147,9 @@ def test_preprocessing_equals_the_validation_loader_and_torchvision(resize, beto
 def test_a_long_line_of_pixels_is_resized_without_the_whole_of_it():
     rule = Preprocessing(24, 0.8, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
     pixels = np.random.default_rng(1).integers(0, 256, (3, 3000, 3), np.uint8)
-    reference = transforms.Compose([transforms.Resize(30), transforms.CenterCrop(24)])(Image.fromarray(pixels))
+    reference = transforms.Compose([transforms.Resize(30), transforms.CenterCrop(24)])(
+        Image.fromarray(pixels)
+    )
     difference = rule(pixels).astype(int) - np.asarray(reference)
     assert abs(difference).max() <= 1  # Pillow rounds its box to float32
 
@@ -140,7 +171,9 @@ def test_every_way_to_give_images_gives_the_same_codes(tmp_path):
     mixed = [images[0], pil[1], paths[2], str(paths[3]), as_floats[4], pil[5].convert("RGBA"), images[6]]
     for given in (as_floats, as_floats.double(), pil, paths, [*map(str, paths)], mixed, tuple(pil)):
         assert torch.equal(encoder.encode(given, batch_size=3), codes)
-    assert torch.equal(encoder.encode(pil[2]), codes[2:3]) and torch.equal(encoder.encode(images[2]), codes[2:3])
+    assert torch.equal(encoder.encode(pil[2]), codes[2:3]) and torch.equal(
+        encoder.encode(images[2]), codes[2:3]
+    )
     assert torch.equal(encoder.encode(paths[2]), codes[2:3])
     ready = encoder.preprocess(pil)
     assert ready.shape == (7, 3, 32, 32) and ready.dtype == torch.uint8
@@ -158,32 +191,43 @@ def test_flip_averages_over_the_mirror_image():
     assert not torch.allclose(z, mirrored, atol=1e-2)
 
 
-@pytest.mark.parametrize("images, message", [
-    (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\[n, 3, H, W\], got torch.uint8 \[2, 1, 8, 8\]"),
-    (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "got torch.int64"),
-    (torch.full((1, 3, 8, 8), 2.0), "within 0..1, found 2 to 2"),
-    (torch.full((1, 3, 8, 8), float("nan")), "within 0..1"),
-    (torch.zeros(1, 3, 0, 8), r"\[1, 3, 0, 8\]"),
-    ([np.zeros((8, 8, 3))], r"images\[0\]: expected a tensor, a PIL image or a path, got a ndarray"),
-    (3, "got a int"),
-    (["nowhere.jpg"], "nowhere.jpg: .*No such file"),
-])
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\[n, 3, H, W\], got torch.uint8 \[2, 1, 8, 8\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "got torch.int64"),
+        (torch.full((1, 3, 8, 8), 2.0), "within 0..1, found 2 to 2"),
+        (torch.full((1, 3, 8, 8), float("nan")), "within 0..1"),
+        (torch.zeros(1, 3, 0, 8), r"\[1, 3, 0, 8\]"),
+        ([np.zeros((8, 8, 3))], r"images\[0\]: expected a tensor, a PIL image or a path, got a ndarray"),
+        (3, "got a int"),
+        (["nowhere.jpg"], "nowhere.jpg: .*No such file"),
+    ],
+)
 def test_what_is_no_image_is_named(images, message):
     with pytest.raises(UserError, match=message):
         small_encoder().encode(images)
 
 
-def test_a_folder_of_images_alone_and_an_unreadable_one_among_them(finished_run, image_tree, run_llc, tmp_path):
+def test_a_folder_of_images_alone_and_an_unreadable_one_among_them(
+    finished_run, image_tree, run_llc, tmp_path
+):
     flat = tmp_path / "flat"
     flat.mkdir()
     for i, path in enumerate(sorted((image_tree / "val" / "class_1").iterdir())):
         (flat / f"{i:02d}{path.suffix}").symlink_to(path)
     encode.main([str(finished_run), f"--data={flat}", f"--out={tmp_path / 'codes.npz'}"])
     found = np.load(tmp_path / "codes.npz")
-    assert found["labels"].tolist() == [-1] * 11 and found["class_names"].shape == (0,) and found["files"][3] == "03.jpg"
+    assert (
+        found["labels"].tolist() == [-1] * 11
+        and found["class_names"].shape == (0,)
+        and found["files"][3] == "03.jpg"
+    )
     (flat / "07.png").unlink()
     (flat / "07.png").write_bytes(b"\x89PNG no more")
-    done = run_llc("-m", "llc.encode", finished_run, f"--data={flat}", f"--out={tmp_path / 'other.npz'}", check=False)
+    done = run_llc(
+        "-m", "llc.encode", finished_run, f"--data={flat}", f"--out={tmp_path / 'other.npz'}", check=False
+    )
     assert done.returncode == 2 and "07.png" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "other.npz").exists()
 
@@ -210,9 +254,16 @@ def test_classify_equals_a_loop_over_classes():
         exact += equal >= 0
         assert found["ed"].labels[i].tolist() == [equal]
         assert found["ed"].names[i] == [NAMES[equal] if equal >= 0 else None]
-        logits = [0.5 * sum(value * (1 if bit else -1) for value, bit in zip(z[i].tolist(), other)) for other in class_bits]
-        assert torch.allclose(found["class"].scores[i], torch.tensor(sorted(logits, reverse=True)[:4]), atol=1e-4)  # sums of float32
-        assert [logits[c] for c in found["class"].labels[i].tolist()] == pytest.approx(sorted(logits, reverse=True)[:4], abs=1e-4)
+        logits = [
+            0.5 * sum(value * (1 if bit else -1) for value, bit in zip(z[i].tolist(), other))
+            for other in class_bits
+        ]
+        assert torch.allclose(
+            found["class"].scores[i], torch.tensor(sorted(logits, reverse=True)[:4]), atol=1e-4
+        )  # sums of float32
+        assert [logits[c] for c in found["class"].labels[i].tolist()] == pytest.approx(
+            sorted(logits, reverse=True)[:4], abs=1e-4
+        )
         assert found["class"].names[i] == [NAMES[c] for c in found["class"].labels[i].tolist()]
     assert 0 < exact < 40
     assert encoder.classify(images, k=50).labels.shape == (40, 7)
@@ -225,7 +276,9 @@ def test_classify_equals_a_loop_over_classes():
 
 
 def test_a_saved_encoder_is_the_encoder(tmp_path):
-    encoder = small_encoder(flip=True, precision="fp32", stage="codebook", recipe={"model": {"arch": "resnet18"}})
+    encoder = small_encoder(
+        flip=True, precision="fp32", stage="codebook", recipe={"model": {"arch": "resnet18"}}
+    )
     encoder.save(tmp_path / "any name")
     again = llc.load(tmp_path / "any name")
     for name in ("preprocessing", "class_names", "flip", "precision", "stage", "recipe", "num_bits"):
@@ -246,7 +299,9 @@ def test_its_own_mean_and_std_are_used(tmp_path):
     llc.Encoder(network, preprocessing).save(tmp_path / "encoder.safetensors")
     again = llc.load(tmp_path / "encoder.safetensors")
     images = pictures(2, seed=1, size=32)
-    by_hand = (images / 255 - torch.tensor(preprocessing.mean)[:, None, None]) / torch.tensor(preprocessing.std)[:, None, None]
+    by_hand = (images / 255 - torch.tensor(preprocessing.mean)[:, None, None]) / torch.tensor(
+        preprocessing.std
+    )[:, None, None]
     expected = network.projection(network.backbone(by_hand))
     assert torch.allclose(again.project(images), expected, rtol=1e-5, atol=1e-4)
 
@@ -257,27 +312,33 @@ def described(path):
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["llc"])
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t, d: d.update(format=99), "its format is 99"),
-    (lambda t, d: d.pop("network"), "KeyError"),
-    (lambda t, d: d["network"].update(arch="vit_b_16"), "not a ResNet"),
-    (lambda t, d: d["network"].update(num_bits=10 ** 15), "1 keys? of another shape|codebook"),
-    (lambda t, d: d["network"].update(num_bits=-4), "no network can be built"),
-    (lambda t, d: d["network"].update(width=10 ** 9), "width|fit|built"),
-    (lambda t, d: d["network"].update(extra=1), "no network can be built"),
-    (lambda t, d: d["preprocessing"].update(resolution=10 ** 9), "resolution = 1000000000"),
-    (lambda t, d: d["preprocessing"].update(resize="nearest"), "resize = 'nearest'"),
-    (lambda t, d: d["preprocessing"].update(std=[0, 1, 1]), "std"),
-    (lambda t, d: d["preprocessing"].update(mean=[float("nan"), 1, 1]), "mean"),
-    (lambda t, d: d.update(class_names=["a"]), "1 names"),
-    (lambda t, d: d.update(class_names=[1, 2, 3, 4, 5, 6, 7]), "list of names"),
-    (lambda t, d: d.update(flip="yes"), "flip = 'yes'"),
-    (lambda t, d: d.update(precision="fp7"), "precision = 'fp7'"),
-    (lambda t, d: d.update(recipe=[1]), "recipe"),
-    (lambda t, d: t.pop("backbone.bn1.weight"), "1 keys missing: backbone.bn1.weight"),
-    (lambda t, d: t.update(extra=torch.zeros(1)), "1 keys unknown: extra"),
-    (lambda t, d: t.update({"projection.weight": torch.zeros(11, 63)}), r"projection.weight \(\[11, 63\] in the file"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t, d: d.update(format=99), "its format is 99"),
+        (lambda t, d: d.pop("network"), "KeyError"),
+        (lambda t, d: d["network"].update(arch="vit_b_16"), "not a ResNet"),
+        (lambda t, d: d["network"].update(num_bits=10**15), "1 keys? of another shape|codebook"),
+        (lambda t, d: d["network"].update(num_bits=-4), "no network can be built"),
+        (lambda t, d: d["network"].update(width=10**9), "width|fit|built"),
+        (lambda t, d: d["network"].update(extra=1), "no network can be built"),
+        (lambda t, d: d["preprocessing"].update(resolution=10**9), "resolution = 1000000000"),
+        (lambda t, d: d["preprocessing"].update(resize="nearest"), "resize = 'nearest'"),
+        (lambda t, d: d["preprocessing"].update(std=[0, 1, 1]), "std"),
+        (lambda t, d: d["preprocessing"].update(mean=[float("nan"), 1, 1]), "mean"),
+        (lambda t, d: d.update(class_names=["a"]), "1 names"),
+        (lambda t, d: d.update(class_names=[1, 2, 3, 4, 5, 6, 7]), "list of names"),
+        (lambda t, d: d.update(flip="yes"), "flip = 'yes'"),
+        (lambda t, d: d.update(precision="fp7"), "precision = 'fp7'"),
+        (lambda t, d: d.update(recipe=[1]), "recipe"),
+        (lambda t, d: t.pop("backbone.bn1.weight"), "1 keys missing: backbone.bn1.weight"),
+        (lambda t, d: t.update(extra=torch.zeros(1)), "1 keys unknown: extra"),
+        (
+            lambda t, d: t.update({"projection.weight": torch.zeros(11, 63)}),
+            r"projection.weight \(\[11, 63\] in the file",
+        ),
+    ],
+)
 def test_a_saved_file_that_says_nonsense_is_refused(change, message, tmp_path):
     small_encoder().save(tmp_path / "encoder.safetensors")
     tensors, description = described(tmp_path / "encoder.safetensors")
@@ -297,7 +358,7 @@ def test_broken_and_foreign_files_are_refused(tmp_path):
     contents += [struct.pack("<Q", 1 << 60) + whole[8:], b"", b"{" * 20]
     for _ in range(150):  # a changed byte of the header
         at = int(rng.integers(0, header + 8))
-        contents.append(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(0, 8)))]) + whole[at + 1:])
+        contents.append(whole[:at] + bytes([whole[at] ^ (1 << int(rng.integers(0, 8)))]) + whole[at + 1 :])
     refused = 0
     for content in contents:
         path.write_bytes(content)
@@ -334,7 +395,11 @@ def test_what_cannot_be_loaded_is_said(finished_run, tmp_path):
     for path, arguments, message in [
         (tmp_path / "nowhere", {}, "neither a run folder nor a file"),
         (tmp_path, {}, "not a run folder"),
-        (finished_run, {"checkpoint": "middle"}, "no checkpoint 'middle'; it has codebook, initial, instance, model_best"),
+        (
+            finished_run,
+            {"checkpoint": "middle"},
+            "no checkpoint 'middle'; it has codebook, initial, instance, model_best",
+        ),
         (finished_run / "checkpoints" / "instance.pth", {}, "load the run folder"),
         (finished_run / "codebook.npy", {}, "not a checkpoint of plain tensors"),
     ]:
@@ -345,10 +410,17 @@ def test_what_cannot_be_loaded_is_said(finished_run, tmp_path):
 def test_public_names_are_typed():
     assert (Path(llc.__file__).parent / "py.typed").is_file()
     functions = {name: getattr(llc, name) for name in llc.__all__ if inspect.isfunction(getattr(llc, name))}
-    functions |= {f"Encoder.{name}": value for name, value in vars(llc.Encoder).items()
-                  if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")}
+    functions |= {
+        f"Encoder.{name}": value
+        for name, value in vars(llc.Encoder).items()
+        if inspect.isfunction(value) and (not name.startswith("_") or name == "__init__")
+    }
     assert {"load", "pack_bits", "decode_ed", "Encoder.encode", "Encoder.classify"} <= functions.keys()
     for name, function in functions.items():
         signature = inspect.signature(function)
-        untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
-        assert signature.return_annotation is not inspect.Signature.empty and not untyped, f"{name}: {untyped}"
+        untyped = [
+            p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"
+        ]
+        assert signature.return_annotation is not inspect.Signature.empty and not untyped, (
+            f"{name}: {untyped}"
+        )

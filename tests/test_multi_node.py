@@ -1,4 +1,5 @@
 """Two machines on loopback: two torchrun agents of one process each, with c10d rendezvous, as README says."""
+
 import json
 import os
 import socket
@@ -14,15 +15,37 @@ def test_two_agents_train_one_run(betons, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
-               f"--rdzv_endpoint=127.0.0.1:{port}", "--local_addr=127.0.0.1", "train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}",
-               f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}", "--logging.name=run", "--codebook.epochs=3", "--instance.epochs=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        "--nproc_per_node=1",
+        "--rdzv_backend=c10d",
+        "--rdzv_id=test",
+        f"--rdzv_endpoint=127.0.0.1:{port}",
+        "--local_addr=127.0.0.1",
+        "train_llc.py",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        f"--logging.folder={tmp_path}",
+        "--logging.name=run",
+        "--codebook.epochs=3",
+        "--instance.epochs=2",
+    ]
     cores = sorted(os.sched_getaffinity(0))
 
     def start(agent):
         """On a core of its own where there are two: two machines do not take each other's."""
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                preexec_fn=lambda: os.sched_setaffinity(0, {cores[agent % len(cores)]}))
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {cores[agent % len(cores)]}),
+        )
 
     agents = [start(agent) for agent in range(2)]
     try:

@@ -1,4 +1,5 @@
 """BlurPool, any ResNet."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,9 @@ def test_blurpool_equals_blur_then_strided_convolution(kernel, padding):
     conv = torch.nn.Conv2d(16, 8, kernel, stride=2, padding=padding, bias=False).double()
     x = torch.randn(2, 16, 13, 11, dtype=torch.float64)
     row = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
-    blurred = torch.stack([F.conv2d(x[:, c:c + 1], torch.outer(row, row)[None, None], padding=1)[:, 0] for c in range(16)], 1)
+    blurred = torch.stack(
+        [F.conv2d(x[:, c : c + 1], torch.outer(row, row)[None, None], padding=1)[:, 0] for c in range(16)], 1
+    )
     ours = BlurConv2d.of(conv).double()
     assert torch.allclose(ours(x), conv(blurred), atol=1e-12)
     assert not torch.allclose(ours(x), conv(x), atol=1e-2)
@@ -25,7 +28,9 @@ def test_blurpool_changes_no_names_and_leaves_the_stem():
     names = list(network.state_dict())
     apply_blurpool(network)
     assert list(network.state_dict()) == names and type(network.conv1) is torch.nn.Conv2d
-    assert sum(isinstance(m, BlurConv2d) for m in network.modules()) == 6  # conv2 and downsample of three stages
+    assert (
+        sum(isinstance(m, BlurConv2d) for m in network.modules()) == 6
+    )  # conv2 and downsample of three stages
 
 
 @pytest.mark.parametrize("arch", ["resnet50", "resnext50_32x4d"])
@@ -39,14 +44,22 @@ def test_batch_norm_on_z_is_of_the_batch_in_training_and_running_in_evaluation()
     network = Network("resnet18", 12, 3, width=8, normalize="batchnorm")
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     z = network.train()(images)
-    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-5) and torch.allclose(z.var(0, unbiased=False), torch.ones(12), atol=0.02)
+    assert torch.allclose(z.mean(0), torch.zeros(12), atol=1e-5) and torch.allclose(
+        z.var(0, unbiased=False), torch.ones(12), atol=0.02
+    )
     names = set(network.state_dict()) - set(Network("resnet18", 12, 3, width=8).state_dict())
-    assert names == {"normalization.running_mean", "normalization.running_var", "normalization.num_batches_tracked"}
+    assert names == {
+        "normalization.running_mean",
+        "normalization.running_var",
+        "normalization.num_batches_tracked",
+    }
     assert any(statistic is network.normalization.running_mean for statistic in running_statistics(network))
     assert not any(name.startswith("normalization") for name, _ in network.named_parameters())
     features = network.eval().projection(network.backbone((images.float() - network.mean) / network.std))
     norm = network.normalization
-    assert torch.allclose(network(images), (features - norm.running_mean) / (norm.running_var + 1e-5).sqrt(), atol=1e-5)
+    assert torch.allclose(
+        network(images), (features - norm.running_mean) / (norm.running_var + 1e-5).sqrt(), atol=1e-5
+    )
 
 
 def test_options_build_the_same_network():

@@ -1,4 +1,5 @@
 """python -m llc.search against a loop over Python integers."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,21 +18,41 @@ def test_search_between_files_of_codes(tmp_path, capsys):
     rng = np.random.default_rng(0)
     database, queries = (np.packbits(rng.integers(0, 2, (n, 11)), axis=1) for n in (60, 25))
     labels = rng.integers(0, 2, 60)
-    np.savez(tmp_path / "database.npz", codes=database, num_bits=11, labels=labels, class_names=np.array(["ant", "bee"]))
-    np.savez(tmp_path / "queries.npz", codes=queries, num_bits=11, files=np.array([f"{i}.jpg" for i in range(25)]))
-    search.main([str(tmp_path / "database.npz"), f"--queries={tmp_path / 'queries.npz'}", "--k=4", f"--out={tmp_path / 'found.npz'}"])
+    np.savez(
+        tmp_path / "database.npz",
+        codes=database,
+        num_bits=11,
+        labels=labels,
+        class_names=np.array(["ant", "bee"]),
+    )
+    np.savez(
+        tmp_path / "queries.npz", codes=queries, num_bits=11, files=np.array([f"{i}.jpg" for i in range(25)])
+    )
+    search.main(
+        [
+            str(tmp_path / "database.npz"),
+            f"--queries={tmp_path / 'queries.npz'}",
+            "--k=4",
+            f"--out={tmp_path / 'found.npz'}",
+        ]
+    )
     said, found = capsys.readouterr().out.splitlines(), np.load(tmp_path / "found.npz")
     ints = [[int.from_bytes(row.tobytes(), "big") for row in codes] for codes in (queries, database)]
     for i, query in enumerate(ints[0]):
         expected = sorted((bin(query ^ code).count("1"), j) for j, code in enumerate(ints[1]))[:4]
         assert list(zip(found["distances"][i].tolist(), found["indices"][i].tolist())) == expected
         if i < 20:
-            assert said[i] == f"{i}.jpg: " + ", ".join(f"{j} {('ant', 'bee')[labels[j]]} ({d})" for d, j in expected)
+            assert said[i] == f"{i}.jpg: " + ", ".join(
+                f"{j} {('ant', 'bee')[labels[j]]} ({d})" for d, j in expected
+            )
     assert said[20:] == ["... and 5 more queries"]
 
 
 def test_an_image_finds_itself(tmp_path, capsys):
-    encoder = llc.Encoder(trained_network("resnet18", 100, 3, width=8), Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD))
+    encoder = llc.Encoder(
+        trained_network("resnet18", 100, 3, width=8),
+        Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD),
+    )
     encoder.save(tmp_path / "encoder.safetensors")
     folder = tmp_path / "images"
     folder.mkdir()
@@ -39,7 +60,12 @@ def test_an_image_finds_itself(tmp_path, capsys):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
     codes = encoder.encode(sorted(folder.iterdir()))
     assert len(torch.unique(codes, dim=0)) == 6
-    np.savez(tmp_path / "codes.npz", codes=codes.numpy(), num_bits=100, files=np.array([f"{i}.png" for i in range(6)]))
+    np.savez(
+        tmp_path / "codes.npz",
+        codes=codes.numpy(),
+        num_bits=100,
+        files=np.array([f"{i}.png" for i in range(6)]),
+    )
     words = [str(tmp_path / "codes.npz"), f"--model={tmp_path / 'encoder.safetensors'}", "--k=2"]
     search.main([*words, f"--queries={folder / '4.png'}"])
     assert capsys.readouterr().out.startswith("4.png: 4.png (0), ")
@@ -54,10 +80,18 @@ def test_files_that_hold_no_codes_are_refused(tmp_path):
     good = tmp_path / "good.npz"
     np.savez(good, codes=np.zeros((2, 1), np.uint8), num_bits=7)
     cases = [
-        ("num.npz", lambda path: np.savez(path, codes=np.zeros((2, 1), np.uint8), num_bits=12), "expected uint8"),
+        (
+            "num.npz",
+            lambda path: np.savez(path, codes=np.zeros((2, 1), np.uint8), num_bits=12),
+            "expected uint8",
+        ),
         ("float.npz", lambda path: np.savez(path, codes=np.zeros((2, 1)), num_bits=7), "codes are float64"),
         ("bare.npz", lambda path: np.savez(path, codes=np.zeros((2, 1), np.uint8)), "it holds codes"),
-        ("other.npz", lambda path: np.savez(path, codes=np.zeros((2, 2), np.uint8), num_bits=9), "made by different models"),
+        (
+            "other.npz",
+            lambda path: np.savez(path, codes=np.zeros((2, 2), np.uint8), num_bits=9),
+            "made by different models",
+        ),
         ("object.npz", lambda path: np.savez(path, codes=np.array([{}]), num_bits=7), "not a file of codes"),
         ("text.npz", lambda path: path.write_text("codes"), "not a file of codes"),
         ("array.npz", lambda path: np.save(open(path, "wb"), np.zeros(3)), "not a file of codes"),

@@ -4,6 +4,7 @@ setup.sh runs here in a copy of the project, with a PATH that holds stand-ins fo
 Python's venv and pip: nothing is installed, and the machine is not touched. What the stand-ins leave out, the real
 installing, is what `make test` does before it can come here.
 """
+
 import ast
 import os
 import shutil
@@ -26,12 +27,23 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-PINS = [Requirement(line) for line in (line.partition("#")[0].strip()
-                                       for line in (ROOT / "requirements.txt").read_text().splitlines()) if line]
+PINS = [
+    Requirement(line)
+    for line in (
+        line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
+    )
+    if line
+]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 # import name -> distribution, where they differ; llvmlite is the other half of numba, which installs the one that fits
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "llvmlite": "numba"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "faiss": "faiss-cpu",
+    "llvmlite": "numba",
+}
 # needed, but perhaps not for an import of ours
 NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
@@ -44,14 +56,20 @@ WITH_PYTEST = {"packaging", "tomli", "tomllib"}
 
 
 def declared(*extras):
-    lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    lines = PROJECT["dependencies"] + [
+        line for extra in extras for line in PROJECT["optional-dependencies"][extra]
+    ]
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 
 def third_party_imports(*paths):
     """{distribution name: a file that imports it}, over all the given files, imports inside functions included."""
-    own = {"llc", "tests", *(path.stem for folder in (ROOT, ROOT / "scripts") for path in folder.glob("*.py")),
-           *(path.stem for path in ROOT.glob("tests/**/*.py"))}
+    own = {
+        "llc",
+        "tests",
+        *(path.stem for folder in (ROOT, ROOT / "scripts") for path in folder.glob("*.py")),
+        *(path.stem for path in ROOT.glob("tests/**/*.py")),
+    }
     imported = {}
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(), str(path))):
@@ -69,10 +87,15 @@ def third_party_imports(*paths):
 
 def product_files():
     """All but setup.py, which the build runs, where it has what pyproject.toml's build-system asks for."""
-    return [*(path for path in ROOT.glob("*.py") if path.name != "setup.py"), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("llc/**/*.py")]
+    return [
+        *(path for path in ROOT.glob("*.py") if path.name != "setup.py"),
+        *ROOT.glob("scripts/**/*.py"),
+        *ROOT.glob("llc/**/*.py"),
+    ]
 
 
 # ---- what is declared ------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_every_dependency_has_one_exact_pin_within_its_range(python):
@@ -85,7 +108,9 @@ def test_every_dependency_has_one_exact_pin_within_its_range(python):
         [specifier] = pin.specifier
         assert specifier.operator == "==", f"{pin} is not exact"
         if name in declared("test"):
-            assert declared("test")[name].specifier.contains(specifier.version), f"pyproject.toml does not admit {pin}"
+            assert declared("test")[name].specifier.contains(specifier.version), (
+                f"pyproject.toml does not admit {pin}"
+            )
         else:
             assert name in NEEDED, f"{pin} is installed, but nothing declares it"
 
@@ -94,7 +119,11 @@ def test_every_import_is_declared_and_every_declared_package_is_imported():
     imported = third_party_imports(*product_files())
     assert {"torch", "numpy", "ffcv"} <= set(imported)  # the search did find something
     optional = declared("benchmark").keys()
-    undeclared = {name: str(path) for name, path in imported.items() if name not in declared().keys() | optional | WITH_TORCH}
+    undeclared = {
+        name: str(path)
+        for name, path in imported.items()
+        if name not in declared().keys() | optional | WITH_TORCH
+    }
     assert not undeclared, f"imported, but not among pyproject.toml's dependencies: {undeclared}"
     unused = declared().keys() - imported.keys() - NEEDED.keys()
     assert not unused, f"dependencies that nothing imports: {sorted(unused)}"
@@ -114,8 +143,11 @@ def test_version_stands_in_one_place():
 
 def test_every_package_folder_is_found_by_the_installer():
     """setuptools finds packages by their __init__.py; a folder without one would be missing from an installed llc."""
-    without = {path.parent.relative_to(ROOT) for path in ROOT.glob("llc/**/*.py")
-               if not (path.parent / "__init__.py").exists()}
+    without = {
+        path.parent.relative_to(ROOT)
+        for path in ROOT.glob("llc/**/*.py")
+        if not (path.parent / "__init__.py").exists()
+    }
     assert not without
 
 
@@ -144,7 +176,9 @@ esac
 """
 GXX = "#!/bin/sh\n[ -e {sandbox}/installed ]\n"
 PKG_CONFIG = "#!/bin/sh\n[ -e {sandbox}/installed ]\n"
-APT_GET = "#!/bin/sh\necho apt-get $* >> {log}\ncase \"$*\" in *' install '*) touch {sandbox}/installed ;; esac\n"
+APT_GET = (
+    "#!/bin/sh\necho apt-get $* >> {log}\ncase \"$*\" in *' install '*) touch {sandbox}/installed ;; esac\n"
+)
 
 
 class Sandbox:
@@ -157,7 +191,11 @@ class Sandbox:
         (self.project / "scripts").mkdir(parents=True)
         for name in ("requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh"):
             shutil.copy(ROOT / name, self.project / name)
-        shutil.copytree(ROOT / "llc/data/native", self.project / "llc/data/native", ignore=shutil.ignore_patterns("*.so", "*.py*"))
+        shutil.copytree(
+            ROOT / "llc/data/native",
+            self.project / "llc/data/native",
+            ignore=shutil.ignore_patterns("*.so", "*.py*"),
+        )
         self.bin.mkdir()
         for tool in TOOLS:
             if shutil.which(tool):
@@ -175,8 +213,13 @@ class Sandbox:
         path.chmod(0o755)
 
     def add_python(self, name, version):
-        self.add(name, PYTHON, version=".".join(map(str, version)), version_info=(*version, "final", 0),
-                 real=sys.executable)
+        self.add(
+            name,
+            PYTHON,
+            version=".".join(map(str, version)),
+            version_info=(*version, "final", 0),
+            real=sys.executable,
+        )
 
     def add_system(self, installed):
         """A compiler and the libraries: there from the start, or from apt-get's first install on."""
@@ -188,9 +231,15 @@ class Sandbox:
     def setup(self, *arguments, **environment):
         """Run setup.sh; returns the finished process, with the log of this run alone as its `calls`."""
         self.log.write_text("")
-        done = subprocess.run(["bash", str(self.project / "scripts/setup.sh"), *arguments], text=True, timeout=60,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              env={"PATH": str(self.bin), "HOME": str(self.folder), **environment})
+        done = subprocess.run(
+            ["bash", str(self.project / "scripts/setup.sh"), *arguments],
+            text=True,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={"PATH": str(self.bin), "HOME": str(self.folder), **environment},
+        )
         done.calls = self.log.read_text()
         return done
 
@@ -213,11 +262,14 @@ def ready(sandbox):
 SYSTEM_PACKAGES = "g++ pkg-config libopencv-dev libturbojpeg0-dev libjpeg-dev"
 
 
-@pytest.mark.parametrize("tools, user, reason", [
-    ([], 0, "there is no apt-get here"),
-    (["apt-get"], 1000, "you are not root and there is no sudo"),
-    (["apt-get", "sudo"], 1000, "you are not root and sudo wants a password"),
-])
+@pytest.mark.parametrize(
+    "tools, user, reason",
+    [
+        ([], 0, "there is no apt-get here"),
+        (["apt-get"], 1000, "you are not root and there is no sudo"),
+        (["apt-get", "sudo"], 1000, "you are not root and sudo wants a password"),
+    ],
+)
 def test_names_the_system_packages_where_it_cannot_install_them(sandbox, tools, user, reason):
     sandbox.add("id", f"#!/bin/sh\necho {user}\n")
     for tool in tools:
@@ -245,7 +297,9 @@ def test_installs_what_is_missing_once(sandbox, user):
     sandbox.add_system(installed=False)
     done = sandbox.setup()
     assert done.returncode == 0, done.stdout
-    assert "install -y --no-install-recommends g++ libopencv-dev libturbojpeg0-dev libjpeg-dev\n" in done.calls
+    assert (
+        "install -y --no-install-recommends g++ libopencv-dev libturbojpeg0-dev libjpeg-dev\n" in done.calls
+    )
     assert ("sudo" in done.calls) == (user != 0)
     (sandbox.project / "requirements.txt").write_text("ffcv==1.0.2\n")
     again = sandbox.setup()
@@ -284,13 +338,16 @@ def upgrade_python(sandbox):
     sandbox.add_python("../project/.venv/bin/python", (3, 12, 1))
 
 
-@pytest.mark.parametrize("damage, reason", [
-    (delete_a_file, "files are missing from the one here, e.g. ./lib/python3/site-packages/torch.py"),
-    (delete_python, "does not start"),
-    (break_off, "never finished"),
-    (move, "was moved"),
-    (upgrade_python, "its Python changed"),
-])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (delete_a_file, "files are missing from the one here, e.g. ./lib/python3/site-packages/torch.py"),
+        (delete_python, "does not start"),
+        (break_off, "never finished"),
+        (move, "was moved"),
+        (upgrade_python, "its Python changed"),
+    ],
+)
 def test_makes_venv_again(ready, damage, reason):
     damage(ready)
     (ready.project / ".venv/left-over").touch()
@@ -303,7 +360,9 @@ def test_makes_venv_again(ready, damage, reason):
     assert ready.setup().calls == ""
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh", "llc/data/native/native.h"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh", "llc/data/native/native.h"]
+)
 def test_installs_over_what_is_there_when_a_source_changed(ready, name):
     with open(ready.project / name, "a") as file:
         file.write("# changed\n")

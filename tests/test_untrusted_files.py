@@ -1,4 +1,5 @@
 """Files as somebody else made them: changed at random (tests/fuzz.py), or crafted to run code or to fill the memory."""
+
 import os
 import pickle
 import random
@@ -16,8 +17,16 @@ from llc.torch_files import read_torch_file
 from llc.training.config import SECTIONS
 from tests.fuzz import fuzz, readers
 
-READERS = ("beton with its manifest", "beton alone", "manifest", "checkpoint", "checkpoint with right checksums",
-           "checkpoint of the old format", "codebook", "configuration")
+READERS = (
+    "beton with its manifest",
+    "beton alone",
+    "manifest",
+    "checkpoint",
+    "checkpoint with right checksums",
+    "checkpoint of the old format",
+    "codebook",
+    "configuration",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +59,11 @@ def test_a_checkpoint_that_would_run_code_is_refused(zipped, tmp_path):
     torch.save({"network": Runs(tmp_path / "ran")}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match="x.pth: not a checkpoint of plain tensors") as error:
         read_torch_file(tmp_path / "x.pth")
-    assert not (tmp_path / "ran").exists() and "mkdir" in str(error.value) and "weights_only" not in str(error.value)
+    assert (
+        not (tmp_path / "ran").exists()
+        and "mkdir" in str(error.value)
+        and "weights_only" not in str(error.value)
+    )
     torch.load(tmp_path / "x.pth", weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have
 
@@ -64,24 +77,48 @@ def test_a_codebook_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("text", [
-    "x: !!python/object/apply:os.mkdir [{ran}]", "a: &a [1, 2]\nb: &b [*a, *a]", "codes: &a {{num_bits: 3}}\ncodebook: *a",
-    "a: " + "[" * 10000, "codes: {{num_bits: " + "9" * 5000 + "}}", "codes: {{num_bits: .inf}}", "codes: {{num_bits: 2020-13-45}}",
-    "codes: {{num_bits: {{a: 3}}}}", "codes: {{num_bits: [3]}}", "a: !!int ''", "x" * 70000, "- 1", "\x00",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x: !!python/object/apply:os.mkdir [{ran}]",
+        "a: &a [1, 2]\nb: &b [*a, *a]",
+        "codes: &a {{num_bits: 3}}\ncodebook: *a",
+        "a: " + "[" * 10000,
+        "codes: {{num_bits: " + "9" * 5000 + "}}",
+        "codes: {{num_bits: .inf}}",
+        "codes: {{num_bits: 2020-13-45}}",
+        "codes: {{num_bits: {{a: 3}}}}",
+        "codes: {{num_bits: [3]}}",
+        "a: !!int ''",
+        "x" * 70000,
+        "- 1",
+        "\x00",
+    ],
+)
 def test_a_configuration_crafted_to_run_code_or_to_be_huge_is_refused(text, tmp_path):
     (tmp_path / "x.yaml").write_text(text.format(ran=tmp_path / "ran"))
     with pytest.raises(UserError, match="x.yaml"):
-        edge.read(SECTIONS, ["--config", str(tmp_path / "x.yaml"), "--data.train_dataset=a", "--data.val_dataset=b"], description="")
+        edge.read(
+            SECTIONS,
+            ["--config", str(tmp_path / "x.yaml"), "--data.train_dataset=a", "--data.val_dataset=b"],
+            description="",
+        )
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_codebook_that_claims_more_than_its_file_holds_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((6, 9), np.float32))
     content = (tmp_path / "x.npy").read_bytes()
-    for shape in (b"(1000000000000, 9)", b"(7, 9)", b"(-6, 9)", b"(99999999999999999999, 99999999999999999999)"):
+    for shape in (
+        b"(1000000000000, 9)",
+        b"(7, 9)",
+        b"(-6, 9)",
+        b"(99999999999999999999, 99999999999999999999)",
+    ):
         # in the place of the padding, so that the header keeps its length
-        (tmp_path / "x.npy").write_bytes(content.replace(b"(6, 9), }" + b" " * (len(shape) - 6), shape + b", }"))
+        (tmp_path / "x.npy").write_bytes(
+            content.replace(b"(6, 9), }" + b" " * (len(shape) - 6), shape + b", }")
+        )
         with pytest.raises(UserError, match="x.npy"):
             load_codebook(tmp_path / "x.npy")
 
@@ -92,7 +129,10 @@ def test_a_checkpoint_that_claims_more_than_its_file_holds_is_refused(tmp_path):
         records = {name: archive.read(name) for name in archive.namelist()}
     claims = records["x/data.pkl"].replace(b"M\xe8\x03", b"\x8a\x06" + (10**12).to_bytes(6, "little"))
     assert claims != records["x/data.pkl"]
-    for compression, changed in ((zipfile.ZIP_STORED, {"x/data.pkl": claims}), (zipfile.ZIP_DEFLATED, {"x/data/0": bytes(1 << 20)})):
+    for compression, changed in (
+        (zipfile.ZIP_STORED, {"x/data.pkl": claims}),
+        (zipfile.ZIP_DEFLATED, {"x/data/0": bytes(1 << 20)}),
+    ):
         with zipfile.ZipFile(tmp_path / "x.pth", "w", compression) as archive:
             for name, content in (records | changed).items():
                 archive.writestr(name, content)
@@ -106,7 +146,9 @@ def test_every_single_flipped_byte_of_a_checkpoint_is_recognised_or_harmless(tmp
     content, refused = (tmp_path / "x.pth").read_bytes(), 0
     for at in range(len(content)):
         flipped = bytearray(content)
-        flipped[at] ^= 1 << rng.randrange(8) if at < len(content) - 1000 else 0xFF  # at the end stands the directory, where any bit may matter
+        flipped[at] ^= (
+            1 << rng.randrange(8) if at < len(content) - 1000 else 0xFF
+        )  # at the end stands the directory, where any bit may matter
         (tmp_path / "x.pth").write_bytes(flipped)
         try:
             state = read_torch_file(tmp_path / "x.pth")

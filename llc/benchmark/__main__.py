@@ -1,7 +1,8 @@
 """Measures a part of llc on this machine, other ways to do the same beside it.
 
-    python -m llc.benchmark NAME [--key=value ...]      (NAME --help shows its arguments)
+python -m llc.benchmark NAME [--key=value ...]      (NAME --help shows its arguments)
 """
+
 import ast
 import importlib
 import sys

@@ -39,6 +39,7 @@ The same command again continues: a run is known by its configuration, data and 
 are not run again, interrupted ones are continued, failed ones are tried again, and a changed grid trains what is new. The code is not part of
 that: use another FOLDER for another version. Results on a CPU are the same to the bit for the same number of threads. --dry lists the runs.
 """
+
 import collections
 import contextlib
 import csv
@@ -81,7 +82,14 @@ OPTIONS = {
     "grid": "the YAML file of methods, learning rates and seeds", "out": "the folder for everything (default: runs/codes)",
     "jobs": "trainings at a time (default 1)", "dry": "1: only list the runs",
 }  # fmt: skip
-OURS = ("logging.folder", "logging.name", "training.seed", "data.train_dataset", "data.val_dataset", "data.num_workers")  # not a method's
+OURS = (
+    "logging.folder",
+    "logging.name",
+    "training.seed",
+    "data.train_dataset",
+    "data.val_dataset",
+    "data.num_workers",
+)  # not a method's
 HEADLINES = ("top1_mhd", "top1_class", "top1_ed", "top5_mhd", "top5_class")
 NEIGHBOURS = 10
 STOP_SECONDS = 120.0  # for the trainings to write a checkpoint
@@ -91,8 +99,12 @@ def main(argv):
     argv = ["--dry=1" if word == "--dry" else word for word in argv]
     base, options = training_config.read(argv, description=__doc__, options=OPTIONS)
     if not options["grid"]:
-        raise UserError("--grid is required: the YAML file of methods, learning rates and seeds (--help shows one)")
-    comparison = Comparison(base, _without_options(argv), Grid.read(options["grid"]), Path(options["out"] or "runs/codes"))
+        raise UserError(
+            "--grid is required: the YAML file of methods, learning rates and seeds (--help shows one)"
+        )
+    comparison = Comparison(
+        base, _without_options(argv), Grid.read(options["grid"]), Path(options["out"] or "runs/codes")
+    )
     jobs = options["jobs"] or "1"
     if not jobs.isdigit() or int(jobs) < 1:
         raise UserError(f"--jobs={jobs}: it takes a whole number, at least 1")
@@ -105,7 +117,11 @@ def main(argv):
     with comparison.alone():
         report = comparison.run(int(jobs))
     text = table(report)
-    for name, content in (("results.json", json.dumps(report, indent=1)), ("table.txt", text), ("table.md", table(report, markdown=True))):
+    for name, content in (
+        ("results.json", json.dumps(report, indent=1)),
+        ("table.txt", text),
+        ("table.md", table(report, markdown=True)),
+    ):
         _write(comparison.out / name, content + "\n")
     print(f"\n{text}\n\n{comparison.out}: results.json, table.md, table.txt")
 
@@ -143,41 +159,82 @@ class Grid:
     @classmethod
     def read(cls, path):
         content = edge.read_yaml(path, "grid")
-        known = {"headline": str, "tune_seeds": list, "seeds": list, "held_out": (int, float), "held_out_seed": int, "methods": dict}
+        known = {
+            "headline": str,
+            "tune_seeds": list,
+            "seeds": list,
+            "held_out": (int, float),
+            "held_out_seed": int,
+            "methods": dict,
+        }
         _check(path, content, known)
         if not content.get("methods"):
-            raise UserError(f"{path}: methods is missing: a name for each, with set and tune (--help shows a grid)")
+            raise UserError(
+                f"{path}: methods is missing: a name for each, with set and tune (--help shows a grid)"
+            )
         methods = []
         for name, fields in content["methods"].items():
             where = f"{path}: methods.{name}"
             if not re.fullmatch(r"[A-Za-z0-9._+-]+", str(name)):
-                raise UserError(f"{where}: a name has letters, digits and . _ + - (run folders are called by it)")
+                raise UserError(
+                    f"{where}: a name has letters, digits and . _ + - (run folders are called by it)"
+                )
             _check(where, fields or {}, {"set": dict, "tune": dict, "headline": str, "ceiling": bool})
-            fields = {"set": {}, "tune": {}, "headline": content.get("headline", "top1_mhd"), "ceiling": False, **(fields or {})}
+            fields = {
+                "set": {},
+                "tune": {},
+                "headline": content.get("headline", "top1_mhd"),
+                "ceiling": False,
+                **(fields or {}),
+            }
             for key, values in fields["tune"].items():
                 if not isinstance(values, list) or not values:
-                    raise UserError(f"{where}.tune: {key} is {values!r}; it takes a list of values, such as [0.03, 0.1]")
+                    raise UserError(
+                        f"{where}.tune: {key} is {values!r}; it takes a list of values, such as [0.03, 0.1]"
+                    )
             for key in (*fields["set"], *fields["tune"]):
                 if key in OURS:
-                    raise UserError(f"{where}: {key} is not a method's: the comparison sets it (seeds: `seeds` and `tune_seeds`)")
+                    raise UserError(
+                        f"{where}: {key} is not a method's: the comparison sets it (seeds: `seeds` and `tune_seeds`)"
+                    )
             both = sorted(set(fields["set"]) & set(fields["tune"]))
             if both:
                 raise UserError(f"{where}: {both[0]} is in set and in tune; leave one")
             if fields["headline"] not in HEADLINES:
-                raise UserError(f"{where}: headline = {fields['headline']}: it takes one of {', '.join(HEADLINES)}")
-            methods.append(Method(str(name), fields["set"], fields["tune"], fields["headline"], fields["ceiling"]))
+                raise UserError(
+                    f"{where}: headline = {fields['headline']}: it takes one of {', '.join(HEADLINES)}"
+                )
+            methods.append(
+                Method(str(name), fields["set"], fields["tune"], fields["headline"], fields["ceiling"])
+            )
         if sum(method.ceiling for method in methods) > 1:
-            raise UserError(f"{path}: ceiling is true of {', '.join(m.name for m in methods if m.ceiling)}; one method can be it")
-        grid = cls(str(path), tuple(methods), tuple(content.get("tune_seeds", [0])), tuple(content.get("seeds", [0, 1, 2])),
-                   content.get("held_out", 0.1), content.get("held_out_seed", 0))
+            raise UserError(
+                f"{path}: ceiling is true of {', '.join(m.name for m in methods if m.ceiling)}; one method can be it"
+            )
+        grid = cls(
+            str(path),
+            tuple(methods),
+            tuple(content.get("tune_seeds", [0])),
+            tuple(content.get("seeds", [0, 1, 2])),
+            content.get("held_out", 0.1),
+            content.get("held_out_seed", 0),
+        )
         for name in ("tune_seeds", "seeds"):
             seeds = getattr(grid, name)
-            if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int and seed >= 0 for seed in seeds):
-                raise UserError(f"{path}: {name} = {list(seeds)}: it takes different whole numbers, at least one")
+            if (
+                not seeds
+                or len(set(seeds)) < len(seeds)
+                or not all(type(seed) is int and seed >= 0 for seed in seeds)
+            ):
+                raise UserError(
+                    f"{path}: {name} = {list(seeds)}: it takes different whole numbers, at least one"
+                )
         if not 0 < grid.held_out < 1:
             raise UserError(f"{path}: held_out = {grid.held_out}: it takes a share between 0 and 1")
         if grid.held_out_seed < 0:
-            raise UserError(f"{path}: held_out_seed = {grid.held_out_seed}: it takes a whole number, at least 0")
+            raise UserError(
+                f"{path}: held_out_seed = {grid.held_out_seed}: it takes a whole number, at least 0"
+            )
         return grid
 
 
@@ -188,10 +245,14 @@ def _check(where, content, known):
     for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            raise UserError(f"{where}: {key} is not a key; {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}")
+            raise UserError(
+                f"{where}: {key} is not a key; {f'did you mean {near[0]}?' if near else 'there are ' + ', '.join(known)}"
+            )
         kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
         if type(value) not in kinds:
-            raise UserError(f"{where}: {key} = {value!r:.60}: it takes a {' or '.join(kind.__name__ for kind in kinds)}")
+            raise UserError(
+                f"{where}: {key} = {value!r:.60}: it takes a {' or '.join(kind.__name__ for kind in kinds)}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ runs
@@ -229,9 +290,17 @@ class Comparison:
         self.num_classes = self.train.manifest.num_classes
         self.script = Path(llc.__file__).resolve().parent.parent / "train_llc.py"
         if not self.script.is_file():
-            raise UserError(f"{self.script} is not there: trainings are started with it; work in a clone of the project (pip install -e .)")
-        self.tuning = {method.name: [self._make("tune", method, point, seed) for point in method.points for seed in grid.tune_seeds]
-                       if len(method.points) > 1 else [] for method in grid.methods}
+            raise UserError(
+                f"{self.script} is not there: trainings are started with it; work in a clone of the project (pip install -e .)"
+            )
+        self.tuning = {
+            method.name: [
+                self._make("tune", method, point, seed) for point in method.points for seed in grid.tune_seeds
+            ]
+            if len(method.points) > 1
+            else []
+            for method in grid.methods
+        }
         for method in grid.methods:  # a bad key shows before hours of training
             for seed in grid.seeds:
                 self._make("final", method, method.points[0], seed)
@@ -251,20 +320,32 @@ class Comparison:
         try:
             config, _ = training_config.read(words, description="")
             if codebook is not None and config.codes.num_bits != self.num_classes:
-                raise UserError(f"codes.init_codebook = onehot needs codes.num_bits: num_classes, which is {self.num_classes}; it is "
-                                f"{config.codes.num_bits}")
+                raise UserError(
+                    f"codes.init_codebook = onehot needs codes.num_bits: num_classes, which is {self.num_classes}; it is "
+                    f"{config.codes.num_bits}"
+                )
             if codebook is None and config.codes.init_codebook:
                 codebook = load_codebook(config.codes.init_codebook, config.codes.num_bits)
         except UserError as error:
-            raise UserError(f"{self.grid.path}: methods.{method.name}: {str(error).removeprefix('command line: ')}") from error
+            raise UserError(
+                f"{self.grid.path}: methods.{method.name}: {str(error).removeprefix('command line: ')}"
+            ) from error
         identity = resume.identity(config, self.train, self.train if phase == "tune" else self.val, codebook)
         del identity["config"]["codes.init_codebook"]  # a path; the values are in the identity
         if phase == "tune":
             identity["held_out"] = [self.grid.held_out, self.grid.held_out_seed]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         name = f"{phase}_{method.name}_seed{seed}_{digest[:12]}"
-        data = {"data.train_dataset": self._slice("rest"), "data.val_dataset": self._slice("held_out")} if phase == "tune" else {}
-        words += [*(f"--{key}={value}" for key, value in data.items()), f"--logging.folder={self.out / 'runs'}", f"--logging.name={name}"]
+        data = (
+            {"data.train_dataset": self._slice("rest"), "data.val_dataset": self._slice("held_out")}
+            if phase == "tune"
+            else {}
+        )
+        words += [
+            *(f"--{key}={value}" for key, value in data.items()),
+            f"--logging.folder={self.out / 'runs'}",
+            f"--logging.name={name}",
+        ]
         config, _ = training_config.read(words, description="")
         return Run(phase, method, point, seed, name, tuple(words), config)
 
@@ -278,14 +359,20 @@ class Comparison:
 
     def _slice(self, part):
         """Where `part` of train is: rest or held_out. The name says of which train, so that another one's is not taken for it."""
-        key = [resume.identity(self.base, self.train, self.train, None)["train_data"], self.grid.held_out, self.grid.held_out_seed]
+        key = [
+            resume.identity(self.base, self.train, self.train, None)["train_data"],
+            self.grid.held_out,
+            self.grid.held_out_seed,
+        ]
         return self.out / "data" / f"{part}_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}.beton"
 
     def listing(self):
         """The runs and their number, as text."""
         lines, tuning = [], [run for runs in self.tuning.values() for run in runs]
         for run in tuning:
-            lines.append(f"tune   {run.method.name:20s} {_text(run.point)}, seed {run.seed}: {self._state(run)}")
+            lines.append(
+                f"tune   {run.method.name:20s} {_text(run.point)}, seed {run.seed}: {self._state(run)}"
+            )
         for method in self.grid.methods:
             try:
                 point = self._choose(method)
@@ -295,9 +382,13 @@ class Comparison:
                 if point is None:
                     lines.append(f"final  {method.name:20s} the best point, seed {seed}: to run")
                 else:
-                    lines.append(f"final  {method.name:20s} {_text(point)}, seed {seed}: {self._state(self._make('final', method, point, seed))}")
+                    lines.append(
+                        f"final  {method.name:20s} {_text(point)}, seed {seed}: {self._state(self._make('final', method, point, seed))}"
+                    )
         finals = len(self.grid.methods) * len(self.grid.seeds)
-        return "\n".join([*lines, f"{len(tuning)} runs to tune + {finals} to compare = {len(tuning) + finals}"])
+        return "\n".join(
+            [*lines, f"{len(tuning)} runs to tune + {finals} to compare = {len(tuning) + finals}"]
+        )
 
     def _state(self, run):
         known = self.outcome(run)
@@ -315,7 +406,9 @@ class Comparison:
                 metrics = {row["metric"]: float(row["final"]) for row in csv.DictReader(file)}
             return Outcome("finished", "", metrics, _lines(folder))
         record = self._record(run)
-        return Outcome(record["status"], record["message"], {}, _lines(folder)) if "status" in record else None
+        return (
+            Outcome(record["status"], record["message"], {}, _lines(folder)) if "status" in record else None
+        )
 
     def _record(self, run):
         """What we wrote down of a run, beside what it wrote: how it ended, if not well; retrieval."""
@@ -337,14 +430,20 @@ class Comparison:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"--out={self.out}: another comparison is at work there; wait for it, or choose another folder") from None
+                raise UserError(
+                    f"--out={self.out}: another comparison is at work there; wait for it, or choose another folder"
+                ) from None
             yield
 
     def run(self, jobs):
         """Tunes, trains, measures; returns the report, which json can write."""
         for folder in ("data", "runs", "logs", "records", "codebooks"):
             (self.out / folder).mkdir(parents=True, exist_ok=True)
-        if any(m.overrides.get("codes.init_codebook") == "onehot" or "onehot" in m.axes.get("codes.init_codebook", ()) for m in self.grid.methods):
+        if any(
+            m.overrides.get("codes.init_codebook") == "onehot"
+            or "onehot" in m.axes.get("codes.init_codebook", ())
+            for m in self.grid.methods
+        ):
             save_codebook(self._onehot, self._onehot_codes)
         tuning = [run for runs in self.tuning.values() for run in runs]
         if tuning:
@@ -382,8 +481,13 @@ class Comparison:
             runs = [run for run in self.tuning[method.name] if run.point == point]
             found = [self.outcome(run) for run in runs]
             finished = all(outcome is not None and outcome.status == "finished" for outcome in found)
-            scores.append(statistics.fmean(self.headline(method, run.config, outcome.metrics) for run, outcome in zip(runs, found))
-                          if finished else None)
+            scores.append(
+                statistics.fmean(
+                    self.headline(method, run.config, outcome.metrics) for run, outcome in zip(runs, found)
+                )
+                if finished
+                else None
+            )
         return scores
 
     def headline(self, method, config, metrics):
@@ -392,7 +496,9 @@ class Comparison:
 
     def _run_all(self, runs, jobs):
         """Runs what is not finished, `jobs` at a time. However this ends, no training is left behind."""
-        waiting = collections.deque(run for run in runs if (known := self.outcome(run)) is None or known.status == "failed")
+        waiting = collections.deque(
+            run for run in runs if (known := self.outcome(run)) is None or known.status == "failed"
+        )
         print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them done before", flush=True)
         free, active, done = list(range(jobs)), {}, len(runs) - len(waiting)
         try:
@@ -408,10 +514,16 @@ class Comparison:
                     free.append(slot)
                     outcome = self._ended(run, process.returncode)
                     done += 1
-                    said = outcome.message if outcome.status != "finished" else \
-                        f"{run.method.headline} {100 * self.headline(run.method, run.config, outcome.metrics):.2f} %"
-                    print(f"{done}/{len(runs)} {run.phase} {run.method.name} {_text(run.point)}, seed {run.seed}: {outcome.status}, {said} "
-                          f"({time.monotonic() - started:.0f} s)", flush=True)
+                    said = (
+                        outcome.message
+                        if outcome.status != "finished"
+                        else f"{run.method.headline} {100 * self.headline(run.method, run.config, outcome.metrics):.2f} %"
+                    )
+                    print(
+                        f"{done}/{len(runs)} {run.phase} {run.method.name} {_text(run.point)}, seed {run.seed}: {outcome.status}, {said} "
+                        f"({time.monotonic() - started:.0f} s)",
+                        flush=True,
+                    )
         finally:
             _stop([process for _, process, _ in active.values()])
 
@@ -420,16 +532,30 @@ class Comparison:
         workers = [f"--data.num_workers={threads}"] if run.config.data.num_workers == -1 else []
         with open(self.out / "logs" / f"{run.name}.txt", "ab") as log:
             # in a group of its own: Ctrl-C reaches it through _stop alone, once
-            return subprocess.Popen([sys.executable, str(self.script), *run.words, *workers, "--resume=auto"], stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=log, env=os.environ | surroundings, start_new_session=True)
+            return subprocess.Popen(
+                [sys.executable, str(self.script), *run.words, *workers, "--resume=auto"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | surroundings,
+                start_new_session=True,
+            )
 
     def _ended(self, run, status):
         (self.out / "records" / f"{run.name}.json").unlink(missing_ok=True)  # of an earlier try
         folder = self.out / "runs" / run.name
         if not (folder / "results.csv").exists():
             message = _last_words(self.out / "logs" / f"{run.name}.txt") or "it said nothing"
-            diverged = status == 2 and message.startswith("the loss became") and (folder / "checkpoints" / "non_finite.json").exists()
-            self._keep(run, status="diverged" if diverged else "failed", message=message if diverged else f"exit status {status}: {message}")
+            diverged = (
+                status == 2
+                and message.startswith("the loss became")
+                and (folder / "checkpoints" / "non_finite.json").exists()
+            )
+            self._keep(
+                run,
+                status="diverged" if diverged else "failed",
+                message=message if diverged else f"exit status {status}: {message}",
+            )
         return self.outcome(run)
 
     # ---- what came of it
@@ -441,41 +567,86 @@ class Comparison:
             described += [described for _, described in own]
             good = [(run, description) for run, description in own if description["status"] == "finished"]
             figures = [self._figures(run, description) for run, description in good]
-            notes = [f"{_text(d['point'])}, seed {d['seed']} ({d['phase']}) {d['status']}: {d['message']}"
-                     for d in described if d["method"] == method.name and d["status"] != "finished"]
+            notes = [
+                f"{_text(d['point'])}, seed {d['seed']} ({d['phase']}) {d['status']}: {d['message']}"
+                for d in described
+                if d["method"] == method.name and d["status"] != "finished"
+            ]
             if method.name not in chosen:
                 notes.append("no point of the grid finished: nothing to compare")
             notes += _edges(method, chosen.get(method.name))
-            rows.append({"method": method.name, "ceiling": method.ceiling, "headline": method.headline, "point": chosen.get(method.name),
-                         "num_seeds": len(figures), "of_seeds": len(self.grid.seeds), "notes": notes,
-                         "figures": {name: _spread([f[name] for f in figures]) for name in (figures[0] if figures else ())}})
+            rows.append(
+                {
+                    "method": method.name,
+                    "ceiling": method.ceiling,
+                    "headline": method.headline,
+                    "point": chosen.get(method.name),
+                    "num_seeds": len(figures),
+                    "of_seeds": len(self.grid.seeds),
+                    "notes": notes,
+                    "figures": {
+                        name: _spread([f[name] for f in figures]) for name in (figures[0] if figures else ())
+                    },
+                }
+            )
         ceiling = next((row for row in rows if row["ceiling"] and row["figures"]), None)
         for row in rows:
-            row["gap"] = row["figures"]["headline"]["mean"] - ceiling["figures"]["headline"]["mean"] \
-                if ceiling and ceiling is not row and row["figures"] else None
-        scores = {m.name: [{"point": p, "headline": s} for p, s in zip(m.points, self._scores(m))] for m in self.grid.methods if self.tuning[m.name]}
+            row["gap"] = (
+                row["figures"]["headline"]["mean"] - ceiling["figures"]["headline"]["mean"]
+                if ceiling and ceiling is not row and row["figures"]
+                else None
+            )
+        scores = {
+            m.name: [{"point": p, "headline": s} for p, s in zip(m.points, self._scores(m))]
+            for m in self.grid.methods
+            if self.tuning[m.name]
+        }
         return {
-            "command": shlex.join(["python", "-m", "llc.benchmark", "codes", *sys.argv[2:]]), "llc": llc.__version__,
-            "torch": torch.__version__, "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "jobs": jobs,
+            "command": shlex.join(["python", "-m", "llc.benchmark", "codes", *sys.argv[2:]]),
+            "llc": llc.__version__,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "cores": len(os.sched_getaffinity(0)),
+            "jobs": jobs,
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "train": {"beton": self.base.data.train_dataset, "images": len(self.train), "classes": self.num_classes},
-            "val": {"beton": self.base.data.val_dataset, "images": len(self.val)}, "neighbours": min(NEIGHBOURS, len(self.val) - 1),
-            "held_out": self.grid.held_out, "tune_seeds": self.grid.tune_seeds, "seeds": self.grid.seeds,
-            "table": rows, "tuning": scores, "runs": described,
+            "train": {
+                "beton": self.base.data.train_dataset,
+                "images": len(self.train),
+                "classes": self.num_classes,
+            },
+            "val": {"beton": self.base.data.val_dataset, "images": len(self.val)},
+            "neighbours": min(NEIGHBOURS, len(self.val) - 1),
+            "held_out": self.grid.held_out,
+            "tune_seeds": self.grid.tune_seeds,
+            "seeds": self.grid.seeds,
+            "table": rows,
+            "tuning": scores,
+            "runs": described,
         }
 
     def _describe(self, run):
         outcome = self.outcome(run)
-        found = {"name": run.name, "phase": run.phase, "method": run.method.name, "point": run.point, "seed": run.seed,
-                 "set": run.method.overrides, "command": shlex.join(["python", "train_llc.py", *run.words, "--resume=auto"]),
-                 "config": dataclasses.asdict(run.config), **dataclasses.asdict(outcome)}
+        found = {
+            "name": run.name,
+            "phase": run.phase,
+            "method": run.method.name,
+            "point": run.point,
+            "seed": run.seed,
+            "set": run.method.overrides,
+            "command": shlex.join(["python", "train_llc.py", *run.words, "--resume=auto"]),
+            "config": dataclasses.asdict(run.config),
+            **dataclasses.asdict(outcome),
+        }
         if run.phase == "final" and outcome.status == "finished":
             record = self._record(run)
             if "retrieval" not in record:
                 try:
                     record["retrieval"] = retrieval(self.out / "runs" / run.name, run.config)
                 except UserError as error:
-                    return found | {"status": "failed", "message": f"trained, but its codes of val cannot be made: {error}"}
+                    return found | {
+                        "status": "failed",
+                        "message": f"trained, but its codes of val cannot be made: {error}",
+                    }
                 self._keep(run, **record)
             codebook = dataclasses.asdict(health(load_codebook(self.out / "runs" / run.name)))
             found |= {"codebook": codebook, "retrieval": record["retrieval"]}
@@ -483,22 +654,48 @@ class Comparison:
 
     def _figures(self, run, description):
         """The numbers of a finished run that the table shows; accuracies as shares of 1."""
-        metrics, codebook, (first, last) = description["metrics"], description["codebook"], (run.config.stages[0], run.config.stages[-1])
-        shares = {name: metrics[f"{last}/{_suffixed(metric, run.config)}"] for name, metric in
-                  (("mhd", "top1_mhd"), ("ed", "top1_ed"), ("tied", "tied_mhd"), ("none", "none_ed"))}
-        return {"headline": self.headline(run.method, run.config, metrics), "class": metrics[f"{first}/{_suffixed('top1_class', run.config)}"],
-                **shares, "collisions": len(codebook["collisions"]), "min_distance": codebook["min_distance"],
-                "mean_distance": codebook["mean_distance"], "knn": description["retrieval"]["knn"], "map": description["retrieval"]["map"],
-                "seconds": sum(line["train_seconds"] for line in description["log"])}
+        metrics, codebook, (first, last) = (
+            description["metrics"],
+            description["codebook"],
+            (run.config.stages[0], run.config.stages[-1]),
+        )
+        shares = {
+            name: metrics[f"{last}/{_suffixed(metric, run.config)}"]
+            for name, metric in (
+                ("mhd", "top1_mhd"),
+                ("ed", "top1_ed"),
+                ("tied", "tied_mhd"),
+                ("none", "none_ed"),
+            )
+        }
+        return {
+            "headline": self.headline(run.method, run.config, metrics),
+            "class": metrics[f"{first}/{_suffixed('top1_class', run.config)}"],
+            **shares,
+            "collisions": len(codebook["collisions"]),
+            "min_distance": codebook["min_distance"],
+            "mean_distance": codebook["mean_distance"],
+            "knn": description["retrieval"]["knn"],
+            "map": description["retrieval"]["map"],
+            "seconds": sum(line["train_seconds"] for line in description["log"]),
+        }
 
 
 def environment(slot, jobs):
     """({variable: value}, threads) of a training in place `slot` of `jobs`: an equal share of the cores, one of the GPUs."""
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     # the trainer divides the cores by LOCAL_WORLD_SIZE, whoever the other processes of the machine are
-    found = {"OMP_NUM_THREADS": str(threads), "LOCAL_WORLD_SIZE": str(jobs), "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    found = {
+        "OMP_NUM_THREADS": str(threads),
+        "LOCAL_WORLD_SIZE": str(jobs),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
     if torch.cuda.device_count() > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+            map(str, range(torch.cuda.device_count()))
+        )
         found["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % torch.cuda.device_count()]
     return found, threads
 
@@ -508,7 +705,11 @@ def _stop(processes):
     processes = [process for process in processes if process.poll() is None]
     if not processes:
         return
-    print(f"stops {len(processes)} training(s), which write a checkpoint first; the same command continues", file=sys.stderr, flush=True)
+    print(
+        f"stops {len(processes)} training(s), which write a checkpoint first; the same command continues",
+        file=sys.stderr,
+        flush=True,
+    )
     try:
         for process in processes:
             process.terminate()
@@ -552,7 +753,7 @@ def _last_words(path):
     text = re.split(r"[\r\n]", path.read_bytes()[-20_000:].decode("utf-8", "replace"))
     lines = [line.strip() for line in text if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    return " ".join(lines[errors[-1]:][:5]).removeprefix("error: ") if errors else "".join(lines[-1:])
+    return " ".join(lines[errors[-1] :][:5]).removeprefix("error: ") if errors else "".join(lines[-1:])
 
 
 # ------------------------------------------------------------------------------------------------ retrieval
@@ -584,7 +785,9 @@ def leave_one_out(codes, labels, k, seed=0, block=256):
         others = nearest[nearest != own[:, None]].reshape(len(own), -1)
         found = labels[others]
         for classes, label in zip(found[:, :k], labels[own]):
-            votes = collections.Counter(classes.tolist())  # most_common keeps the order of first coming among equals
+            votes = collections.Counter(
+                classes.tolist()
+            )  # most_common keeps the order of first coming among equals
             num_right += votes.most_common(1)[0][0] == label
         hits = found == labels[own, None]
         total = hits.sum(1)
@@ -598,14 +801,25 @@ def leave_one_out(codes, labels, k, seed=0, block=256):
 
 def _spread(values):
     """{"mean", "std", "values"}; std is that of a sample (n - 1), None for one value."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None, "values": values}
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "values": values,
+    }
 
 
 def _edges(method, point):
     """A best value at the end of its axis may not be the best there is."""
-    numbers = {key: values for key, values in method.axes.items() if len(values) > 1 and all(isinstance(v, (int, float)) for v in values)}
-    return [f"{key} = {point[key]} is at the end of its axis" for key, values in numbers.items()
-            if point and point[key] in (min(values), max(values))]
+    numbers = {
+        key: values
+        for key, values in method.axes.items()
+        if len(values) > 1 and all(isinstance(v, (int, float)) for v in values)
+    }
+    return [
+        f"{key} = {point[key]} is at the end of its axis"
+        for key, values in numbers.items()
+        if point and point[key] in (min(values), max(values))
+    ]
 
 
 COLUMNS = (  # title, figure, how it is written
@@ -620,8 +834,15 @@ def table(report, markdown=False):
     rows = [["method", "chosen", "n", *(title for title, _, _ in COLUMNS), "gap"]]
     for row in report["table"]:
         cells = [_figure(row["figures"].get(name), kind) for _, name, kind in COLUMNS]
-        rows.append([row["method"], "-" if row["point"] is None else _text(row["point"]), f"{row['num_seeds']}/{row['of_seeds']}", *cells,
-                     "-" if row["gap"] is None else f"{100 * row['gap']:+.2f}"])
+        rows.append(
+            [
+                row["method"],
+                "-" if row["point"] is None else _text(row["point"]),
+                f"{row['num_seeds']}/{row['of_seeds']}",
+                *cells,
+                "-" if row["gap"] is None else f"{100 * row['gap']:+.2f}",
+            ]
+        )
     if markdown:
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines.insert(1, "|" + "---|" * len(rows[0]))
@@ -629,12 +850,23 @@ def table(report, markdown=False):
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     train, val = report["train"], report["val"]
-    hardware = ", ".join(report["gpus"]) or f"{max(1, report['cores'] // report['jobs'])} CPU thread(s) a training"
-    lines += ["", f"{train['images']:,} train and {val['images']:,} val images of {train['classes']} classes; mean ± standard deviation over "
-              f"seeds, final epoch, %; tuned on {100 * report['held_out']:g} % of train; kNN (k = {report['neighbours']}) and mAP: val against "
-              f"itself, leave-one-out; gap: to the ceiling's headline, points; {report['jobs']} job(s), {hardware}, torch {report['torch']}"]
+    hardware = (
+        ", ".join(report["gpus"]) or f"{max(1, report['cores'] // report['jobs'])} CPU thread(s) a training"
+    )
+    lines += [
+        "",
+        f"{train['images']:,} train and {val['images']:,} val images of {train['classes']} classes; mean ± standard deviation over "
+        f"seeds, final epoch, %; tuned on {100 * report['held_out']:g} % of train; kNN (k = {report['neighbours']}) and mAP: val against "
+        f"itself, leave-one-out; gap: to the ceiling's headline, points; {report['jobs']} job(s), {hardware}, torch {report['torch']}",
+    ]
     notes = [f"{row['method']}: {note}" for row in report["table"] for note in row["notes"]]
-    return "\n".join([*lines, *([""] if markdown and notes else []), *(f"- {note}" if markdown else note for note in notes)])
+    return "\n".join(
+        [
+            *lines,
+            *([""] if markdown and notes else []),
+            *(f"- {note}" if markdown else note for note in notes),
+        ]
+    )
 
 
 def _figure(found, kind):

@@ -28,6 +28,7 @@ Smaller batches. On a CPU a batch of a recipe that was made for GPUs takes minut
 largest power of two that does at most 0.25 TFLOP; on a single GPU it is halved until all ways fit into its
 memory. The output says so. A --training.batch_size on the command line is kept as it is.
 """
+
 import contextlib
 import dataclasses
 import functools
@@ -74,8 +75,10 @@ from llc.training.trainer import build_network, initial_codebook, make_train_loa
 
 OPTIONS = {
     "stage": "codebook, instance or joint (default: the recipe's first)",
-    "batches": "batches in each measurement (default 20)", "rounds": "measurements (default 3)",
-    "vs": "other ways to measure beside ours: torchvision, ffcv, or all", "json": "write the figures to this file",
+    "batches": "batches in each measurement (default 20)",
+    "rounds": "measurements (default 3)",
+    "vs": "other ways to measure beside ours: torchvision, ffcv, or all",
+    "json": "write the figures to this file",
     "chart": "write a bar chart to this PNG (needs matplotlib)",
 }
 NUM_NOISE_IMAGES = 256  # different ones in the synthetic data
@@ -124,12 +127,21 @@ class _Plan:
         stage = options["stage"] or config.stages[0]
         if stage not in training_config.STAGES:
             raise UserError(f"--stage={stage}: it takes one of {', '.join(training_config.STAGES)}")
-        peers = tuple(PEERS) if options["vs"] == "all" else tuple(filter(None, (options["vs"] or "").split(",")))
+        peers = (
+            tuple(PEERS) if options["vs"] == "all" else tuple(filter(None, (options["vs"] or "").split(",")))
+        )
         unknown = [peer for peer in peers if peer not in PEERS]
         if unknown:
-            raise UserError(f"--vs={options['vs']}: {unknown[0]} is unknown; it takes {', '.join(PEERS)}, or all")
-        return cls(stage, number("batches", 20), number("rounds", 3), peers,
-                   any(word.split("=")[0] == "--training.batch_size" for word in argv))
+            raise UserError(
+                f"--vs={options['vs']}: {unknown[0]} is unknown; it takes {', '.join(PEERS)}, or all"
+            )
+        return cls(
+            stage,
+            number("batches", 20),
+            number("rounds", 3),
+            peers,
+            any(word.split("=")[0] == "--training.batch_size" for word in argv),
+        )
 
     def measured(self, ahead):
         """Batches in a measurement: a multiple of `ahead`, as a loader's workers may finish together."""
@@ -157,8 +169,10 @@ def affordable(config, plan, processes):
     batch_size = config.training.batch_size
     parts = processes.world_size * config.training.accumulation_steps
     if batch_size % parts:
-        raise UserError(f"training.batch_size = {batch_size} is not a multiple of {parts} "
-                        "(processes x training.accumulation_steps)")
+        raise UserError(
+            f"training.batch_size = {batch_size} is not a multiple of {parts} "
+            "(processes x training.accumulation_steps)"
+        )
     if processes.device.type != "cpu" or plan.keeps_batch_size:
         return config
     stage = getattr(config, plan.stage)
@@ -210,7 +224,9 @@ def measure(config, plan, processes):
     device = processes.device
     train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
     if plan.peers and len(train_shards.paths) > 1:
-        raise UserError(f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}")
+        raise UserError(
+            f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}"
+        )
     num_classes = train_shards.manifest.num_classes
     stage = getattr(config, plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
@@ -229,8 +245,14 @@ def measure(config, plan, processes):
         engine.step(images, labels, LR)
 
     def validate():
-        predict(network, val_loader, processes, flip=config.validation.lr_tta, autocast=autocast,
-                num_classes=num_classes)
+        predict(
+            network,
+            val_loader,
+            processes,
+            flip=config.validation.lr_tta,
+            autocast=autocast,
+            num_classes=num_classes,
+        )
 
     batches = endless(loader, resolution)
     with clock("loader's first batch", starting):
@@ -283,9 +305,11 @@ def measure(config, plan, processes):
     report = _figures(config, plan, processes, train, val, resolution, seconds, starting)
     report["config"] |= {"compiled": engine.compiled, "compiler_failed": engine.compiler_failed}
     report["data"]["batches_of_an_epoch"] = loader.batches_per_epoch
-    report["plan"] |= {"dropped": {name: way.ahead for name, way in ways.items()},
-                       "measured": {name: plan.measured(way.ahead) for name, way in ways.items()},
-                       "longest": plan.longest(config)}
+    report["plan"] |= {
+        "dropped": {name: way.ahead for name, way in ways.items()},
+        "measured": {name: plan.measured(way.ahead) for name, way in ways.items()},
+        "longest": plan.longest(config),
+    }
     return report | {"memory": memory}
 
 
@@ -300,8 +324,10 @@ def _device_peaks(device):
     """What tensors took at the most since the reset, and what PyTorch's allocator reserved for them."""
     if device.type != "cuda":
         return {}
-    return {"device_bytes": torch.cuda.max_memory_allocated(),
-            "device_reserved_bytes": torch.cuda.max_memory_reserved()}
+    return {
+        "device_bytes": torch.cuda.max_memory_allocated(),
+        "device_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
 
 
 class _Clock:
@@ -316,7 +342,13 @@ class _Clock:
         return time.perf_counter()
 
     def _slowest(self, seconds):
-        return float(max(self.processes.gather(torch.tensor([seconds], dtype=torch.float64, device=self.processes.device))))
+        return float(
+            max(
+                self.processes.gather(
+                    torch.tensor([seconds], dtype=torch.float64, device=self.processes.device)
+                )
+            )
+        )
 
     @contextlib.contextmanager
     def __call__(self, name, found):
@@ -349,29 +381,59 @@ class _Clock:
 def _figures(config, plan, processes, train, val, resolution, seconds, starting):
     device, world, batch_size = processes.device, processes.world_size, config.training.batch_size
     cores = len(os.sched_getaffinity(0))
-    rates = {name: batch_size / statistics.median(values) for name, values in seconds.items() if name != "validation"}
+    rates = {
+        name: batch_size / statistics.median(values)
+        for name, values in seconds.items()
+        if name != "validation"
+    }
     validation = statistics.median(seconds["validation"])
     steps = train.num_samples // batch_size
     epoch_seconds = statistics.median(seconds["epoch"]) * steps + validation
     recipe = sum(
-        epoch_seconds if stage != plan.stage else statistics.median(seconds["epoch"]) * steps * (pixels / resolution) ** 2 + validation
+        epoch_seconds
+        if stage != plan.stage
+        else statistics.median(seconds["epoch"]) * steps * (pixels / resolution) ** 2 + validation
         for stage in config.stages
-        for pixels in [stage_resolution(getattr(config, stage), config.resolution, epoch) for epoch in range(getattr(config, stage).epochs)])
+        for pixels in [
+            stage_resolution(getattr(config, stage), config.resolution, epoch)
+            for epoch in range(getattr(config, stage).epochs)
+        ]
+    )
     parts = {name: rates[name] for name in ("loader", "step", "copy") if name in rates}
     limit = min(parts, key=parts.get)
     flops = flops_of_a_step(config, getattr(config, plan.stage), train.num_classes, resolution)
     matrix_rate = _matrix_rate(config.training.precision, device)
     return {
-        "config": {"arch": config.model.arch, "num_bits": config.codes.num_bits, "stage": plan.stage, "resolution": resolution,
-                   "batch_size": batch_size, "precision": config.training.precision, "use_blurpool": config.training.use_blurpool},
-        "machine": {"device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU", "processes": world, "cores": cores,
-                    "cpu": _cpu_name(), "torch": torch.__version__, "python": platform.python_version()},
+        "config": {
+            "arch": config.model.arch,
+            "num_bits": config.codes.num_bits,
+            "stage": plan.stage,
+            "resolution": resolution,
+            "batch_size": batch_size,
+            "precision": config.training.precision,
+            "use_blurpool": config.training.use_blurpool,
+        },
+        "machine": {
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+            "processes": world,
+            "cores": cores,
+            "cpu": _cpu_name(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "data": {"images": train.num_samples, "val_images": val.num_samples},
         "plan": {"batches": plan.batches, "rounds": plan.rounds},
-        "images_per_second": rates, "seconds_a_batch": seconds, "validation_images_per_second": val.num_samples / validation,
-        "limit": limit, "share_of_limit": rates["epoch"] / parts[limit], "starting_seconds": starting,
-        "epoch_seconds": epoch_seconds, "recipe_seconds": recipe,
-        "step_flops_per_image": flops, "step_flops_per_second": flops * rates["step"] / world, "matrix_flops_per_second": matrix_rate,
+        "images_per_second": rates,
+        "seconds_a_batch": seconds,
+        "validation_images_per_second": val.num_samples / validation,
+        "limit": limit,
+        "share_of_limit": rates["epoch"] / parts[limit],
+        "starting_seconds": starting,
+        "epoch_seconds": epoch_seconds,
+        "recipe_seconds": recipe,
+        "step_flops_per_image": flops,
+        "step_flops_per_second": flops * rates["step"] / world,
+        "matrix_flops_per_second": matrix_rate,
     }
 
 
@@ -391,16 +453,26 @@ def describe(report):
         + f"images; {p['batches']} batches or more, median of {p['rounds']}",
     ]
     if d["batches_of_an_epoch"] < p["longest"]:
-        lines.append(f"An epoch has {d['batches_of_an_epoch']} batches, fewer than the {p['longest']} that a "
-                     "measurement may take: starting an epoch is in the figures.")
+        lines.append(
+            f"An epoch has {d['batches_of_an_epoch']} batches, fewer than the {p['longest']} that a "
+            "measurement may take: starting an epoch is in the figures."
+        )
     lines += ["", f"  {'':22s} {'images/s':>10s} {'per core':>10s} {'spread':>8s}"]
-    titles = {"loader": "loader alone", "step": "step alone", "copy": "host-to-device copy", "epoch": "epoch: both together"}
+    titles = {
+        "loader": "loader alone",
+        "step": "step alone",
+        "copy": "host-to-device copy",
+        "epoch": "epoch: both together",
+    }
     for name, rate in rates.items():
         values = report["seconds_a_batch"][name]
         spread = 100 * (max(values) - min(values)) / statistics.median(values)
         lines.append(f"  {titles.get(name, name):22s} {rate:10.1f} {rate / m['cores']:10.1f} {spread:7.0f}%")
     lines.append(f"  {'validation':22s} {report['validation_images_per_second']:10.1f}")
-    lines += ["", f"The {report['limit']} limits the epoch; it runs at {100 * report['share_of_limit']:.1f} % of that part alone."]
+    lines += [
+        "",
+        f"The {report['limit']} limits the epoch; it runs at {100 * report['share_of_limit']:.1f} % of that part alone.",
+    ]
     for name in rates:
         if name.endswith(" epoch"):
             lines.append(f"Against {name.removesuffix(' epoch')}: {rates['epoch'] / rates[name]:.2f} x")
@@ -413,15 +485,20 @@ def describe(report):
         f"{100 * report['step_flops_per_second'] / rate:.0f} % of the {rate / 1e12:.3f} measured on square matrices.",
         f"Peak memory: {_memory(report['memory'])} (main process)."
         + "".join(f" {name}: {_memory(used)}." for name, used in report["memory"]["peers"].items() if used),
-        "Starting: " + ", ".join(f"{name} {value:.1f} s" for name, value in report["starting_seconds"].items()) + ".",
+        "Starting: "
+        + ", ".join(f"{name} {value:.1f} s" for name, value in report["starting_seconds"].items())
+        + ".",
     ]
     return "\n".join(lines)
 
 
 def _memory(used):
     """Bytes, as _device_peaks calls them, in words."""
-    places = {"host_bytes": "on the host", "device_bytes": "on the device",
-              "device_reserved_bytes": "reserved there"}
+    places = {
+        "host_bytes": "on the host",
+        "device_bytes": "on the device",
+        "device_reserved_bytes": "reserved there",
+    }
     return ", ".join(f"{used[key] / 1e9:.2f} GB {place}" for key, place in places.items() if key in used)
 
 
@@ -464,17 +541,24 @@ class _EagerStep:
     def __init__(self, config, stage, num_classes, processes, channels_last):
         self.network = build_network(config, num_classes)
         self.network.codebook.data.copy_(initial_codebook(config, num_classes))
-        self.network.to(processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        self.network.to(
+            processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
         self.device = processes.device
         self.loss = StageModule(self.network, stage, config.training.label_smoothing)
-        self.optimizer = torch.optim.SGD(parameter_groups(self.loss, config.training.weight_decay), lr=LR, momentum=config.training.momentum)
+        self.optimizer = torch.optim.SGD(
+            parameter_groups(self.loss, config.training.weight_decay),
+            lr=LR,
+            momentum=config.training.momentum,
+        )
         self.precision = config.training.precision
         if self.precision == "auto" and self.device.type == "cuda":
             self.precision = "fp16"
         self.autocast, self.scaler = autocast_for(self.precision, self.device)
         if processes.world_size > 1:
             self.loss = torch.nn.parallel.DistributedDataParallel(
-                self.loss, device_ids=[self.device] if self.device.type == "cuda" else None)
+                self.loss, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
 
     def step(self, images, labels):
         self.optimizer.zero_grad(set_to_none=True)
@@ -503,13 +587,23 @@ class _FFCV(_EagerStep):
 
         super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=True)
         to_device = [ToDevice(self.device, non_blocking=True)] if self.device.type == "cuda" else []
-        decoder = RandomResizedCropRGBImageDecoder((resolution, resolution), scale=(config.data.min_scale, 1.0))
+        decoder = RandomResizedCropRGBImageDecoder(
+            (resolution, resolution), scale=(config.data.min_scale, 1.0)
+        )
         self.loader = Loader(
-            str(shards.paths[0]), batch_size=config.training.batch_size // processes.world_size, num_workers=_workers(config),
-            os_cache=True, order=OrderOption.RANDOM, batches_ahead=self.BATCHES_AHEAD, drop_last=True,
+            str(shards.paths[0]),
+            batch_size=config.training.batch_size // processes.world_size,
+            num_workers=_workers(config),
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            batches_ahead=self.BATCHES_AHEAD,
+            drop_last=True,
             distributed=processes.world_size > 1,
-            pipelines={"image": [decoder, RandomHorizontalFlip(), ToTensor(), *to_device, ToTorchImage()],
-                       "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device]})
+            pipelines={
+                "image": [decoder, RandomHorizontalFlip(), ToTensor(), *to_device, ToTorchImage()],
+                "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
+            },
+        )
 
     def epoch(self, epoch, resolution):
         return iter(self.loader)
@@ -527,14 +621,26 @@ class _Torchvision(_EagerStep):
     def __init__(self, config, stage, shards, resolution, processes):
         super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
         network = self.network
-        network.forward = lambda images: network.normalization(network.projection(network.backbone(images)).float())  # the transforms normalise
-        transform = transforms.Compose([
-            transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)), transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+        network.forward = lambda images: network.normalization(
+            network.projection(network.backbone(images)).float()
+        )  # the transforms normalise
+        transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )
         self.loader = torch.utils.data.DataLoader(
-            _BetonImages(shards.paths[0], transform), batch_size=config.training.batch_size // processes.world_size,
-            shuffle=True, drop_last=True, num_workers=_workers(config), prefetch_factor=self.PREFETCH_FACTOR,
-            pin_memory=self.device.type == "cuda")
+            _BetonImages(shards.paths[0], transform),
+            batch_size=config.training.batch_size // processes.world_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=_workers(config),
+            prefetch_factor=self.PREFETCH_FACTOR,
+            pin_memory=self.device.type == "cuda",
+        )
 
     def epoch(self, epoch, resolution):
         # not persistent workers: those would finish what they have queued while another way is measured
@@ -643,13 +749,20 @@ def _chart(report, path):
     figure = Figure(figsize=(7, 0.6 * len(rates) + 1.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    bars = axes.barh(list(rates), list(rates.values()), color=["#4477aa" if name != "epoch" else "#cc6677" for name in rates])
+    bars = axes.barh(
+        list(rates),
+        list(rates.values()),
+        color=["#4477aa" if name != "epoch" else "#cc6677" for name in rates],
+    )
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     c, m = report["config"], report["machine"]
     axes.set_xlabel("images/s")
-    axes.set_title(f"{c['arch']}, {c['resolution']} px, {c['batch_size']} a step, {m['device']} x {m['processes']}", fontsize=10)
+    axes.set_title(
+        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} a step, {m['device']} x {m['processes']}",
+        fontsize=10,
+    )
     figure.savefig(path, dpi=130)
 
 
@@ -664,7 +777,10 @@ def _cpu_name():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ all queries, on tensor cores, in bf16 and in int8, in tiles of at most 2^28 scor
 argmax for one neighbour. All of them are exact. The product of float32 without tensor cores is the original
 code's.
 """
+
 import argparse
 import dataclasses
 import functools
@@ -40,10 +41,12 @@ try:
 except ImportError:
     faiss = None
 
-TILE = 1 << 22        # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
-WHOLE = 1 << 26       # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
-SLOW_QUERIES = 50     # of a large database, for the ways that would take minutes
-GPU_TILE = 1 << 28    # scores that a tiled product on a GPU makes at a time: 0.5 GB in bf16, 1 GB in int32
+TILE = 1 << 22  # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
+WHOLE = (
+    1 << 26
+)  # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
+SLOW_QUERIES = 50  # of a large database, for the ways that would take minutes
+GPU_TILE = 1 << 28  # scores that a tiled product on a GPU makes at a time: 0.5 GB in bf16, 1 GB in int32
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 
@@ -69,13 +72,30 @@ class Workload:
 
 
 def main(argv):
-    parser = argparse.ArgumentParser("python -m llc.benchmark hamming", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS) + " (default: all)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each way; the median is reported")
+    parser = argparse.ArgumentParser(
+        "python -m llc.benchmark hamming", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS) + " (default: all)"
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="timed calls of each way; the median is reported"
+    )
     parser.add_argument("--seconds", type=float, default=0.05, help="that a turn of a quick way lasts")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every way but numpy's (default: torch's)")
-    parser.add_argument("--cpu-time", action="store_true", help="count the process's CPU time; with --threads=1 what others take does not count")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of every way but numpy's (default: torch's)",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the process's CPU time; with --threads=1 what others take does not count",
+    )
     parser.add_argument("--queries", type=int, default=10_000, help="of the searches in a large database")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of codes, for a quick look")
     parser.add_argument("--json", metavar="FILE", help="write the measurements to this file too")
@@ -84,8 +104,10 @@ def main(argv):
         if name not in WORKLOADS:
             raise UserError(f"{name} is no workload of hamming: choose from {', '.join(WORKLOADS)}")
     if min(options.repeats, options.threads, options.queries) < 1 or not 0 < options.scale <= 1:
-        raise UserError(f"--repeats={options.repeats} --threads={options.threads} --queries={options.queries} --scale={options.scale}: "
-                        "expected 1 or more of each, and a scale above 0 and up to 1")
+        raise UserError(
+            f"--repeats={options.repeats} --threads={options.threads} --queries={options.queries} --scale={options.scale}: "
+            "expected 1 or more of each, and a scale above 0 and up to 1"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: torch finds no CUDA device")
     torch.set_num_threads(options.threads)
@@ -93,7 +115,9 @@ def main(argv):
     print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
     results = [measure(name, WORKLOADS[name](options), options) for name in options.workloads or WORKLOADS]
     if options.json:
-        Path(options.json).write_text(json.dumps({"machine": machine, "options": vars(options), "workloads": results}))
+        Path(options.json).write_text(
+            json.dumps({"machine": machine, "options": vars(options), "workloads": results})
+        )
 
 
 def describe_machine(device):
@@ -101,12 +125,22 @@ def describe_machine(device):
     fields = {}
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        fields = {key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)}
+        fields = {
+            key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)
+        }
     flags = set(fields.get("flags", fields.get("Features", "")).split())
-    machine = {"cpu": fields.get("model name", platform.processor() or platform.machine()),
-               "flags": " ".join(f for f in ("popcnt", "avx2", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq", "asimd") if f in flags),
-               "threads": torch.get_num_threads(), "torch": torch.__version__, "numpy": np.__version__,
-               "faiss": f"{faiss.__version__}, {faiss.get_compile_options().strip()}" if faiss else "not installed"}
+    machine = {
+        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "flags": " ".join(
+            f
+            for f in ("popcnt", "avx2", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq", "asimd")
+            if f in flags
+        ),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "faiss": f"{faiss.__version__}, {faiss.get_compile_options().strip()}" if faiss else "not installed",
+    }
     if device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     return machine
@@ -117,28 +151,48 @@ def measure(name, workload, options):
     expected = workload.check(workload.ways[0].call())
     for way in workload.ways[1:]:
         found = workload.check(way.call())
-        if not np.array_equal(found, expected[:len(found)]):
+        if not np.array_equal(found, expected[: len(found)]):
             raise AssertionError(f"{name}: {way.name} and {workload.ways[0].name} disagree")
     seconds = [[] for _ in workload.ways]
     for _ in range(options.repeats):
         for way, times in zip(workload.ways, seconds):
             times.append(_seconds_a_call(way.call, options))
-    print(f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}{'ours is':>10s}{'by minima':>11s}")
+    print(
+        f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}{'ours is':>10s}{'by minima':>11s}"
+    )
     rates, best_rates, rows = [], [], []
     for way, times in zip(workload.ways, seconds):
         median = statistics.median(times)
         rates.append(way.amount * workload.work / median)
         best_rates.append(way.amount * workload.work / min(times))
         ratio, best_ratio = rates[0] / rates[-1], best_rates[0] / best_rates[-1]
-        rows.append({"way": way.name, "n": way.amount, "seconds": times, "median": median, "ours_is": ratio, "ours_is_by_minima": best_ratio})
-        print(f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
-              f"{rates[-1] / 1e9:9.3f}" + (f"{ratio:9.1f}x{best_ratio:10.1f}x" if way is not workload.ways[0] else ""))
+        rows.append(
+            {
+                "way": way.name,
+                "n": way.amount,
+                "seconds": times,
+                "median": median,
+                "ours_is": ratio,
+                "ours_is_by_minima": best_ratio,
+            }
+        )
+        print(
+            f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
+            f"{rates[-1] / 1e9:9.3f}"
+            + (f"{ratio:9.1f}x{best_ratio:10.1f}x" if way is not workload.ways[0] else "")
+        )
     for limit, rate in workload.limits.items():
         share = f"{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it" if rate else ""
         print(f"  {limit:36s}" + (share or "not known: torch does not say the device's clocks or bus width"))
     if faiss is None and workload.work > 1:
         print("  FAISS is not installed")
-    return {"name": name, "title": workload.title, "work": workload.work, "limits": workload.limits, "ways": rows}
+    return {
+        "name": name,
+        "title": workload.title,
+        "work": workload.work,
+        "limits": workload.limits,
+        "ways": rows,
+    }
 
 
 def _seconds_a_call(call, options):
@@ -161,21 +215,34 @@ def _seconds_a_call(call, options):
 
 def decode(options, num_bits=20, num_classes=1000):
     """The MHD of ImageNet's validation images."""
-    codes, class_codes = _random_codes(int(50_000 * options.scale), num_bits, 0), _random_codes(num_classes, num_bits, 1)
+    codes, class_codes = (
+        _random_codes(int(50_000 * options.scale), num_bits, 0),
+        _random_codes(num_classes, num_bits, 1),
+    )
     on_device, classes_on_device = (torch.from_numpy(c).to(options.device) for c in (codes, class_codes))
     scan, table = Decoder(classes_on_device, table=False), Decoder(classes_on_device, table=True)
-    ways = [Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
-            Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
-            *_methods("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device), options.device),
-            *_others(codes, class_codes, num_bits, 1, options.device, len(codes))]
-    return Workload(f"nearest of {num_classes:,} classes, {num_bits} bits", ways, _distances_of(codes, class_codes), num_classes,
-                    _limits(options.device, codes, class_codes))
+    ways = [
+        Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
+        Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
+        *_methods("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device), options.device),
+        *_others(codes, class_codes, num_bits, 1, options.device, len(codes)),
+    ]
+    return Workload(
+        f"nearest of {num_classes:,} classes, {num_bits} bits",
+        ways,
+        _distances_of(codes, class_codes),
+        num_classes,
+        _limits(options.device, codes, class_codes),
+    )
 
 
 def build_table(options, num_bits):
     class_codes = torch.from_numpy(_random_codes(1000, num_bits, 1)).to(options.device)
-    return Workload(f"a table of 2^{num_bits} codes from 1,000 class codes",
-                    [Way("llc Decoder, building its table", 1 << num_bits, lambda: Decoder(class_codes, table=True))], lambda decoder: None)
+    return Workload(
+        f"a table of 2^{num_bits} codes from 1,000 class codes",
+        [Way("llc Decoder, building its table", 1 << num_bits, lambda: Decoder(class_codes, table=True))],
+        lambda decoder: None,
+    )
 
 
 def nearest(options, num_bits, k, num_queries=None):
@@ -184,27 +251,47 @@ def nearest(options, num_bits, k, num_queries=None):
     database = _random_codes(max(k, int(1_281_167 * options.scale)), num_bits, 1)
     on_device, database_on_device = (torch.from_numpy(c).to(options.device) for c in (queries, database))
     ours = functools.partial(search, on_device, database_on_device, k)
-    ways = [Way("llc search", len(queries), ours),
-            *_methods("llc search", len(queries), ours, options.device),
-            *_others(queries, database, num_bits, k, options.device, min(len(queries), SLOW_QUERIES))]
-    return Workload(f"top-{k} of {len(database):,} codes, {num_bits} bits", ways, _distances_of(queries, database), len(database),
-                    _limits(options.device, queries, database))
+    ways = [
+        Way("llc search", len(queries), ours),
+        *_methods("llc search", len(queries), ours, options.device),
+        *_others(queries, database, num_bits, k, options.device, min(len(queries), SLOW_QUERIES)),
+    ]
+    return Workload(
+        f"top-{k} of {len(database):,} codes, {num_bits} bits",
+        ways,
+        _distances_of(queries, database),
+        len(database),
+        _limits(options.device, queries, database),
+    )
 
 
 def pack(options, num_bits=20):
-    z = torch.from_numpy(np.random.default_rng(0).normal(size=(max(1, int(50_000 * options.scale)), num_bits)).astype(np.float32))
+    z = torch.from_numpy(
+        np.random.default_rng(0)
+        .normal(size=(max(1, int(50_000 * options.scale)), num_bits))
+        .astype(np.float32)
+    )
     on_device, as_array = z.to(options.device), z.numpy()
-    ways = [Way("llc pack_bits", z.numel(), lambda: pack_bits(on_device)),
-            Way("numpy.packbits(z > 0)", z.numel(), lambda: np.packbits(as_array > 0, axis=-1))]
-    return Workload(f"{num_bits} float32 values a code, with the sign", ways, lambda codes: np.asarray(torch.as_tensor(codes).cpu()))
+    ways = [
+        Way("llc pack_bits", z.numel(), lambda: pack_bits(on_device)),
+        Way("numpy.packbits(z > 0)", z.numel(), lambda: np.packbits(as_array > 0, axis=-1)),
+    ]
+    return Workload(
+        f"{num_bits} float32 values a code, with the sign",
+        ways,
+        lambda codes: np.asarray(torch.as_tensor(codes).cpu()),
+    )
 
 
 WORKLOADS = {
     "decode": decode,
-    "table20": functools.partial(build_table, num_bits=20), "table24": functools.partial(build_table, num_bits=24),
+    "table20": functools.partial(build_table, num_bits=20),
+    "table24": functools.partial(build_table, num_bits=24),
     "pack": pack,
-    "top1_64": functools.partial(nearest, num_bits=64, k=1), "top100_64": functools.partial(nearest, num_bits=64, k=100),
-    "top1_256": functools.partial(nearest, num_bits=256, k=1), "top100_256": functools.partial(nearest, num_bits=256, k=100),
+    "top1_64": functools.partial(nearest, num_bits=64, k=1),
+    "top100_64": functools.partial(nearest, num_bits=64, k=100),
+    "top1_256": functools.partial(nearest, num_bits=256, k=1),
+    "top100_256": functools.partial(nearest, num_bits=256, k=100),
     "one_64": functools.partial(nearest, num_bits=64, k=1, num_queries=1),
 }
 
@@ -215,10 +302,14 @@ def _random_codes(n, num_bits, seed):
 
 def _distances_of(queries, database):
     """Ways may resolve ties differently: what they must agree on are the distances of what they found."""
+
     def check(result):
         indices = result[-1] if isinstance(result, tuple) else result
         indices = np.asarray(torch.as_tensor(indices).cpu())
-        return np.stack([BITS_OF_BYTE[queries[:len(indices)] ^ database[column]].sum(1) for column in indices.T], axis=1)
+        return np.stack(
+            [BITS_OF_BYTE[queries[: len(indices)] ^ database[column]].sum(1) for column in indices.T], axis=1
+        )
+
     return check
 
 
@@ -233,20 +324,25 @@ def _limits(device, queries, database):
     names = ("clock_rate", "memory_clock_rate", "memory_bus_width")  # kHz, kHz, bits; not in every torch
     clock, memory_clock, bus = (getattr(gpu, name, 0) for name in names)
     bytes_a_pair = (queries.size + database.size) / (len(queries) * len(database))
-    return {"limit of one popc a word": 16e3 * gpu.multi_processor_count * clock / words or None,
-            "limit of memory bandwidth": 2e3 * memory_clock * bus / 8 / bytes_a_pair or None}
+    return {
+        "limit of one popc a word": 16e3 * gpu.multi_processor_count * clock / words or None,
+        "limit of memory bandwidth": 2e3 * memory_clock * bus / 8 / bytes_a_pair or None,
+    }
 
 
 def _methods(name, amount, call, device):
     """On a GPU: ours by either method of llc.hamming.cuda, whichever it would choose."""
     if device == "cpu":
         return []
-    return [Way(f"{name}, {title}", amount, functools.partial(_by_method, method, call))
-            for method, title in (("popc", "popc"), ("dot", "tensor cores"))]
+    return [
+        Way(f"{name}, {title}", amount, functools.partial(_by_method, method, call))
+        for method, title in (("popc", "popc"), ("dot", "tensor cores"))
+    ]
 
 
 def _by_method(method, call):
     from llc.hamming import cuda  # here: it imports Triton
+
     before, cuda.METHOD = cuda.METHOD, method
     try:
         return call()
@@ -292,9 +388,14 @@ def _tensor_core_ways(queries, database, num_bits, k, device, entries=GPU_TILE):
         signs, columns = (_signs(codes, num_bits).to(device) for codes in (queries, database))
         columns = F.pad(columns, (0, -num_bits % 8, 0, -len(database) % 8))
         products.append(("+-1 int8 _int_mm", torch._int_mm, F.pad(signs, (0, -num_bits % 8)), columns.T))
-    return [Way(f"{title} + {name}, tiles", len(queries),
-                functools.partial(_tiled_nearest, product, signs, columns, len(database), step, pick))
-            for title, product, signs, columns in products]
+    return [
+        Way(
+            f"{title} + {name}, tiles",
+            len(queries),
+            functools.partial(_tiled_nearest, product, signs, columns, len(database), step, pick),
+        )
+        for title, product, signs, columns in products
+    ]
 
 
 def _signs(codes, num_bits):
@@ -329,5 +430,9 @@ def _words(codes):
 
 def _numpy_nearest(queries, database):
     step = max(1, TILE // database.size)
-    return np.concatenate([np.bitwise_count(queries[i:i + step, None] ^ database).sum(2, dtype=np.uint16).argmin(1)
-                           for i in range(0, len(queries), step)])[:, None]
+    return np.concatenate(
+        [
+            np.bitwise_count(queries[i : i + step, None] ^ database).sum(2, dtype=np.uint16).argmin(1)
+            for i in range(0, len(queries), step)
+        ]
+    )[:, None]

@@ -63,7 +63,11 @@ class _Settings:
                 raise UserError(f"--{name}={text}: it takes a whole number, at least 1")
             return int(text)
 
-        self.beton, self.folder, self.batch_size = options["beton"], options["folder"], number("batch_size", 128)
+        self.beton, self.folder, self.batch_size = (
+            options["beton"],
+            options["folder"],
+            number("batch_size", 128),
+        )
         self.workers, self.rounds = number("workers", len(os.sched_getaffinity(0))), number("rounds", 5)
         self.seconds = number("seconds", 3)
         text = options["resolutions"] or "160,192,224"
@@ -73,12 +77,20 @@ class _Settings:
         if not self.beton:
             raise UserError("--beton is required: what llc and ffcv read (write_ffcv.py makes one)")
         dali = ["dali"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
-        self.peers = options["peers"].split(",") if options["peers"] else ["llc", "ffcv", *(["torchvision", *dali] if self.folder else [])]
+        self.peers = (
+            options["peers"].split(",")
+            if options["peers"]
+            else ["llc", "ffcv", *(["torchvision", *dali] if self.folder else [])]
+        )
         for peer in self.peers:
             if peer not in PEERS:
-                raise UserError(f"--peers={options['peers']}: {peer!r} is unknown; it takes {', '.join(PEERS)}")
+                raise UserError(
+                    f"--peers={options['peers']}: {peer!r} is unknown; it takes {', '.join(PEERS)}"
+                )
             if peer in ("torchvision", "dali") and not self.folder:
-                raise UserError(f"--peers={options['peers']}: {peer} reads a folder of images per class; give it as --folder=DIR")
+                raise UserError(
+                    f"--peers={options['peers']}: {peer} reads a folder of images per class; give it as --folder=DIR"
+                )
 
 
 def measure(settings):
@@ -87,7 +99,9 @@ def measure(settings):
     figures = []
     for resolution in settings.resolutions:
         with contextlib.ExitStack() as stack:
-            runners = {peer: stack.enter_context(_Runner(peer, settings, resolution)) for peer in settings.peers}
+            runners = {
+                peer: stack.enter_context(_Runner(peer, settings, resolution)) for peer in settings.peers
+            }
             rounds = {peer: [] for peer in runners}
             for k in range(settings.rounds):
                 # each goes first as often
@@ -103,9 +117,19 @@ def measure(settings):
     jpegs = float((shards.images["mode"] == JPG).mean())
     return {
         "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": {name: _version(name) for name in ("llc", "torch", "torchvision", "ffcv", "numba", "numpy", "opencv-python")},
-        "beton": {"path": str(shards), "images": len(shards), "bytes": int(shards.sizes.sum()), "share_jpeg": jpegs},
-        "settings": {k: getattr(settings, k) for k in ("workers", "batch_size", "rounds", "seconds", "folder")},
+        "versions": {
+            name: _version(name)
+            for name in ("llc", "torch", "torchvision", "ffcv", "numba", "numpy", "opencv-python")
+        },
+        "beton": {
+            "path": str(shards),
+            "images": len(shards),
+            "bytes": int(shards.sizes.sum()),
+            "share_jpeg": jpegs,
+        },
+        "settings": {
+            k: getattr(settings, k) for k in ("workers", "batch_size", "rounds", "seconds", "folder")
+        },
         "figures": figures,
     }
 
@@ -124,9 +148,13 @@ def describe(report):
     ]
     for figure in report["figures"]:
         by_second, by_cpu = figure["images_per_second"], figure["images_per_cpu_second"]
-        against = [f for f in report["figures"] if f["peer"] == "ffcv" and f["resolution"] == figure["resolution"]]
+        against = [
+            f for f in report["figures"] if f["peer"] == "ffcv" and f["resolution"] == figure["resolution"]
+        ]
         ratios = [
-            f"{statistics.median(a / b for a, b in zip(figure[key], against[0][key])):.2f}" if against else "-"
+            f"{statistics.median(a / b for a, b in zip(figure[key], against[0][key])):.2f}"
+            if against
+            else "-"
             for key in ("images_per_second", "images_per_cpu_second")
         ]
         spread = f"({min(by_second):.0f}-{max(by_second):.0f})"
@@ -147,7 +175,9 @@ class _Runner:
     def __init__(self, peer, settings, resolution):
         self._peer, (self._pipe, theirs) = peer, multiprocessing.Pipe()
         # a fresh interpreter: a forked one would have this one's memory
-        self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, peer, settings.__dict__, resolution))
+        self._process = multiprocessing.get_context("spawn").Process(
+            target=_serve, args=(theirs, peer, settings.__dict__, resolution)
+        )
         self._process.start()
         theirs.close()
 
@@ -184,7 +214,10 @@ class _Runner:
 
 def _serve(pipe, peer, settings, resolution):
     try:
-        construct = PEERS[peer](resolution=resolution, **{key: settings[key] for key in ("beton", "folder", "workers", "batch_size")})
+        construct = PEERS[peer](
+            resolution=resolution,
+            **{key: settings[key] for key in ("beton", "folder", "workers", "batch_size")},
+        )
         started = time.perf_counter()
         epoch = construct()
         batches = iter(epoch(0))
@@ -237,7 +270,14 @@ def _ffcv(*, resolution, beton, workers, batch_size, folder):
             "image": [crop, RandomHorizontalFlip(), ToTensor(), ToTorchImage()],
             "label": [IntDecoder(), ToTensor(), Squeeze(1)],
         }
-        loader = Loader(beton, batch_size=batch_size, num_workers=workers, order=OrderOption.RANDOM, os_cache=True, pipelines=pipelines)
+        loader = Loader(
+            beton,
+            batch_size=batch_size,
+            num_workers=workers,
+            order=OrderOption.RANDOM,
+            os_cache=True,
+            pipelines=pipelines,
+        )
         return lambda number: loader
 
     return construct
@@ -268,8 +308,12 @@ def _dali(*, resolution, beton, workers, batch_size, folder):
         @dali.pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None)
         def pipeline():
             files, labels = fn.readers.file(file_root=folder, random_shuffle=True, name="files")
-            images = fn.decoders.image_random_crop(files, random_area=SCALE, random_aspect_ratio=RATIO, num_attempts=10)
-            images = fn.flip(fn.resize(images, size=[resolution, resolution]), horizontal=fn.random.coin_flip())
+            images = fn.decoders.image_random_crop(
+                files, random_area=SCALE, random_aspect_ratio=RATIO, num_attempts=10
+            )
+            images = fn.flip(
+                fn.resize(images, size=[resolution, resolution]), horizontal=fn.random.coin_flip()
+            )
             return images, labels
 
         built = pipeline()
@@ -312,12 +356,19 @@ def _cpu_seconds(pid):
 
 
 def _peak_rss(pid):
-    return next(int(line.split()[1]) << 10 for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) << 10
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def _cpu_name():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _version(name):

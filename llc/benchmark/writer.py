@@ -62,14 +62,18 @@ def main(argv):
     modes = (options["write_modes"] or "jpg,proportion").split(",")
     known = ("raw", "jpg", "proportion")
     if not set(modes) <= set(known):
-        raise UserError(f"--write_modes={options['write_modes']}: it takes some of {', '.join(known)}, separated by commas")
+        raise UserError(
+            f"--write_modes={options['write_modes']}: it takes some of {', '.join(known)}, separated by commas"
+        )
     if not options["folder"] or not Path(options["folder"]).is_dir():
         raise UserError(f"--folder={options['folder'] or ''} is no folder; give one that holds image files")
     counts = {name: number(name, default) for name, default in (
         ("images", 3000), ("workers", len(os.sched_getaffinity(0))), ("rounds", 5),
     )}  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="llc-writer-", dir=options["scratch"] or None) as scratch:
-        report = measure(Path(options["folder"]), modes, Path(scratch), quality_of=number("quality_of", 300, 0), **counts)
+        report = measure(
+            Path(options["folder"]), modes, Path(scratch), quality_of=number("quality_of", 300, 0), **counts
+        )
     print(describe(report))
     if options["json"]:
         Path(options["json"]).write_text(json.dumps(report, indent=1) + "\n")
@@ -91,7 +95,9 @@ def measure(folder, modes, scratch, *, images, workers, rounds, quality_of):
             start_seconds, start_cpu = (statistics.median(values) for values in zip(*starts[writer]))
             figures[mode][writer] = {
                 "images_per_second": [images / seconds for seconds, _ in runs[writer]],
-                "cpu_seconds_per_image": [(cpu - start_cpu) / (images - _START_IMAGES) for _, cpu in runs[writer]],
+                "cpu_seconds_per_image": [
+                    (cpu - start_cpu) / (images - _START_IMAGES) for _, cpu in runs[writer]
+                ],
                 "start_seconds": start_seconds,
                 "bytes": int(beton.read_tables(scratch / f"{writer}.beton").sizes.sum()),
             }
@@ -110,7 +116,9 @@ def measure(folder, modes, scratch, *, images, workers, rounds, quality_of):
 
 def _link_files(folder, tree, count):
     """`count` links to the image files below `folder`, over and over, in a tree of class folders of up to 100."""
-    files = sorted(path for path in folder.resolve().rglob("*") if is_image_name(path.name) and path.is_file())
+    files = sorted(
+        path for path in folder.resolve().rglob("*") if is_image_name(path.name) and path.is_file()
+    )
     if not files:
         raise UserError(f"--folder={folder} holds no image files")
     for i in range(count):
@@ -123,7 +131,9 @@ def _run(writer, tree, path, mode, workers):
     """(seconds, CPU seconds) of writing `tree` to `path` in a fresh process."""
     # Not by multiprocessing: a process that it spawned spawns too, and FFCV's workers are made to be forked.
     words = [writer, str(tree), str(path), mode, workers]
-    script = f"import sys; sys.path[:] = {sys.path!a}; from llc.benchmark.writer import _write; _write(*{words!a})"
+    script = (
+        f"import sys; sys.path[:] = {sys.path!a}; from llc.benchmark.writer import _write; _write(*{words!a})"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{writer} failed at writing {path} in mode {mode}:\n{done.stderr}")
@@ -132,11 +142,17 @@ def _run(writer, tree, path, mode, workers):
 
 def _write(writer, tree, path, mode, workers):
     Path(path).unlink(missing_ok=True)
-    write = _prepare_llc(tree, path, mode, workers) if writer == "llc" else _prepare_ffcv(tree, path, mode, workers)
+    write = (
+        _prepare_llc(tree, path, mode, workers)
+        if writer == "llc"
+        else _prepare_ffcv(tree, path, mode, workers)
+    )
     cpu, started = _cpu_seconds(), time.perf_counter()
     write()
     seconds = time.perf_counter() - started
-    for process in multiprocessing.active_children():  # FFCV's writer does not wait for its workers, whose CPU time counts then
+    for process in (
+        multiprocessing.active_children()
+    ):  # FFCV's writer does not wait for its workers, whose CPU time counts then
         process.join()
     print(json.dumps((seconds, _cpu_seconds() - cpu)))
 
@@ -158,7 +174,10 @@ def _prepare_ffcv(tree, path, mode, workers):
 
     dataset = ImageFolder(tree)
     image = RGBImageField(
-        write_mode=mode, max_resolution=MAX_RESOLUTION, compress_probability=COMPRESS_PROBABILITY, jpeg_quality=JPEG_QUALITY
+        write_mode=mode,
+        max_resolution=MAX_RESOLUTION,
+        compress_probability=COMPRESS_PROBABILITY,
+        jpeg_quality=JPEG_QUALITY,
     )
     writer = DatasetWriter(path, {"image": image, "label": IntField()}, num_workers=workers)
     return lambda: writer.from_indexed_dataset(dataset, chunksize=CHUNK_SIZE)
@@ -186,7 +205,11 @@ def _quality(scratch, count):
             if stored.shape != pixels.shape:  # FFCV rounds a side by floating point, one pixel off at times
                 pixels = cv2.resize(pixels, stored.shape[1::-1], interpolation=cv2.INTER_AREA)
             ratios.append(_psnr(stored, pixels))
-        found[writer] = {"bytes": statistics.mean(map(len, jpegs)), "psnr": statistics.mean(ratios), "lowest_psnr": min(ratios)}
+        found[writer] = {
+            "bytes": statistics.mean(map(len, jpegs)),
+            "psnr": statistics.mean(ratios),
+            "lowest_psnr": min(ratios),
+        }
     jpeg_writer = JpegWriter(beton.PAGE_SIZE)
     found["bytes_by_restart_blocks"] = {
         blocks: statistics.mean(len(jpeg.data) for jpeg in (
@@ -196,7 +219,11 @@ def _quality(scratch, count):
     kept = [(len(data), jpeg_writer.keep(data, MAX_RESOLUTION, RESTART_BLOCKS)) for data in files]
     kept = [(size, len(jpeg.data)) for size, jpeg in kept if jpeg]
     if kept:
-        found["kept"] = {"images": len(kept), "file_bytes": statistics.mean(a for a, _ in kept), "bytes": statistics.mean(b for _, b in kept)}
+        found["kept"] = {
+            "images": len(kept),
+            "file_bytes": statistics.mean(a for a, _ in kept),
+            "bytes": statistics.mean(b for _, b in kept),
+        }
     return found
 
 
@@ -237,17 +264,25 @@ def describe(report):
         marked = quality["bytes_by_restart_blocks"]
         lines.append(
             "bytes a JPEG with so many blocks between two restart markers: "
-            + ", ".join(f"{blocks}: {size:,.0f} ({size / marked[0] - 1:+.2%})" if blocks else f"none: {size:,.0f}" for blocks, size in marked.items())
+            + ", ".join(
+                f"{blocks}: {size:,.0f} ({size / marked[0] - 1:+.2%})" if blocks else f"none: {size:,.0f}"
+                for blocks, size in marked.items()
+            )
         )
         if "kept" in quality:
             kept = quality["kept"]
-            lines.append(f"keep_jpeg: {kept['images']} files of {kept['file_bytes']:,.0f} bytes become {kept['bytes']:,.0f}, with markers")
+            lines.append(
+                f"keep_jpeg: {kept['images']} files of {kept['file_bytes']:,.0f} bytes become {kept['bytes']:,.0f}, with markers"
+            )
     return "\n".join(lines)
 
 
 def _cpu_name():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 if __name__ == "__main__":

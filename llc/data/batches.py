@@ -3,6 +3,7 @@
 Betons whose rule is "area" go through the validation loader. Everything else is decoded and resized here, image by image in threads
 (Pillow and OpenCV release Python's lock), by the Preprocessing of the model that will see it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,18 +19,32 @@ import torch
 from PIL import Image
 
 from llc.data.beton import RAW
-from llc.data.loaders import ValLoader
 from llc.data.images import load_rgb
+from llc.data.loaders import ValLoader
 from llc.data.manifest import ManifestError
 from llc.data.preprocessing import Preprocessing
 from llc.data.shards import Shards, open_shards
-from llc.data.sources import FolderTree, Source, find_split, is_image_name, open_tree, printable, with_class_names
+from llc.data.sources import (
+    FolderTree,
+    Source,
+    find_split,
+    is_image_name,
+    open_tree,
+    printable,
+    with_class_names,
+)
 from llc.data.storage import read_sample
 from llc.errors import UserError
 
 
-def prepare(pixels_of: Callable[[int], np.ndarray], indices: Iterable[int], preprocessing: Preprocessing, *, batch_size: int,
-            num_workers: int = -1) -> Iterator[torch.Tensor]:
+def prepare(
+    pixels_of: Callable[[int], np.ndarray],
+    indices: Iterable[int],
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int = -1,
+) -> Iterator[torch.Tensor]:
     """Yields uint8 [b, 3, resolution, resolution] for the images pixels_of(i), uint8 [H, W, 3], i of `indices`, in their order.
 
     num_workers threads (-1: one a core) work ahead by one batch at most. An error of pixels_of is raised where its batch would come.
@@ -63,8 +78,14 @@ class SourceLoader:
     def __iter__(self):
         indices = np.arange(self.processes.rank, len(self.source), self.processes.world_size)
         start = 0
-        for images in prepare(self._pixels, indices, self.preprocessing, batch_size=self.batch_size, num_workers=self.num_workers):
-            labels = torch.from_numpy(self.source.labels[indices[start:start + len(images)]])
+        for images in prepare(
+            self._pixels,
+            indices,
+            self.preprocessing,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        ):
+            labels = torch.from_numpy(self.source.labels[indices[start : start + len(images)]])
             start += len(images)
             yield images.to(self.processes.device), labels.to(self.processes.device)
 
@@ -84,7 +105,11 @@ class BetonImages(Source):
 
     def image(self, i):
         row, data = self.shards.images[i], read_sample(self.shards, i)
-        return Image.fromarray(data.reshape(row["height"], row["width"], 3)) if row["mode"] == RAW else data.tobytes()
+        return (
+            Image.fromarray(data.reshape(row["height"], row["width"], 3))
+            if row["mode"] == RAW
+            else data.tobytes()
+        )
 
     def name(self, i):
         return self.shards.name(i)
@@ -101,8 +126,15 @@ class Images:
     notes: tuple[str, ...]
 
 
-def open_images(path, preprocessing: Preprocessing, *, batch_size: int, num_workers: int, processes,
-                class_names: Sequence[str] | None = None) -> Images:
+def open_images(
+    path,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int,
+    processes,
+    class_names: Sequence[str] | None = None,
+) -> Images:
     """A beton, or a folder of images: one folder a class (or such folders in val/ or test/), or images alone, labelled -1.
 
     class_names: the label order that is wanted. A folder is labelled by it; a beton must have it. Raises UserError.
@@ -113,21 +145,42 @@ def open_images(path, preprocessing: Preprocessing, *, batch_size: int, num_work
         if class_names is not None and source.class_names:
             source = with_class_names(source, class_names)
         files = tuple(os.path.relpath(source.image(i), path) for i in range(len(source)))
-        return Images(SourceLoader(source, preprocessing, batch_size, num_workers, processes), len(source), source.class_names, files,
-                      source.notes)
+        return Images(
+            SourceLoader(source, preprocessing, batch_size, num_workers, processes),
+            len(source),
+            source.class_names,
+            files,
+            source.notes,
+        )
     shards = open_shards(path)
     manifest = shards.manifest
     if class_names is not None and tuple(class_names) != manifest.class_names:
         label = next(i for i, (a, b) in enumerate(zip_longest(manifest.class_names, class_names)) if a != b)
-        there, wanted = (names[label] if label < len(names) else "nothing" for names in (manifest.class_names, class_names))
-        raise ManifestError(f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of them, label {label} "
-                            f"is {there} and {wanted}; write it with the model's, --cfg.class_names_from=TRAIN.beton.json")
+        there, wanted = (
+            names[label] if label < len(names) else "nothing" for names in (manifest.class_names, class_names)
+        )
+        raise ManifestError(
+            f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of them, label {label} "
+            f"is {there} and {wanted}; write it with the model's, --cfg.class_names_from=TRAIN.beton.json"
+        )
     if preprocessing.resize == "area":
-        loader = ValLoader(shards, batch_size=batch_size, num_workers=num_workers, processes=processes,
-                           resolution=preprocessing.resolution, crop_ratio=preprocessing.crop_ratio)
+        loader = ValLoader(
+            shards,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            processes=processes,
+            resolution=preprocessing.resolution,
+            crop_ratio=preprocessing.crop_ratio,
+        )
     else:
         loader = SourceLoader(BetonImages.of(shards), preprocessing, batch_size, num_workers, processes)
-    return Images(loader, manifest.num_samples, manifest.class_names, None, (f"{manifest.num_samples:,} images of {path}",))
+    return Images(
+        loader,
+        manifest.num_samples,
+        manifest.class_names,
+        None,
+        (f"{manifest.num_samples:,} images of {path}",),
+    )
 
 
 def _open_folder(path):
@@ -140,4 +193,10 @@ def _open_folder(path):
     files = sorted(entry.name for entry in visible if is_image_name(entry.name))
     if not files:
         raise UserError(f"{path} holds no images and no folders of images")
-    return FolderTree((), np.full(len(files), -1), os.fspath(path), tuple(files), notes=(f"{len(files):,} images of {path}",))
+    return FolderTree(
+        (),
+        np.full(len(files), -1),
+        os.fspath(path),
+        tuple(files),
+        notes=(f"{len(files):,} images of {path}",),
+    )

@@ -22,7 +22,13 @@ MAX_SIDE = (1 << 16) - 1  # pixels; width and height are stored in 16 bits
 JPG, RAW = 0, 1  # the image field's `mode`
 
 HEADER_TYPE = np.dtype(
-    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("alloc_table_ptr", "<u8")],
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
     align=True,
 )
 FIELD_TYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", 16), ("arguments", "<u1", 1024)], align=True)
@@ -113,7 +119,9 @@ def _read_tables(path, file, file_size):
     if header["version"] != VERSION:
         raise BetonError(f"{path} is not a beton of format version {VERSION}; write it with write_ffcv.py")
     _check_fields(path, header, head)
-    num_samples, alloc_table_ptr, page_size = (int(header[key]) for key in ("num_samples", "alloc_table_ptr", "page_size"))
+    num_samples, alloc_table_ptr, page_size = (
+        int(header[key]) for key in ("num_samples", "alloc_table_ptr", "page_size")
+    )
     if not num_samples:
         raise BetonError(f"{path} holds no samples")
     if page_size < 1 << 12 or page_size & (page_size - 1):
@@ -124,27 +132,40 @@ def _read_tables(path, file, file_size):
     if alloc_table_ptr == 0:
         raise BetonError(f"{path} was not finished: its writer was stopped; write it again")
     if not metadata_end <= alloc_table_ptr:
-        raise BetonError(f"{path} is damaged: {num_samples} samples and an allocation table at byte {alloc_table_ptr}")
+        raise BetonError(
+            f"{path} is damaged: {num_samples} samples and an allocation table at byte {alloc_table_ptr}"
+        )
     if file_size < expected_size:
-        raise BetonError(f"{path} is cut off: {file_size:,} of {expected_size:,} bytes are there; copy or write it again")
+        raise BetonError(
+            f"{path} is cut off: {file_size:,} of {expected_size:,} bytes are there; copy or write it again"
+        )
     if file_size > expected_size:
         raise BetonError(f"{path} is damaged: {file_size:,} bytes, but its tables end at {expected_size:,}")
     metadata_bytes = file.read(metadata_end - METADATA_START)
     file.seek(alloc_table_ptr)
     alloc_bytes = file.read(file_size - alloc_table_ptr)
-    if len(metadata_bytes) != metadata_end - METADATA_START or len(alloc_bytes) != file_size - alloc_table_ptr:
+    if (
+        len(metadata_bytes) != metadata_end - METADATA_START
+        or len(alloc_bytes) != file_size - alloc_table_ptr
+    ):
         raise BetonError(f"{path} became shorter while it was read")
     metadata = np.frombuffer(metadata_bytes, METADATA_TYPE)
     images = metadata["f0"]
     labels = metadata["f1"].astype(np.int64)
-    sizes = _check_samples(path, images, labels, np.frombuffer(alloc_bytes, ALLOC_TYPE), page_size, metadata_end, alloc_table_ptr)
-    return Tables(images, labels, sizes, page_size, file_size, tables_sha256(head, metadata_bytes, alloc_bytes))
+    sizes = _check_samples(
+        path, images, labels, np.frombuffer(alloc_bytes, ALLOC_TYPE), page_size, metadata_end, alloc_table_ptr
+    )
+    return Tables(
+        images, labels, sizes, page_size, file_size, tables_sha256(head, metadata_bytes, alloc_bytes)
+    )
 
 
 def _check_fields(path, header, head):
     num_fields = int(header["num_fields"])
     fields = np.frombuffer(head, FIELD_TYPE, count=len(FIELDS), offset=HEADER_TYPE.itemsize)
-    found = tuple((bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"), int(row["type_id"])) for row in fields)
+    found = tuple(
+        (bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace"), int(row["type_id"])) for row in fields
+    )
     if num_fields != len(FIELDS) or found != FIELDS:
         raise BetonError(
             f"{path} is not a beton of images and labels: it has {num_fields} fields, the first ones {found} (name, type); "
@@ -163,19 +184,30 @@ def _check_samples(path, images, labels, alloc_table, page_size, metadata_end, d
     raw_sizes = images["width"].astype(np.uint64) * images["height"] * np.uint64(3)
     checks = (
         ("has no place in the allocation table", starts[position] != images["data_ptr"]),
-        ("lies outside of the image data", (images["data_ptr"] < metadata_end) | (images["data_ptr"] >= limit) | (sizes > limit)),
+        (
+            "lies outside of the image data",
+            (images["data_ptr"] < metadata_end) | (images["data_ptr"] >= limit) | (sizes > limit),
+        ),
         # neither sum overflows: both terms were seen to be below the size of the file
-        ("reaches beyond the image data", np.minimum(images["data_ptr"], limit) + np.minimum(sizes, limit) > limit),
+        (
+            "reaches beyond the image data",
+            np.minimum(images["data_ptr"], limit) + np.minimum(sizes, limit) > limit,
+        ),
         ("crosses a page", np.minimum(sizes, limit) + images["data_ptr"] % page > page),
         ("has no pixels", raw_sizes == 0),
         ("has no data", sizes == 0),
         ("is neither raw nor JPEG", (images["mode"] != JPG) & (images["mode"] != RAW)),
-        ("is raw, but of another size than its width and height say", (images["mode"] == RAW) & (sizes != raw_sizes)),
+        (
+            "is raw, but of another size than its width and height say",
+            (images["mode"] == RAW) & (sizes != raw_sizes),
+        ),
         ("has a negative label", labels < 0),
         ("has an absurd label", labels >= 1 << 31),
     )
     for complaint, wrong in checks:
         if wrong.any():
             i = int(np.argmax(wrong))
-            raise BetonError(f"{path} is damaged: sample {i} {complaint} ({int(wrong.sum())} such samples); write it again")
+            raise BetonError(
+                f"{path} is damaged: sample {i} {complaint} ({int(wrong.sum())} such samples); write it again"
+            )
     return sizes.astype(np.int64)

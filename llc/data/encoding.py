@@ -45,7 +45,9 @@ def encode_sample(image, index, config, name=None):
     pixels = shrink(load_rgb(image, name), config.max_resolution)
     height, width = pixels.shape[:2]
     if max(height, width) > _JPEG_MAX_SIDE:
-        raise ImageError(name, f"has {width} x {height} pixels; a side has at most {_JPEG_MAX_SIDE} (set max_resolution)")
+        raise ImageError(
+            name, f"has {width} x {height} pixels; a side has at most {_JPEG_MAX_SIDE} (set max_resolution)"
+        )
     mode, data = beton.RAW, pixels.reshape(-1)
     if _is_stored_as_jpeg(pixels.nbytes, index, config):
         mode, data = beton.JPG, _jpeg_writer().encode(pixels, config.jpeg_quality, RESTART_BLOCKS)
@@ -97,7 +99,9 @@ def _shrunk_size(height, width, max_resolution):
     longer = max(height, width)
     if not max_resolution or longer <= max_resolution:
         return height, width
-    return max(height * max_resolution // longer, 1), max(width * max_resolution // longer, 1)  # rounded down, as FFCV does
+    return max(height * max_resolution // longer, 1), max(
+        width * max_resolution // longer, 1
+    )  # rounded down, as FFCV does
 
 
 def _is_stored_as_jpeg(num_bytes, index, config):

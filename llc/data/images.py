@@ -31,7 +31,23 @@ from llc.errors import UserError
 # Pillow and OpenCV are imported where they are used: the writer's workers, which start faster without, seldom need them.
 
 # What Pillow may open. Its EPS reader starts Ghostscript, and nobody's photographs need that from a file called .jpg.
-_FORMATS = ("JPEG", "PNG", "MPO", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO")
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "MPO",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "TGA",
+    "PCX",
+    "SGI",
+    "ICO",
+)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -68,15 +84,23 @@ def load_rgb(source, name=None):
     from PIL import Image
 
     if name is None:
-        name = os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"<{type(source).__name__} in memory>"
+        name = (
+            os.fspath(source)
+            if isinstance(source, (str, os.PathLike))
+            else f"<{type(source).__name__} in memory>"
+        )
     try:
         if isinstance(source, Image.Image):
             pixels = _rgb(source)
         else:
-            pixels = _decode(source if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name))
+            pixels = _decode(
+                source if isinstance(source, (bytes, bytearray, memoryview)) else read_file(source, name)
+            )
     except ImageError as error:
         raise ImageError(name, error.reason) from error.__cause__
-    except Exception as error:  # for broken data Pillow raises nearly any type: OSError, SyntaxError, struct.error, KeyError
+    except (
+        Exception
+    ) as error:  # for broken data Pillow raises nearly any type: OSError, SyntaxError, struct.error, KeyError
         raise ImageError(name, f"cannot be read as an image: {_say(error)}") from error
     if 0 in pixels.shape:
         raise ImageError(name, f"is empty: {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -95,7 +119,9 @@ def read_file(path, name=None):
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
-            raise ImageError(name, "is a folder, not an image" if stat.S_ISDIR(mode) else "is not a regular file")
+            raise ImageError(
+                name, "is a folder, not an image" if stat.S_ISDIR(mode) else "is not a regular file"
+            )
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:
@@ -179,7 +205,9 @@ def _to_8_bit(values):
     if values.dtype.kind == "f":
         if not (np.isfinite(low) and np.isfinite(high)):
             raise ImageError(None, "holds values that are not numbers (NaN or infinity)")
-        black, white = (0, 1) if 0 <= low and high <= 1 else (0, 255) if 0 <= low and high <= 255 else (low, high)
+        black, white = (
+            (0, 1) if 0 <= low and high <= 1 else (0, 255) if 0 <= low and high <= 255 else (low, high)
+        )
     else:
         black, white = (0, 65535) if 0 <= low and high <= 65535 else (low, high)
     black, white = float(black), float(white)

@@ -25,7 +25,9 @@ from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pag
 from llc.errors import UserError
 
 _NUM_AHEAD = 1  # batches that are finished, beside those in the making (LIFE) and in use
-_MAX_REPLACEMENTS = 20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
+_MAX_REPLACEMENTS = (
+    20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
+)
 _MAX_UNEVEN = 0.05  # of a machine's images may be left out of an epoch because another machine has fewer
 
 
@@ -47,7 +49,9 @@ class TrainLoader:
     UserError where their classes or numbers of images do not agree, and where no batch can be filled.
     """
 
-    def __init__(self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail"):
+    def __init__(
+        self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail"
+    ):
         self._shards, self._batch_size, self._seed, self._min_scale = shards, batch_size, seed, min_scale
         self._on_error, self._device = on_error, processes.device
         self._num_threads = num_workers if num_workers > 0 else default_workers()
@@ -71,19 +75,33 @@ class TrainLoader:
 
         def replace(index, status, out):
             if self._on_error == "fail":
-                raise _damaged(self._shards, index, status, "; write it again, or train on the others with data.on_error=skip_sample")
-            for candidate in sampling.replacements(index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS):
+                raise _damaged(
+                    self._shards,
+                    index,
+                    status,
+                    "; write it again, or train on the others with data.on_error=skip_sample",
+                )
+            for candidate in sampling.replacements(
+                index, len(self._shards), self._seed, epoch, _MAX_REPLACEMENTS
+            ):
                 data = read_sample(self._shards, candidate)
                 samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
                 crops, flips = draw(np.array([index]), samples.heights, samples.widths)
                 if native.decode_batch(samples, crops, flips, out[None])[0] == native.OK:
                     replaced.append(index)
                     return self._shards.labels[candidate]
-            raise _damaged(self._shards, index, status, f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again")
+            raise _damaged(
+                self._shards,
+                index,
+                status,
+                f", and so are {_MAX_REPLACEMENTS} others drawn in its place; write it again",
+            )
 
         def batches():
             try:
-                yield from _decode(self._shards, order, storage, draw, replace, resolution, self._num_threads, self._device)
+                yield from _decode(
+                    self._shards, order, storage, draw, replace, resolution, self._num_threads, self._device
+                )
             finally:
                 if replaced:
                     warnings.warn(_replaced_text(self._shards, replaced, epoch), stacklevel=2)
@@ -91,7 +109,11 @@ class TrainLoader:
         order, replaced = self.order(epoch)[start_batch:], []
         if not len(order):
             return iter(())
-        storage = MappedFiles(self._shards, order) if self._pages is None else PagedFiles(self._shards, order, self._pages)
+        storage = (
+            MappedFiles(self._shards, order)
+            if self._pages is None
+            else PagedFiles(self._shards, order, self._pages)
+        )
         return Prefetch(batches(), _NUM_AHEAD, _receiver(self._device))
 
 
@@ -104,8 +126,15 @@ class ValLoader:
 
     def __init__(self, shards, *, batch_size, num_workers, processes, resolution, crop_ratio, in_memory=True):
         if len({digest for digest, _, _ in _of_all(shards, processes)}) > 1:
-            raise UserError(f"{shards}: the processes have different val betons; every machine needs the same")
-        self._shards, self._device, self._resolution, self._crop_ratio = shards, processes.device, resolution, crop_ratio
+            raise UserError(
+                f"{shards}: the processes have different val betons; every machine needs the same"
+            )
+        self._shards, self._device, self._resolution, self._crop_ratio = (
+            shards,
+            processes.device,
+            resolution,
+            crop_ratio,
+        )
         self._num_threads = num_workers if num_workers > 0 else default_workers()
         self.indices = np.arange(processes.rank, len(shards), processes.world_size)
         self._batches = [self.indices[k : k + batch_size] for k in range(0, len(self.indices), batch_size)]
@@ -121,9 +150,20 @@ class ValLoader:
         if not self._batches:
             return iter(())
         storage = (
-            MappedFiles(self._shards, self._batches) if self._pages is None else PagedFiles(self._shards, self._batches, self._pages)
+            MappedFiles(self._shards, self._batches)
+            if self._pages is None
+            else PagedFiles(self._shards, self._batches, self._pages)
         )
-        batches = _decode(self._shards, self._batches, storage, crop, fail, self._resolution, self._num_threads, self._device)
+        batches = _decode(
+            self._shards,
+            self._batches,
+            storage,
+            crop,
+            fail,
+            self._resolution,
+            self._num_threads,
+            self._device,
+        )
         return Prefetch(batches, _NUM_AHEAD, _receiver(self._device))
 
 
@@ -137,7 +177,9 @@ def _of_all(shards, processes):
         return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:7], "big")
 
     names = "\0".join(shards.manifest.class_names)
-    mine = torch.tensor([[digest(shards.manifest.tables_sha256), digest(names), len(shards)]], device=processes.device)
+    mine = torch.tensor(
+        [[digest(shards.manifest.tables_sha256), digest(names), len(shards)]], device=processes.device
+    )
     return [tuple(row[0].tolist()) for row in processes.gather(mine)]
 
 
@@ -189,7 +231,9 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
         check_unchanged(shards, indices[bad])
         for i in bad:
             if status[i] == native.UNREADABLE:
-                raise UserError(f"{shards.name(int(indices[i]))} can no longer be read: {native.status_text(status[i])}")
+                raise UserError(
+                    f"{shards.name(int(indices[i]))} can no longer be read: {native.status_text(status[i])}"
+                )
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
 
@@ -207,7 +251,13 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
 
 def _samples(shards, indices, addresses):
     images = shards.images[indices]
-    return native.Samples(np.asarray(addresses, np.uint64), shards.sizes[indices], images["mode"], images["width"], images["height"])
+    return native.Samples(
+        np.asarray(addresses, np.uint64),
+        shards.sizes[indices],
+        images["mode"],
+        images["width"],
+        images["height"],
+    )
 
 
 def _damaged(shards, index, status, advice):
@@ -215,7 +265,9 @@ def _damaged(shards, index, status, advice):
 
 
 def _replaced_text(shards, replaced, epoch):
-    names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (", ..." if len(replaced) > 5 else "")
+    names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (
+        ", ..." if len(replaced) > 5 else ""
+    )
     return f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: {names}"
 
 
@@ -277,7 +329,9 @@ def _receiver(device):
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in (images, labels):
-            tensor.record_stream(current)  # its memory is not given away before the work that is on that stream by then
+            tensor.record_stream(
+                current
+            )  # its memory is not given away before the work that is on that stream by then
         return images, labels
 
     return after_its_copy if device.type == "cuda" else lambda batch: batch

@@ -46,7 +46,9 @@ class Manifest:
     num_samples: int
     file_size: int  # of the beton, bytes
     tables_sha256: str  # over its header, field descriptors, metadata and allocation table
-    writer: Mapping = field(default_factory=dict)  # the WriterConfig it was written with; empty if another program wrote it
+    writer: Mapping = field(
+        default_factory=dict
+    )  # the WriterConfig it was written with; empty if another program wrote it
     skipped: tuple = ()  # Skipped, ...
     samples_per_checksum: int = 256
     checksums: tuple = ()  # int, of each such block of samples (data_checksums); empty where the writer left none
@@ -58,7 +60,9 @@ class Manifest:
         if repeated:
             raise ManifestError(f"class_names holds {repeated[0]!r} more than once")
         if len(self.class_counts) != len(self.class_names):
-            raise ManifestError(f"{len(self.class_names)} class_names, but {len(self.class_counts)} class_counts")
+            raise ManifestError(
+                f"{len(self.class_names)} class_names, but {len(self.class_counts)} class_counts"
+            )
         if not all(type(count) is int and count >= 0 for count in self.class_counts):
             raise ManifestError("class_counts is not a list of counts")
         for name in ("num_samples", "file_size"):
@@ -66,23 +70,30 @@ class Manifest:
             if type(value) is not int or not 0 < value < 1 << 62:
                 raise ManifestError(f"{name} is {_short(value)}, not a number above 0")
         if sum(self.class_counts) != self.num_samples:
-            raise ManifestError(f"num_samples is {self.num_samples}, but class_counts add up to {_short(sum(self.class_counts))}")
+            raise ManifestError(
+                f"num_samples is {self.num_samples}, but class_counts add up to {_short(sum(self.class_counts))}"
+            )
         digest = self.tables_sha256
         if type(digest) is not str or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
             raise ManifestError(f"tables_sha256 is {_short(digest)}, not 64 hexadecimal digits")
         if not isinstance(self.writer, Mapping) or not all(
-            type(key) is str and isinstance(value, (str, int, float, bool, type(None))) for key, value in self.writer.items()
+            type(key) is str and isinstance(value, (str, int, float, bool, type(None)))
+            for key, value in self.writer.items()
         ):
             raise ManifestError("writer is not a table of settings")
         if not all(type(skipped.name) is str and type(skipped.reason) is str for skipped in self.skipped):
             raise ManifestError("skipped is not a list of names and reasons")
         if type(self.samples_per_checksum) is not int or self.samples_per_checksum < 1:
-            raise ManifestError(f"samples_per_checksum is {_short(self.samples_per_checksum)}, not a number above 0")
+            raise ManifestError(
+                f"samples_per_checksum is {_short(self.samples_per_checksum)}, not a number above 0"
+            )
         if not all(type(checksum) is int and 0 <= checksum < 1 << 32 for checksum in self.checksums):
             raise ManifestError("checksums is not a list of numbers of 32 bits")
         num_blocks = -(-self.num_samples // self.samples_per_checksum)
         if len(self.checksums) not in (0, num_blocks):
-            raise ManifestError(f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)} blocks")
+            raise ManifestError(
+                f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)} blocks"
+            )
 
     @property
     def num_classes(self):
@@ -104,7 +115,10 @@ def data_checksums(crcs, samples_per_checksum=Manifest.samples_per_checksum):
     A block's is that of its samples' own, as 4 bytes each, the lowest first: so they can be found in any order and processes.
     """
     crcs = np.asarray(crcs, "<u4")
-    return tuple(zlib.crc32(crcs[start : start + samples_per_checksum].tobytes()) for start in range(0, len(crcs), samples_per_checksum))
+    return tuple(
+        zlib.crc32(crcs[start : start + samples_per_checksum].tobytes())
+        for start in range(0, len(crcs), samples_per_checksum)
+    )
 
 
 def manifest_path(beton):
@@ -145,7 +159,9 @@ def open_verified(beton):
         file_size = beton.stat().st_size
         if file_size != manifest.file_size:  # first: it says what happened to a file whose tables are gone
             what = "is cut off: " if file_size < manifest.file_size else "is not the file of its manifest: "
-            raise BetonError(f"{beton} {what}{file_size:,} bytes, its manifest says {manifest.file_size:,}; copy or write it again")
+            raise BetonError(
+                f"{beton} {what}{file_size:,} bytes, its manifest says {manifest.file_size:,}; copy or write it again"
+            )
         tables = read_tables(beton)
         if tables.sha256 != manifest.tables_sha256:
             raise BetonError(
@@ -156,7 +172,9 @@ def open_verified(beton):
             tables.num_labels > manifest.num_classes
             or tuple(tables.class_counts(manifest.num_classes)) != manifest.class_counts
         ):
-            raise ManifestError(f"{manifest_path(beton)}: its class_counts are not those of the labels in {beton}; write it again")
+            raise ManifestError(
+                f"{manifest_path(beton)}: its class_counts are not those of the labels in {beton}; write it again"
+            )
     else:
         tables = read_tables(beton)
         manifest = _derive(beton, tables)
@@ -173,7 +191,9 @@ def _spot_check(beton, tables):
         for i in jpegs[np.unique(np.linspace(0, len(jpegs) - 1, _NUM_SPOT_CHECKS).astype(np.int64))]:
             file.seek(int(tables.images["data_ptr"][i]))
             if file.read(2) != b"\xff\xd8":
-                raise BetonError(f"{beton} is damaged: the data of sample {i} is not a JPEG; copy or write it again")
+                raise BetonError(
+                    f"{beton} is damaged: the data of sample {i} is not a JPEG; copy or write it again"
+                )
 
 
 def check_same_classes(train, val, train_name="train", val_name="val"):
@@ -187,10 +207,13 @@ def check_same_classes(train, val, train_name="train", val_name="val"):
         for label, (a, b) in enumerate(zip_longest(train.class_names, val.class_names))
         if a != b
     ]
-    shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more labels" if len(differences) > 5 else "")
+    shown = "; ".join(differences[:5]) + (
+        f"; and {len(differences) - 5} more labels" if len(differences) > 5 else ""
+    )
     raise ManifestError(
         f"{train_name} has {train.num_classes} classes and {val_name} {val.num_classes}, and they differ: {shown}. "
-        f"Write val again with --cfg.class_names_from={train_name}" + ("" if train_name.endswith(".json") else ".json")
+        f"Write val again with --cfg.class_names_from={train_name}"
+        + ("" if train_name.endswith(".json") else ".json")
     )
 
 
@@ -203,7 +226,9 @@ def _derive(beton, tables):
         stacklevel=3,
     )
     names = tuple(str(label) for label in range(num_classes))
-    return Manifest(names, tuple(tables.class_counts(num_classes)), len(tables), tables.file_size, tables.sha256)
+    return Manifest(
+        names, tuple(tables.class_counts(num_classes)), len(tables), tables.file_size, tables.sha256
+    )
 
 
 def _read(path):
@@ -239,7 +264,10 @@ def _from_json(content):
     skipped = tuple(Skipped(entry["name"], entry["reason"]) for entry in content["skipped"])
     values = {key: content[key] for key in ("num_samples", "file_size", "tables_sha256", "writer")}
     if "checksums" in content:
-        values |= {"checksums": tuple(content["checksums"]), "samples_per_checksum": content.get("samples_per_checksum")}
+        values |= {
+            "checksums": tuple(content["checksums"]),
+            "samples_per_checksum": content.get("samples_per_checksum"),
+        }
     return Manifest(tuple(content["class_names"]), tuple(content["class_counts"]), skipped=skipped, **values)
 
 

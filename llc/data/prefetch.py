@@ -18,7 +18,9 @@ class Prefetch:
         self._places, stopped = threading.Semaphore(num_ahead), threading.Event()
         # No reference to self in the thread, or it would never be dropped. A daemon, as the interpreter joins others before it
         # calls finalizers, which are what ends this one.
-        thread = threading.Thread(target=_run, args=(items, self._queue, self._places, stopped), name="llc-prefetch", daemon=True)
+        thread = threading.Thread(
+            target=_run, args=(items, self._queue, self._places, stopped), name="llc-prefetch", daemon=True
+        )
         self._end = weakref.finalize(self, _end, thread, self._places, stopped)
         thread.start()
 

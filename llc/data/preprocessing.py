@@ -1,4 +1,5 @@
 """From an image of any size to what a network takes: one rule, kept with every trained model."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -37,7 +38,9 @@ class Preprocessing:
         if type(self.resolution) is not int or not 1 <= self.resolution <= 4096:
             raise UserError(f"resolution = {self.resolution!r}: expected 1 to 4096 pixels")
         if not _is_number(self.crop_ratio) or not 0.05 <= self.crop_ratio <= 1:
-            raise UserError(f"crop_ratio = {self.crop_ratio!r}: expected a share of the shorter side, 0.05 to 1")
+            raise UserError(
+                f"crop_ratio = {self.crop_ratio!r}: expected a share of the shorter side, 0.05 to 1"
+            )
         if self.resize not in RESIZES:
             raise UserError(f"resize = {self.resize!r}: expected one of {', '.join(RESIZES)}")
         for name in ("mean", "std"):
@@ -50,7 +53,9 @@ class Preprocessing:
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] -> uint8 [resolution, resolution, 3]."""
-        return (_crop_then_area if self.resize == "area" else _bilinear_then_crop)(pixels, self.resolution, self.crop_ratio)
+        return (_crop_then_area if self.resize == "area" else _bilinear_then_crop)(
+            pixels, self.resolution, self.crop_ratio
+        )
 
 
 def _is_number(value):
@@ -60,11 +65,17 @@ def _is_number(value):
 def _crop_then_area(pixels, resolution, crop_ratio):
     pixels = np.ascontiguousarray(pixels)
     height, width = np.array(pixels.shape[:1]), np.array(pixels.shape[1:2])
-    samples = native.Samples(np.array([pixels.ctypes.data]), np.array([pixels.nbytes]), np.array([RAW]), width, height)
+    samples = native.Samples(
+        np.array([pixels.ctypes.data]), np.array([pixels.nbytes]), np.array([RAW]), width, height
+    )
     out = np.empty((1, resolution, resolution, 3), np.uint8)
-    status = native.decode_batch(samples, sampling.centre_crops(height, width, crop_ratio), np.zeros(1, bool), out)[0]
+    status = native.decode_batch(
+        samples, sampling.centre_crops(height, width, crop_ratio), np.zeros(1, bool), out
+    )[0]
     if status != native.OK:
-        raise UserError(f"an image of {width[0]} x {height[0]} pixels cannot be resized: {native.status_text(status)}")
+        raise UserError(
+            f"an image of {width[0]} x {height[0]} pixels cannot be resized: {native.status_text(status)}"
+        )
     return out[0]
 
 

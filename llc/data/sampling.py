@@ -11,7 +11,9 @@ import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(6)  # what a draw is for; each use has draws of its own
+_ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(
+    6
+)  # what a draw is for; each use has draws of its own
 
 NUM_TRIES = 10  # of a random crop, before it falls back to the centre, as in torchvision
 _LOG_MAX_RATIO = 0.28768207245178085  # ln(4/3); aspect ratios lie between 3/4 and 4/3
@@ -54,7 +56,9 @@ def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
     Batch b over all processes is places [b * total, (b + 1) * total) of the permutation, total = B * world_size, and rank r has the
     r-th part of it. No sample comes twice; those left out differ from epoch to epoch.
     """
-    order = np.argsort(_draws(_ORDER, seed, epoch, np.arange(num_samples)))  # no two draws are equal: one answer, any algorithm
+    order = np.argsort(
+        _draws(_ORDER, seed, epoch, np.arange(num_samples))
+    )  # no two draws are equal: one answer, any algorithm
     batches = num_batches(num_samples, batch_size, world_size)
     return order[: batches * batch_size * world_size].reshape(batches, world_size, batch_size)[:, rank]
 

@@ -76,10 +76,14 @@ def _find(where):
     for part in filter(None, map(str.strip, where.split(","))):
         found = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
         if not found:
-            raise UserError(f"{part}: no file has such a name; give a beton, several separated by commas, or a glob")
+            raise UserError(
+                f"{part}: no file has such a name; give a beton, several separated by commas, or a glob"
+            )
         paths += [Path(name) for name in found if not (glob.has_magic(part) and name.endswith(".json"))]
     if not paths:
-        raise UserError(f"{where!r} names no beton; give a beton, several separated by commas, or a glob such as 'train-*.beton'")
+        raise UserError(
+            f"{where!r} names no beton; give a beton, several separated by commas, or a glob such as 'train-*.beton'"
+        )
     resolved = [path.resolve() for path in paths]
     for k, path in enumerate(resolved):
         if path in resolved[:k]:

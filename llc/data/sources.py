@@ -31,7 +31,9 @@ SPLITS = ("train", "val")
 # A folder with nothing but these in it is the root of a dataset, not a dataset with these classes.
 _SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "test"))
 
-FASHION_MNIST_FOLDER = "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
+FASHION_MNIST_FOLDER = (
+    "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
+)
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -156,11 +158,15 @@ def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=
     if split not in SPLITS:
         raise SourceError(f"split={split!r} is not a split; there are: {', '.join(SPLITS)}")
     if not 0 <= val_fraction < 1:
-        raise SourceError(f"val_fraction={val_fraction} is not a share of the images: 0 (none) <= val_fraction < 1")
+        raise SourceError(
+            f"val_fraction={val_fraction} is not a share of the images: 0 (none) <= val_fraction < 1"
+        )
     part = "train" if val_fraction > 0 else split
     if dataset.lower() in ("folder", "imagenet"):
         if not data_dir:
-            raise SourceError("data_dir is missing: give the folder that holds one folder of images per class")
+            raise SourceError(
+                "data_dir is missing: give the folder that holds one folder of images per class"
+            )
         source = open_tree(find_split(data_dir, part), may_be_empty=class_names is not None)
     else:
         source = open_named(dataset, data_dir, part)
@@ -195,7 +201,11 @@ def find_split(data_dir, split):
         raise SourceError(
             f"split={split}: {root} holds no folder {' or '.join(candidates)} that holds a folder of images per class ({found}); sort its"
             " images into class folders, or give the folder that holds them as data_dir"
-            + (", or hold a val split out of train with val_fraction" if split == "val" and "train" in other_splits else "")
+            + (
+                ", or hold a val split out of train with val_fraction"
+                if split == "val" and "train" in other_splits
+                else ""
+            )
         )
     return root
 
@@ -225,7 +235,9 @@ def _entries(folder):
     """What `folder` holds, sorted by name, without what begins with a dot. Raises SourceError."""
     try:
         with os.scandir(folder) as listing:
-            return sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted(
+                (entry for entry in listing if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
     except OSError as error:
         raise SourceError(f"{printable(folder)} cannot be listed: {error.strerror}") from error
 
@@ -267,10 +279,16 @@ def open_tree(root, may_be_empty=False):
         )
     notes = [f"{len(files):,} images in {len(class_names)} class folders of {root}"]
     if others:
-        notes.append(f"{len(others)} files there are not images by their names and were passed over, like {others[0]}")
+        notes.append(
+            f"{len(others)} files there are not images by their names and were passed over, like {others[0]}"
+        )
     if beside:
-        notes.append(f"{len(beside)} images directly in {root} have no class and were passed over, like {beside[0]}")
-    return FolderTree(tuple(class_names), np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes))
+        notes.append(
+            f"{len(beside)} images directly in {root} have no class and were passed over, like {beside[0]}"
+        )
+    return FolderTree(
+        tuple(class_names), np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes)
+    )
 
 
 def _images_below(root, relative, others, above=()):
@@ -287,7 +305,9 @@ def _images_below(root, relative, others, above=()):
         if entry.is_dir():
             found += _images_below(root, path, others, (*above, identity))
         elif is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
-            found.append(path)  # a broken link is kept: reading it is an error with its name, not an image fewer
+            found.append(
+                path
+            )  # a broken link is kept: reading it is an error with its name, not an image fewer
         else:
             others.append(path)
     return found
@@ -338,7 +358,8 @@ def _torchvision_class(name):
         near = difflib.get_close_matches(name.lower(), [*classes, "folder"], n=3, cutoff=0.5)
         near = [classes[match].__name__ if match in classes else match for match in near]
         raise SourceError(
-            f"dataset={name} is not known" + (f"; did you mean {' or '.join(near)}?" if near else ";")
+            f"dataset={name} is not known"
+            + (f"; did you mean {' or '.join(near)}?" if near else ";")
             + " It may be folder (one folder of images per class) or the name of a torchvision dataset, such as FashionMNIST,"
             " CIFAR10, CIFAR100 or SVHN"
         )
@@ -354,7 +375,9 @@ def _construct(cls, root, split):
         names = ("train", "trainval", "train-standard") if split == "train" else ("val", "valid", "test")
         choices = [{"split": name} for name in names]
     elif "split" in accepted:
-        raise SourceError(f"dataset={cls.__name__} comes in several divisions; turn the one you want into a folder tree")
+        raise SourceError(
+            f"dataset={cls.__name__} comes in several divisions; turn the one you want into a folder tree"
+        )
     elif split == "train":
         choices = [{}]
     else:
@@ -368,7 +391,11 @@ def _construct(cls, root, split):
                 with _socket_timeout():
                     instance = cls(os.fspath(root), **choice, **extra)
             except Exception as error:
-                if isinstance(error, ValueError) and "Unknown value" in str(error) and choice is not choices[-1]:
+                if (
+                    isinstance(error, ValueError)
+                    and "Unknown value" in str(error)
+                    and choice is not choices[-1]
+                ):
                     continue  # this dataset has another name for the split
                 failure = error
                 break
@@ -435,9 +462,13 @@ def _labels_of(dataset, title):
     try:
         labels = np.asarray(labels)
     except Exception as error:
-        raise SourceError(f"dataset={title}: its labels are not one number per image: {_one_line(error)}") from error
+        raise SourceError(
+            f"dataset={title}: its labels are not one number per image: {_one_line(error)}"
+        ) from error
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
-        raise SourceError(f"dataset={title} is not for classification: its labels are not one class number per image")
+        raise SourceError(
+            f"dataset={title} is not for classification: its labels are not one class number per image"
+        )
     return labels.astype(np.int64)
 
 
@@ -446,7 +477,9 @@ def _class_names_of(dataset, labels, title):
     num_classes = int(labels.max()) + 1
     if not names:
         return tuple(str(label) for label in range(num_classes))
-    names = tuple(" / ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names)
+    names = tuple(
+        " / ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name) for name in names
+    )
     if len(names) < num_classes:
         raise SourceError(f"dataset={title} has {len(names)} class names, but labels up to {num_classes - 1}")
     if len(set(names)) < len(names):  # ImageNet has two classes called "maillot"
@@ -480,7 +513,9 @@ def _open_fashion_mnist(folder, split):
             f"{folder}: not Fashion-MNIST: {len(pictures)} images, {len(labels)} labels up to {labels.max(initial=-1)}"
         )
     note = f"FashionMNIST, {split}: read from {folder}"
-    return IndexedDataset(FASHION_MNIST_CLASSES, labels, f"FashionMNIST {split}", _GreyPictures(pictures), notes=(note,))
+    return IndexedDataset(
+        FASHION_MNIST_CLASSES, labels, f"FashionMNIST {split}", _GreyPictures(pictures), notes=(note,)
+    )
 
 
 @dataclass(frozen=True)
@@ -532,7 +567,9 @@ def with_class_names(source, class_names):
     without = [name for name, count in zip(class_names, counts) if not count]
     notes = source.notes
     if without:
-        notes += (f"{len(without)} of {len(class_names)} classes have no images in this split: {_some(without)}",)
+        notes += (
+            f"{len(without)} of {len(class_names)} classes have no images in this split: {_some(without)}",
+        )
     # Ordered by label again, as a tree sorted by these names would be.
     order = np.argsort(labels, kind="stable") if isinstance(source, FolderTree) else np.arange(len(labels))
     return Selection(tuple(class_names), labels[order], source, order, notes=notes)
@@ -555,7 +592,9 @@ def hold_out(source, val_fraction, split):
             num_val = min(max(round(val_fraction * len(indices)), 1), len(indices) - 1)
             held_out[indices[_evenly_spaced(num_val, len(indices))]] = True
     if alone:
-        raise SourceError(f"val_fraction={val_fraction} cannot divide classes of a single image: {_some(alone)}")
+        raise SourceError(
+            f"val_fraction={val_fraction} cannot divide classes of a single image: {_some(alone)}"
+        )
     indices = np.flatnonzero(held_out if split == "val" else ~held_out)
     note = f"val_fraction={val_fraction}: {held_out.sum():,} of {len(source):,} images held out as val; these are {split}'s"
     return _select(source, indices, note)
@@ -564,8 +603,14 @@ def hold_out(source, val_fraction, split):
 def spread(source, count):
     """`count` images, evenly spaced. Raises SourceError where there are fewer."""
     if not 1 <= count <= len(source):
-        raise SourceError(f"subset={count}: there are {len(source)} images (1 to {len(source)}, or -1 for all)")
-    return _select(source, _evenly_spaced(count, len(source)), f"subset={count}: evenly spaced over {len(source):,} images")
+        raise SourceError(
+            f"subset={count}: there are {len(source)} images (1 to {len(source)}, or -1 for all)"
+        )
+    return _select(
+        source,
+        _evenly_spaced(count, len(source)),
+        f"subset={count}: evenly spaced over {len(source):,} images",
+    )
 
 
 def _evenly_spaced(count, total):

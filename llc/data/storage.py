@@ -16,7 +16,9 @@ from llc.data.beton import BetonError
 from llc.errors import UserError
 
 LIFE = 3  # batches, as said above
-WINDOW_BYTES = 1 << 29  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
+WINDOW_BYTES = (
+    1 << 29
+)  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
 _MAPPED_SAMPLES = 256  # whose data a process keeps mapped; the kernel maps up to 2 MB around each
 _READ_AHEAD_BYTES = 1 << 26  # of pages that are read before the batch that needs them
 _NUM_READERS = 4  # reads in flight: one alone mostly waits for the answer of a networked disk
@@ -35,7 +37,9 @@ class MappedFiles:
                 with _opened(path, file_size) as file:
                     self._maps.append(opened.enter_context(_mapped(path, file)))
             self._opened = opened.pop_all()
-        self._bases = np.array([np.frombuffer(mapped, np.uint8).ctypes.data for mapped in self._maps], np.uint64)
+        self._bases = np.array(
+            [np.frombuffer(mapped, np.uint8).ctypes.data for mapped in self._maps], np.uint64
+        )
         return self
 
     def __exit__(self, *exception):
@@ -74,7 +78,11 @@ def pages_of(shards):
     page = begin // np.array(shards.page_sizes)[shard]
     _, of_sample = np.unique(shard << 48 | page, return_inverse=True)
     num_pages = int(of_sample.max()) + 1
-    starts, ends, shard_of_page = np.full(num_pages, np.iinfo(np.int64).max), np.zeros(num_pages, np.int64), np.zeros(num_pages, np.int64)
+    starts, ends, shard_of_page = (
+        np.full(num_pages, np.iinfo(np.int64).max),
+        np.zeros(num_pages, np.int64),
+        np.zeros(num_pages, np.int64),
+    )
     np.minimum.at(starts, of_sample, begin)
     np.maximum.at(ends, of_sample, begin + shards.sizes)
     shard_of_page[of_sample] = shard
@@ -93,7 +101,10 @@ class PagedFiles:
         page = np.concatenate([pages.of_sample[indices] for indices in batches])
         batch = np.repeat(np.arange(num_batches), [len(indices) for indices in batches])
         first, self._last = np.full(num_pages, num_batches), np.full(num_pages, -1)
-        first[page[::-1]], self._last[page] = batch[::-1], batch  # of several values for a page, the last one stays
+        first[page[::-1]], self._last[page] = (
+            batch[::-1],
+            batch,
+        )  # of several values for a page, the last one stays
         used = np.flatnonzero(self._last >= 0)
         self._by_first = used[np.argsort(first[used], kind="stable")]
         self._by_last = used[np.argsort(self._last[used], kind="stable")]
@@ -106,10 +117,16 @@ class PagedFiles:
 
     def __enter__(self):
         self._buffer = np.empty((self._num_slots, self._slot_size), np.uint8)
-        self._free_slots, self._slots = list(range(self._num_slots)), np.zeros(len(self._pages.sizes), np.int64)
+        self._free_slots, self._slots = (
+            list(range(self._num_slots)),
+            np.zeros(len(self._pages.sizes), np.int64),
+        )
         self._reads, self._num_read, self._num_dropped = {}, 0, 0
         with contextlib.ExitStack() as opened:
-            self._files = [opened.enter_context(_opened(*file)) for file in zip(self._shards.paths, self._shards.file_sizes)]
+            self._files = [
+                opened.enter_context(_opened(*file))
+                for file in zip(self._shards.paths, self._shards.file_sizes)
+            ]
             self._opened = opened.pop_all()
         self._readers = ThreadPoolExecutor(_NUM_READERS, "llc-read-ahead")
         return self
@@ -139,7 +156,12 @@ class PagedFiles:
 
     def _read(self, page):
         shard, start, size = (int(column[page]) for column in self._pages[1:])
-        _read_exactly(self._files[shard], memoryview(self._buffer[self._slots[page]])[:size], start, self._shards.paths[shard])
+        _read_exactly(
+            self._files[shard],
+            memoryview(self._buffer[self._slots[page]])[:size],
+            start,
+            self._shards.paths[shard],
+        )
 
 
 def read_sample(shards, index):
@@ -167,7 +189,9 @@ def _opened(path, file_size):
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     try:
         if os.fstat(file).st_size != file_size:
-            raise BetonError(f"{path} changed since it was opened: {os.fstat(file).st_size:,} bytes, no longer {file_size:,}")
+            raise BetonError(
+                f"{path} changed since it was opened: {os.fstat(file).st_size:,} bytes, no longer {file_size:,}"
+            )
         yield file
     finally:
         os.close(file)
@@ -177,7 +201,9 @@ def _mapped(path, file):
     try:
         return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise UserError(f"{path} cannot be mapped into memory: {error.strerror}; read it by pages, with data.in_memory=0") from error
+        raise UserError(
+            f"{path} cannot be mapped into memory: {error.strerror}; read it by pages, with data.in_memory=0"
+        ) from error
 
 
 def _read_exactly(file, memory, start, path):

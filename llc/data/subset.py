@@ -21,7 +21,9 @@ def held_out(labels, share, seed):
     for label in np.unique(labels):
         indices = np.flatnonzero(labels == label)
         if len(indices) == 1:
-            raise UserError(f"label {label} has a single train image; one to hold out and one to train on are needed")
+            raise UserError(
+                f"label {label} has a single train image; one to hold out and one to train on are needed"
+            )
         count = min(max(round(share * len(indices)), 1), len(indices) - 1)
         chosen[np.random.default_rng([seed, int(label)]).permutation(indices)[:count]] = True
     return chosen
@@ -34,8 +36,10 @@ def write_subset(shards, indices, path):
     """
     sizes = shards.sizes[indices]
     if sizes.max() > beton.PAGE_SIZE:
-        raise UserError(f"{shards.name(int(indices[np.argmax(sizes)]))}: {sizes.max():,} bytes do not fit into a page of {beton.PAGE_SIZE:,}; "
-                        "write the beton with write_ffcv.py")
+        raise UserError(
+            f"{shards.name(int(indices[np.argmax(sizes)]))}: {sizes.max():,} bytes do not fit into a page of {beton.PAGE_SIZE:,}; "
+            "write the beton with write_ffcv.py"
+        )
     metadata = np.zeros(len(indices), beton.METADATA_TYPE)
     places, end = place(next_page(beton.METADATA_START + metadata.nbytes), sizes)
     metadata["f0"], metadata["f1"] = shards.images[indices], shards.labels[indices]
@@ -57,5 +61,11 @@ def write_subset(shards, indices, path):
 
     atomic_write(path, write)
     tables, names = beton.read_tables(path), shards.manifest.class_names
-    Manifest(names, tuple(tables.class_counts(len(names))), len(tables), tables.file_size, tables.sha256,
-             checksums=data_checksums(crcs)).save(path)
+    Manifest(
+        names,
+        tuple(tables.class_counts(len(names))),
+        len(tables),
+        tables.file_size,
+        tables.sha256,
+        checksums=data_checksums(crcs),
+    ).save(path)

@@ -6,6 +6,7 @@ Several files, or a glob, are checked one after the other; N threads decode, as 
 or broken is named; a changed bit anywhere in the data, raw pixels too, is found, and the block of samples named that holds it. A manifest
 without checksums (written before there were any) is said to be one: then only a change that the decoder notices is found.
 """
+
 import os
 import sys
 import time
@@ -47,7 +48,9 @@ def check_samples(shards: Shards, num_threads, progress=lambda samples: samples)
 
     native.library()  # says what to do where it was not built, once
     with ThreadPoolExecutor(num_threads, "llc-verify") as pool:
-        return [entry for block in progress(pool.map(check, range(0, len(shards), _BLOCK))) for entry in block], crcs
+        return [
+            entry for block in progress(pool.map(check, range(0, len(shards), _BLOCK))) for entry in block
+        ], crcs
 
 
 def changed_blocks(shards: Shards, crcs):
@@ -58,7 +61,11 @@ def changed_blocks(shards: Shards, crcs):
     changed = []
     for shard, manifest in enumerate(shards.manifests):
         step = manifest.samples_per_checksum
-        found = data_checksums(crcs[shards.starts[shard] : shards.starts[shard + 1]], step) if manifest.checksums else ()
+        found = (
+            data_checksums(crcs[shards.starts[shard] : shards.starts[shard + 1]], step)
+            if manifest.checksums
+            else ()
+        )
         for block, (now, written) in enumerate(zip(found, manifest.checksums)):
             if now != written:
                 changed.append((shard, block * step, min((block + 1) * step, manifest.num_samples) - 1))
@@ -73,7 +80,11 @@ def _problem(data, image):
     except native.DecodeError as error:
         return str(error)
     said = int(image["height"]), int(image["width"])
-    return "" if pixels.shape[:2] == said else f"it is {pixels.shape[1]} x {pixels.shape[0]} pixels; the tables say {said[1]} x {said[0]}"
+    return (
+        ""
+        if pixels.shape[:2] == said
+        else f"it is {pixels.shape[1]} x {pixels.shape[0]} pixels; the tables say {said[1]} x {said[0]}"
+    )
 
 
 def main(argv):
@@ -99,24 +110,39 @@ def _verify(where, num_threads):
     """Prints what was found; returns the number of findings."""
     started = time.perf_counter()
     shards = open_shards(where)
-    damaged, crcs = check_samples(shards, num_threads, lambda blocks: tqdm(
-        blocks, total=-(-len(shards) // _BLOCK), unit="block", leave=False, disable=not sys.stderr.isatty()))
+    damaged, crcs = check_samples(
+        shards,
+        num_threads,
+        lambda blocks: tqdm(
+            blocks,
+            total=-(-len(shards) // _BLOCK),
+            unit="block",
+            leave=False,
+            disable=not sys.stderr.isatty(),
+        ),
+    )
     for index, problem in damaged[:_MAX_SHOWN]:
         print(f"{shards.name(index)} (class {shards.manifest.class_names[shards.labels[index]]}): {problem}")
     if len(damaged) > _MAX_SHOWN:
         print(f"and {len(damaged) - _MAX_SHOWN} more")
     changed = changed_blocks(shards, crcs)
     for shard, first, last in changed[:_MAX_SHOWN]:
-        print(f"samples {first} to {last} of {shards.paths[shard]}: some of their bytes are not those that were written; copy or write it again")
+        print(
+            f"samples {first} to {last} of {shards.paths[shard]}: some of their bytes are not those that were written; copy or write it again"
+        )
     if len(changed) > _MAX_SHOWN:
         print(f"and {len(changed) - _MAX_SHOWN} more such blocks")
     for path, manifest in zip(shards.paths, shards.manifests):
         if not manifest.checksums:
-            print(f"{path} has no checksums in its manifest to compare its data with: bytes that changed and still decode go unseen")
+            print(
+                f"{path} has no checksums in its manifest to compare its data with: bytes that changed and still decode go unseen"
+            )
     seconds = time.perf_counter() - started
     jpegs = int(np.count_nonzero(shards.images["mode"] == JPG))
-    print(f"{where}: {len(shards):,} samples ({jpegs:,} JPEG), {len(damaged)} damaged, {len(changed)} blocks changed,"
-          f" {seconds:.1f} s ({len(shards) / seconds:,.0f} a second)")
+    print(
+        f"{where}: {len(shards):,} samples ({jpegs:,} JPEG), {len(damaged)} damaged, {len(changed)} blocks changed,"
+        f" {seconds:.1f} s ({len(shards) / seconds:,.0f} a second)"
+    )
     return len(damaged) + len(changed)
 
 

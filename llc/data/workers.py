@@ -76,7 +76,12 @@ class Workers:
     """
 
     def __init__(self, num_workers, reader, config, descriptor):
-        self._num_workers, self._reader, self._config, self._descriptor = num_workers, reader, config, descriptor
+        self._num_workers, self._reader, self._config, self._descriptor = (
+            num_workers,
+            reader,
+            config,
+            descriptor,
+        )
         self._workers = []
 
     def __enter__(self):
@@ -155,7 +160,9 @@ def work(pipe, descriptor, parent):
 
     pipe, descriptor: open file descriptors, of the parent's connection and of the beton; parent: the parent's process id.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the terminal; the parent acts on it
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes of the terminal; the parent acts on it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
     pipe = connection.Connection(pipe)
@@ -224,7 +231,9 @@ def _write_chunk(descriptor, chunk, offset):
     breaks = sorted({*breaks.tolist(), *range(0, len(chunk), _MAX_BUFFERS), len(chunk)})
     for first, behind in zip(breaks, breaks[1:]):
         part, start = chunk[first:behind], int(places[first])
-        count = os.pwritev(descriptor, part, start)  # of a chunk of raw pictures, putting them together first would take long
+        count = os.pwritev(
+            descriptor, part, start
+        )  # of a chunk of raw pictures, putting them together first would take long
         if count < sum(sizes[first:behind]):
             write_at(descriptor, memoryview(b"".join(part))[count:], start + count)
     _begin_writeback(descriptor, int(places[0]), int(places[-1]) + sizes[-1] - int(places[0]))

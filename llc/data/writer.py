@@ -33,7 +33,9 @@ from llc.data.sources import open_source, printable
 from llc.data.workers import Workers, next_page, place, write_at
 from llc.errors import UserError
 
-_HELD_BYTES = 1 << 25  # encoded data that a worker may hold while earlier chunks are not placed; it stays idle above
+_HELD_BYTES = (
+    1 << 25
+)  # encoded data that a worker may hold while earlier chunks are not placed; it stays idle above
 # Of encoded data that a worker takes at a time, about: it stays near the cores until it is written. Chunks of 28 MB (100 pictures, half of
 # them pixels) took up to a quarter longer, most of that for memory that was new to the process.
 _CHUNK_BYTES = 4 << 20
@@ -50,26 +52,39 @@ class WriterConfig:
         "", help="the folder that holds a folder of images per class, or that holds such folders as train/ and val/; the root folder of"
         " a torchvision dataset"
     )  # fmt: skip
-    dataset: str = option("folder", help="folder (imagenet means the same), or a torchvision dataset: FashionMNIST, CIFAR10, ...")
+    dataset: str = option(
+        "folder",
+        help="folder (imagenet means the same), or a torchvision dataset: FashionMNIST, CIFAR10, ...",
+    )
     split: str = option("train", choices=("train", "val"), help="the split to write")
     write_mode: str = option(
         "proportion", choices=("raw", "jpg", "smart", "proportion"), help="how images are stored: pixels, JPEG, JPEG where the pixels"
         " take more than smart_threshold bytes, JPEG for the share compress_probability"
     )  # fmt: skip
-    max_resolution: int = option(500, minimum=0, help="images are shrunk until no side is longer, in pixels (0: never)")
+    max_resolution: int = option(
+        500, minimum=0, help="images are shrunk until no side is longer, in pixels (0: never)"
+    )
     num_workers: int = option(-1, minimum=-1, help="processes (-1: one per core)")
-    chunk_size: int = option(100, minimum=1, maximum=10_000, help="images that a worker takes at a time, at most")
+    chunk_size: int = option(
+        100, minimum=1, maximum=10_000, help="images that a worker takes at a time, at most"
+    )
     jpeg_quality: int = option(90, minimum=1, maximum=100, help="quality of the JPEGs")
     keep_jpeg: bool = option(
         False, help="JPEG files that fit into max_resolution keep their picture as it is, whatever jpeg_quality says; most read slower then"
     )  # fmt: skip
     subset: int = option(-1, minimum=-1, help="write only so many images, evenly spaced over all (-1: all)")
-    compress_probability: float = option(0.5, minimum=0, maximum=1, help="write_mode=proportion: share of images stored as JPEG")
-    smart_threshold: int = option(0, minimum=0, help="write_mode=smart: bytes of pixels above which JPEG is used (0: never)")
+    compress_probability: float = option(
+        0.5, minimum=0, maximum=1, help="write_mode=proportion: share of images stored as JPEG"
+    )
+    smart_threshold: int = option(
+        0, minimum=0, help="write_mode=smart: bytes of pixels above which JPEG is used (0: never)"
+    )
     val_fraction: float = option(
         0.0, minimum=0, maximum=0.99, help="hold this share of each class of the training images out as the val split"
     )  # fmt: skip
-    class_names_from: str = option("", help="a manifest, such as train.beton.json: labels are given in its order of classes")
+    class_names_from: str = option(
+        "", help="a manifest, such as train.beton.json: labels are given in its order of classes"
+    )
     on_error: str = option(
         "fail", choices=("fail", "skip"), help="images that cannot be read: write nothing, or leave them out; both list all of them"
     )  # fmt: skip
@@ -137,9 +152,13 @@ def _write_samples(source, config, path, descriptor, show_progress):
         ) as bar,
     ):  # fmt: skip
         while next_sample < num_samples or num_finished < len(chunks):
-            chunk_size = min(most, num_encoded * _CHUNK_BYTES // max(num_bytes, 1) if num_encoded else _FIRST_CHUNK)
+            chunk_size = min(
+                most, num_encoded * _CHUNK_BYTES // max(num_bytes, 1) if num_encoded else _FIRST_CHUNK
+            )
             for worker in workers:
-                while next_sample < num_samples and len(worker.chunks) < 2 and worker.held_bytes < _HELD_BYTES:
+                while (
+                    next_sample < num_samples and len(worker.chunks) < 2 and worker.held_bytes < _HELD_BYTES
+                ):
                     start, next_sample = next_sample, min(next_sample + max(chunk_size, 1), num_samples)
                     worker.encode(start, source.handles(np.arange(start, next_sample)))
                     worker.chunks.append(len(chunks))
@@ -154,13 +173,18 @@ def _write_samples(source, config, path, descriptor, show_progress):
                 unreadable.update(problems)
                 encoded[number] = worker
                 worker.held_bytes += int(sizes[part].sum())
-                num_encoded, num_bytes = num_encoded + part.stop - part.start, num_bytes + int(sizes[part].sum())
+                num_encoded, num_bytes = (
+                    num_encoded + part.stop - part.start,
+                    num_bytes + int(sizes[part].sum()),
+                )
                 bar.update(part.stop - part.start)
             while next_placed in encoded:
                 worker = encoded.pop(next_placed)
                 part = slice(*chunks[next_placed])
                 worker.held_bytes -= int(sizes[part].sum())
-                hopeless = bool(unreadable) and config.on_error == "fail"  # go on to find all of them, but fill no disk
+                hopeless = (
+                    bool(unreadable) and config.on_error == "fail"
+                )  # go on to find all of them, but fill no disk
                 worker.write(None if hopeless else offset)
                 images["data_ptr"][part], offset = place(offset, sizes[part])
                 next_placed += 1
@@ -169,7 +193,9 @@ def _write_samples(source, config, path, descriptor, show_progress):
         raise UserError(_list_unreadable(source, unreadable))
     kept = np.flatnonzero(sizes)
     if not len(kept):
-        raise UserError(f"none of the {num_samples} images can be read; nothing was written:\n{_listing(source, unreadable)}")
+        raise UserError(
+            f"none of the {num_samples} images can be read; nothing was written:\n{_listing(source, unreadable)}"
+        )
     _write_tables(descriptor, images[kept], source.labels[kept], sizes[kept], next_page(offset))
     skipped = tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
     return kept, skipped, data_checksums(crcs[kept])
@@ -179,13 +205,19 @@ def _write_tables(descriptor, images, labels, sizes, end):
     metadata = np.zeros(len(images), beton.METADATA_TYPE)
     metadata["f0"], metadata["f1"] = images, labels
     alloc_table = np.zeros(len(images), beton.ALLOC_TYPE)
-    alloc_table["sample_id"], alloc_table["ptr"], alloc_table["size"] = np.arange(len(images)), images["data_ptr"], sizes
+    alloc_table["sample_id"], alloc_table["ptr"], alloc_table["size"] = (
+        np.arange(len(images)),
+        images["data_ptr"],
+        sizes,
+    )
     write_at(descriptor, beton.header_bytes(len(images), end) + metadata.tobytes(), 0)
     write_at(descriptor, alloc_table.tobytes(), end)
 
 
 def _listing(source, unreadable):
-    lines = [f"  {printable(source.name(i))}: {reason}" for i, reason in sorted(unreadable.items())[:_MAX_LISTED]]
+    lines = [
+        f"  {printable(source.name(i))}: {reason}" for i, reason in sorted(unreadable.items())[:_MAX_LISTED]
+    ]
     if len(unreadable) > _MAX_LISTED:
         lines.append(f"  ... and {len(unreadable) - _MAX_LISTED} more")
     return "\n".join(lines)
@@ -314,7 +346,9 @@ def _ended_by_signals(target):
 def _write_error(target, error):
     message = f"{target} cannot be written: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        message += f" ({shutil.disk_usage(target.parent).free / 1e9:.1f} GB are free in {target.parent.absolute()})"
+        message += (
+            f" ({shutil.disk_usage(target.parent).free / 1e9:.1f} GB are free in {target.parent.absolute()})"
+        )
     return UserError(f"{message}; nothing was left there")
 
 

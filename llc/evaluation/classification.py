@@ -1,4 +1,5 @@
 """Accuracies of the three decoders, from predictions. Shares of 1, each image counted once."""
+
 from llc.codes import pack_bits
 from llc.hamming import decode_ed, search
 

@@ -1,4 +1,5 @@
 """Runs a network over a validation loader: packed codes and class-code decisions of every image, in dataset order."""
+
 import dataclasses
 
 import torch
@@ -36,10 +37,17 @@ def predict(network, loader, processes, *, flip, autocast, num_classes):
             parts[name].append((labels, pack_bits(values), _top(logits, k)))
     network.train()
     device, num_bits = network.codebook.device, network.codebook.shape[1]
-    empty = (torch.empty(0, dtype=torch.int64, device=device),
-             pack_bits(torch.zeros(1, num_bits, device=device))[:0], torch.empty(0, k, dtype=torch.int64, device=device))
-    return {name: Predictions(*(_in_order(torch.cat([e, *(row[i] for row in rows)]), processes) for i, e in enumerate(empty)))
-            for name, rows in parts.items()}
+    empty = (
+        torch.empty(0, dtype=torch.int64, device=device),
+        pack_bits(torch.zeros(1, num_bits, device=device))[:0],
+        torch.empty(0, k, dtype=torch.int64, device=device),
+    )
+    return {
+        name: Predictions(
+            *(_in_order(torch.cat([e, *(row[i] for row in rows)]), processes) for i, e in enumerate(empty))
+        )
+        for name, rows in parts.items()
+    }
 
 
 class _InParts:
@@ -67,7 +75,7 @@ def _in_order(share, processes):
     shares = processes.gather(share)
     whole = share.new_empty((sum(map(len, shares)), *share.shape[1:]))
     for rank, part in enumerate(shares):
-        whole[rank::processes.world_size] = part
+        whole[rank :: processes.world_size] = part
     return whole
 
 

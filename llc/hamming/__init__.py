@@ -5,6 +5,7 @@ by (distance, index), so ties go to the lowest index: the same on every device a
 threads as torch (torch.get_num_threads(), which torchrun's OMP_NUM_THREADS sets). Work proceeds in tiles, so the [n, m] matrix is made
 by `pairwise` alone. Codes may have up to 65,528 bits.
 """
+
 from llc.hamming.decoders import Decoder, decode_ed, decode_mhd
 from llc.hamming.neighbours import pairwise, range_search, search
 

@@ -16,6 +16,7 @@ vectorised as well, went through memory between counting, the minimum and its pl
 for 256 bits. vpopcntq on 64-bit words takes as many instructions to count, but leaves the distances in 8 times the registers, and AVX2
 would have to add up the bytes of every word besides.
 """
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -24,17 +25,17 @@ from numba.extending import intrinsic
 
 from llc.kernels import address_of, kernel, load_word64, share
 
-LANES = 64                # codes whose distances are compared at once; tiles are whole multiples
-TILE_BYTES = 32 << 10     # planes of a tile: they stay in a first-level cache
-MAX_TILE = 4096           # codes
-CHUNK = 28                # planes whose counts, at most 224, are summed in bytes before they are added to 16-bit distances
-WIDE = 64                 # bytes of codes whose nearest is often further than the 254 bits that are counted in a byte
-FEW_QUERIES = 3           # so few are scanned code by code: 0.5 ns a code of 64 bits; planes take 1.1 ns to make and 0.04 ns to scan
-BLOCK_QUERIES = 4096      # queries that share the planes of a tile
-BLOCK_PAIRS = 1 << 34     # pairs of codes in one call of a kernel, a second or so: it cannot be interrupted
-BLOCK_CANDIDATES = 4 << 20   # candidates kept for a block of queries: 32 MB
-THREAD_BYTES = 1 << 22    # query bytes x database codes that pay for starting a thread (some 50 us)
-INDEX_BITS = 40           # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
+LANES = 64  # codes whose distances are compared at once; tiles are whole multiples
+TILE_BYTES = 32 << 10  # planes of a tile: they stay in a first-level cache
+MAX_TILE = 4096  # codes
+CHUNK = 28  # planes whose counts, at most 224, are summed in bytes before they are added to 16-bit distances
+WIDE = 64  # bytes of codes whose nearest is often further than the 254 bits that are counted in a byte
+FEW_QUERIES = 3  # so few are scanned code by code: 0.5 ns a code of 64 bits; planes take 1.1 ns to make and 0.04 ns to scan
+BLOCK_QUERIES = 4096  # queries that share the planes of a tile
+BLOCK_PAIRS = 1 << 34  # pairs of codes in one call of a kernel, a second or so: it cannot be interrupted
+BLOCK_CANDIDATES = 4 << 20  # candidates kept for a block of queries: 32 MB
+THREAD_BYTES = 1 << 22  # query bytes x database codes that pay for starting a thread (some 50 us)
+INDEX_BITS = 40  # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
 
 
 # By numba: passing arrays to a function costs some ns each, for a small tile as much as the work. So the kernels' inner loops are
@@ -48,7 +49,9 @@ _VECTOR = ir.VectorType(ir.IntType(8), LANES)
 def _on_vectors(builder, name, *vectors, result=_VECTOR):
     """Calls LLVM's intrinsic `name` for vectors of LANES bytes."""
     name = f"llvm.{name}.v{LANES}i8"
-    function = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(result, [_VECTOR] * len(vectors)), name)
+    function = builder.module.globals.get(name) or ir.Function(
+        builder.module, ir.FunctionType(result, [_VECTOR] * len(vectors)), name
+    )
     return builder.call(function, vectors)
 
 
@@ -56,34 +59,44 @@ def _everywhere(builder, number):
     """A number in all lanes of a vector."""
     undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    )
 
 
 @intrinsic
 def _differing_bits(typing, a, b):
     """The number of bits in which two bytes or two words differ, in their type."""
+
     def generate(context, builder, signature, arguments):
         return builder.ctpop(builder.xor(*arguments))
+
     return a(a, a), generate
 
 
 @intrinsic
 def _within(typing, distances, position, limit):
     """distances[position:position + LANES] -> uint64, bit i set iff distance i <= limit, which must fit the distances' type."""
+
     def generate(context, builder, signature, arguments):
         element = ir.IntType(signature.args[0].dtype.bitwidth)
         vector = ir.VectorType(element, LANES)
-        loaded = builder.load(address_of(context, builder, signature.args[0], *arguments[:2], vector), align=element.width // 8)
+        loaded = builder.load(
+            address_of(context, builder, signature.args[0], *arguments[:2], vector), align=element.width // 8
+        )
         limits = _everywhere(builder, builder.trunc(arguments[2], element))
         return builder.bitcast(builder.icmp_unsigned("<=", loaded, limits), ir.IntType(LANES))
+
     return types.uint64(distances, types.intp, types.intp), generate
 
 
 @intrinsic
 def _lowest_bit(typing, mask):
     """The number of the lowest bit set in a uint64 that is not 0."""
+
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
     return types.intp(types.uint64), generate
 
 
@@ -97,7 +110,10 @@ def _counting(builder, pointers, stride, first, last, num_lanes, use):
     intp = num_lanes.type
 
     def vectors(begin, end, width):
-        with cgutils.for_range_slice(builder, begin, end, ir.Constant(intp, width * LANES), intp) as (lane, _):
+        with cgutils.for_range_slice(builder, begin, end, ir.Constant(intp, width * LANES), intp) as (
+            lane,
+            _,
+        ):
             sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(width)]
             for total in sums:
                 builder.store(ir.Constant(_VECTOR, None), total)
@@ -121,26 +137,38 @@ def _counting(builder, pointers, stride, first, last, num_lanes, use):
 @intrinsic
 def _count(typing, planes, first, last, query, counts):
     """The number of bits in which each lane of the planes first to last differs from the query, into uint8 [lanes] -> the lowest. At most 31 planes."""
+
     def generate(context, builder, signature, arguments):
-        planes, query, counts = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 4))
+        planes, query, counts = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 4)
+        )
         lowest = cgutils.alloca_once(builder, _VECTOR)
         builder.store(ir.Constant(_VECTOR, [255] * LANES), lowest)
 
         def use(lane, sums):
-            builder.store(sums, builder.bitcast(builder.gep(counts.data, [lane]), _VECTOR.as_pointer()), align=1)
+            builder.store(
+                sums, builder.bitcast(builder.gep(counts.data, [lane]), _VECTOR.as_pointer()), align=1
+            )
             builder.store(_on_vectors(builder, "umin", builder.load(lowest), sums), lowest)
 
         stride, num_lanes = builder.extract_value(planes.shape, 1), builder.extract_value(counts.shape, 0)
         _counting(builder, (planes.data, query.data), stride, *arguments[1:3], num_lanes, use)
-        return builder.zext(_on_vectors(builder, "vector.reduce.umin", builder.load(lowest), result=ir.IntType(8)), ir.IntType(64))
+        return builder.zext(
+            _on_vectors(builder, "vector.reduce.umin", builder.load(lowest), result=ir.IntType(8)),
+            ir.IntType(64),
+        )
+
     return types.int64(planes, types.intp, types.intp, query, counts), generate
 
 
 @intrinsic
 def _nearest_lane(typing, planes, query, num_lanes):
     """The first of the lanes nearest to the query -> its distance << 32 | lane. A distance of 255 stands for 255 and more, from lane 0 on."""
+
     def generate(context, builder, signature, arguments):
-        planes, query = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1))
+        planes, query = (
+            context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 1)
+        )
         byte, word = ir.IntType(8), ir.IntType(64)
         all_ones = ir.Constant(_VECTOR, [255] * LANES)
         lowest, numbers = (cgutils.alloca_once(builder, _VECTOR) for _ in range(2))
@@ -149,22 +177,36 @@ def _nearest_lane(typing, planes, query, num_lanes):
 
         def use(lane, sums):
             """In each lane: the lowest so far, and the number of the vector that it came from."""
-            number = _everywhere(builder, builder.trunc(builder.lshr(lane, ir.Constant(lane.type, LANES.bit_length() - 1)), byte))
+            number = _everywhere(
+                builder,
+                builder.trunc(builder.lshr(lane, ir.Constant(lane.type, LANES.bit_length() - 1)), byte),
+            )
             before = builder.load(lowest)
             lower = builder.icmp_unsigned("<", sums, before)
             builder.store(builder.select(lower, number, builder.load(numbers)), numbers)
             builder.store(_on_vectors(builder, "umin", before, sums), lowest)
 
         num_planes, stride = (builder.extract_value(planes.shape, axis) for axis in (0, 1))
-        _counting(builder, (planes.data, query.data), stride, ir.Constant(num_planes.type, 0), num_planes, arguments[2], use)
+        _counting(
+            builder,
+            (planes.data, query.data),
+            stride,
+            ir.Constant(num_planes.type, 0),
+            num_planes,
+            arguments[2],
+            use,
+        )
         lowest, numbers = builder.load(lowest), builder.load(numbers)
         distance = _on_vectors(builder, "vector.reduce.umin", lowest, result=byte)
         nearest = builder.icmp_unsigned("==", lowest, _everywhere(builder, distance))
-        number = _on_vectors(builder, "vector.reduce.umin", builder.select(nearest, numbers, all_ones), result=byte)
+        number = _on_vectors(
+            builder, "vector.reduce.umin", builder.select(nearest, numbers, all_ones), result=byte
+        )
         lanes = builder.and_(nearest, builder.icmp_unsigned("==", numbers, _everywhere(builder, number)))
         lane = builder.cttz(builder.bitcast(lanes, word), ir.Constant(ir.IntType(1), 0))
         position = builder.add(builder.mul(builder.zext(number, word), ir.Constant(word, LANES)), lane)
         return builder.or_(builder.shl(builder.zext(distance, word), ir.Constant(word, 32)), position)
+
     return types.int64(planes, query, types.intp), generate
 
 
@@ -181,14 +223,19 @@ def _scratch(code_size, m):
     tile = max(1, -(-tile // LANES)) * LANES
     planes = _aligned_zeros(code_size * tile, np.uint8).reshape(-1, tile)
     counts = _aligned_zeros(tile, np.uint8)
-    return planes, np.zeros(len(planes), np.uint8), counts, counts if code_size < 32 else _aligned_zeros(tile, np.uint16)
+    return (
+        planes,
+        np.zeros(len(planes), np.uint8),
+        counts,
+        counts if code_size < 32 else _aligned_zeros(tile, np.uint16),
+    )
 
 
 def _aligned_zeros(length, dtype):
     """Begins where a cache line does: vectors of 64 bytes that straddle lines made the scan 1.5 times slower."""
     memory = np.zeros(length * np.dtype(dtype).itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start:start + length * np.dtype(dtype).itemsize].view(dtype)
+    return memory[start : start + length * np.dtype(dtype).itemsize].view(dtype)
 
 
 @njit
@@ -198,8 +245,16 @@ def _fill_planes(database, start, size, planes):
     flat = database[start:].reshape(-1)
     num_words = code_size // 8
     for word in range(num_words):
-        p0, p1, p2, p3, p4, p5, p6, p7 = (planes[8 * word], planes[8 * word + 1], planes[8 * word + 2], planes[8 * word + 3],
-                                          planes[8 * word + 4], planes[8 * word + 5], planes[8 * word + 6], planes[8 * word + 7])
+        p0, p1, p2, p3, p4, p5, p6, p7 = (
+            planes[8 * word],
+            planes[8 * word + 1],
+            planes[8 * word + 2],
+            planes[8 * word + 3],
+            planes[8 * word + 4],
+            planes[8 * word + 5],
+            planes[8 * word + 6],
+            planes[8 * word + 7],
+        )
         for lane in range(size):
             value = load_word64(flat, lane * code_size + 8 * word)
             p0[lane], p1[lane] = np.uint8(value >> np.uint64(56)), np.uint8(value >> np.uint64(48))
@@ -210,7 +265,7 @@ def _fill_planes(database, start, size, planes):
         for lane in range(size):
             planes[byte, lane] = flat[lane * code_size + byte]
     for byte in range(code_size):
-        planes[byte, size:_whole_lanes(size)] = planes[byte, size - 1]
+        planes[byte, size : _whole_lanes(size)] = planes[byte, size - 1]
 
 
 @njit
@@ -255,7 +310,7 @@ def _scan_rows(database, start, size, query, distances):
     """The same without planes, word by word along each code of database[start:start + size]: for few queries."""
     code_size = database.shape[1]
     flat = database[start:].reshape(-1)
-    if code_size == 8:   # a stride that LLVM knows, and so vectorises
+    if code_size == 8:  # a stride that LLVM knows, and so vectorises
         for lane in range(size):
             distances[lane] = _differing_bits(load_word64(flat, 8 * lane), load_word64(query, 0))
     else:
@@ -290,11 +345,14 @@ def _nearest(scratch, queries, database, first, last, distances, indices):
                 found = _nearest_lane(planes, query, len(tile_counts))
                 distance = found >> 32
                 if distance < min(distances[q], 255):
-                    distances[q], indices[q] = distance, start + (found & 0xffff_ffff)
+                    distances[q], indices[q] = distance, start + (found & 0xFFFF_FFFF)
                 if min(distance, distances[q]) < 255:
                     continue
-            lowest = (_scan_rows(database, start, size, query, tile_distances) if few else
-                      _scan_planes(planes, query, tile_counts, tile_distances))
+            lowest = (
+                _scan_rows(database, start, size, query, tile_distances)
+                if few
+                else _scan_planes(planes, query, tile_counts, tile_distances)
+            )
             if lowest < distances[q]:
                 distances[q], indices[q] = lowest, start + _first_within(tile_distances, lowest)
 
@@ -329,10 +387,15 @@ def _k_nearest(scratch, queries, database, first, last, candidates, distances, i
         for q in range(n):
             for byte in range(code_size):
                 query[byte] = queries[q, byte]
-            lowest = (_scan_rows(database, start, size, query, tile_distances) if few else
-                      _scan_planes(planes, query, tile_counts, tile_distances))
+            lowest = (
+                _scan_rows(database, start, size, query, tile_distances)
+                if few
+                else _scan_planes(planes, query, tile_counts, tile_distances)
+            )
             if lowest <= limits[q]:
-                counts[q], limits[q] = _add_candidates(tile_distances, size, start, candidates[q], counts[q], limits[q], starts, spare)
+                counts[q], limits[q] = _add_candidates(
+                    tile_distances, size, start, candidates[q], counts[q], limits[q], starts, spare
+                )
     for q in range(n):
         _keep_best(candidates[q], counts[q], starts, spare)
         for rank in range(k):
@@ -349,10 +412,10 @@ def _add_candidates(distances, size, first_index, candidates, count, limit, star
         while mask != 0:
             lane = position + _lowest_bit(mask)
             mask &= mask - np.uint64(1)
-            if lane >= size:   # what fills the tile up
+            if lane >= size:  # what fills the tile up
                 break
             distance = np.int64(distances[lane])
-            if distance > limit:   # the limit has fallen since the mask was made
+            if distance > limit:  # the limit has fallen since the mask was made
                 continue
             candidates[count] = distance << INDEX_BITS | (first_index + lane)
             count += 1
@@ -379,7 +442,7 @@ def _keep_best(candidates, count, starts, spare):
         starts[distance] = rank + 1
         if rank < len(spare):
             spare[rank] = candidates[i]
-    candidates[:len(spare)] = spare
+    candidates[: len(spare)] = spare
 
 
 def search(queries, database, k, num_threads):
@@ -390,12 +453,15 @@ def search(queries, database, k, num_threads):
     # With fewer blocks of queries than threads the database is shared out too, and the parts' results are merged.
     num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
     bounds = [m * part // num_parts for part in range(num_parts + 1)]
-    results = [(np.empty((n, min(k, b - a)), np.int32), np.empty((n, min(k, b - a)), np.int64)) for a, b in zip(bounds, bounds[1:])]
+    results = [
+        (np.empty((n, min(k, b - a)), np.int32), np.empty((n, min(k, b - a)), np.int64))
+        for a, b in zip(bounds, bounds[1:])
+    ]
 
     def work(part, start):
         first, last = bounds[part], bounds[part + 1]
-        some = queries[start:start + block]
-        distances, indices = (result[start:start + block] for result in results[part])
+        some = queries[start : start + block]
+        distances, indices = (result[start : start + block] for result in results[part])
         if k == 1:
             _nearest(_scratch(code_size, m), some, database, first, last, distances[:, 0], indices[:, 0])
         else:
@@ -406,7 +472,9 @@ def search(queries, database, k, num_threads):
     if num_parts == 1:
         return results[0]
     distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]   # parts come by rising index, so ties stay in order
+    order = np.argsort(distances, axis=1, kind="stable")[
+        :, :k
+    ]  # parts come by rising index, so ties stay in order
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
@@ -430,8 +498,11 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
         for q in range(len(queries)):
             for byte in range(code_size):
                 query[byte] = queries[q, byte]
-            lowest = (_scan_rows(database, start, size, query, tile_distances) if few else
-                      _scan_planes(planes, query, tile_counts, tile_distances))
+            lowest = (
+                _scan_rows(database, start, size, query, tile_distances)
+                if few
+                else _scan_planes(planes, query, tile_counts, tile_distances)
+            )
             if lowest > radius:
                 continue
             end = ends[q]
@@ -440,7 +511,7 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
                 while mask != 0:
                     lane = position + _lowest_bit(mask)
                     mask &= mask - np.uint64(1)
-                    if lane >= size:   # what fills the tile up
+                    if lane >= size:  # what fills the tile up
                         break
                     if write:
                         distances[end], indices[end] = tile_distances[lane], start + lane
@@ -457,9 +528,20 @@ def range_search(queries, database, radius, num_threads):
     lims = np.zeros(n + 1, np.int64)
 
     def scan(ends, write, distances, indices):
-        share(lambda start: _within_radius(_scratch(code_size, m), queries[start:start + block], database, radius, ends[start:start + block],
-                                           write, distances, indices),
-              [(start,) for start in range(0, n, block)], num_threads)
+        share(
+            lambda start: _within_radius(
+                _scratch(code_size, m),
+                queries[start : start + block],
+                database,
+                radius,
+                ends[start : start + block],
+                write,
+                distances,
+                indices,
+            ),
+            [(start,) for start in range(0, n, block)],
+            num_threads,
+        )
 
     scan(lims[1:], False, np.empty(0, np.int32), np.empty(0, np.int64))
     np.cumsum(lims, out=lims)
@@ -495,8 +577,13 @@ def pairwise(queries, database, num_threads):
         return distances
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = _block_size(n, m, num_threads)
-    share(lambda start: _all(_scratch(code_size, m), queries[start:start + block], database, distances[start:start + block]),
-          [(start,) for start in range(0, n, block)], num_threads)
+    share(
+        lambda start: _all(
+            _scratch(code_size, m), queries[start : start + block], database, distances[start : start + block]
+        ),
+        [(start,) for start in range(0, n, block)],
+        num_threads,
+    )
     return distances
 
 

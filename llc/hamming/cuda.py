@@ -4,6 +4,7 @@ Two modules compute distances: cuda_popc by the instruction that counts bits, cu
 They give the same results; _takes_dot chooses. Under TRITON_INTERPRET=1 the kernels run on CPU tensors, for
 tests.
 """
+
 import torch
 
 from llc.hamming import cuda_dot, cuda_popc
@@ -12,10 +13,10 @@ from llc.kernels.cuda_launch import check_grid
 
 # "popc" or "dot" makes every search take that way where it can, to test it or time it; None: see _takes_dot
 METHOD = None
-DOT_QUERIES = 256                   # at least so many make the tensor cores faster, see _takes_dot
-MAX_CODES = (1 << 31) - (1 << 16)   # kernels number codes by int32; whole tiles reach beyond the last code
-QUERY_TILE = 8192                   # queries of a top-k or range search that are counted together
-MAX_CANDIDATES = 1 << 25            # of a top-k search, at once, unless one query alone has more
+DOT_QUERIES = 256  # at least so many make the tensor cores faster, see _takes_dot
+MAX_CODES = (1 << 31) - (1 << 16)  # kernels number codes by int32; whole tiles reach beyond the last code
+QUERY_TILE = 8192  # queries of a top-k or range search that are counted together
+MAX_CANDIDATES = 1 << 25  # of a top-k search, at once, unless one query alone has more
 
 
 def pairwise(queries, database):
@@ -23,7 +24,7 @@ def pairwise(queries, database):
     _check_numbers(queries, database)
     if len(queries) == 0 or len(database) == 0:
         return _empty(torch.int32, (len(queries), len(database)), queries)
-    check_grid(cuda_popc.pairwise_programs(len(queries), len(database)))   # before anything is allocated
+    check_grid(cuda_popc.pairwise_programs(len(queries), len(database)))  # before anything is allocated
     return cuda_popc.pairwise(queries, cuda_popc.prepare(database))
 
 
@@ -66,8 +67,10 @@ def _k_nearest(queries, database, k, radii):
     splits, steps = cuda_popc.split(n, database)
     counts = cuda_popc.count_within(queries, database, radii, splits, steps)
     if n > 1 and int(counts.sum()) > MAX_CANDIDATES:
-        halves = [_k_nearest(half, database, k, half_radii)
-                  for half, half_radii in zip(queries.tensor_split(2), radii.tensor_split(2))]
+        halves = [
+            _k_nearest(half, database, k, half_radii)
+            for half, half_radii in zip(queries.tensor_split(2), radii.tensor_split(2))
+        ]
         return tuple(torch.cat(half) for half in zip(*halves))
     lims, distances, indices = cuda_popc.write_within(queries, database, radii, counts, steps)
     query = torch.repeat_interleave(torch.arange(n, device=queries.device), lims.diff())
@@ -87,7 +90,7 @@ def range_search(queries, database, radius):
     lims, parts = [torch.zeros(1, dtype=torch.int64, device=queries.device)], []
     for part in queries.split(QUERY_TILE):
         splits, steps = cuda_popc.split(len(part), database)
-        widest = min(radius, 8 * part.shape[1])   # in 32 bits, whatever the radius is
+        widest = min(radius, 8 * part.shape[1])  # in 32 bits, whatever the radius is
         radii = torch.full((len(part),), widest, dtype=torch.int32, device=part.device)
         counts = cuda_popc.count_within(part, database, radii, splits, steps)
         part_lims, *found = cuda_popc.write_within(part, database, radii, counts, steps)
@@ -109,16 +112,23 @@ def _takes_dot(queries, database):
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:
         return possible and METHOD == "dot"
-    return possible and queries.shape[1] > 4 and len(queries) >= DOT_QUERIES and queries.is_cuda and \
-        8 <= torch.cuda.get_device_capability(queries.device)[0] < 10
+    return (
+        possible
+        and queries.shape[1] > 4
+        and len(queries) >= DOT_QUERIES
+        and queries.is_cuda
+        and 8 <= torch.cuda.get_device_capability(queries.device)[0] < 10
+    )
 
 
 def _check_numbers(queries, database):
     for name, codes in (("queries", queries), ("database", database)):
         if len(codes) > MAX_CODES:
             advice = " and merge the results" if name == "database" else ""
-            raise ValueError(f"{name}: {len(codes):,} codes, but on CUDA one call takes up to {MAX_CODES:,}, "
-                             f"because the kernels number codes by int32; pass the {name} in parts{advice}")
+            raise ValueError(
+                f"{name}: {len(codes):,} codes, but on CUDA one call takes up to {MAX_CODES:,}, "
+                f"because the kernels number codes by int32; pass the {name} in parts{advice}"
+            )
 
 
 def _empty(dtype, shape, like):

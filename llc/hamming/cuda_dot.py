@@ -9,6 +9,7 @@ reading 8 times the memory of the codes takes little time beside the products. T
 could unpack bits itself, but each of its row blocks would unpack the whole database again, and copies to
 shared memory could not run while the tensor cores work.
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -16,11 +17,11 @@ import triton.language as tl
 from llc.hamming.cuda_popc import INDEX_BITS, STEP_BITS, splits_and_steps, store_nearest
 from llc.kernels.cuda_launch import launch
 
-MAX_BITS = 256            # a tile of queries stays in shared memory, 32 KB, beside two tiles of codes
-BLOCK_N = BLOCK_M = 128   # of a tile: its products and the best so far take 128 registers a thread of 8 warps
-PROGRAMS = 2048           # keep 132 multiprocessors busy for a few waves: an assumption, not measured
-MAX_BYTES = 1 << 28       # of +-1 bytes of queries, and of codes, at a time: positions in them fit in int32
-BLOCK_BYTES = 128         # packed bytes that a program unpacks
+MAX_BITS = 256  # a tile of queries stays in shared memory, 32 KB, beside two tiles of codes
+BLOCK_N = BLOCK_M = 128  # of a tile: its products and the best so far take 128 registers a thread of 8 warps
+PROGRAMS = 2048  # keep 132 multiprocessors busy for a few waves: an assumption, not measured
+MAX_BYTES = 1 << 28  # of +-1 bytes of queries, and of codes, at a time: positions in them fit in int32
+BLOCK_BYTES = 128  # packed bytes that a program unpacks
 
 
 @triton.jit
@@ -36,9 +37,21 @@ def _unpack_kernel(codes, signs, num_bytes, code_size, padded_size, BLOCK: tl.co
 
 
 @triton.jit(do_not_specialize=["n", "m", "splits", "steps"])
-def _product_kernel(queries, database, nearest, n, m, splits, steps, K: tl.constexpr, BLOCK_N: tl.constexpr,
-                    BLOCK_M: tl.constexpr, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr,
-                    EACH_LANE: tl.constexpr):
+def _product_kernel(
+    queries,
+    database,
+    nearest,
+    n,
+    m,
+    splits,
+    steps,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STEP_BITS: tl.constexpr,
+    INDEX_BITS: tl.constexpr,
+    EACH_LANE: tl.constexpr,
+):
     """The nearest code of each query, or of each lane, as store_nearest stores it.
 
     Queries and codes beyond n and m repeat the last one. Programs that run at the same time scan the same
@@ -86,14 +99,30 @@ def _products(queries, database, lanes, each_lane):
     n, K = len(queries), 8 * _padded_size(queries.shape[1])
     query_signs, num_row_blocks = _unpack(queries), triton.cdiv(n, BLOCK_N)
     for first in range(0, len(database), _codes_at_a_time(database)):
-        codes = database[first:first + _codes_at_a_time(database)]
+        codes = database[first : first + _codes_at_a_time(database)]
         num_tiles = triton.cdiv(len(codes), BLOCK_M)
         splits, steps = splits_and_steps(num_row_blocks, num_tiles, PROGRAMS, triton.cdiv(lanes, BLOCK_M))
         shape, dtype = ((n, splits * BLOCK_M), torch.int32) if each_lane else ((splits, n), torch.int64)
         found = torch.empty(shape, dtype=dtype, device=queries.device)
-        launch(_product_kernel, num_row_blocks * splits, query_signs, _unpack(codes), found, n, len(codes),
-               splits, steps, K, BLOCK_N, BLOCK_M, STEP_BITS, INDEX_BITS, each_lane,
-               num_warps=8, num_stages=2 if K > 128 else 3)
+        launch(
+            _product_kernel,
+            num_row_blocks * splits,
+            query_signs,
+            _unpack(codes),
+            found,
+            n,
+            len(codes),
+            splits,
+            steps,
+            K,
+            BLOCK_N,
+            BLOCK_M,
+            STEP_BITS,
+            INDEX_BITS,
+            each_lane,
+            num_warps=8,
+            num_stages=2 if K > 128 else 3,
+        )
         yield first, found
 
 
@@ -103,8 +132,16 @@ def _unpack(codes):
     padded_size = _padded_size(code_size)
     signs = torch.empty(n, 8 * padded_size, dtype=torch.int8, device=codes.device)
     num_bytes = n * padded_size
-    launch(_unpack_kernel, triton.cdiv(num_bytes, BLOCK_BYTES), codes.contiguous(), signs, num_bytes,
-           code_size, padded_size, BLOCK_BYTES)
+    launch(
+        _unpack_kernel,
+        triton.cdiv(num_bytes, BLOCK_BYTES),
+        codes.contiguous(),
+        signs,
+        num_bytes,
+        code_size,
+        padded_size,
+        BLOCK_BYTES,
+    )
     return signs
 
 

@@ -10,6 +10,7 @@ Carry-save adders come before the counting: a full adder turns three words of di
 sums and a word of carries by two LOP3 instructions, which take 2 cycles each, and saves one POPC, which takes
 8. Eight words then need 4 POPC instead of 8, and both units are equally busy.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -18,15 +19,15 @@ import triton.language as tl
 
 from llc.kernels.cuda_launch import launch
 
-BLOCK_N = 8             # queries of a tile: they share each word of the database that is loaded
-BLOCK_M = 512           # codes of a tile: 8 x 4 pairs a thread
-LONG_BLOCK_M = 256      # the same for codes of more than two words: the carry-save adders need registers too
-GROUP = 8               # words that pass through carry-save adders together
-PART = 64               # codes of a tile that are written at a time
-PROGRAMS = 4096         # keep 132 multiprocessors busy for a few waves: an assumption, not measured
-STEP_BITS = 15          # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
-INDEX_BITS = 40         # a query's key is distance << INDEX_BITS | index
-MAX_QUERIES = 1 << 22   # of one launch, so that its grid stays below CUDA's limit for any size of database
+BLOCK_N = 8  # queries of a tile: they share each word of the database that is loaded
+BLOCK_M = 512  # codes of a tile: 8 x 4 pairs a thread
+LONG_BLOCK_M = 256  # the same for codes of more than two words: the carry-save adders need registers too
+GROUP = 8  # words that pass through carry-save adders together
+PART = 64  # codes of a tile that are written at a time
+PROGRAMS = 4096  # keep 132 multiprocessors busy for a few waves: an assumption, not measured
+STEP_BITS = 15  # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
+INDEX_BITS = 40  # a query's key is distance << INDEX_BITS | index
+MAX_QUERIES = 1 << 22  # of one launch, so that its grid stays below CUDA's limit for any size of database
 
 
 # ---- kernels ------------------------------------------------------------------------------------------
@@ -56,8 +57,10 @@ def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
 
 @triton.jit
 def _two_words(query, code, word: tl.constexpr, query_stride, code_stride):
-    return (_differing(query, code, word, query_stride, code_stride),
-            _differing(query, code, word + 1, query_stride, code_stride))
+    return (
+        _differing(query, code, word, query_stride, code_stride),
+        _differing(query, code, word + 1, query_stride, code_stride),
+    )
 
 
 @triton.jit
@@ -93,8 +96,9 @@ def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr
 
 
 @triton.jit
-def _tile_distances(queries, database, rows, columns, n, code_stride, words: tl.constexpr,
-                    GROUP: tl.constexpr):
+def _tile_distances(
+    queries, database, rows, columns, n, code_stride, words: tl.constexpr, GROUP: tl.constexpr
+):
     """Distances of queries `rows` [BLOCK_N] to codes `columns` [BLOCK_M] -> int32 [BLOCK_N, BLOCK_M]."""
     query, code = queries + rows, database + columns
     query_stride = (tl.cdiv(n, rows.shape[0]) * rows.shape[0]).to(tl.int64)
@@ -110,8 +114,18 @@ def _tile_distances(queries, database, rows, columns, n, code_stride, words: tl.
 
 
 @triton.jit
-def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.constexpr,
-                  INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+def store_nearest(
+    nearest,
+    best,
+    rows,
+    n,
+    split,
+    splits,
+    steps,
+    STEP_BITS: tl.constexpr,
+    INDEX_BITS: tl.constexpr,
+    EACH_LANE: tl.constexpr,
+):
     """Stores the result of a split, best int32 [BLOCK_N, BLOCK_M], which holds distance << STEP_BITS | step.
 
     EACH_LANE stores the lowest distance of each lane into nearest int32 [n, splits * BLOCK_M]. Otherwise the
@@ -131,25 +145,56 @@ def store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.co
 # By default Triton compiles a kernel anew for numbers that are 1 or multiples of 16, which gains nothing
 # here. If it knew how the database is aligned, a thread would load 4 neighbouring words, and the words would
 # have to pass through shared memory to the threads that need them.
-_unspecialised = triton.jit(do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
-                            do_not_specialize_on_alignment=["database"])
+_unspecialised = triton.jit(
+    do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
+    do_not_specialize_on_alignment=["database"],
+)
 
 
 @_unspecialised
-def _all_kernel(queries, database, distances, n, m, code_stride, splits, steps, words: tl.constexpr,
-                GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+def _all_kernel(
+    queries,
+    database,
+    distances,
+    n,
+    m,
+    code_stride,
+    splits,
+    steps,
+    words: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Every distance, into int32 [n, m]; each tile of the database is a split."""
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(0) % splits * BLOCK_M + tl.arange(0, BLOCK_M)
     distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
-    tl.store(distances + rows.to(tl.int64)[:, None] * m + columns[None, :], distance,
-             mask=(rows < n)[:, None] & (columns < m)[None, :])
+    tl.store(
+        distances + rows.to(tl.int64)[:, None] * m + columns[None, :],
+        distance,
+        mask=(rows < n)[:, None] & (columns < m)[None, :],
+    )
 
 
 @_unspecialised
-def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps, words: tl.constexpr,
-                    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-                    STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr, EACH_LANE: tl.constexpr):
+def _nearest_kernel(
+    queries,
+    database,
+    nearest,
+    n,
+    m,
+    code_stride,
+    splits,
+    steps,
+    words: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    STEP_BITS: tl.constexpr,
+    INDEX_BITS: tl.constexpr,
+    EACH_LANE: tl.constexpr,
+):
     """The nearest code of each query, or of each lane, as store_nearest stores it.
 
     Codes beyond m repeat the last one. As the nearest code the last one itself wins against them, but a lane
@@ -171,16 +216,30 @@ def _nearest_kernel(queries, database, nearest, n, m, code_stride, splits, steps
 
 
 @triton.jit
-def _within(queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr,
-            GROUP: tl.constexpr):
+def _within(
+    queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr, GROUP: tl.constexpr
+):
     """Distances int32 [BLOCK_N, BLOCK_M], and a mask of the codes within the query's radius."""
     distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
     return distance, (distance <= radius[:, None]) & (columns < m)[None, :]
 
 
 @_unspecialised
-def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, steps, words: tl.constexpr,
-                  GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
+def _count_kernel(
+    queries,
+    database,
+    radii,
+    counts,
+    n,
+    m,
+    code_stride,
+    splits,
+    steps,
+    words: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """The number of codes of each split within each query's radius, into counts int64 [n, splits]."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -194,9 +253,24 @@ def _count_kernel(queries, database, radii, counts, n, m, code_stride, splits, s
 
 
 @_unspecialised
-def _write_kernel(queries, database, radii, starts, distances, indices, n, m, code_stride, splits, steps,
-                  words: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
-                  PART: tl.constexpr):
+def _write_kernel(
+    queries,
+    database,
+    radii,
+    starts,
+    distances,
+    indices,
+    n,
+    m,
+    code_stride,
+    splits,
+    steps,
+    words: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PART: tl.constexpr,
+):
     """Writes each split's codes within each query's radius from position starts, int64 [n, splits], on."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -212,8 +286,9 @@ def _write_kernel(queries, database, radii, starts, distances, indices, n, m, co
         any_inside = tl.max(tl.max(inside_tile.to(tl.int32), axis=1), axis=0)
         for part in range(any_inside * (BLOCK_M // PART)):
             columns = start + part * PART + tl.arange(0, PART)
-            distance, inside = _within(queries, database, radius, rows, columns, n, m, code_stride, words,
-                                       GROUP)
+            distance, inside = _within(
+                queries, database, radius, rows, columns, n, m, code_stride, words, GROUP
+            )
             order = tl.cumsum(inside.to(tl.int32), axis=1)
             position = end[:, None] + order - 1
             tl.store(distances + position, distance, mask=inside)
@@ -228,9 +303,9 @@ def _write_kernel(queries, database, radii, starts, distances, indices, n, m, co
 class Database(NamedTuple):
     """Codes as the kernels read them."""
 
-    words: torch.Tensor   # int32 [ceil(code_size / 4), num_tiles * block_m]
+    words: torch.Tensor  # int32 [ceil(code_size / 4), num_tiles * block_m]
     length: int
-    block_m: int          # codes of a tile
+    block_m: int  # codes of a tile
 
     @property
     def num_tiles(self):
@@ -310,8 +385,17 @@ def nearest_in_lanes(queries, database, lanes):
 
 
 def _launch_nearest(queries, database, splits, steps, found, each_lane):
-    _launch(_nearest_kernel, queries, database, splits, steps, found, STEP_BITS=STEP_BITS,
-            INDEX_BITS=INDEX_BITS, EACH_LANE=each_lane)
+    _launch(
+        _nearest_kernel,
+        queries,
+        database,
+        splits,
+        steps,
+        found,
+        STEP_BITS=STEP_BITS,
+        INDEX_BITS=INDEX_BITS,
+        EACH_LANE=each_lane,
+    )
 
 
 def count_within(queries, database, radii, splits, steps):
@@ -324,14 +408,24 @@ def count_within(queries, database, radii, splits, steps):
 def write_within(queries, database, radii, counts, steps):
     """What count_within counted, in CSR form -> lims int64 [n + 1], distances int32, indices int64."""
     ends = counts.flatten().cumsum(0)
-    lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1::counts.shape[1]]])
+    lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1 :: counts.shape[1]]])
     starts = ends - counts.flatten()
     total = int(lims[-1])
     distances = torch.empty(total, dtype=torch.int32, device=queries.device)
     indices = torch.empty(total, dtype=torch.int64, device=queries.device)
     if total:
-        _launch(_write_kernel, queries, database, counts.shape[1], steps, radii, starts, distances, indices,
-                PART=PART)
+        _launch(
+            _write_kernel,
+            queries,
+            database,
+            counts.shape[1],
+            steps,
+            radii,
+            starts,
+            distances,
+            indices,
+            PART=PART,
+        )
     return lims, distances, indices
 
 
@@ -341,6 +435,21 @@ def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
     # instead of 3. Longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
     row_blocks = triton.cdiv(len(queries), BLOCK_N)
-    launch(kernel, row_blocks * splits, _words(queries, BLOCK_N), database.words, *arguments,
-           len(queries), database.length, code_stride, splits, steps, num_words, GROUP, BLOCK_N,
-           database.block_m, **constants, **options)
+    launch(
+        kernel,
+        row_blocks * splits,
+        _words(queries, BLOCK_N),
+        database.words,
+        *arguments,
+        len(queries),
+        database.length,
+        code_stride,
+        splits,
+        steps,
+        num_words,
+        GROUP,
+        BLOCK_N,
+        database.block_m,
+        **constants,
+        **options,
+    )

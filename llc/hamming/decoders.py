@@ -1,4 +1,5 @@
 """The two decoders of packed codes, MHD and ED (see README): by scanning the class codes or, for short codes, by one table lookup."""
+
 import functools
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from llc.codes import Array
 from llc.hamming.neighbours import as_array, check_codes, is_cuda, search
 
-TABLE_BITS = 24   # longer codes are scanned: a table holds 2^num_bits int32, 64 MB for 24 bits
+TABLE_BITS = 24  # longer codes are scanned: a table holds 2^num_bits int32, 64 MB for 24 bits
 # Pairs of codes whose scan takes as long as building an entry of the table. CPU: measured, 2 cores, some 50 pairs an entry at 20 bits and
 # 100 at 24. CUDA, where the table comes from the CPU: an assumption.
 PAIRS_PER_ENTRY = {"cpu": 64, "cuda": 4096}
@@ -25,12 +26,16 @@ class Decoder:
         check_codes(class_codes=class_codes)
         if len(class_codes) == 0:
             raise ValueError("class_codes: there are no classes")
-        self.class_codes = class_codes.clone() if isinstance(class_codes, torch.Tensor) else class_codes.copy()   # the table is of these
+        self.class_codes = (
+            class_codes.clone() if isinstance(class_codes, torch.Tensor) else class_codes.copy()
+        )  # the table is of these
         self._num_bits = None if table is False else _bits_in_use(class_codes)
         self._table, self._num_scanned = None, 0
         if table:
             if self._num_bits > TABLE_BITS:
-                raise ValueError(f"class_codes: {self._num_bits} bits are in use, a table takes up to {TABLE_BITS}: leave `table` out")
+                raise ValueError(
+                    f"class_codes: {self._num_bits} bits are in use, a table takes up to {TABLE_BITS}: leave `table` out"
+                )
             self._build_table()
 
     def mhd(self, codes: Array, k: int = 1) -> Array:
@@ -50,27 +55,37 @@ class Decoder:
         if is_cuda(codes):
             return torch.where((self.class_codes[nearest] == codes).all(1), nearest, -1)
         from llc.hamming import table
-        table.keep_exact(as_array(codes), as_array(self.class_codes), as_array(nearest))   # in nearest's own memory
+
+        table.keep_exact(
+            as_array(codes), as_array(self.class_codes), as_array(nearest)
+        )  # in nearest's own memory
         return nearest
 
     def _nearest(self, codes):
         if self._table is None and self._num_bits is not None and self._num_bits <= TABLE_BITS:
             self._num_scanned += len(codes)
-            if self._num_scanned * len(self.class_codes) > PAIRS_PER_ENTRY["cuda" if is_cuda(codes) else "cpu"] << self._num_bits:
+            if (
+                self._num_scanned * len(self.class_codes)
+                > PAIRS_PER_ENTRY["cuda" if is_cuda(codes) else "cpu"] << self._num_bits
+            ):
                 self._build_table()
         if self._table is None:
             return search(codes, self.class_codes, 1)[1][:, 0]
         if is_cuda(codes):
             return self._table[_first_bits(codes, self._num_bits)].long()
         from llc.hamming import table
+
         classes = table.look_up(as_array(codes), self._num_bits, self._table, torch.get_num_threads())
         return classes if isinstance(codes, np.ndarray) else torch.from_numpy(classes)
 
     def _build_table(self):
         from llc.hamming import table
+
         on_cpu = self.class_codes.cpu() if is_cuda(self.class_codes) else self.class_codes
         built = table.build(as_array(on_cpu), self._num_bits)
-        self._table = torch.from_numpy(built).to(self.class_codes.device) if is_cuda(self.class_codes) else built
+        self._table = (
+            torch.from_numpy(built).to(self.class_codes.device) if is_cuda(self.class_codes) else built
+        )
 
 
 def _bits_in_use(class_codes):
@@ -115,6 +130,6 @@ def _on_kept_decoder(decode, codes, class_codes, *arguments):
     return classes if isinstance(codes, np.ndarray) else torch.from_numpy(classes)
 
 
-@functools.lru_cache(maxsize=2)   # two tables of 24 bits are 128 MB
+@functools.lru_cache(maxsize=2)  # two tables of 24 bits are 128 MB
 def _kept_decoder(class_codes, code_size):
     return Decoder(np.frombuffer(bytearray(class_codes), np.uint8).reshape(-1, code_size))

@@ -2,6 +2,7 @@
 
 On CUDA one call takes up to 2^31 - 2^16 queries and as many codes; with more, all three raise ValueError.
 """
+
 import operator
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from llc.codes import Array
 
-MAX_CODE_SIZE = 8191   # bytes: distances fit in 16 bits
+MAX_CODE_SIZE = 8191  # bytes: distances fit in 16 bits
 
 
 def pairwise(queries: Array, database: Array) -> Array:
@@ -52,10 +53,14 @@ def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, A
 
 def _run(function, queries, database, *arguments):
     if is_cuda(queries):
-        from llc.hamming import cuda   # Triton and numba are loaded by the first that needs them
+        from llc.hamming import cuda  # Triton and numba are loaded by the first that needs them
+
         return getattr(cuda, function)(queries, database, *arguments)
     from llc.hamming import cpu
-    result = getattr(cpu, function)(as_array(queries), as_array(database), *arguments, torch.get_num_threads())
+
+    result = getattr(cpu, function)(
+        as_array(queries), as_array(database), *arguments, torch.get_num_threads()
+    )
     if isinstance(queries, np.ndarray):
         return result
     return tuple(map(torch.from_numpy, result)) if isinstance(result, tuple) else torch.from_numpy(result)
@@ -65,20 +70,36 @@ def check_codes(**arguments):
     """Raises ValueError unless all the (named) arguments are packed codes of one width, of one library, on one device."""
     for name, codes in arguments.items():
         if not isinstance(codes, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"{name}: expected packed codes in a torch tensor or numpy array, got a {type(codes).__name__}")
-        if codes.dtype not in (torch.uint8, np.dtype("uint8")) or codes.ndim != 2 or not 1 <= codes.shape[1] <= MAX_CODE_SIZE:
-            raise ValueError(f"{name}: expected packed codes uint8 [n, code_size] with code_size 1 to {MAX_CODE_SIZE}, "
-                             f"got {codes.dtype} {list(codes.shape)}; llc.pack_bits makes them")
+            raise ValueError(
+                f"{name}: expected packed codes in a torch tensor or numpy array, got a {type(codes).__name__}"
+            )
+        if (
+            codes.dtype not in (torch.uint8, np.dtype("uint8"))
+            or codes.ndim != 2
+            or not 1 <= codes.shape[1] <= MAX_CODE_SIZE
+        ):
+            raise ValueError(
+                f"{name}: expected packed codes uint8 [n, code_size] with code_size 1 to {MAX_CODE_SIZE}, "
+                f"got {codes.dtype} {list(codes.shape)}; llc.pack_bits makes them"
+            )
     (name, codes), *others = arguments.items()
     for other_name, other in others:
         if isinstance(codes, np.ndarray) != isinstance(other, np.ndarray):
-            raise ValueError(f"{name} are a {type(codes).__name__}, {other_name} a {type(other).__name__}: pass two of one kind")
+            raise ValueError(
+                f"{name} are a {type(codes).__name__}, {other_name} a {type(other).__name__}: pass two of one kind"
+            )
         if codes.shape[1] != other.shape[1]:
-            raise ValueError(f"{name} have {codes.shape[1]} bytes a code, {other_name} {other.shape[1]}: the code sizes differ")
+            raise ValueError(
+                f"{name} have {codes.shape[1]} bytes a code, {other_name} {other.shape[1]}: the code sizes differ"
+            )
         if isinstance(codes, torch.Tensor) and codes.device != other.device:
-            raise ValueError(f"{name} are on {codes.device}, {other_name} on {other.device}: move one of them")
+            raise ValueError(
+                f"{name} are on {codes.device}, {other_name} on {other.device}: move one of them"
+            )
     if isinstance(codes, torch.Tensor) and codes.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{name} are on {codes.device}: Hamming distances are computed on cpu or cuda, move them there")
+        raise ValueError(
+            f"{name} are on {codes.device}: Hamming distances are computed on cpu or cuda, move them there"
+        )
 
 
 def is_cuda(codes):

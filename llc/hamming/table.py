@@ -5,22 +5,28 @@ takes one pass over the table for each bit: after bits 0 to b, an entry is the b
 offer. A distance is a sum over bits, so when all bits are done every class has been offered to every code; and since the smaller integer
 is the smaller distance and then the lower class, ties go where llc.hamming says.
 """
+
 import numpy as np
 
 from llc.kernels import kernel, load_word32, share
 
-CLASS_BITS = 25             # five more hold distances to 24, and 31 for an entry that no class has reached yet
+CLASS_BITS = 25  # five more hold distances to 24, and 31 for an entry that no class has reached yet
 CODES_PER_THREAD = 1 << 18  # with fewer, starting a thread (some 50 us) costs more than it saves
 
 
 def build(class_codes, num_bits):
     """class_codes uint8 [num_classes, code_size], of which the first num_bits <= 24 bits are in use -> table int32 [2^num_bits] of classes."""
     if len(class_codes) > 1 << CLASS_BITS:
-        raise ValueError(f"class_codes: a table takes up to {1 << CLASS_BITS} classes, got {len(class_codes)}")
+        raise ValueError(
+            f"class_codes: a table takes up to {1 << CLASS_BITS} classes, got {len(class_codes)}"
+        )
     table = np.full(1 << num_bits, 31 << CLASS_BITS, np.int32)
     # of classes that share a code the lowest is written last, and stays
     num_bytes = (num_bits + 7) // 8
-    codes = class_codes[:, :num_bytes].astype(np.int32) @ (1 << np.arange(8 * num_bytes - 8, -8, -8)) >> 8 * num_bytes - num_bits
+    codes = (
+        class_codes[:, :num_bytes].astype(np.int32) @ (1 << np.arange(8 * num_bytes - 8, -8, -8))
+        >> 8 * num_bytes - num_bits
+    )
     table[codes[::-1]] = np.arange(len(class_codes), dtype=np.int32)[::-1]
     for bit in range(num_bits):
         _grow(table.reshape(-1, 2, 1 << bit))
@@ -44,8 +50,13 @@ def look_up(codes, num_bits, table, num_threads):
     classes = np.empty(len(codes), np.int64)
     num_threads = max(1, min(num_threads, len(codes) // CODES_PER_THREAD))
     step = max(1, -(-len(codes) // num_threads))
-    share(lambda first: _look_up(codes[first:first + step], np.uint64(32 - num_bits), table, classes[first:first + step]),
-          [(first,) for first in range(0, len(codes), step)], num_threads)
+    share(
+        lambda first: _look_up(
+            codes[first : first + step], np.uint64(32 - num_bits), table, classes[first : first + step]
+        ),
+        [(first,) for first in range(0, len(codes), step)],
+        num_threads,
+    )
     return classes
 
 
@@ -53,7 +64,9 @@ def look_up(codes, num_bits, table, num_threads):
 def _look_up(codes, shift, table, classes):
     n, code_size = codes.shape
     flat = codes.reshape(n * code_size)
-    num_fast = max(0, (n * code_size - 4) // code_size + 1)   # reading 4 bytes of the last codes could leave the array
+    num_fast = max(
+        0, (n * code_size - 4) // code_size + 1
+    )  # reading 4 bytes of the last codes could leave the array
     for row in range(num_fast):
         classes[row] = table[np.uint64(load_word32(flat, row * code_size)) >> shift]
     for row in range(num_fast, n):

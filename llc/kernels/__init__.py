@@ -4,6 +4,7 @@ Why not numba's own threads (`prange`): its default layer aborts the process whe
 and an evaluation beside it do. A kernel here is plain code that releases the interpreter lock, and Python threads call it.
 The intrinsics take the CPU to be little-endian, as x86 and ARM are.
 """
+
 import itertools
 import threading
 
@@ -19,7 +20,7 @@ def kernel(function):
     user's cache folder where that is read-only), so that the next process only loads it. Runs without the interpreter lock."""
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:   # numba finds no folder to write to: each process compiles for itself
+    except RuntimeError:  # numba finds no folder to write to: each process compiles for itself
         compiled = numba.njit(nogil=True)(function)
     compile_for = compiled._compile_for_args
 
@@ -40,7 +41,7 @@ def share(work, pieces, num_threads):
     numbers, errors = itertools.count(), []
 
     def run():
-        for number in numbers:   # next() of a count is atomic
+        for number in numbers:  # next() of a count is atomic
             if number >= len(pieces) or errors:
                 return
             try:
@@ -68,9 +69,13 @@ def _load_word(bits):
     @intrinsic
     def load(typing, flat, position):
         def generate(context, builder, signature, arguments):
-            word = builder.load(address_of(context, builder, signature.args[0], *arguments, ir.IntType(bits)), align=1)
+            word = builder.load(
+                address_of(context, builder, signature.args[0], *arguments, ir.IntType(bits)), align=1
+            )
             return builder.bswap(word)
+
         return types.Integer.from_bitwidth(bits, signed=False)(flat, types.intp), generate
+
     return load
 
 

@@ -1,4 +1,5 @@
 """Where all Triton kernels are launched: on the tensors' device, with errors that say what to install."""
+
 import contextlib
 import os
 import subprocess
@@ -8,7 +9,7 @@ import torch
 
 from llc.errors import UserError
 
-MAX_PROGRAMS = (1 << 31) - 1   # CUDA's limit for the first axis of a grid
+MAX_PROGRAMS = (1 << 31) - 1  # CUDA's limit for the first axis of a grid
 NEEDED = "Triton needs a C compiler to launch kernels on CUDA"
 INSTALL = "install gcc and Python's headers (on Debian and Ubuntu the packages gcc and python3-dev)"
 
@@ -28,8 +29,10 @@ def launch(kernel, num_programs, *arguments, **options):
 def check_grid(num_programs):
     """Raises ValueError when CUDA cannot launch so many programs."""
     if num_programs > MAX_PROGRAMS:
-        raise ValueError(f"{num_programs:,} programs exceed CUDA's limit of {MAX_PROGRAMS:,}: "
-                         "pass the queries or the values in parts")
+        raise ValueError(
+            f"{num_programs:,} programs exceed CUDA's limit of {MAX_PROGRAMS:,}: "
+            "pass the queries or the values in parts"
+        )
 
 
 @contextlib.contextmanager
@@ -60,8 +63,11 @@ def check_launch(device):
 
     Raises UserError as `launch` does, RuntimeError when the result is wrong.
     """
-    from llc.codes import pack_bits   # imports this module for tensors on CUDA
+    from llc.codes import pack_bits  # imports this module for tensors on CUDA
+
     packed = pack_bits(torch.ones(1, 1, device=device)).tolist()
     if packed != [[128]]:
-        raise RuntimeError(f"packing the value 1 on {device} gave {packed} instead of [[128]]: "
-                           "Triton or the driver is broken")
+        raise RuntimeError(
+            f"packing the value 1 on {device} gave {packed} instead of [[128]]: "
+            "Triton or the driver is broken"
+        )

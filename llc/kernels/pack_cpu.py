@@ -3,6 +3,7 @@
 Eight values become one byte by a subtraction, a comparison and a move of the comparison's mask. For eight float32 the generated assembly
 is vpshufd, vpaddd, vpermq, vpcmpltud, kmovb with AVX-512, and vpaddd, vpmaxud, vpcmpeqd, four to narrow and reverse, vpmovmskb with AVX2.
 """
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -10,7 +11,7 @@ from numba.extending import intrinsic
 
 from llc.kernels import address_of, kernel, share
 
-VALUES_PER_THREAD = 1 << 21   # with fewer, starting a thread (some 50 us) costs more than it saves
+VALUES_PER_THREAD = 1 << 21  # with fewer, starting a thread (some 50 us) costs more than it saves
 
 
 def pack(values, limit, num_threads):
@@ -19,25 +20,34 @@ def pack(values, limit, num_threads):
     codes = np.empty((n, (num_bits + 7) // 8), np.uint8)
     num_threads = max(1, min(num_threads, values.size // VALUES_PER_THREAD))
     step = max(1, -(-n // num_threads))
-    share(lambda first: _pack(values[first:first + step], np.uint64(limit), codes[first:first + step]),
-          [(first,) for first in range(0, n, step)], num_threads)
+    share(
+        lambda first: _pack(values[first : first + step], np.uint64(limit), codes[first : first + step]),
+        [(first,) for first in range(0, n, step)],
+        num_threads,
+    )
     return codes
 
 
 @intrinsic
 def _byte_of_signs(typing, flat, position, limit):
     """The byte whose highest bit says whether flat[position] is in 1..limit, and so on for the seven after it."""
+
     def generate(context, builder, signature, arguments):
         element = ir.IntType(signature.args[0].dtype.bitwidth)
         vector, lanes = ir.VectorType(element, 8), ir.VectorType(ir.IntType(32), 8)
-        loaded = builder.load(address_of(context, builder, signature.args[0], *arguments[:2], vector), align=element.width // 8)
+        loaded = builder.load(
+            address_of(context, builder, signature.args[0], *arguments[:2], vector), align=element.width // 8
+        )
         limit = arguments[2] if element.width == 64 else builder.trunc(arguments[2], element)
-        limit = builder.insert_element(ir.Constant(vector, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0))
+        limit = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0)
+        )
         limits = builder.shuffle_vector(limit, limit, ir.Constant(lanes, [0] * 8))
         # 0 < value <= limit in one unsigned comparison, where 0 - 1 is the largest number there is
         inside = builder.icmp_unsigned("<", builder.sub(loaded, ir.Constant(vector, [1] * 8)), limits)
         inside = builder.shuffle_vector(inside, inside, ir.Constant(lanes, list(range(7, -1, -1))))
         return builder.bitcast(inside, ir.IntType(8))
+
     return types.uint8(flat, types.intp, types.uint64), generate
 
 

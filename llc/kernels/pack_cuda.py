@@ -1,11 +1,12 @@
 """Packing on CUDA by one Triton kernel, which reads each value once and writes each byte once."""
+
 import torch
 import triton
 import triton.language as tl
 
 from llc.kernels.cuda_launch import check_grid, launch
 
-BLOCK = 128   # bytes that a program makes, of 8 values each
+BLOCK = 128  # bytes that a program makes, of 8 values each
 
 
 def pack(values, limit):
@@ -16,17 +17,28 @@ def pack(values, limit):
     n, num_bits = values.shape
     code_size = (num_bits + 7) // 8
     num_programs = triton.cdiv(n * code_size, BLOCK)
-    check_grid(num_programs)   # before the codes are allocated
+    check_grid(num_programs)  # before the codes are allocated
     codes = torch.empty(n, code_size, dtype=torch.uint8, device=values.device)
     if n:
-        launch(_pack_kernel, num_programs, values, codes, limit, codes.numel(), num_bits, code_size,
-               *values.stride(), BLOCK)
+        launch(
+            _pack_kernel,
+            num_programs,
+            values,
+            codes,
+            limit,
+            codes.numel(),
+            num_bits,
+            code_size,
+            *values.stride(),
+            BLOCK,
+        )
     return codes
 
 
 @triton.jit
-def _pack_kernel(values, codes, limit, num_bytes, num_bits, code_size, row_stride, bit_stride,
-                 BLOCK: tl.constexpr):
+def _pack_kernel(
+    values, codes, limit, num_bytes, num_bits, code_size, row_stride, bit_stride, BLOCK: tl.constexpr
+):
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     lane = tl.arange(0, 8)[None, :]
     row, bit = (byte // code_size)[:, None], (byte % code_size * 8)[:, None] + lane

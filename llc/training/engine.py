@@ -1,4 +1,5 @@
 """What one optimiser step does, on any device and for any number of processes: forward, backward, gradients together, step."""
+
 import contextlib
 import inspect
 import sys
@@ -44,10 +45,18 @@ class Engine:
         if processes.world_size > 1:
             # batch norm's statistics are averaged once an epoch (the trainer does) instead of being sent at every step
             # newer releases of torch call it so
-            sync = "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters \
+            sync = (
+                "forward_sync_buffers"
+                if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
                 else "broadcast_buffers"
-            self.module = DistributedDataParallel(module, gradient_as_bucket_view=True, static_graph=self.accumulation_steps == 1,
-                                                  device_ids=[processes.device] if on_cuda else None, **{sync: False})
+            )
+            self.module = DistributedDataParallel(
+                module,
+                gradient_as_bucket_view=True,
+                static_graph=self.accumulation_steps == 1,
+                device_ids=[processes.device] if on_cuda else None,
+                **{sync: False},
+            )
             if dist.grad_compression == "bf16":
                 self.module.register_comm_hook(None, bf16_compress_hook)
         self._settled = processes.world_size <= 2
@@ -67,8 +76,11 @@ class Engine:
         """Stops using compiled steps, because another process could not compile and sets the pace."""
         if self.compiled:
             self._compiled.failed = True
-            print("warning: torch.compile failed in another process; this one trains without it too",
-                  file=sys.stderr, flush=True)
+            print(
+                "warning: torch.compile failed in another process; this one trains without it too",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def step(self, images, labels, lr):
         """images uint8 [B, 3, H, W], labels int64 [B] of this process -> its mean loss, a scalar tensor on the device.
@@ -91,7 +103,9 @@ class Engine:
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         if self.codebook_frozen:
-            self.network.codebook.grad = None  # which the optimiser passes over; a rate of 0 would still add to its momentum
+            self.network.codebook.grad = (
+                None  # which the optimiser passes over; a rate of 0 would still add to its momentum
+            )
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
@@ -121,7 +135,11 @@ class Engine:
             return self.module(images, labels)
 
     def _gradients_stay_here(self):
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else contextlib.nullcontext()
+        return (
+            self.module.no_sync()
+            if isinstance(self.module, DistributedDataParallel)
+            else contextlib.nullcontext()
+        )
 
     def state_dict(self):
         """Everything beside the network that the next step depends on."""
@@ -136,11 +154,16 @@ class Engine:
         """Raises UserError where the state is of an engine without what this one has."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        for name, module, key in (("ema", self.ema, "training.ema_decay"), ("teacher", self._teacher, "instance.distillation")):
+        for name, module, key in (
+            ("ema", self.ema, "training.ema_decay"),
+            ("teacher", self._teacher, "instance.distillation"),
+        ):
             if module is None:
                 continue
             if name not in state:
-                raise UserError(f"{key} was 0 when the checkpoint's stage began, and what it needs is not in the checkpoint; continue with 0")
+                raise UserError(
+                    f"{key} was 0 when the checkpoint's stage began, and what it needs is not in the checkpoint; continue with 0"
+                )
             module.load_state_dict(state[name])
 
 
@@ -181,8 +204,12 @@ class _Compiled(nn.Module):
             try:
                 return self.module(images, labels)
             except (dynamo.TorchDynamoException, dynamo.FailOnRecompileLimitHit) as error:
-                print(f"warning: torch.compile failed ({_reason(error)}); training continues without it. "
-                      "Set training.compile=off to skip the attempt", file=sys.stderr, flush=True)
+                print(
+                    f"warning: torch.compile failed ({_reason(error)}); training continues without it. "
+                    "Set training.compile=off to skip the attempt",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 self.failed = True
         with torch.compiler.set_stance("force_eager"):
             return self.module(images, labels)

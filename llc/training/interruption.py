@@ -1,4 +1,5 @@
 """What a run does beside its steps: it listens for signals, writes files in a thread, and watches whether its losses are numbers."""
+
 import collections
 import contextlib
 import ctypes
@@ -9,7 +10,9 @@ import threading
 
 import torch
 
-EXIT_STATUS = 75  # of a run that was told to stop and can be continued: EX_TEMPFAIL, "try again", of sysexits.h
+EXIT_STATUS = (
+    75  # of a run that was told to stop and can be continued: EX_TEMPFAIL, "try again", of sysexits.h
+)
 _MAX_JOBS = 4  # waiting to be written: a disk slower than the run holds it up, rather than filling the memory with states
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -52,7 +55,9 @@ class StopSignals:
             os.write(self._told, b"\0")
         self._listener.join()
         os.close(self._told)
-        os.close(self._heard)  # not by the listener: it may have ended, on a last signal's byte, before it is told to
+        os.close(
+            self._heard
+        )  # not by the listener: it may have ended, on a last signal's byte, before it is told to
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -61,10 +66,14 @@ class StopSignals:
 
     def _listen(self):
         while True:
-            number, = os.read(self._heard, 1)
+            (number,) = os.read(self._heard, 1)
             if self._ended.is_set():
                 return
-            if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ and not self._ended.wait(_SAME_SECONDS):
+            if (
+                number == signal.SIGINT
+                and "TORCHELASTIC_RUN_ID" not in os.environ
+                and not self._ended.wait(_SAME_SECONDS)
+            ):
                 # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
                 _set_handler(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,4 +1,5 @@
 """The run folder: config.yaml, class_names.json, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
+
 import contextlib
 import csv
 import fcntl
@@ -42,18 +43,24 @@ class RunFolder:
             (path / "checkpoints").mkdir(parents=True)
         except FileExistsError:
             if run._has_begun():
-                raise UserError(f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}") from None
+                raise UserError(
+                    f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}"
+                ) from None
         except OSError as error:
             raise UserError(f"run folder {path}: cannot be made: {error.strerror}") from error
         run._take_lock()
         if run._has_begun():  # by whoever had the lock
-            raise UserError(f"run folder {path}: another process has begun a run there; choose another logging.name")
+            raise UserError(
+                f"run folder {path}: another process has begun a run there; choose another logging.name"
+            )
         return run
 
     def _has_begun(self):
         """Whether there is anything but what `create` makes."""
         with contextlib.suppress(OSError):
-            return {*os.listdir(self.path)} - {".lock"} != {"checkpoints"} or bool(os.listdir(self.path / "checkpoints"))
+            return {*os.listdir(self.path)} - {".lock"} != {"checkpoints"} or bool(
+                os.listdir(self.path / "checkpoints")
+            )
         return True
 
     @classmethod
@@ -86,11 +93,15 @@ class RunFolder:
                 return
             except BlockingIOError:
                 if attempt == 10:
-                    _warn(f"{self.path}: another process still writes to this run folder; waiting for up to {_LOCK_SECONDS:.0f} s")
+                    _warn(
+                        f"{self.path}: another process still writes to this run folder; waiting for up to {_LOCK_SECONDS:.0f} s"
+                    )
                 time.sleep(0.1)
             except OSError:
                 return  # a file system without locks
-        raise UserError(f"{self.path}: another process is at work in this run folder; stop it first, or choose another logging.name")
+        raise UserError(
+            f"{self.path}: another process is at work in this run folder; stop it first, or choose another logging.name"
+        )
 
     def checkpoint(self, name):
         return self.path / "checkpoints" / f"{name}.pth"
@@ -106,14 +117,20 @@ class RunFolder:
 
         keep: number of checkpoints that stay, last.pth among them. A kill between the two renames leaves previous_1.pth alone.
         """
+
         def rotate():
             names = self._to_continue_from()
-            for name in names[keep - 1:]:
+            for name in names[keep - 1 :]:
                 self.checkpoint(name).unlink()
-            for number, name in reversed(list(enumerate(names[:keep - 1], start=1))):
+            for number, name in reversed(list(enumerate(names[: keep - 1], start=1))):
                 os.replace(self.checkpoint(name), self.checkpoint(f"previous_{number}"))
 
-        atomic_write(self.checkpoint("last"), lambda file: write_torch_file(state, file), check=check_torch_file, rotate=rotate)
+        atomic_write(
+            self.checkpoint("last"),
+            lambda file: write_torch_file(state, file),
+            check=check_torch_file,
+            rotate=rotate,
+        )
 
     def load_last(self):
         """The newest state that can be read, or None where there is none yet. A damaged file is named, and put aside as NAME.damaged.
@@ -131,7 +148,9 @@ class RunFolder:
             for damaged, problem in zip(names, problems):
                 path = self.checkpoint(damaged)
                 os.replace(path, path.with_suffix(".damaged"))
-                _warn(f"{problem}; it is now called {path.stem}.damaged, and {self.checkpoint(name)} is taken")
+                _warn(
+                    f"{problem}; it is now called {path.stem}.damaged, and {self.checkpoint(name)} is taken"
+                )
             return state
         if problems:
             raise UserError("no checkpoint of this run can be read:\n" + "\n".join(problems))
@@ -139,9 +158,16 @@ class RunFolder:
 
     def _to_continue_from(self):
         """Names of the checkpoints that hold everything, the newest first."""
-        numbered = sorted(int(path.stem.removeprefix("previous_")) for path in (self.path / "checkpoints").glob("previous_*.pth")
-                          if path.stem.removeprefix("previous_").isdecimal())
-        return [name for name in ("last", *(f"previous_{number}" for number in numbered)) if self.checkpoint(name).exists()]
+        numbered = sorted(
+            int(path.stem.removeprefix("previous_"))
+            for path in (self.path / "checkpoints").glob("previous_*.pth")
+            if path.stem.removeprefix("previous_").isdecimal()
+        )
+        return [
+            name
+            for name in ("last", *(f"previous_{number}" for number in numbered))
+            if self.checkpoint(name).exists()
+        ]
 
     def save_codebook(self, codebook):
         save_codebook(self.path / "codebook.npy", codebook)
@@ -169,12 +195,17 @@ class RunFolder:
             self._logs_failed = False
         except (OSError, UserError) as error:
             if not self._logs_failed:
-                _warn(f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); the run goes on, its lines "
-                      "are printed here and written with the next that can be")
+                _warn(
+                    f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); the run goes on, its lines "
+                    "are printed here and written with the next that can be"
+                )
             self._logs_failed = True
 
     def _write_log(self, lines):
-        atomic_write(self.path / "log.jsonl", lambda file: file.writelines((json.dumps(line) + "\n").encode() for line in lines))
+        atomic_write(
+            self.path / "log.jsonl",
+            lambda file: file.writelines((json.dumps(line) + "\n").encode() for line in lines),
+        )
 
     def _write_events(self, line):
         """TensorBoard's own writer has a thread, which a full disk ends without a word."""
@@ -184,8 +215,11 @@ class RunFolder:
             self._write_event(file_version="brain.Event:2")
             # tells TensorBoard to forget what an earlier process wrote of epochs that are done again
             self._write_event(step=line["global_epoch"], session_log={"status": "START"})
-        values = [Summary.Value(tag=key, simple_value=value) for key, value in line.items()
-                  if isinstance(value, (int, float)) and key not in ("epoch", "global_epoch")]
+        values = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in line.items()
+            if isinstance(value, (int, float)) and key not in ("epoch", "global_epoch")
+        ]
         self._write_event(step=line["global_epoch"], summary=Summary(value=values))
         self._events.flush()
 
@@ -194,10 +228,12 @@ class RunFolder:
 
     def save_results(self, rows):
         """results.csv: a row a metric: name, final value, value in the best epoch (chosen on val: a selection), headline or not."""
+
         def write(file):
             writer = csv.writer(file)
             writer.writerow(["metric", "final", "best_epoch", "headline"])
             writer.writerows(rows)
+
         atomic_write(self.path / "results.csv", write, mode="w")
 
     @property

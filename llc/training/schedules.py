@@ -1,4 +1,5 @@
 """Learning rate and resolution, as functions of the position alone."""
+
 import math
 
 WARMUP_START = 1e-4  # of the peak; ffcv-imagenet's

@@ -3,6 +3,7 @@
 The paper's method is the codebook stage with its first loss alone, then the instance stage with its second alone. The joint stage, where one
 stage learns class codes and image codes together, the other weights, and distillation are this project's.
 """
+
 import contextlib
 import copy
 
@@ -35,15 +36,21 @@ def stage_loss(stage, z, network, labels, label_smoothing, predicted=None):
     """
     terms = []
     if stage.codebook_weight:
-        terms.append(stage.codebook_weight * codebook_loss(z, network.class_logits(z), labels, label_smoothing))
+        terms.append(
+            stage.codebook_weight * codebook_loss(z, network.class_logits(z), labels, label_smoothing)
+        )
     if stage.instance_weight:
-        terms.append(stage.instance_weight * instance_loss(z, network.codebook, labels, predicted, stage.distillation))
+        terms.append(
+            stage.instance_weight * instance_loss(z, network.codebook, labels, predicted, stage.distillation)
+        )
     return sum(terms)
 
 
 def _in_float32(device):
     """A context without autocast, as validation has it: class logits in half precision tie, and ties go to the lowest class."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta knows no autocast
+    return (
+        contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    )  # meta knows no autocast
 
 
 class StageModule(nn.Module):
@@ -76,7 +83,9 @@ class StageModule(nn.Module):
                 z = self.teacher(images)
                 with _in_float32(z.device):
                     predicted = self.teacher.class_logits(z).argmax(1)
-        return stage_loss(self.stage, self.network(images), self.network, labels, self.label_smoothing, predicted)
+        return stage_loss(
+            self.stage, self.network(images), self.network, labels, self.label_smoothing, predicted
+        )
 
 
 def parameter_groups(module, weight_decay):
@@ -85,7 +94,11 @@ def parameter_groups(module, weight_decay):
     for child in module.modules():
         own = [p for p in child.parameters(recurse=False) if p.requires_grad]
         for parameter in own:
-            (plain if isinstance(child, nn.modules.batchnorm._BatchNorm) or not parameter.ndim else decayed).append(parameter)
+            (
+                plain if isinstance(child, nn.modules.batchnorm._BatchNorm) or not parameter.ndim else decayed
+            ).append(parameter)
     wanted = sum(p.requires_grad for p in module.parameters())
-    assert len(set(map(id, plain + decayed))) == wanted == len(plain + decayed), "a parameter was missed or taken twice"
+    assert len(set(map(id, plain + decayed))) == wanted == len(plain + decayed), (
+        "a parameter was missed or taken twice"
+    )
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

@@ -1,4 +1,5 @@
 """`python -m llc.benchmark codes`: a comparison of two methods and a ceiling on tiny betons, in real processes."""
+
 import collections
 import csv
 import json
@@ -67,8 +68,18 @@ def command(tiny, tmp_path_factory):
 
     def of(grid, out, *more):
         (folder / "grid.yaml").write_text(grid)
-        return ["-m", "llc.benchmark", "codes", f"--config={folder / 'recipe.yaml'}", f"--grid={folder / 'grid.yaml'}", f"--out={out}",
-                f"--data.train_dataset={tiny[0]}", f"--data.val_dataset={tiny[1]}", *more]
+        return [
+            "-m",
+            "llc.benchmark",
+            "codes",
+            f"--config={folder / 'recipe.yaml'}",
+            f"--grid={folder / 'grid.yaml'}",
+            f"--out={out}",
+            f"--data.train_dataset={tiny[0]}",
+            f"--data.val_dataset={tiny[1]}",
+            *more,
+        ]
+
     return of
 
 
@@ -92,8 +103,13 @@ def test_the_table_says_what_the_runs_wrote(compared):
         first, last = ("codebook", "codebook") if row["method"] == "dense" else ("codebook", "instance")
         folders = sorted((out / "runs").glob(f"final_{row['method']}_seed*"))
         assert len(folders) == 2
-        for figure, metric in (("class", f"{first}/top1_class"), ("mhd", f"{last}/top1_mhd"), ("ed", f"{last}/top1_ed"),
-                               ("tied", f"{last}/tied_mhd"), ("none", f"{last}/none_ed")):
+        for figure, metric in (
+            ("class", f"{first}/top1_class"),
+            ("mhd", f"{last}/top1_mhd"),
+            ("ed", f"{last}/top1_ed"),
+            ("tied", f"{last}/tied_mhd"),
+            ("none", f"{last}/none_ed"),
+        ):
             values = [results(folder)[metric] for folder in folders]
             found = row["figures"][figure]
             assert found["values"] == values and found["mean"] == pytest.approx(statistics.mean(values))
@@ -101,11 +117,17 @@ def test_the_table_says_what_the_runs_wrote(compared):
         books = [health(load_codebook(folder)) for folder in folders]
         assert row["figures"]["min_distance"]["values"] == [book.min_distance for book in books]
         assert row["figures"]["collisions"]["values"] == [len(book.collisions) for book in books]
-        line, = re.findall(rf"^{row['method']} .*$", printed, re.MULTILINE)
-        assert f"{100 * row['figures']['mhd']['mean']:.2f} ± {100 * row['figures']['mhd']['std']:.2f}" in line and "2/2" in line
+        (line,) = re.findall(rf"^{row['method']} .*$", printed, re.MULTILINE)
+        assert (
+            f"{100 * row['figures']['mhd']['mean']:.2f} ± {100 * row['figures']['mhd']['std']:.2f}" in line
+            and "2/2" in line
+        )
         assert f"| {100 * row['figures']['ed']['mean']:.2f} ± " in (out / "table.md").read_text()
     sqrt, _, dense = report["table"]
-    assert sqrt["gap"] == pytest.approx(sqrt["figures"]["mhd"]["mean"] - dense["figures"]["class"]["mean"]) and dense["gap"] is None
+    assert (
+        sqrt["gap"] == pytest.approx(sqrt["figures"]["mhd"]["mean"] - dense["figures"]["class"]["mean"])
+        and dense["gap"] is None
+    )
 
 
 def test_a_lost_point_is_reported_and_not_chosen(compared):
@@ -113,8 +135,10 @@ def test_a_lost_point_is_reported_and_not_chosen(compared):
     report = json.loads((out / "results.json").read_text())
     assert report["table"][0]["point"] == {"codebook.lr": 0.05}
     scores = report["tuning"]["sqrt"]
-    folder, = (out / "runs").glob(f"tune_sqrt_seed0_{'?' * 12}/results.csv")
-    assert scores[0]["headline"] == results(folder.parent)["instance/top1_mhd"] and scores[1]["headline"] is None
+    (folder,) = (out / "runs").glob(f"tune_sqrt_seed0_{'?' * 12}/results.csv")
+    assert (
+        scores[0]["headline"] == results(folder.parent)["instance/top1_mhd"] and scores[1]["headline"] is None
+    )
     assert "sqrt: codebook.lr 1e+30, seed 0 (tune) diverged: the loss became" in printed
     assert [run["status"] for run in report["runs"]].count("diverged") == 1
 
@@ -124,9 +148,15 @@ def test_tuning_saw_a_slice_of_train_and_the_seeds_are_the_grids(compared, tiny)
     report = json.loads((out / "results.json").read_text())
     tune = [run for run in report["runs"] if run["phase"] == "tune"]
     final = [run for run in report["runs"] if run["phase"] == "final"]
-    assert {run["seed"] for run in tune} == {0} and collections.Counter(run["seed"] for run in final) == {3: 3, 4: 3}
+    assert {run["seed"] for run in tune} == {0} and collections.Counter(run["seed"] for run in final) == {
+        3: 3,
+        4: 3,
+    }
     for run in tune:
-        rest, slice_ = open_shards(run["config"]["data"]["train_dataset"]), open_shards(run["config"]["data"]["val_dataset"])
+        rest, slice_ = (
+            open_shards(run["config"]["data"]["train_dataset"]),
+            open_shards(run["config"]["data"]["val_dataset"]),
+        )
         assert (len(rest), len(slice_)) == (80, 20) and np.bincount(slice_.labels).tolist() == [4] * 5
     assert {run["config"]["data"]["train_dataset"] for run in final} == {str(tiny[0])}
     assert {run["config"]["data"]["val_dataset"] for run in final} == {str(tiny[1])}
@@ -141,9 +171,11 @@ def test_the_dense_codebook_stays_one_bit_a_class(compared):
 @pytest.fixture
 def dry(command, capsys):
     """dry(grid text, out) -> what --dry prints."""
+
     def of(grid, out):
         codes.main([*command(grid, out)[3:], "--dry"])
         return capsys.readouterr().out
+
     return of
 
 
@@ -157,7 +189,11 @@ def test_a_restart_runs_nothing_again(compared, command, dry, run_llc):
     assert logs == {path: path.read_text() for path in (out / "logs").iterdir()}
     assert printed.partition("method")[2].splitlines()[:4] == again.partition("method")[2].splitlines()[:4]
     listed = dry(GRID, out)
-    assert listed.count("finished") == 7 and listed.count("diverged") == 1 and "2 runs to tune + 6 to compare = 8" in listed
+    assert (
+        listed.count("finished") == 7
+        and listed.count("diverged") == 1
+        and "2 runs to tune + 6 to compare = 8" in listed
+    )
 
 
 def test_dry_runs_nothing_and_another_lr_is_another_run(compared, dry, tmp_path):
@@ -170,23 +206,35 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, run_llc, tmp_path):
     grid = "seeds: [0]\nmethods:\n  large: {set: {training.batch_size: 1000}}"
     printed = run_llc(*command(grid, tmp_path)).stdout
     assert re.search(r"^large +as set +0/1 +-", printed, re.MULTILINE)
-    assert "large: as set, seed 0 (final) failed: exit status 2:" in printed and "training.batch_size = 1000 is too large" in printed
+    assert (
+        "large: as set, seed 0 (final) failed: exit status 2:" in printed
+        and "training.batch_size = 1000 is too large" in printed
+    )
     assert json.loads((tmp_path / "results.json").read_text())["table"][0]["figures"] == {}
     assert "failed, to run again" in dry(grid, tmp_path)
 
 
-@pytest.mark.parametrize("grid, message", [
-    ("methods:\n  one: {set: {codes.num_bit: 8}}", "methods.one: codes.num_bit is not a key; did you mean codes.num_bits?"),
-    ("methods:\n  one: {tune: {codebook.lr: [0.1, fast]}}", "codebook.lr = 'fast'"),
-    ("methods:\n  one: {tune: {codebook.lr: 0.1}}", "codebook.lr is 0.1; it takes a list"),
-    ("methods:\n  one: {tunes: {}}", "tunes is not a key; did you mean tune?"),
-    ("method:\n  one:", "method is not a key; did you mean methods?"),
-    ("methods:\n  one: {set: {training.seed: 1}}", "training.seed is not a method's"),
-    ("methods:\n  one: {headline: top1}", "headline = top1: it takes one of top1_mhd"),
-    ("methods:\n  one: {set: {codes.init_codebook: onehot}}", "onehot needs codes.num_bits: num_classes, which is 5; it is 7"),
-    ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
-    ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true of one, two"),
-])
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        (
+            "methods:\n  one: {set: {codes.num_bit: 8}}",
+            "methods.one: codes.num_bit is not a key; did you mean codes.num_bits?",
+        ),
+        ("methods:\n  one: {tune: {codebook.lr: [0.1, fast]}}", "codebook.lr = 'fast'"),
+        ("methods:\n  one: {tune: {codebook.lr: 0.1}}", "codebook.lr is 0.1; it takes a list"),
+        ("methods:\n  one: {tunes: {}}", "tunes is not a key; did you mean tune?"),
+        ("method:\n  one:", "method is not a key; did you mean methods?"),
+        ("methods:\n  one: {set: {training.seed: 1}}", "training.seed is not a method's"),
+        ("methods:\n  one: {headline: top1}", "headline = top1: it takes one of top1_mhd"),
+        (
+            "methods:\n  one: {set: {codes.init_codebook: onehot}}",
+            "onehot needs codes.num_bits: num_classes, which is 5; it is 7",
+        ),
+        ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
+        ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true of one, two"),
+    ],
+)
 def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, message, command, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         codes.main(command(grid, tmp_path / "out")[3:])
@@ -196,7 +244,9 @@ def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, messa
 def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry, run_llc, tmp_path):
     grid = "seeds: [0]\nmethods:\n  long: {set: {codebook.epochs: 30}}"
     words = command(grid, tmp_path, "--jobs=2")
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     log = wait_until(lambda: next((tmp_path / "runs").glob("*/log.jsonl"), None))
     with pytest.raises(UserError, match="another comparison is at work"):
         codes.main(words[3:])
@@ -205,7 +255,9 @@ def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry,
     assert process.returncode == 130 and "stops 1 training(s)" in errors
     epochs = len(log.read_text().splitlines())
     lock = log.parent / ".lock"
-    assert 1 <= epochs < 31 and subprocess.run(["flock", "-n", lock, "true"]).returncode == 0  # nobody is at work there
+    assert (
+        1 <= epochs < 31 and subprocess.run(["flock", "-n", lock, "true"]).returncode == 0
+    )  # nobody is at work there
     time.sleep(0.2)
     assert len(log.read_text().splitlines()) == epochs
     assert "to be continued" in dry(grid, tmp_path)
@@ -225,13 +277,22 @@ def test_a_slice_and_its_rest_are_the_betons_samples(tiny, tmp_path):
         write_subset(shards, np.flatnonzero(chosen), tmp_path / f"{name}.beton")
         copied = open_shards(tmp_path / f"{name}.beton")
         assert copied.manifest.class_names == shards.manifest.class_names
-        assert copied.labels.tolist() == shards.labels[chosen].tolist() and torch.equal(pixels(copied), whole[torch.from_numpy(chosen)])
+        assert copied.labels.tolist() == shards.labels[chosen].tolist() and torch.equal(
+            pixels(copied), whole[torch.from_numpy(chosen)]
+        )
         damaged, crcs = check_samples(copied, 2)
         assert copied.manifests[0].checksums == data_checksums(crcs) and not damaged
 
 
 def pixels(shards):
-    return torch.cat([images for images, _ in ValLoader(shards, batch_size=16, num_workers=1, processes=Processes(), resolution=16, crop_ratio=1.0)])
+    return torch.cat(
+        [
+            images
+            for images, _ in ValLoader(
+                shards, batch_size=16, num_workers=1, processes=Processes(), resolution=16, crop_ratio=1.0
+            )
+        ]
+    )
 
 
 def test_every_class_keeps_an_image_on_either_side():
@@ -263,25 +324,43 @@ def test_cores_are_divided_among_the_jobs():
     cores = len(os.sched_getaffinity(0))
     for jobs, threads in ((1, cores), (cores, 1), (2 * cores, 1)):
         found, number = environment(0, jobs)
-        assert number == threads and found["OMP_NUM_THREADS"] == str(threads) and found["LOCAL_WORLD_SIZE"] == str(jobs)
+        assert (
+            number == threads
+            and found["OMP_NUM_THREADS"] == str(threads)
+            and found["LOCAL_WORLD_SIZE"] == str(jobs)
+        )
 
 
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*_grid.yaml"))
 
 
 def test_experiments_are_pairs_of_recipe_and_grid():
-    assert {path.name.replace("_grid", "") for path in EXPERIMENTS} == {path.name for path in (ROOT / "experiments").iterdir()} - {
-        path.name for path in EXPERIMENTS} and EXPERIMENTS
+    assert {path.name.replace("_grid", "") for path in EXPERIMENTS} == {
+        path.name for path in (ROOT / "experiments").iterdir()
+    } - {path.name for path in EXPERIMENTS} and EXPERIMENTS
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_grids_and_recipes_we_ship_are_read(path):
-    recipe, stands_for = f"--config={path.with_name(path.name.replace('_grid', ''))}", {"num_classes": 50, "onehot": "onehot.npy"}
+    recipe, stands_for = (
+        f"--config={path.with_name(path.name.replace('_grid', ''))}",
+        {"num_classes": 50, "onehot": "onehot.npy"},
+    )
     grid, (shared, _) = Grid.read(path), training_config.read([recipe], description="")
-    assert shared.stages == ("codebook", "instance") and len(grid.seeds) > 1 and sum(method.ceiling for method in grid.methods) == 1
+    assert (
+        shared.stages == ("codebook", "instance")
+        and len(grid.seeds) > 1
+        and sum(method.ceiling for method in grid.methods) == 1
+    )
     for method in grid.methods:
         for point in method.points:
-            words = [f"--{key}={stands_for.get(value, value)}" for key, value in {**method.overrides, **point}.items()]
+            words = [
+                f"--{key}={stands_for.get(value, value)}"
+                for key, value in {**method.overrides, **point}.items()
+            ]
             read, _ = training_config.read([recipe, *words], description="")
             # all methods train equally long
-            assert sum(getattr(read, stage).epochs for stage in read.stages) == shared.codebook.epochs + shared.instance.epochs
+            assert (
+                sum(getattr(read, stage).epochs for stage in read.stages)
+                == shared.codebook.epochs + shared.instance.epochs
+            )

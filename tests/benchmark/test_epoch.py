@@ -1,4 +1,5 @@
 """`python -m llc.benchmark epoch`: every figure of a small run is there and agrees with the others."""
+
 import collections
 import itertools
 import json
@@ -29,15 +30,27 @@ def read(*words):
 
 
 def test_epoch_benchmark_beside_other_ways(betons, run_llc, tmp_path):
-    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
-                   "--batches=2", "--rounds=2", "--vs=torchvision", f"--json={tmp_path / 'epoch.json'}")
+    done = run_llc(
+        "-m",
+        "llc.benchmark",
+        "epoch",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        "--batches=2",
+        "--rounds=2",
+        "--vs=torchvision",
+        f"--json={tmp_path / 'epoch.json'}",
+    )
     report = json.loads((tmp_path / "epoch.json").read_text())
     rates, seconds = report["images_per_second"], report["seconds_a_batch"]
     assert set(rates) == {"loader", "step", "epoch", "torchvision epoch"}
     for name, rate in rates.items():
         assert rate == pytest.approx(24 / statistics.median(seconds[name])) and len(seconds[name]) == 2
     limit = min(("loader", "step"), key=rates.get)
-    assert report["limit"] == limit and report["share_of_limit"] == pytest.approx(rates["epoch"] / rates[limit])
+    assert report["limit"] == limit and report["share_of_limit"] == pytest.approx(
+        rates["epoch"] / rates[limit]
+    )
     assert len(seconds["validation"]) == 2 and "validation's first round" in report["starting_seconds"]
     assert report["config"]["compiled"] is False and ", not compiled" in done.stdout
     # a measurement of our loader takes 4 to be dropped, on a CPU 4 more, 4 that count, and leaves 4
@@ -49,30 +62,64 @@ def test_epoch_benchmark_beside_other_ways(betons, run_llc, tmp_path):
 
 def test_epoch_benchmark_makes_its_own_data(run_llc):
     """By two processes, which share it."""
-    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, "--stage=instance", "--batches=1", "--rounds=1",
-                   processes=2)
+    done = run_llc(
+        "-m", "llc.benchmark", "epoch", *SMALL, "--stage=instance", "--batches=1", "--rounds=1", processes=2
+    )
     assert "; 384 synthetic images; " in done.stdout and "instance stage" in done.stdout  # 16 batches of 24
     assert "2 process(es)" in done.stdout and "An epoch has" not in done.stdout
 
 
 def test_epoch_benchmark_of_the_joint_stage(betons, run_llc):
-    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", "--stage=joint",
-                   "--vs=torchvision", "--batches=1", "--rounds=1")
+    done = run_llc(
+        "-m",
+        "llc.benchmark",
+        "epoch",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        "--stage=joint",
+        "--vs=torchvision",
+        "--batches=1",
+        "--rounds=1",
+    )
     assert "joint stage" in done.stdout and "Against torchvision" in done.stdout
 
 
-@pytest.mark.parametrize("word, message", [
-    ("--vs=dali", "dali is unknown"), ("--batches=0", "--batches=0"), ("--stage=third", "--stage=third"), ("--codes.num_bits=0", "codes.num_bits"),
-])
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("--vs=dali", "dali is unknown"),
+        ("--batches=0", "--batches=0"),
+        ("--stage=third", "--stage=third"),
+        ("--codes.num_bits=0", "codes.num_bits"),
+    ],
+)
 def test_epoch_benchmark_refuses(word, message, betons, run_llc):
-    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", word,
-                   check=False)
+    done = run_llc(
+        "-m",
+        "llc.benchmark",
+        "epoch",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        word,
+        check=False,
+    )
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_data_that_does_not_fill_a_batch_is_an_error(betons, run_llc):
-    done = run_llc("-m", "llc.benchmark", "epoch", *SMALL, f"--data.train_dataset={betons[0]}",
-                   f"--data.val_dataset={betons[1]}", "--training.batch_size=250", "--vs=all", check=False)
+    done = run_llc(
+        "-m",
+        "llc.benchmark",
+        "epoch",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        "--training.batch_size=250",
+        "--vs=all",
+        check=False,
+    )
     assert done.returncode == 2
     assert "240 images do not fill one batch; training.batch_size = 250 is too large" in done.stderr
 
@@ -104,13 +151,17 @@ def test_synthetic_data_fills_the_recipes_batches_and_holds_each_image_once():
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("words, batch_size", [
-    ([RN50], 16), ([RN50, "--training.batch_size=4096"], 4096),
-    ([RN50, "--training.batch_size", "4096"], 4096),
-    ([RN50, "--training.accumulation_steps=8"], 16),
-    ([RN50, "--training.accumulation_steps=64"], 128),  # 2 images of a part, for batch norm
-    ([DEMO], 256),
-])
+@pytest.mark.parametrize(
+    "words, batch_size",
+    [
+        ([RN50], 16),
+        ([RN50, "--training.batch_size=4096"], 4096),
+        ([RN50, "--training.batch_size", "4096"], 4096),
+        ([RN50, "--training.accumulation_steps=8"], 16),
+        ([RN50, "--training.accumulation_steps=64"], 128),  # 2 images of a part, for batch norm
+        ([DEMO], 256),
+    ],
+)
 def test_a_cpu_gets_a_batch_that_it_can_do_unless_the_command_line_gives_one(words, batch_size, capsys):
     config, plan = read(*words)
     assert epoch.affordable(config, plan, Processes()).training.batch_size == batch_size
@@ -127,6 +178,7 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 def test_a_gpu_with_too_little_memory_gets_half_of_the_batch(monkeypatch, capsys):
     """Unless the command line gives one."""
+
     def measure(config, plan, processes):
         if config.training.batch_size > 1100:
             raise torch.OutOfMemoryError
@@ -166,6 +218,7 @@ class Time(epoch._Clock):
     def step(self, seconds_each):
         def step(images, labels):
             self.seconds += seconds_each
+
         return step
 
 
@@ -189,9 +242,9 @@ def test_a_quick_loader_leaves_the_step_its_speed():
     assert clock.per_batch(fixed, 5) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("batches, ahead, measured", [
-    (20, 0, 20), (20, 4, 20), (20, 32, 32), (80, 32, 96), (1, 4, 4),
-])
+@pytest.mark.parametrize(
+    "batches, ahead, measured", [(20, 0, 20), (20, 4, 20), (20, 32, 32), (80, 32, 96), (1, 4, 4)]
+)
 def test_as_many_batches_count_as_were_ready(batches, ahead, measured):
     _, plan = read(DEMO, f"--batches={batches}")
     assert plan.measured(ahead) == measured

@@ -1,4 +1,5 @@
 """python -m llc.benchmark hamming, small: it runs, compares what it measures, and writes what it prints."""
+
 import json
 import subprocess
 import sys
@@ -15,18 +16,37 @@ from tests.conftest import ROOT
 
 
 def test_command(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "llc.benchmark", "hamming", "decode", "pack", "top1_64", "--device=cpu", "--scale=0.002",
-                           "--repeats=2", "--seconds=0", f"--json={tmp_path / 'out.json'}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "llc.benchmark",
+            "hamming",
+            "decode",
+            "pack",
+            "top1_64",
+            "--device=cpu",
+            "--scale=0.002",
+            "--repeats=2",
+            "--seconds=0",
+            f"--json={tmp_path / 'out.json'}",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "out.json").read_text())
-    assert [w["name"] for w in written["workloads"]] == ["decode", "pack", "top1_64"] and written["machine"]["threads"] >= 1
+    assert [w["name"] for w in written["workloads"]] == ["decode", "pack", "top1_64"] and written["machine"][
+        "threads"
+    ] >= 1
     for workload in written["workloads"]:
         ours, *others = workload["ways"]
         assert ours["way"].startswith("llc") and ours["ours_is"] == 1 and len(others) >= 1
         for way in workload["ways"]:
             assert len(way["seconds"]) == 2 and way["way"] in done.stdout
             assert way["ours_is"] == pytest.approx(ours["n"] / ours["median"] / (way["n"] / way["median"]))
-    assert "faiss" in done.stdout   # its version, or that it is not installed
+    assert "faiss" in done.stdout  # its version, or that it is not installed
 
 
 def test_without_faiss(monkeypatch, capsys):
@@ -53,7 +73,9 @@ def test_ours_is_measured_by_either_method_on_a_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "METHOD", "what it was")
     ways = hamming._methods("llc search", 7, lambda: cuda.METHOD, "cuda")
     assert [(way.name, way.amount, way.call()) for way in ways] == [
-        ("llc search, popc", 7, "popc"), ("llc search, tensor cores", 7, "dot")]
+        ("llc search, popc", 7, "popc"),
+        ("llc search, tensor cores", 7, "dot"),
+    ]
     assert cuda.METHOD == "what it was" and not hamming._methods("llc search", 7, None, "cpu")
 
 
@@ -65,18 +87,27 @@ def test_products_that_cannot_be_exact_or_that_torch_refuses_are_left_out():
     assert kinds(20, 264) == ["int8"] and kinds(16, 64) == ["bf16"] and kinds(17, 256) == ["bf16", "int8"]
 
 
-@pytest.mark.parametrize("gpu, popc, memory", [
-    # an H100: 132 x 16 popc x 1.98 GHz, two words; 2 x 2.619 GHz x 5,120 bits, 8,080 bytes for 10,000 pairs
-    ({"clock_rate": 1_980_000, "memory_clock_rate": 2_619_000, "memory_bus_width": 5120}, 2.091e12, 4.149e12),
-    ({"clock_rate": 1_980_000}, 2.091e12, None),
-    ({}, None, None),
-])
+@pytest.mark.parametrize(
+    "gpu, popc, memory",
+    [
+        # an H100: 132 x 16 popc x 1.98 GHz, two words; 2 x 2.619 GHz x 5,120 bits, 8,080 bytes for 10,000 pairs
+        (
+            {"clock_rate": 1_980_000, "memory_clock_rate": 2_619_000, "memory_bus_width": 5120},
+            2.091e12,
+            4.149e12,
+        ),
+        ({"clock_rate": 1_980_000}, 2.091e12, None),
+        ({}, None, None),
+    ],
+)
 def test_limits_of_a_gpu_and_those_that_torch_does_not_know(gpu, popc, memory, monkeypatch):
     properties = types.SimpleNamespace(multi_processor_count=132, **gpu)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
     found = hamming._limits("cuda", np.zeros((10, 8), np.uint8), np.zeros((1000, 8), np.uint8))
-    assert found == {"limit of one popc a word": popc and pytest.approx(popc, rel=1e-4),
-                     "limit of memory bandwidth": memory and pytest.approx(memory, rel=1e-4)}
+    assert found == {
+        "limit of one popc a word": popc and pytest.approx(popc, rel=1e-4),
+        "limit of memory bandwidth": memory and pytest.approx(memory, rel=1e-4),
+    }
 
 
 def test_an_unknown_limit_is_said_to_be_unknown(capsys):
@@ -90,16 +121,26 @@ def test_an_unknown_limit_is_said_to_be_unknown(capsys):
 
 
 def test_ways_that_disagree_are_an_error(monkeypatch):
-    monkeypatch.setattr(hamming, "_numpy_nearest", lambda queries, database: np.zeros((len(queries), 1), np.int64))
+    monkeypatch.setattr(
+        hamming, "_numpy_nearest", lambda queries, database: np.zeros((len(queries), 1), np.int64)
+    )
     with pytest.raises(AssertionError, match="numpy bitwise_count .* disagree"):
         hamming.main(["top1_64", "--device=cpu", "--scale=0.001", "--repeats=1"])
 
 
-@pytest.mark.parametrize("words", [["hamming", "top7"], ["hamming", "--scale=2"], ["hamming", "--repeats=0"], ["nothing"], []])
+@pytest.mark.parametrize(
+    "words", [["hamming", "top7"], ["hamming", "--scale=2"], ["hamming", "--repeats=0"], ["nothing"], []]
+)
 def test_wrong_words_are_refused_with_what_there_is(words):
-    done = subprocess.run([sys.executable, "-m", "llc.benchmark", *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "llc.benchmark", *words], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "error:" in done.stderr
-    assert "top100_64" in done.stderr if words[-1:] == ["top7"] else "repeats" in done.stderr or "hamming" in done.stderr
+    assert (
+        "top100_64" in done.stderr
+        if words[-1:] == ["top7"]
+        else "repeats" in done.stderr or "hamming" in done.stderr
+    )
 
 
 def test_words_that_are_measured(capsys):

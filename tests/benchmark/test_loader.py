@@ -16,7 +16,11 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         "-m", "llc.benchmark.loader", f"--beton={betons[0]}", "--peers=llc,ffcv,llc_paged", "--resolutions=24",
         "--workers=1", "--batch_size=16", "--rounds=2", "--seconds=1", f"--json={report}",
     )  # fmt: skip
-    rows = re.findall(r"^ +24  (\w+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$", done.stdout, re.M)
+    rows = re.findall(
+        r"^ +24  (\w+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$",
+        done.stdout,
+        re.M,
+    )
     assert [row[0] for row in rows] == ["llc", "ffcv", "llc_paged"] and rows[1][2] == rows[1][4] == "1.00"
     assert "240 images, " in done.stdout and verify(betons[0]).num_samples == 240
     figures = json.loads(report.read_text())["figures"]
@@ -42,4 +46,12 @@ def test_bad_arguments_are_named(words, message):
 
 def test_a_peer_that_fails_is_named(betons, tmp_path):
     with pytest.raises(UserError, match="torchvision cannot be measured: FileNotFoundError"):
-        loader.main([f"--beton={betons[0]}", "--peers=llc,torchvision", f"--folder={tmp_path}", "--resolutions=16", "--batch_size=16"])
+        loader.main(
+            [
+                f"--beton={betons[0]}",
+                "--peers=llc,torchvision",
+                f"--folder={tmp_path}",
+                "--resolutions=16",
+                "--batch_size=16",
+            ]
+        )

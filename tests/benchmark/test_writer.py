@@ -16,12 +16,17 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
         "-m", "llc.benchmark.writer", f"--folder={image_tree / 'val'}", "--write_modes=jpg", "--images=70", "--workers=1", "--rounds=1",
         "--quality_of=9", f"--scratch={tmp_path}", f"--json={report}",
     )  # fmt: skip
-    rows = re.findall(r"^jpg +(\w+) +(\d+) \(\d+-\d+\) +([\d.]+) +[\d.-]+ +[\d.-]+ +[\d.]+ s +[\d.]+$", done.stdout, re.M)
+    rows = re.findall(
+        r"^jpg +(\w+) +(\d+) \(\d+-\d+\) +([\d.]+) +[\d.-]+ +[\d.-]+ +[\d.]+ s +[\d.]+$", done.stdout, re.M
+    )
     assert [row[0] for row in rows] == ["llc", "ffcv"] and rows[1][2] == "1.00"
     found = json.loads(report.read_text())
     for row in rows:
         figure = found["figures"]["jpg"][row[0]]
-        assert float(row[1]) == pytest.approx(statistics.median(figure["images_per_second"]), abs=1) and figure["bytes"] > 70 * 300
+        assert (
+            float(row[1]) == pytest.approx(statistics.median(figure["images_per_second"]), abs=1)
+            and figure["bytes"] > 70 * 300
+        )
     assert found["quality"]["llc"]["psnr"] == pytest.approx(found["quality"]["ffcv"]["psnr"], abs=4)
     sizes = found["quality"]["bytes_by_restart_blocks"]
     assert sizes["0"] < sizes["24"] < sizes["12"]

@@ -10,7 +10,9 @@ from llc.data import beton
 
 def write_small_beton(path, pictures, labels, modes, page_size=1 << 15):
     """pictures: uint8 [h, w, 3] arrays; modes: beton.RAW or beton.JPG of each. No manifest is written. Returns `path`."""
-    data = [picture.tobytes() if mode == beton.RAW else jpeg(picture) for picture, mode in zip(pictures, modes)]
+    data = [
+        picture.tobytes() if mode == beton.RAW else jpeg(picture) for picture, mode in zip(pictures, modes)
+    ]
     metadata, table = np.zeros(len(data), beton.METADATA_TYPE), np.zeros(len(data), beton.ALLOC_TYPE)
     place = -(-(beton.METADATA_START + metadata.nbytes) // page_size) * page_size
     for i, (picture, encoded) in enumerate(zip(pictures, data)):

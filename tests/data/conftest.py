@@ -29,7 +29,11 @@ def shm():
 
 
 def command(flags):
-    return [sys.executable, str(REPOSITORY / "write_ffcv.py"), *(f"--cfg.{key}={value}" for key, value in flags.items())]
+    return [
+        sys.executable,
+        str(REPOSITORY / "write_ffcv.py"),
+        *(f"--cfg.{key}={value}" for key, value in flags.items()),
+    ]
 
 
 @pytest.fixture
@@ -37,7 +41,9 @@ def write_ffcv():
     """Runs write_ffcv.py to its end; returns its CompletedProcess, with text."""
 
     def run(preexec_fn=None, **flags):
-        return subprocess.run(command(flags), capture_output=True, text=True, timeout=120, preexec_fn=preexec_fn)
+        return subprocess.run(
+            command(flags), capture_output=True, text=True, timeout=120, preexec_fn=preexec_fn
+        )
 
     return run
 

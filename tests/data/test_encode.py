@@ -71,7 +71,13 @@ def marks(height, width, mcu_height, mcu_width, interval):
 @pytest.mark.parametrize("size", SIZES)
 def test_recoding_to_the_same_quality_keeps_every_pixel(size, writer):
     # the same step sizes: each coefficient comes out as it went in
-    for options in ({}, {"optimize": True}, {"restart_marker_blocks": 1}, {"restart_marker_blocks": 3}, {"restart_marker_rows": 2}):
+    for options in (
+        {},
+        {"optimize": True},
+        {"restart_marker_blocks": 1},
+        {"restart_marker_blocks": 3},
+        {"restart_marker_rows": 2},
+    ):
         source = jpeg(photo(1, *size), 90, subsampling="4:2:0", **options)
         for restart_blocks in (0, 1, 24):
             result = writer.recode(source, 0, 90, restart_blocks)
@@ -115,7 +121,9 @@ def test_chroma_of_rows_that_are_doubled(writer):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_what_lies_behind_the_edge_does_not_show(sampling, writer):
     # A picture made smaller in its header only: behind the edge stands blue, as it does not with an encoder that repeats the last pixel.
-    size = {"4:4:4": (24, 24), "4:2:2": (24, 32), "4:2:0": (32, 32)}[sampling]  # the same blocks as those of 19 x 21
+    size = {"4:4:4": (24, 24), "4:2:2": (24, 32), "4:2:0": (32, 32)}[
+        sampling
+    ]  # the same blocks as those of 19 x 21
     pixels = np.full((*size, 3), (200, 60, 40), np.uint8)
     pixels[19:], pixels[:, 21:] = (20, 40, 220), (20, 40, 220)
     source = bytearray(jpeg(pixels, 100, subsampling=SAMPLINGS[sampling]))
@@ -133,17 +141,31 @@ def test_what_lies_behind_the_edge_does_not_show(sampling, writer):
 
 def test_restart_markers_change_no_pixel(writer):
     pixels = photo(4, 230, 170)
-    for make in (lambda blocks: writer.recode(jpeg(pixels), 0, 90, blocks).data, lambda blocks: writer.encode(pixels, 90, blocks)):
+    for make in (
+        lambda blocks: writer.recode(jpeg(pixels), 0, 90, blocks).data,
+        lambda blocks: writer.encode(pixels, 90, blocks),
+    ):
         plain = make(0)
         assert layout(plain)[2:] == (0, 0)
-        for blocks, interval in ((1, 1), (11, 1), (12, 2), (18, 3), (66, 11), (330, 55), (990, 165), (10**6, 65535)):
+        for blocks, interval in (
+            (1, 1),
+            (11, 1),
+            (12, 2),
+            (18, 3),
+            (66, 11),
+            (330, 55),
+            (990, 165),
+            (10**6, 65535),
+        ):
             marked = make(blocks)
             assert layout(marked)[2:] == marks(230, 170, 16, 16, interval)
             assert np.array_equal(decoded(marked), decoded(plain))
             assert np.array_equal(decode(marked), decoded(plain))
 
 
-@pytest.mark.parametrize("size, max_side", [((300, 400), 399), ((300, 400), 200), ((413, 97), 150), ((900, 3), 100), ((64, 64), 5)])
+@pytest.mark.parametrize(
+    "size, max_side", [((300, 400), 399), ((300, 400), 200), ((413, 97), 150), ((900, 3), 100), ((64, 64), 5)]
+)
 def test_shrinking(size, max_side, writer):
     source = jpeg(photo(5, *size))
     expected = shrink(decoded(source), max_side)
@@ -152,7 +174,9 @@ def test_shrinking(size, max_side, writer):
     # OpenCV's averages of areas, up to rounding
     assert np.abs(pixels.data.reshape(expected.shape).astype(int) - expected).max() <= 1
     result = writer.recode(source, max_side, 90, 1)
-    assert np.array_equal(decoded(result.data), decoded(writer.encode(pixels.data.reshape(expected.shape), 90, 1)))
+    assert np.array_equal(
+        decoded(result.data), decoded(writer.encode(pixels.data.reshape(expected.shape), 90, 1))
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -166,14 +190,21 @@ def test_pixels_are_those_of_load_rgb(size, sampling, writer):
 # ---------------------------------------------------------------------------------------------- kept
 
 
-@pytest.mark.parametrize("options", [{"subsampling": s} for s in (0, 1, 2)] + [{"progressive": True}, {"optimize": True}, {"grey": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": s} for s in (0, 1, 2)] + [{"progressive": True}, {"optimize": True}, {"grey": True}],
+)
 def test_kept_pictures_have_the_same_pixels(options, writer):
     for size in SIZES:
         grey = "grey" in options
         pixels = photo(7, *size)
-        source = jpeg(pixels[:, :, 1] if grey else pixels, 93, **({} if grey else options), comment=b"a comment" * 20)
+        source = jpeg(
+            pixels[:, :, 1] if grey else pixels, 93, **({} if grey else options), comment=b"a comment" * 20
+        )
         result = writer.keep(source, max(size), 24)
-        assert np.array_equal(decoded(result.data), decoded(source)) and b"a comment" not in bytes(result.data)
+        assert np.array_equal(decoded(result.data), decoded(source)) and b"a comment" not in bytes(
+            result.data
+        )
         assert np.array_equal(decode(result.data), decoded(source))
         sampling = layout(result.data)[1]
         assert sampling == layout(source)[1]
@@ -197,7 +228,10 @@ def exif(orientation):
 
 
 def xmp(orientation):
-    return b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+    return (
+        b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+        % orientation
+    )
 
 
 ORDINARY = jpeg(photo(8, 40, 56))
@@ -255,7 +289,12 @@ def test_every_cut_is_noticed(writer):
 
 
 @settings(max_examples=300, deadline=None)
-@given(seed=st.integers(0, 5), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), sampling=st.sampled_from([0, 1, 2]))
+@given(
+    seed=st.integers(0, 5),
+    place=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+    sampling=st.sampled_from([0, 1, 2]),
+)
 def test_damage_is_noticed_or_read_as_pillow_reads_it(seed, place, flip, sampling, writer):
     source = bytearray(jpeg(photo(seed, 24, 40), subsampling=sampling, restart_marker_blocks=seed))
     at = int(place * len(source))
@@ -271,11 +310,18 @@ def test_damage_is_noticed_or_read_as_pillow_reads_it(seed, place, flip, samplin
     if result is not None and max(load_rgb(source).shape) <= 40:
         assert (result.height, result.width) == load_rgb(source).shape[:2]
         # What no picture of 8 bits holds is cut off elsewhere; with damaged tables that may be nearly everything.
-        assert at < source.index(b"\xff\xda") or np.abs(decoded(result.data).astype(int) - decoded(source)).mean() < 25
+        assert (
+            at < source.index(b"\xff\xda")
+            or np.abs(decoded(result.data).astype(int) - decoded(source)).mean() < 25
+        )
 
 
 def test_too_large_a_result_is_none():
     small, source = JpegWriter(700), jpeg(photo(11, 100, 100))
-    assert small.recode(source, 0, 90, 1) is None and small.keep(source, 0, 1) is None and small.read(source, 0) is None
+    assert (
+        small.recode(source, 0, 90, 1) is None
+        and small.keep(source, 0, 1) is None
+        and small.read(source, 0) is None
+    )
     assert small.encode(photo(11, 100, 100), 90, 1) is None
     assert small.read(source, 15).data.nbytes == 675

@@ -51,7 +51,9 @@ def assert_quarters(pixels, tolerance):
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "TGA"]
 Image.init()
-LOSSY = [name for name in ("JPEG", "WEBP", "JPEG2000", "AVIF") if name in Image.SAVE]  # a Pillow may be built without some
+LOSSY = [
+    name for name in ("JPEG", "WEBP", "JPEG2000", "AVIF") if name in Image.SAVE
+]  # a Pillow may be built without some
 
 
 @pytest.mark.parametrize("file_format", LOSSLESS)
@@ -70,7 +72,9 @@ def test_path_bytes_and_pil_image_give_the_same(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(image, "PNG"))
     for source in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), image):
         assert_close(load_rgb(source), quarters(), 0)
-    assert image.size == (48, 32) and np.array_equal(np.asarray(image), quarters())  # the caller's image is untouched
+    assert image.size == (48, 32) and np.array_equal(
+        np.asarray(image), quarters()
+    )  # the caller's image is untouched
 
 
 def test_grey():
@@ -291,8 +295,14 @@ def test_values_without_meaning_are_an_error(value):
 
 
 def test_32_bit_integers():
-    assert_close(load_rgb(Image.fromarray(np.array([[0, 65535, 257]], np.int32))), [[[0] * 3, [255] * 3, [1] * 3]], 0)
-    assert_close(load_rgb(Image.fromarray(np.array([[-100000, 0, 100000]], np.int32))), [[[0] * 3, [128] * 3, [255] * 3]], 0)
+    assert_close(
+        load_rgb(Image.fromarray(np.array([[0, 65535, 257]], np.int32))), [[[0] * 3, [255] * 3, [1] * 3]], 0
+    )
+    assert_close(
+        load_rgb(Image.fromarray(np.array([[-100000, 0, 100000]], np.int32))),
+        [[[0] * 3, [128] * 3, [255] * 3]],
+        0,
+    )
 
 
 # ---------------------------------------------------------------------------------------------- upright, first frame
@@ -345,7 +355,9 @@ def test_one_pixel_and_extreme_sides():
 
 def photograph():
     rng = np.random.default_rng(1)
-    return Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize((200, 160), Image.Resampling.BICUBIC)
+    return Image.fromarray(rng.integers(0, 256, (8, 10, 3), np.uint8)).resize(
+        (200, 160), Image.Resampling.BICUBIC
+    )
 
 
 BROKEN = {
@@ -384,10 +396,17 @@ def test_every_cut_of_a_jpeg_is_an_error():
 
 def test_absurd_size_is_refused_before_memory_is_taken():
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
     with pytest.raises(ImageError, match="exceeds limit"):
         load_rgb(data)
 
@@ -407,7 +426,11 @@ def test_error_names_what_the_caller_says_and_travels_between_processes():
         load_rgb(b"nothing", name="n01/a.jpg")
     assert str(caught.value).startswith("n01/a.jpg: ")
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (again.name, again.reason, str(again)) == (caught.value.name, caught.value.reason, str(caught.value))
+    assert (again.name, again.reason, str(again)) == (
+        caught.value.name,
+        caught.value.reason,
+        str(caught.value),
+    )
 
 
 def test_formats_are_found_in_a_fresh_interpreter():

@@ -73,7 +73,12 @@ def same(a, b):
 
 def multiset(*epochs):
     """The images of epochs, with their labels, in an order of their own."""
-    return sorted((image.tobytes(), label) for epoch in epochs for images, labels in epoch for image, label in zip(images, labels))
+    return sorted(
+        (image.tobytes(), label)
+        for epoch in epochs
+        for images, labels in epoch
+        for image, label in zip(images, labels)
+    )
 
 
 def threads():
@@ -90,8 +95,14 @@ def test_a_batch_is_its_samples_cropped_resized_and_flipped(path):
     data = np.fromfile(path, np.uint8)
     flipped = 0
     for (images, labels), indices in zip(loader.epoch(3, RESOLUTION), order, strict=True):
-        assert images.shape == (12, 3, RESOLUTION, RESOLUTION) and images.dtype == torch.uint8 and labels.dtype == torch.int64
-        assert images.is_contiguous(memory_format=torch.channels_last) and labels.tolist() == [LABELS[i] for i in indices]
+        assert (
+            images.shape == (12, 3, RESOLUTION, RESOLUTION)
+            and images.dtype == torch.uint8
+            and labels.dtype == torch.int64
+        )
+        assert images.is_contiguous(memory_format=torch.channels_last) and labels.tolist() == [
+            LABELS[i] for i in indices
+        ]
         for image, i in zip(images.permute(0, 2, 3, 1).numpy(), indices):
             mode, width, height, start = tables.images[i].item()
             crops, flips = sampling.random_crops([i], [height], [width], 5, 3, 0.3)
@@ -112,7 +123,9 @@ def test_validation_of_pictures_of_the_right_size_shows_them_as_they_are(tmp_pat
     path = write_small_beton(tmp_path / "val.beton", pictures, range(11), [beton.RAW] * 11)
     for in_memory in (True, False):
         batches = taken(val(path, batch_size=4, resolution=20, crop_ratio=1.0, in_memory=in_memory))
-        assert [len(labels) for _, labels in batches] == [4, 4, 3] and sum((labels for _, labels in batches), []) == list(range(11))
+        assert [len(labels) for _, labels in batches] == [4, 4, 3] and sum(
+            (labels for _, labels in batches), []
+        ) == list(range(11))
         assert np.array_equal(np.concatenate([images for images, _ in batches]), pictures)
 
 
@@ -126,10 +139,22 @@ def test_reads_what_stock_ffcv_wrote_as_stock_ffcv_does(tmp_path):
 
     path = tmp_path / "stock.beton"
     fields = {"image": RGBImageField(write_mode="proportion", compress_probability=0.5), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(list(zip(PICTURES, LABELS)), chunksize=10)
+    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(
+        list(zip(PICTURES, LABELS)), chunksize=10
+    )
     assert 0 < (beton.read_tables(path).images["mode"] == beton.RAW).sum() < NUM
-    pipelines = {"image": [CenterCropRGBImageDecoder((RESOLUTION, RESOLUTION), 0.875)], "label": [IntDecoder()]}
-    stock = Loader(str(path), batch_size=8, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False, pipelines=pipelines)
+    pipelines = {
+        "image": [CenterCropRGBImageDecoder((RESOLUTION, RESOLUTION), 0.875)],
+        "label": [IntDecoder()],
+    }
+    stock = Loader(
+        str(path),
+        batch_size=8,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
+        pipelines=pipelines,
+    )
     num_seen = 0
     for (images, labels), (stock_images, stock_labels) in zip(taken(val(path)), stock, strict=True):
         assert labels == stock_labels.reshape(-1).tolist()
@@ -143,14 +168,17 @@ def test_reads_what_stock_ffcv_wrote_as_stock_ffcv_does(tmp_path):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_any_number_of_threads_makes_the_same_bytes(in_memory, path, small_window):
-    epochs = [taken(train(path, num_workers=n, in_memory=in_memory).epoch(1, RESOLUTION)) for n in (1, 2, 3, 2)]
+    epochs = [
+        taken(train(path, num_workers=n, in_memory=in_memory).epoch(1, RESOLUTION)) for n in (1, 2, 3, 2)
+    ]
     assert all(same(epochs[0], other) for other in epochs[1:])
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_seed_and_epoch_change_images_and_order(in_memory, path, small_window):
     epochs = [
-        taken(train(path, seed=seed, in_memory=in_memory).epoch(epoch, RESOLUTION)) for seed, epoch in ((5, 0), (5, 1), (6, 0), (6, 1))
+        taken(train(path, seed=seed, in_memory=in_memory).epoch(epoch, RESOLUTION))
+        for seed, epoch in ((5, 0), (5, 1), (6, 0), (6, 1))
     ]
     for i in range(4):
         for k in range(i):
@@ -164,7 +192,8 @@ def test_all_ranks_together_see_what_one_process_sees(in_memory, path, small_win
     assert len(alone) == 96
     for world_size in (2, 3):
         parts = [
-            taken(train(path, rank=rank, world_size=world_size, in_memory=in_memory).epoch(2, RESOLUTION)) for rank in range(world_size)
+            taken(train(path, rank=rank, world_size=world_size, in_memory=in_memory).epoch(2, RESOLUTION))
+            for rank in range(world_size)
         ]
         assert len({len(part) for part in parts}) == 1 and multiset(*parts) == alone
 
@@ -178,7 +207,9 @@ def test_an_epoch_can_be_gone_on_with_at_any_batch(in_memory, path, small_window
 
 
 def test_paged_images_are_those_in_memory_in_another_order(path, small_window):
-    epochs = [taken(train(path, total=1, in_memory=in_memory).epoch(2, RESOLUTION)) for in_memory in (True, False)]
+    epochs = [
+        taken(train(path, total=1, in_memory=in_memory).epoch(2, RESOLUTION)) for in_memory in (True, False)
+    ]
     assert not same(*epochs) and multiset(epochs[0]) == multiset(epochs[1]) and len(epochs[0]) == NUM
 
 
@@ -195,7 +226,10 @@ def test_all_loaders_of_a_device_copy_on_one_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
     loaders._copy_stream.cache_clear()
     memories = [loaders._PinnedMemory(torch.device("cuda", index)) for index in (0, 1, 0, 1, 0)]
-    assert made == [torch.device("cuda:0"), torch.device("cuda:1")] and memories[0]._stream is memories[2]._stream
+    assert (
+        made == [torch.device("cuda:0"), torch.device("cuda:1")]
+        and memories[0]._stream is memories[2]._stream
+    )
     loaders._copy_stream.cache_clear()
 
 
@@ -246,7 +280,9 @@ def test_shards_are_read_as_one_beton(in_memory, shards, path, small_window):
         assert same(taken(whole.epoch(0, RESOLUTION)), taken(parts.epoch(0, RESOLUTION)))
     else:  # their pages are others
         one = train(shards, total=1, in_memory=False)
-        assert multiset(taken(one.epoch(0, RESOLUTION))) == multiset(taken(train(path, total=1).epoch(0, RESOLUTION)))
+        assert multiset(taken(one.epoch(0, RESOLUTION))) == multiset(
+            taken(train(path, total=1).epoch(0, RESOLUTION))
+        )
 
 
 class OneOfTwoMachines(Processes):
@@ -263,19 +299,35 @@ class OneOfTwoMachines(Processes):
 
 def test_machines_with_betons_of_their_own_share_each_among_its_processes(path):
     def loaders(rank, *others):
-        return TrainLoader(open_shards(path), batch_size=6, num_workers=1, processes=OneOfTwoMachines(rank, others), seed=5, min_scale=0.3)
+        return TrainLoader(
+            open_shards(path),
+            batch_size=6,
+            num_workers=1,
+            processes=OneOfTwoMachines(rank, others),
+            seed=5,
+            min_scale=0.3,
+        )
 
     for first_rank in (0, 2):
         parts = [loaders(first_rank + k, 12345, None, 97) for k in range(2)]
         assert [part.batches_per_epoch for part in parts] == [8, 8]
-        assert multiset(*(taken(part.epoch(0, RESOLUTION)) for part in parts)) == multiset(taken(train(path).epoch(0, RESOLUTION)))
+        assert multiset(*(taken(part.epoch(0, RESOLUTION)) for part in parts)) == multiset(
+            taken(train(path).epoch(0, RESOLUTION))
+        )
     assert loaders(0, None, None, None).batches_per_epoch == 101 // 24  # all four have the same
     with pytest.raises(UserError, match="different classes; write all of them with --cfg.class_names_from"):
         loaders(0, 12345, 678, 97)
     with pytest.raises(UserError, match="fill from 7 to 8 batches an epoch, .*spread the images evenly"):
         loaders(0, 12345, None, 90)
     with pytest.raises(UserError, match="every machine needs the same"):
-        ValLoader(open_shards(path), batch_size=6, num_workers=1, processes=OneOfTwoMachines(0, (1, None, 97)), resolution=8, crop_ratio=1)
+        ValLoader(
+            open_shards(path),
+            batch_size=6,
+            num_workers=1,
+            processes=OneOfTwoMachines(0, (1, None, 97)),
+            resolution=8,
+            crop_ratio=1,
+        )
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -293,7 +345,9 @@ def damaged(tmp_path):
 def test_a_damaged_sample_is_named(in_memory, damaged):
     epochs = (train(damaged, in_memory=in_memory).epoch(e, RESOLUTION) for e in range(3))
     for batches in (*epochs, val(damaged, in_memory=in_memory)):
-        with pytest.raises(UserError, match=r"sample (40|77) of .*train\.beton cannot be decoded \(damaged JPEG data\)"):
+        with pytest.raises(
+            UserError, match=r"sample (40|77) of .*train\.beton cannot be decoded \(damaged JPEG data\)"
+        ):
             taken(batches)
     assert not threads()
 
@@ -311,11 +365,16 @@ def test_another_sample_takes_the_place_of_a_damaged_one(in_memory, damaged, pat
             warnings.simplefilter("always")
             ranks.append(taken(loader.epoch(0, RESOLUTION)))
         texts.append(" ".join(str(warning.message) for warning in caught))
-    assert f"epoch 0: other samples took the places of 2 that cannot be decoded: sample 40 of {damaged}, sample 77 of {damaged}" in texts[0]
+    assert (
+        f"epoch 0: other samples took the places of 2 that cannot be decoded: sample 40 of {damaged}, sample 77 of {damaged}"
+        in texts[0]
+    )
     for sample in ("sample 40 of", "sample 77 of"):
         assert (sample in texts[1]) + (sample in texts[2]) == 1
     alone = ranks[0]
-    for (images, labels), (expected_images, expected_labels), is_bad in zip(alone, expected, bad, strict=True):
+    for (images, labels), (expected_images, expected_labels), is_bad in zip(
+        alone, expected, bad, strict=True
+    ):
         assert np.array_equal(images[~is_bad], expected_images[~is_bad])
         for i in np.flatnonzero(is_bad):
             assert images[i].any() and not np.array_equal(images[i], expected_images[i])
@@ -326,7 +385,9 @@ def test_a_beton_of_damaged_samples_only_is_an_error_with_skip_sample_too(tmp_pa
     path = write_small_beton(tmp_path / "train.beton", PICTURES[:6], LABELS[:6], [beton.JPG] * 6)
     for index in range(6):
         damage(path, index)
-    with pytest.raises(UserError, match="cannot be decoded .*, and so are 20 others drawn in its place; write it again"):
+    with pytest.raises(
+        UserError, match="cannot be decoded .*, and so are 20 others drawn in its place; write it again"
+    ):
         taken(train(path, total=6, on_error="skip_sample").epoch(0, RESOLUTION))
 
 
@@ -345,10 +406,14 @@ def test_a_beton_that_changes_after_it_was_opened_is_noticed(in_memory, tmp_path
 
 @pytest.mark.parametrize("on_error", ["fail", "skip_sample"])
 @pytest.mark.parametrize("in_memory", [True, False])
-def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(in_memory, on_error, small_window, tmp_path):
+def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(
+    in_memory, on_error, small_window, tmp_path
+):
     path = write_small_beton(tmp_path / "train.beton", PICTURES, LABELS, MODES)
     loader = train(path, total=4, in_memory=in_memory, on_error=on_error)
-    with pytest.raises(UserError, match="train.beton (changed since it was opened: 0 bytes|became shorter while it was read)"):
+    with pytest.raises(
+        UserError, match="train.beton (changed since it was opened: 0 bytes|became shorter while it was read)"
+    ):
         for _ in loader.epoch(0, RESOLUTION):
             os.truncate(path, 0)
     assert not threads()
@@ -357,13 +422,18 @@ def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(in_memory,
 @pytest.mark.parametrize("on_error", ["fail", "skip_sample"])
 def test_a_disk_that_fails_is_an_error_and_no_damaged_sample(on_error, path, monkeypatch):
     """What the kernel makes of it, a file cut short stands for; here it has its size again when the loader looks."""
-    monkeypatch.setattr(native, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), native.UNREADABLE))
+    monkeypatch.setattr(
+        native, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), native.UNREADABLE)
+    )
     with pytest.raises(UserError, match=r"sample \d+ of .* can no longer be read: .* its disk fails"):
         taken(train(path, on_error=on_error).epoch(0, RESOLUTION))
 
 
 def test_too_few_images_for_a_batch(path):
-    with pytest.raises(UserError, match=r"train.beton: 101 images do not fill one batch; training.batch_size = 102 is too large"):
+    with pytest.raises(
+        UserError,
+        match=r"train.beton: 101 images do not fill one batch; training.batch_size = 102 is too large",
+    ):
         train(path, total=102, world_size=2)
 
 
@@ -387,7 +457,11 @@ def test_fifty_epochs_leave_no_thread_file_or_memory(path, damaged, small_window
 
     def left():
         gc.collect()
-        return threading.active_count(), sorted(os.listdir("/proc/self/fd")), open("/proc/self/maps").read().count(".beton")
+        return (
+            threading.active_count(),
+            sorted(os.listdir("/proc/self/fd")),
+            open("/proc/self/maps").read().count(".beton"),
+        )
 
     def resident():
         return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
@@ -429,7 +503,9 @@ def test_a_beton_several_times_the_memory_is_read_by_pages(tmp_path):
     num_pages, per_page, height, width = 120, 11, 400, 600
     num_samples, size = num_pages * per_page, height * width * 3
     metadata, table = np.zeros(num_samples, beton.METADATA_TYPE), np.zeros(num_samples, beton.ALLOC_TYPE)
-    place = (1 + np.arange(num_samples) // per_page) * beton.PAGE_SIZE + np.arange(num_samples) % per_page * size
+    place = (1 + np.arange(num_samples) // per_page) * beton.PAGE_SIZE + np.arange(
+        num_samples
+    ) % per_page * size
     for name, value in (("mode", beton.RAW), ("width", width), ("height", height), ("data_ptr", place)):
         metadata["f0"][name] = value
     table["ptr"], table["size"] = place, size
@@ -450,7 +526,10 @@ def test_a_beton_several_times_the_memory_is_read_by_pages(tmp_path):
     num_seen, most = map(int, paged.stdout.split())
     # 4 pages mixed, 2 read ahead, those that three batches of 64 span: 25 of 8 MB at most
     assert num_seen == num_samples // 64 * 64 and 32 < most < 210
-    assert "cannot be mapped into memory: Cannot allocate memory; read it by pages, with data.in_memory=0" in run(1).stderr
+    assert (
+        "cannot be mapped into memory: Cannot allocate memory; read it by pages, with data.in_memory=0"
+        in run(1).stderr
+    )
 
 
 STOPPED = """

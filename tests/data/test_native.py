@@ -1,4 +1,5 @@
 """The native library: what it decodes equals a full decode and a slow resize anyone can check; damage is named, never shown."""
+
 import io
 import itertools
 import mmap
@@ -18,7 +19,14 @@ from llc.errors import UserError
 from tests.data.helpers import picture
 
 # names of chroma samplings as OpenCV's encoder takes them; None: grey
-SAMPLINGS = {"4:4:4": 0x111111, "4:2:2": 0x211111, "4:2:0": 0x221111, "4:4:0": 0x121111, "4:1:1": 0x411111, "grey": None}
+SAMPLINGS = {
+    "4:4:4": 0x111111,
+    "4:2:2": 0x211111,
+    "4:2:0": 0x221111,
+    "4:4:0": 0x121111,
+    "4:1:1": 0x411111,
+    "grey": None,
+}
 MCU_WIDTHS = {"4:4:4": 8, "4:2:2": 16, "4:2:0": 16, "4:4:0": 8, "4:1:1": 32, "grey": 8}
 
 
@@ -36,9 +44,22 @@ def jpeg(pixels, sampling="4:2:0", quality=90, progressive=False, optimised=Fals
         pixels = pixels[..., 1]
     else:
         pixels = pixels[..., ::-1]
-    done, data = cv2.imencode(".jpg", pixels, [
-        cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling] or SAMPLINGS["4:4:4"],
-        cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive), cv2.IMWRITE_JPEG_OPTIMIZE, int(optimised), cv2.IMWRITE_JPEG_RST_INTERVAL, restart_interval])
+    done, data = cv2.imencode(
+        ".jpg",
+        pixels,
+        [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            SAMPLINGS[sampling] or SAMPLINGS["4:4:4"],
+            cv2.IMWRITE_JPEG_PROGRESSIVE,
+            int(progressive),
+            cv2.IMWRITE_JPEG_OPTIMIZE,
+            int(optimised),
+            cv2.IMWRITE_JPEG_RST_INTERVAL,
+            restart_interval,
+        ],
+    )
     assert done
     return data.tobytes()
 
@@ -48,21 +69,37 @@ def decode_batch(encoded, crops, flips=None, size=(24, 32), modes=None, sizes=No
     arrays = [np.frombuffer(data, np.uint8) for data in encoded]
     modes = [beton.JPG] * len(arrays) if modes is None else modes
     sizes = [native.decode(data).shape[:2] for data in encoded] if sizes is None else sizes
-    samples = native.Samples([a.ctypes.data for a in arrays], [a.size for a in arrays], modes, [w for _, w in sizes], [h for h, _ in sizes])
+    samples = native.Samples(
+        [a.ctypes.data for a in arrays],
+        [a.size for a in arrays],
+        modes,
+        [w for _, w in sizes],
+        [h for h, _ in sizes],
+    )
     out = np.full((len(arrays), *size, 3), 77, np.uint8)
-    status = native.decode_batch(samples, crops, [False] * len(arrays) if flips is None else flips, out, **options)
+    status = native.decode_batch(
+        samples, crops, [False] * len(arrays) if flips is None else flips, out, **options
+    )
     return out, status
 
 
 def resize(pixels, size, **options):
     """The library's resize of a whole picture."""
     height, width = pixels.shape[:2]
-    out, status = decode_batch([pixels.tobytes()], [[0, 0, height, width]], size=size, modes=[beton.RAW], sizes=[(height, width)], **options)
+    out, status = decode_batch(
+        [pixels.tobytes()],
+        [[0, 0, height, width]],
+        size=size,
+        modes=[beton.RAW],
+        sizes=[(height, width)],
+        **options,
+    )
     assert status.tolist() == [native.OK]
     return out[0]
 
 
 # ---- resizing --------------------------------------------------------------------------------------------------------
+
 
 def axis_weights(size, out_size):
     """float64 [out_size, size]: area averages where the axis shrinks, else linear between the centres of pixels."""
@@ -81,11 +118,15 @@ def axis_weights(size, out_size):
     return weights
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 3), (24, 32), (31, 33), (64, 7), (100, 90), (101, 263), (7, 400)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (2, 1), (5, 3), (24, 32), (31, 33), (64, 7), (100, 90), (101, 263), (7, 400)]
+)
 @pytest.mark.parametrize("out_size", [(1, 1), (24, 32), (33, 31), (50, 90)])
 def test_resize_is_area_average_or_bilinear(size, out_size):
     pixels = photograph(3, *size)
-    expected = np.einsum("oi,pj,ijc->opc", axis_weights(size[0], out_size[0]), axis_weights(size[1], out_size[1]), pixels)
+    expected = np.einsum(
+        "oi,pj,ijc->opc", axis_weights(size[0], out_size[0]), axis_weights(size[1], out_size[1]), pixels
+    )
     # half a level of rounding at the end, and weights of 14 bits
     assert np.abs(resize(pixels, out_size) - expected).max() < 0.55
 
@@ -102,32 +143,49 @@ def test_resize_by_whole_factors_is_the_exact_mean_rounded():
 def test_resize_is_close_to_opencv():
     """Where both axes shrink; in growing ones OpenCV's INTER_AREA follows a rule of its own."""
     pixels = photograph(5, 211, 187)
-    difference = np.abs(resize(pixels, (64, 80)).astype(int) - cv2.resize(pixels, (80, 64), interpolation=cv2.INTER_AREA))
+    difference = np.abs(
+        resize(pixels, (64, 80)).astype(int) - cv2.resize(pixels, (80, 64), interpolation=cv2.INTER_AREA)
+    )
     assert difference.max() <= 1 and difference.mean() < 0.02
 
 
-@pytest.mark.parametrize("width, out_width", [(3, 1), (9, 5), (40, 13), (41, 16), (95, 39), (300, 64), (30, 70), (64, 64)])
+@pytest.mark.parametrize(
+    "width, out_width", [(3, 1), (9, 5), (40, 13), (41, 16), (95, 39), (300, 64), (30, 70), (64, 64)]
+)
 def test_every_instruction_set_makes_the_same_bytes(width, out_width):
     data = jpeg(photograph(width, 90, width), quality=95)
     raw = native.decode(data)
     sets = native.instruction_sets()
     assert sets[-1] == "portable"
     for flip in (False, True):
-        expected, status = decode_batch([data], [[3, 0, 85, width]], [flip], (37, out_width), instructions="portable")
+        expected, status = decode_batch(
+            [data], [[3, 0, 85, width]], [flip], (37, out_width), instructions="portable"
+        )
         assert status.tolist() == [native.OK] and expected.any()
         for instructions in sets:
-            assert np.array_equal(decode_batch([data], [[3, 0, 85, width]], [flip], (37, out_width), instructions=instructions)[0], expected)
-            assert np.array_equal(resize(raw[3:88], (37, out_width), instructions=instructions)[:, ::-1 if flip else 1], expected[0])
+            assert np.array_equal(
+                decode_batch([data], [[3, 0, 85, width]], [flip], (37, out_width), instructions=instructions)[
+                    0
+                ],
+                expected,
+            )
+            assert np.array_equal(
+                resize(raw[3:88], (37, out_width), instructions=instructions)[:, :: -1 if flip else 1],
+                expected[0],
+            )
 
 
 # ---- regions ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_whole_picture_equals_pillows(sampling):
     for seed, size in enumerate([(1, 1), (1, 70), (33, 1), (16, 16), (47, 65)]):
         for progressive in (False, True):
             data = jpeg(photograph(seed, *size), sampling, progressive=progressive)
-            assert np.array_equal(native.decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+            assert np.array_equal(
+                native.decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+            )
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -136,20 +194,38 @@ def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
     """Crops of every alignment, at their own size, so that no resize hides a difference; with and without restart markers."""
     rng = np.random.default_rng(11)
     mcu = MCU_WIDTHS[sampling]
-    for size, restart_rows in itertools.product([(1, 1), (3, 5), (17, 2), (16, 48), (49, 63), (90, 131)], (0, 1 / 3, 1, 2)):
+    for size, restart_rows in itertools.product(
+        [(1, 1), (3, 5), (17, 2), (16, 48), (49, 63), (90, 131)], (0, 1 / 3, 1, 2)
+    ):
         height, width = size
         interval = -(-width // mcu) * restart_rows
-        data = jpeg(photograph(height, *size), sampling, int(rng.integers(30, 99)), progressive, bool(rng.integers(2)),
-                    int(np.ceil(interval)))
+        data = jpeg(
+            photograph(height, *size),
+            sampling,
+            int(rng.integers(30, 99)),
+            progressive,
+            bool(rng.integers(2)),
+            int(np.ceil(interval)),
+        )
         assert (b"\xff\xdd" in data) == (restart_rows > 0)
         whole = native.decode(data)
         for _ in range(12):
             top, left = int(rng.integers(height)), int(rng.integers(width))
             h, w = int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1))
             for instructions in native.instruction_sets()[-2:]:
-                out, status = decode_batch([data], [[top, left, h, w]], size=(h, w), sizes=[size], instructions=instructions)
+                out, status = decode_batch(
+                    [data], [[top, left, h, w]], size=(h, w), sizes=[size], instructions=instructions
+                )
                 assert status.tolist() == [native.OK]
-                assert np.array_equal(out[0], whole[top:top + h, left:left + w]), (size, restart_rows, top, left, h, w, instructions)
+                assert np.array_equal(out[0], whole[top : top + h, left : left + w]), (
+                    size,
+                    restart_rows,
+                    top,
+                    left,
+                    h,
+                    w,
+                    instructions,
+                )
 
 
 def test_codes_and_coefficients_at_their_limits():
@@ -178,7 +254,7 @@ def test_a_batch_is_crop_resize_and_flip_of_each_for_any_number_of_threads():
     sizes = [pixels.shape[:2] for pixels in pictures]
     expected = []
     for pixels, (top, left, h, w), flip in zip(pictures, crops, flips):
-        expected.append(resize(pixels[top:top + h, left:left + w], (24, 32))[:, ::-1 if flip else 1])
+        expected.append(resize(pixels[top : top + h, left : left + w], (24, 32))[:, :: -1 if flip else 1])
     for num_threads in (1, 2, 5, 100):
         out, status = decode_batch(encoded, crops, flips, modes=modes, sizes=sizes, num_threads=num_threads)
         assert not status.any()
@@ -210,6 +286,7 @@ def test_an_empty_batch_is_no_work():
 
 # ---- what is wrong is said, and is not seen --------------------------------------------------------------------------
 
+
 def cmyk():
     data = io.BytesIO()
     Image.fromarray(photograph(1, 40, 40)).convert("CMYK").save(data, "JPEG")
@@ -219,48 +296,71 @@ def cmyk():
 def without_marker(data):
     """The second restart marker is lost: what follows it belongs elsewhere."""
     at = data.index(b"\xff\xd1")
-    return data[:at] + data[at + 2:]
+    return data[:at] + data[at + 2 :]
 
 
 def without_tables(data):
     at = data.index(b"\xff\xc4")
-    return data[:at] + b"\xff\xfe" + data[at + 2:]  # a comment
+    return data[:at] + b"\xff\xfe" + data[at + 2 :]  # a comment
 
 
 GOOD = jpeg(photograph(0, 64, 48))
 WITH_MARKERS = jpeg(photograph(0, 64, 48), restart_interval=3)
 
 
-@pytest.mark.parametrize("data, text", [
-    (GOOD[:len(GOOD) // 2], "damaged JPEG"),
-    (GOOD[:700], "damaged JPEG"),
-    (GOOD[:5], "damaged JPEG"),
-    (b"\0" * 300, "damaged JPEG"),
-    (without_tables(jpeg(photograph(0, 64, 48), optimised=True)), "damaged JPEG"),
-    (without_marker(WITH_MARKERS), "damaged JPEG"),
-    (WITH_MARKERS.replace(b"\xff\xd2", b"\xff\xd5"), "damaged JPEG"),
-    (jpeg(photograph(0, 64, 47)), "size"),
-    (cmyk(), "colours"),
-])
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (GOOD[: len(GOOD) // 2], "damaged JPEG"),
+        (GOOD[:700], "damaged JPEG"),
+        (GOOD[:5], "damaged JPEG"),
+        (b"\0" * 300, "damaged JPEG"),
+        (without_tables(jpeg(photograph(0, 64, 48), optimised=True)), "damaged JPEG"),
+        (without_marker(WITH_MARKERS), "damaged JPEG"),
+        (WITH_MARKERS.replace(b"\xff\xd2", b"\xff\xd5"), "damaged JPEG"),
+        (jpeg(photograph(0, 64, 47)), "size"),
+        (cmyk(), "colours"),
+    ],
+)
 @pytest.mark.parametrize("instructions", ["portable", None])
 def test_damaged_samples_are_named_and_black(data, text, instructions):
-    out, status = decode_batch([GOOD, data, GOOD], [[0, 0, 64, 48]] * 3, sizes=[(64, 48)] * 3, instructions=instructions)
+    out, status = decode_batch(
+        [GOOD, data, GOOD], [[0, 0, 64, 48]] * 3, sizes=[(64, 48)] * 3, instructions=instructions
+    )
     assert text in native.status_text(status[1])
     assert not out[1].any()
     assert status[[0, 2]].tolist() == [native.OK] * 2  # the decoder is reused, and none the worse
     assert np.array_equal(out[0], out[2]) and out[0].std() > 20
 
 
-@pytest.mark.parametrize("mode, length, text", [
-    (beton.RAW, 64 * 48 * 3 - 1, "neither a JPEG nor raw"), (beton.RAW, 64 * 48 * 3 + 1, "neither a JPEG nor raw"), (7, 64 * 48 * 3, "neither")])
+@pytest.mark.parametrize(
+    "mode, length, text",
+    [
+        (beton.RAW, 64 * 48 * 3 - 1, "neither a JPEG nor raw"),
+        (beton.RAW, 64 * 48 * 3 + 1, "neither a JPEG nor raw"),
+        (7, 64 * 48 * 3, "neither"),
+    ],
+)
 def test_raw_data_of_another_length_is_refused(mode, length, text):
     out, status = decode_batch([bytes([9]) * length], [[0, 0, 64, 48]], modes=[mode], sizes=[(64, 48)])
     assert text in native.status_text(status[0])
     assert not out.any()
 
 
-@pytest.mark.parametrize("crop", [[-1, 0, 5, 5], [0, -1, 5, 5], [0, 0, 0, 5], [0, 0, 5, 0], [60, 0, 5, 5], [0, 44, 5, 5], [0, 0, 65, 5],
-                                  [2**31 - 1, 0, 1, 1], [1, 0, 2**31 - 1, 1]])
+@pytest.mark.parametrize(
+    "crop",
+    [
+        [-1, 0, 5, 5],
+        [0, -1, 5, 5],
+        [0, 0, 0, 5],
+        [0, 0, 5, 0],
+        [60, 0, 5, 5],
+        [0, 44, 5, 5],
+        [0, 0, 65, 5],
+        [2**31 - 1, 0, 1, 1],
+        [1, 0, 2**31 - 1, 1],
+    ],
+)
 def test_crops_outside_of_the_picture_are_refused(crop):
     out, status = decode_batch([GOOD], [crop], sizes=[(64, 48)])
     assert "the crop" in native.status_text(status[0])
@@ -291,8 +391,14 @@ def test_decode_says_what_it_cannot():
 def test_arrays_of_other_shapes_are_refused():
     samples = native.Samples([0], [0], [0], [1], [1])
     out = np.zeros((1, 4, 4, 3), np.uint8)
-    for crops, flips, wrong in ([[0, 0, 1]], [False], out), ([[0, 0, 1, 1]], [False, True], out), ([[0, 0, 1, 1]], [False], out[..., :2]), \
-            ([[0, 0, 1, 1]], [False], out.astype(np.int8)), ([[0, 0, 1, 1]], [False], out[:, ::2]), ([[0, 0, 1, 1]], [False], out[:0]):
+    for crops, flips, wrong in (
+        ([[0, 0, 1]], [False], out),
+        ([[0, 0, 1, 1]], [False, True], out),
+        ([[0, 0, 1, 1]], [False], out[..., :2]),
+        ([[0, 0, 1, 1]], [False], out.astype(np.int8)),
+        ([[0, 0, 1, 1]], [False], out[:, ::2]),
+        ([[0, 0, 1, 1]], [False], out[:0]),
+    ):
         with pytest.raises(ValueError):
             native.decode_batch(samples, crops, flips, wrong)
 
@@ -314,7 +420,9 @@ def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp
 def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num_threads, tmp_path):
     height, width = 300, 310
     pictures = [photograph(seed, height, width) for seed in range(12)]
-    encoded = [jpeg(p, progressive=seed % 3 == 1) if seed % 3 else p.tobytes() for seed, p in enumerate(pictures)]  # raw, and both decoders
+    encoded = [
+        jpeg(p, progressive=seed % 3 == 1) if seed % 3 else p.tobytes() for seed, p in enumerate(pictures)
+    ]  # raw, and both decoders
     place = [seed * (1 << 18) for seed in range(12)]  # a multiple of every kernel's page
     path = tmp_path / "samples"
     with open(path, "wb") as file:
@@ -323,8 +431,13 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
             file.write(data)
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         base = np.frombuffer(mapped, np.uint8)
-        samples = native.Samples(base.ctypes.data + np.array(place, np.uint64), [len(data) for data in encoded],
-                                 [beton.JPG if seed % 3 else beton.RAW for seed in range(12)], [width] * 12, [height] * 12)
+        samples = native.Samples(
+            base.ctypes.data + np.array(place, np.uint64),
+            [len(data) for data in encoded],
+            [beton.JPG if seed % 3 else beton.RAW for seed in range(12)],
+            [width] * 12,
+            [height] * 12,
+        )
         whole, out = (np.full((12, 24, 32, 3), 77, np.uint8) for _ in range(2))
         arguments = [[0, 0, height, width]] * 12, [False] * 12
         assert not native.decode_batch(samples, *arguments, whole, num_threads).any()
@@ -333,24 +446,39 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
         status = native.decode_batch(samples, *arguments, out, num_threads)
         assert status.tolist() == [native.OK] * 6 + [native.UNREADABLE] * 6
         assert np.array_equal(out[:6], whole[:6]) and whole[6:].any() and not out[6:].any()
-        file.truncate(place[11] + len(encoded[11]))  # zeros where the data was: damaged, and read all the same
+        file.truncate(
+            place[11] + len(encoded[11])
+        )  # zeros where the data was: damaged, and read all the same
         status = native.decode_batch(samples, *arguments, out, num_threads)
-        assert np.array_equal(out[:6], whole[:6]) and not {native.OK, native.UNREADABLE} & set(status[7:][np.array(samples.modes[7:]) == beton.JPG])
+        assert np.array_equal(out[:6], whole[:6]) and not {native.OK, native.UNREADABLE} & set(
+            status[7:][np.array(samples.modes[7:]) == beton.JPG]
+        )
         del base, samples
     assert "shorter" in native.status_text(native.UNREADABLE)
 
 
 def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
-    script = ("import mmap, sys; import numpy as np; from llc.data import native\n"
-              "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
-              "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0); file.truncate(0); mapped[5000]")
-    done = subprocess.run([sys.executable, "-c", script, tmp_path / "file"], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    script = (
+        "import mmap, sys; import numpy as np; from llc.data import native\n"
+        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
+        "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0); file.truncate(0); mapped[5000]"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "file"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == -signal.SIGBUS, done.stderr
 
 
 def test_a_bus_error_that_somebody_sends_ends_the_process():
-    script = ("import os, signal; import numpy as np; from llc.data import native\n"
-              "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
-              "os.kill(os.getpid(), signal.SIGBUS)")
-    done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    script = (
+        "import os, signal; import numpy as np; from llc.data import native\n"
+        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
+        "os.kill(os.getpid(), signal.SIGBUS)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGBUS, done.stderr

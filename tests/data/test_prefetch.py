@@ -109,8 +109,13 @@ for item in prefetch:
 
 @pytest.mark.parametrize("how, status", [("exit", 0), ("interrupt", -signal.SIGINT)])
 def test_a_process_ends_and_closes_what_it_holds(how, status):
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, how], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, how],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert process.stdout.readline() == "item\n"
     if how == "interrupt":
         process.send_signal(signal.SIGINT)

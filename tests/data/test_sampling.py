@@ -10,7 +10,14 @@ from hypothesis.strategies import integers
 from torchvision.transforms import RandomResizedCrop
 
 from llc.data import sampling
-from llc.data.sampling import centre_crops, num_batches, pagewise_order, random_crops, random_order, replacements
+from llc.data.sampling import (
+    centre_crops,
+    num_batches,
+    pagewise_order,
+    random_crops,
+    random_order,
+    replacements,
+)
 
 
 def paged(order, pages, *cut, rank=0, world_size=1):
@@ -24,11 +31,19 @@ def paged(order, pages, *cut, rank=0, world_size=1):
 
 
 @pytest.mark.parametrize("order", ["random", "pagewise"])
-@given(n=integers(1, 200), batch_size=integers(1, 9), world_size=integers(1, 4), seed=integers(0, 5), epoch=integers(0, 5))
+@given(
+    n=integers(1, 200),
+    batch_size=integers(1, 9),
+    world_size=integers(1, 4),
+    seed=integers(0, 5),
+    epoch=integers(0, 5),
+)
 @settings(max_examples=60, deadline=None)
 def test_ranks_get_as_many_batches_and_no_sample_twice(order, n, batch_size, world_size, seed, epoch):
     pages = np.arange(n) // 7
-    parts = [paged(order, pages, batch_size, seed, epoch, rank=r, world_size=world_size) for r in range(world_size)]
+    parts = [
+        paged(order, pages, batch_size, seed, epoch, rank=r, world_size=world_size) for r in range(world_size)
+    ]
     batches = num_batches(n, batch_size, world_size)
     assert all(part.shape == (batches, batch_size) and part.dtype == np.int64 for part in parts)
     seen = np.concatenate(parts).ravel()
@@ -41,7 +56,10 @@ def test_any_number_of_ranks_sees_the_same_samples_of_an_epoch(order):
     pages = np.arange(1003) // 20
     sets = []
     for world_size in (1, 2, 3, 4):
-        parts = [paged(order, pages, 24 // world_size, 1, 2, rank=r, world_size=world_size) for r in range(world_size)]
+        parts = [
+            paged(order, pages, 24 // world_size, 1, 2, rank=r, world_size=world_size)
+            for r in range(world_size)
+        ]
         sets.append(sorted(np.concatenate(parts).ravel().tolist()))
     assert len(sets[0]) == 1003 // 24 * 24 and sets[0] == sets[1] == sets[2] == sets[3]
 
@@ -55,7 +73,9 @@ def test_a_batch_over_all_ranks_is_that_of_one_process():
 @pytest.mark.parametrize("order", ["random", "pagewise"])
 def test_seed_and_epoch_change_the_order_and_what_is_left_out(order):
     pages = np.arange(50) // 6
-    orders = {(seed, epoch): paged(order, pages, 16, seed, epoch).ravel() for seed in range(4) for epoch in range(4)}
+    orders = {
+        (seed, epoch): paged(order, pages, 16, seed, epoch).ravel() for seed in range(4) for epoch in range(4)
+    }
     assert len({tuple(o.tolist()) for o in orders.values()}) == 16
     left_out = [set(range(50)) - set(o.tolist()) for o in orders.values()]
     assert all(len(left) == 2 for left in left_out) and len(set.union(*left_out)) > 12
@@ -64,7 +84,14 @@ def test_seed_and_epoch_change_the_order_and_what_is_left_out(order):
 FOR_EVER = {
     "random": [[1, 9, 0, 8, 4], [6, 7, 2, 3, 5]],
     "pagewise": [[0, 2, 1, 9, 6], [8, 7, 5, 3, 4]],
-    "crops": [[29, 67, 299, 332], [220, 177, 148, 149], [52, 163, 225, 297], [42, 158, 251, 306], [5, 38, 320, 292], [1, 2, 363, 455]],
+    "crops": [
+        [29, 67, 299, 332],
+        [220, 177, 148, 149],
+        [52, 163, 225, 297],
+        [42, 158, 251, 306],
+        [5, 38, 320, 292],
+        [1, 2, 363, 455],
+    ],
     "flips": [0, 0, 0, 1, 0, 1],
 }
 
@@ -112,27 +139,42 @@ def ks(a, b):
     """The two-sample Kolmogorov-Smirnov statistic."""
     a, b = np.sort(a), np.sort(b)
     values = np.concatenate([a, b])
-    return np.abs(np.searchsorted(a, values, "right") / len(a) - np.searchsorted(b, values, "right") / len(b)).max()
+    return np.abs(
+        np.searchsorted(a, values, "right") / len(a) - np.searchsorted(b, values, "right") / len(b)
+    ).max()
 
 
 def quantities(crops, height, width):
     top, left, h, w = np.asarray(crops, np.float64).T
     # places as shares of where the crop can be
-    return {"area": h * w / (height * width), "log ratio": np.log(w / h), "top": top / (height - h + 1), "left": left / (width - w + 1)}
+    return {
+        "area": h * w / (height * width),
+        "log ratio": np.log(w / h),
+        "top": top / (height - h + 1),
+        "left": left / (width - w + 1),
+    }
 
 
-@pytest.mark.parametrize("height, width, min_scale", [(HEIGHT, WIDTH, 0.08), (500, 333, 0.35), (60, 400, 0.1)])
+@pytest.mark.parametrize(
+    "height, width, min_scale", [(HEIGHT, WIDTH, 0.08), (500, 333, 0.35), (60, 400, 0.1)]
+)
 def test_crops_are_distributed_as_torchvisions(height, width, min_scale):
     ours, flips = random_crops(np.arange(N), np.full(N, height), np.full(N, width), 0, 1, min_scale)
     torch.manual_seed(0)
     image = torch.empty(0, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, [min_scale, 1.0], [3 / 4, 4 / 3]) for _ in range(N)])
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [min_scale, 1.0], [3 / 4, 4 / 3]) for _ in range(N)]
+    )
     limit = 1.63 * math.sqrt(2 / N)  # significance 1 %, fixed seeds
-    for (name, a), b in zip(quantities(ours, height, width).items(), quantities(theirs, height, width).values()):
+    for (name, a), b in zip(
+        quantities(ours, height, width).items(), quantities(theirs, height, width).values()
+    ):
         assert ks(a, b) < limit, name
     assert abs(flips.mean() - 0.5) < 4 * 0.5 / math.sqrt(N)
     others, _ = random_crops(np.arange(N), np.full(N, height), np.full(N, width), 0, 1, min_scale - 0.05)
-    assert ks(quantities(others, height, width)["area"], quantities(theirs, height, width)["area"]) > limit  # it could fail
+    assert (
+        ks(quantities(others, height, width)["area"], quantities(theirs, height, width)["area"]) > limit
+    )  # it could fail
 
 
 def test_crops_of_epochs_and_of_neighbours_are_independent():
@@ -149,7 +191,13 @@ def test_crops_of_epochs_and_of_neighbours_are_independent():
     assert np.abs(np.corrcoef(order, zero.T)[0, 1:]).max() < limit
 
 
-@given(index=integers(0, 1 << 40), height=integers(1, 600), width=integers(1, 600), seed=integers(0, 1 << 40), epoch=integers(0, 1000))
+@given(
+    index=integers(0, 1 << 40),
+    height=integers(1, 600),
+    width=integers(1, 600),
+    seed=integers(0, 1 << 40),
+    epoch=integers(0, 1000),
+)
 @settings(max_examples=300, deadline=None)
 def test_a_crop_by_the_rule_one_at_a_time(index, height, width, seed, epoch):
     """torchvision's get_params, written down again with this module's draws in place of its generator."""
@@ -195,7 +243,11 @@ def test_centre_crops_are_ffcvs():
 
 
 def test_replacements_are_of_the_data_and_differ():
-    drawn = [tuple(replacements(index, 50, seed, epoch, 8).tolist()) for index in range(3) for seed in range(3) for epoch in range(3)]
+    drawn = [
+        tuple(replacements(index, 50, seed, epoch, 8).tolist())
+        for index in range(3)
+        for seed in range(3)
+        for epoch in range(3)
+    ]
     assert len(set(drawn)) == 27 and all(0 <= i < 50 for draws in drawn for i in draws)
     assert drawn[0] == tuple(replacements(0, 50, 0, 0, 8).tolist())
-

@@ -15,10 +15,14 @@ from tests.data.helpers import picture
 
 def write(path, labels, class_names=("ant", "bee", "cow")):
     """A beton of raw pictures, as high as their place in it + 5, and its manifest."""
-    write_small_beton(path, [picture(i, 5 + i, 9) for i in range(len(labels))], labels, [beton.RAW] * len(labels))
+    write_small_beton(
+        path, [picture(i, 5 + i, 9) for i in range(len(labels))], labels, [beton.RAW] * len(labels)
+    )
     tables = beton.read_tables(path)
     counts = tuple(tables.class_counts(len(class_names)))
-    Manifest(class_names, counts, len(labels), tables.file_size, tables.sha256, writer={"write_mode": "raw"}).save(path)
+    Manifest(
+        class_names, counts, len(labels), tables.file_size, tables.sha256, writer={"write_mode": "raw"}
+    ).save(path)
     return path
 
 
@@ -46,7 +50,9 @@ def test_one_several_or_a_glob(where, names, folder):
     places = [(shard, i) for shard, name in enumerate(names) for i in range(len(labels[name]))]
     assert shards.shard_of(np.arange(len(shards))).tolist() == [shard for shard, _ in places]
     assert [int(height) - 5 for height in shards.images["height"]] == [i for _, i in places]
-    assert [shards.name(k) for k in range(len(shards))] == [f"sample {i} of {shards.paths[shard]}" for shard, i in places]
+    assert [shards.name(k) for k in range(len(shards))] == [
+        f"sample {i} of {shards.paths[shard]}" for shard, i in places
+    ]
     manifest = shards.manifest
     assert manifest.class_names == ("ant", "bee", "cow") and manifest.num_samples == len(shards)
     assert manifest.class_counts == tuple(np.bincount(shards.labels, minlength=3).tolist())
@@ -79,7 +85,9 @@ def test_what_cannot_be_opened_is_named(where, message, folder):
 
 def test_shards_of_other_classes_or_damaged_are_refused(folder):
     write(folder / "d.beton", [0, 1], class_names=("ant", "bee"))
-    with pytest.raises(ManifestError, match=r"a.beton has 3 classes and .*d.beton 2, .*label 2: 'cow' and nothing"):
+    with pytest.raises(
+        ManifestError, match=r"a.beton has 3 classes and .*d.beton 2, .*label 2: 'cow' and nothing"
+    ):
         open_shards(f"{folder}/*.beton")
     (folder / "d.beton").unlink()
     manifest = folder / "c.beton.json"

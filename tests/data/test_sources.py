@@ -38,7 +38,17 @@ def test_classes_are_the_sorted_folders_and_files_are_sorted(tmp_path):
 
 
 def test_files_at_any_depth_and_other_files_are_counted(tmp_path):
-    touch(tmp_path, "a/deep/er/1.png", "a/0.png", "a/notes.txt", "a/deep/x.xml", "a/.hidden.png", ".git/z.png", "top.png", "b/1.bmp")
+    touch(
+        tmp_path,
+        "a/deep/er/1.png",
+        "a/0.png",
+        "a/notes.txt",
+        "a/deep/x.xml",
+        "a/.hidden.png",
+        ".git/z.png",
+        "top.png",
+        "b/1.bmp",
+    )
     source = open_source("imagenet", tmp_path)
     assert names(source) == ["a/0.png", "a/deep/er/1.png", "b/1.bmp"]
     found, others, beside = source.notes
@@ -102,7 +112,10 @@ def test_names_that_are_not_utf8(tmp_path):
         (("1.png", "2.png"), "holds no folder: .*directly in it, like 1.png, have no class"),
         (("a/", "b/"), r"holds no images in its 2 folders \(a, b\)"),
         (("a/notes.txt",), r"holds no images in its 1 folders \(a\); images end in .avif .bmp"),
-        (("a/1.png", "b/", "c/x.txt", "d/1.png"), "2 of 4 class folders hold no images: b, c; fill or remove them"),
+        (
+            ("a/1.png", "b/", "c/x.txt", "d/1.png"),
+            "2 of 4 class folders hold no images: b, c; fill or remove them",
+        ),
     ],
 )
 def test_trees_that_cannot_be_used(paths, message, tmp_path):
@@ -160,7 +173,11 @@ def test_a_class_called_train_is_a_class(tmp_path):
 @pytest.mark.parametrize(
     "paths, split, message",
     [
-        (("train/a/1.png", "val/1.png"), "val", "no folder val or test .*train does.*val_fraction"),  # ImageNet's val as it comes
+        (
+            ("train/a/1.png", "val/1.png"),
+            "val",
+            "no folder val or test .*train does.*val_fraction",
+        ),  # ImageNet's val as it comes
         (("train/a/1.png",), "val", "no folder val or test"),
         (("val/a/1.png",), "train", "no folder train "),
         (("train/1.png", "val/1.png"), "train", "train, val do not"),
@@ -195,7 +212,14 @@ def test_val_fraction_divides_every_class(counts, val_fraction, shuffle):
 
 def test_val_fraction_is_evenly_spaced_over_the_sorted_files(tree):
     val = open_source("folder", tree, split="val", val_fraction=0.25)
-    assert names(val) == ["ant/002.png", "bee/002.png", "bee/006.png", "bee/010.png", "cow/002.png", "cow/006.png"]
+    assert names(val) == [
+        "ant/002.png",
+        "bee/002.png",
+        "bee/006.png",
+        "bee/010.png",
+        "cow/002.png",
+        "cow/006.png",
+    ]
     train = open_source("folder", tree, val_fraction=0.25)
     assert sorted(names(train) + names(val)) == list(tree.pixels)
     assert "6 of 26 images held out" in val.notes[-1]
@@ -260,7 +284,10 @@ def test_an_empty_class_folder_is_allowed_with_class_names(tree):
 
 
 def test_a_class_outside_the_given_names_is_an_error(tree):
-    with pytest.raises(SourceError, match=r"2 classes are not among the 3 of class_names_from: bee, cow; without images here: be, co"):
+    with pytest.raises(
+        SourceError,
+        match=r"2 classes are not among the 3 of class_names_from: bee, cow; without images here: be, co",
+    ):
         open_source("folder", tree, class_names=("ant", "be", "co"))
 
 
@@ -279,7 +306,10 @@ def idx(array):
 
 def write_idx_dataset(folder, split, count, pack=True, seed=0):
     rng = np.random.default_rng(seed)
-    pictures, labels = rng.integers(0, 256, (count, 28, 28), np.uint8), (np.arange(count) * 3 % 10).astype(np.uint8)
+    pictures, labels = (
+        rng.integers(0, 256, (count, 28, 28), np.uint8),
+        (np.arange(count) * 3 % 10).astype(np.uint8),
+    )
     folder.mkdir(parents=True, exist_ok=True)
     stem = {"train": "train", "val": "t10k"}[split]
     for kind, array in (("images-idx3", pictures), ("labels-idx1", labels)):
@@ -309,7 +339,11 @@ def test_fashion_mnist_from_its_files(place, pack, no_system_files):
         expected[split] = write_idx_dataset(folder / place, split, count, pack, seed=count)
     for split, (pictures, labels) in expected.items():
         source = open_source("FashionMNIST", folder, split=split)
-        assert source.class_names[0] == "T-shirt/top" and source.class_names[9] == "Ankle boot" and len(source.class_names) == 10
+        assert (
+            source.class_names[0] == "T-shirt/top"
+            and source.class_names[9] == "Ankle boot"
+            and len(source.class_names) == 10
+        )
         assert source.labels.tolist() == labels.tolist() and len(source) == len(labels)
         for i in (0, len(labels) - 1):
             assert np.array_equal(load_rgb(source.image(i)), np.stack([pictures[i]] * 3, axis=2))
@@ -366,12 +400,24 @@ def test_torchvision_dataset_with_train_flag(no_system_files):
     assert np.array_equal(load_rgb(source.image(4))[:, :, 1], pictures[4])
     assert source.notes == (f"MNIST, train=True: read from {folder}",)
     assert len(open_source("MNIST", folder, split="val")) == 7
-    assert len(open_source("MNIST", folder, split="val", val_fraction=0.25, class_names=source.class_names[::-1])) == 10
+    assert (
+        len(
+            open_source("MNIST", folder, split="val", val_fraction=0.25, class_names=source.class_names[::-1])
+        )
+        == 10
+    )
 
 
 def test_torchvision_dataset_with_split_argument_of_other_names(no_system_files):
     # Country211 calls val "valid"
-    for path in ("train/AD/1.png", "train/BE/2.png", "valid/AD/3.png", "valid/BE/4.png", "test/AD/5.png", "test/BE/6.png"):
+    for path in (
+        "train/AD/1.png",
+        "train/BE/2.png",
+        "valid/AD/3.png",
+        "valid/BE/4.png",
+        "test/AD/5.png",
+        "test/BE/6.png",
+    ):
         touch(no_system_files, f"data/country211/{path}")
         Image.new("RGB", (4, 3), (int(path[-5]), 0, 0)).save(no_system_files / "data/country211" / path)
     source = open_source("Country211", no_system_files / "data", split="val")

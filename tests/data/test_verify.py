@@ -1,4 +1,5 @@
 """python -m llc.data.verify: samples that do not decode are named, and blocks of samples whose data changed."""
+
 import json
 import shutil
 import zlib
@@ -39,7 +40,9 @@ def test_damaged_samples_are_named_and_the_status_tells(num_workers, beton, tmp_
         verify.main([str(copy), f"--num_workers={num_workers}"])
     said = capsys.readouterr().out
     assert ended.value.code == 1 and "2 damaged" in said
-    assert f"sample 3 of {copy} (class class_0): " in said and f"sample 77 of {copy} (class class_3): " in said
+    assert (
+        f"sample 3 of {copy} (class class_0): " in said and f"sample 77 of {copy} (class class_3): " in said
+    )
 
 
 @pytest.fixture(scope="module")

@@ -34,14 +34,24 @@ from llc.data.sources import IndexedDataset, open_source
 from llc.data.workers import place
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
-from tests.data.helpers import REPOSITORY, FailingSource, ThreadsSource, children_of, picture, wait_until, write_tree
+from tests.data.helpers import (
+    REPOSITORY,
+    FailingSource,
+    ThreadsSource,
+    children_of,
+    picture,
+    wait_until,
+    write_tree,
+)
 
 # Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two pictures differ by 60.
 NEAR = 10
 
 
 def convert(tree, path, **settings):
-    return write_beton(WriterConfig(write_path=str(path), data_dir=str(tree), **settings), show_progress=False)
+    return write_beton(
+        WriterConfig(write_path=str(path), data_dir=str(tree), **settings), show_progress=False
+    )
 
 
 def samples(path, mode=None):
@@ -79,7 +89,11 @@ def names_in(folder):
 
 
 def test_layout_is_ffcvs():
-    assert layout.HEADER_TYPE == HeaderType and layout.FIELD_TYPE == FieldDescType and layout.ALLOC_TYPE == ALLOC_TABLE_TYPE
+    assert (
+        layout.HEADER_TYPE == HeaderType
+        and layout.FIELD_TYPE == FieldDescType
+        and layout.ALLOC_TYPE == ALLOC_TABLE_TYPE
+    )
     assert layout.METADATA_TYPE == get_metadata_type([RGBImageField(), IntField()])
     assert layout.VERSION == CURRENT_VERSION
 
@@ -117,11 +131,20 @@ def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
 
     folder = tmp_path / "images/a"
     folder.mkdir(parents=True)
-    kinds = [{"subsampling": 0}, {"subsampling": 1}, {"subsampling": 2}, {"progressive": True}, {"optimize": True}, {"mode": "L"}]
+    kinds = [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"progressive": True},
+        {"optimize": True},
+        {"mode": "L"},
+    ]
     for i, options in enumerate(kinds):
         image = Image.fromarray(picture(i, 64, 64)).convert(options.get("mode", "RGB"))
         image.save(folder / f"{i}.jpg", quality=98, **options)
-    convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=keep_jpeg, jpeg_quality=95)
+    convert(
+        tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=keep_jpeg, jpeg_quality=95
+    )
     expected = [load_rgb(path) for path in sorted(folder.iterdir())]
     stored = samples(tmp_path / "out.beton", mode="RGB")
     loader = Loader(
@@ -129,18 +152,27 @@ def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
         pipelines={"image": [CenterCropRGBImageDecoder((64, 64), 1.0)], "label": None},
     )  # fmt: skip
     (by_ffcv,) = next(iter(loader))
-    for (mode, pixels, _), data, ffcv_pixels, right in zip(stored, stored_bytes(tmp_path / "out.beton"), by_ffcv, expected, strict=True):
+    for (mode, pixels, _), data, ffcv_pixels, right in zip(
+        stored, stored_bytes(tmp_path / "out.beton"), by_ffcv, expected, strict=True
+    ):
         assert mode == 0 and b"\xff\xd0" in data and np.array_equal(decode(data), pixels)
         assert np.array_equal(pixels, right) if keep_jpeg else np.abs(pixels.astype(int) - right).mean() < 4
-        assert np.abs(ffcv_pixels.astype(int) - pixels).mean() < NEAR / 2  # FFCV asks libjpeg for fast, less exact pixels
+        assert (
+            np.abs(ffcv_pixels.astype(int) - pixels).mean() < NEAR / 2
+        )  # FFCV asks libjpeg for fast, less exact pixels
 
 
 def test_keep_jpeg_encodes_what_does_not_fit(tmp_path):
     (tmp_path / "images/a").mkdir(parents=True)
     for i, size in enumerate((40, 41)):
-        Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg", quality=60, subsampling=0)
+        Image.fromarray(picture(i, size, size)).save(
+            tmp_path / f"images/a/{i}.jpg", quality=60, subsampling=0
+        )
     convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", keep_jpeg=True, max_resolution=40)
-    layers = [[layer[1:3] for layer in Image.open(io.BytesIO(data)).layer] for data in stored_bytes(tmp_path / "out.beton")]
+    layers = [
+        [layer[1:3] for layer in Image.open(io.BytesIO(data)).layer]
+        for data in stored_bytes(tmp_path / "out.beton")
+    ]
     assert layers == [[(1, 1)] * 3, [(2, 2), (1, 1), (1, 1)]]
 
 
@@ -149,7 +181,12 @@ def test_smart_mode_looks_at_the_size_that_is_stored(tmp_path):
     for i, size in enumerate((40, 80, 30)):
         Image.fromarray(picture(i, size, size)).save(tmp_path / f"images/a/{i}.jpg")
     (tmp_path / "images/a/3.png").write_bytes((tmp_path / "images/a/0.jpg").read_bytes()[:40] * 9)
-    settings = {"write_mode": "smart", "smart_threshold": 3 * 40 * 40 - 1, "max_resolution": 40, "on_error": "skip"}
+    settings = {
+        "write_mode": "smart",
+        "smart_threshold": 3 * 40 * 40 - 1,
+        "max_resolution": 40,
+        "on_error": "skip",
+    }
     convert(tmp_path / "images", tmp_path / "out.beton", **settings)
     assert [mode for mode, _, _ in samples(tmp_path / "out.beton")] == [0, 0, 1]
 
@@ -164,7 +201,11 @@ def test_raw_is_exact_and_manifest_says_what_is_there(tree, tmp_path):
     assert manifest == verify(tmp_path / "out.beton") == load_manifest(tmp_path / "out.beton.json")
     assert manifest.class_names == ("ant", "bee", "cow") and manifest.class_counts == (5, 12, 9)
     assert manifest.num_samples == 26 and manifest.file_size == (tmp_path / "out.beton").stat().st_size
-    assert manifest.writer["write_mode"] == "raw" and manifest.writer["data_dir"] == str(tree) and manifest.skipped == ()
+    assert (
+        manifest.writer["write_mode"] == "raw"
+        and manifest.writer["data_dir"] == str(tree)
+        and manifest.skipped == ()
+    )
     assert set(manifest.writer) == {field.name for field in dataclasses.fields(WriterConfig)}
     assert names_in(tmp_path) == ["images", "out.beton", "out.beton.json"]
     for name in ("out.beton", "out.beton.json"):
@@ -201,7 +242,14 @@ def test_pages_hold_whole_samples(tmp_path):
         cv2.imwrite(str(tmp_path / f"images/a/{i:02}.bmp"), np.roll(noise, i, axis=0)[:, :, ::-1])
     for num_workers in (1, 3):
         path = tmp_path / f"{num_workers}.beton"
-        convert(tmp_path / "images", path, write_mode="raw", max_resolution=0, num_workers=num_workers, chunk_size=4)
+        convert(
+            tmp_path / "images",
+            path,
+            write_mode="raw",
+            max_resolution=0,
+            num_workers=num_workers,
+            chunk_size=4,
+        )
     assert sha256(tmp_path / "1.beton") == sha256(tmp_path / "3.beton")
     for i, (_, pixels, _) in enumerate(samples(path)):
         assert np.array_equal(pixels, np.roll(noise, i, axis=0))
@@ -246,7 +294,9 @@ def test_place(start, sizes):
     for where, size in zip(places.tolist(), sizes):
         assert where >= position and where % layout.PAGE_SIZE + size <= layout.PAGE_SIZE
         # nothing is left free but what the sample does not fit into
-        assert where == position or (where % layout.PAGE_SIZE == 0 and position % layout.PAGE_SIZE + size > layout.PAGE_SIZE)
+        assert where == position or (
+            where % layout.PAGE_SIZE == 0 and position % layout.PAGE_SIZE + size > layout.PAGE_SIZE
+        )
         position = where + size
     assert end == position
 
@@ -287,7 +337,11 @@ def test_slivers_and_single_pixels_are_written(tmp_path):
     for i, size in enumerate(((1, 1), (3000, 3), (1, 2000))):
         Image.new("RGB", size, (200, 100, 50)).save(tmp_path / f"images/a/{i}.png")
     convert(tmp_path / "images", tmp_path / "out.beton")
-    assert [pixels.shape for _, pixels, _ in samples(tmp_path / "out.beton")] == [(1, 1, 3), (1, 500, 3), (500, 1, 3)]
+    assert [pixels.shape for _, pixels, _ in samples(tmp_path / "out.beton")] == [
+        (1, 1, 3),
+        (1, 500, 3),
+        (500, 1, 3),
+    ]
     verify(tmp_path / "out.beton")
 
 
@@ -304,7 +358,13 @@ def test_odd_files_are_stored_as_load_rgb_reads_them(tmp_path):
     pixels.convert("LA").save(folder / "4.png")
     convert(tmp_path / "images", tmp_path / "out.beton", write_mode="raw")
     found = [pixels for _, pixels, _ in samples(tmp_path / "out.beton")]
-    assert [pixels.shape for pixels in found] == [(20, 31, 3), (31, 20, 3), (20, 31, 3), (20, 31, 3), (20, 31, 3)]
+    assert [pixels.shape for pixels in found] == [
+        (20, 31, 3),
+        (31, 20, 3),
+        (20, 31, 3),
+        (20, 31, 3),
+        (20, 31, 3),
+    ]
     for path, pixels in zip(sorted(folder.iterdir()), found):
         assert np.array_equal(pixels, load_rgb(path))
 
@@ -312,7 +372,10 @@ def test_odd_files_are_stored_as_load_rgb_reads_them(tmp_path):
 def test_splits_classes_and_subset(tree, tmp_path):
     train = convert(tree, tmp_path / "train.beton", write_mode="raw", val_fraction=0.3)
     val = convert(tree, tmp_path / "val.beton", write_mode="raw", val_fraction=0.3, split="val")
-    parts = [[pixels.tobytes() for _, pixels, _ in samples(tmp_path / name)] for name in ("train.beton", "val.beton")]
+    parts = [
+        [pixels.tobytes() for _, pixels, _ in samples(tmp_path / name)]
+        for name in ("train.beton", "val.beton")
+    ]
     assert sorted(parts[0] + parts[1]) == sorted(pixels.tobytes() for pixels in tree.pixels.values())
     assert train.class_counts == (3, 8, 6) and val.class_counts == (2, 4, 3)
 
@@ -366,7 +429,11 @@ def test_beside_threads_of_opencv(tree, tmp_path, run_script):
 
 def test_a_worker_computes_in_one_thread(tmp_path):
     # there are as many workers as cores
-    write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=1, write_mode="raw"), ThreadsSource(), show_progress=False)
+    write_beton(
+        WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=1, write_mode="raw"),
+        ThreadsSource(),
+        show_progress=False,
+    )
     [(_, pixels, _)] = samples(tmp_path / "out.beton")
     assert (pixels == 1).all()
 
@@ -374,7 +441,10 @@ def test_a_worker_computes_in_one_thread(tmp_path):
 def test_importing_the_workers_loads_neither_opencv_nor_pillow():
     # each would make a worker's start, which seldom needs them, longer by a third
     script = 'import sys, llc.data.workers, llc.data.sources; print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'
-    assert subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout == "set()\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout
+        == "set()\n"
+    )
 
 
 def test_importing_the_writer_loads_no_torch(run_script):
@@ -401,10 +471,19 @@ def test_fail_lists_every_bad_file_and_writes_nothing(spoilt, tmp_path):
     with pytest.raises(UserError) as caught:
         convert(spoilt, tmp_path / "out/out.beton", num_workers=2, chunk_size=2)
     message = str(caught.value)
-    assert message.startswith("3 of 28 images cannot be read; nothing was written.") and "on_error=skip" in message
-    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == ["ant/001.png", "bee/empty.jpg", "cow/link.png"]
+    assert (
+        message.startswith("3 of 28 images cannot be read; nothing was written.")
+        and "on_error=skip" in message
+    )
+    assert [line.split(":")[0].strip() for line in message.splitlines()[1:]] == [
+        "ant/001.png",
+        "bee/empty.jpg",
+        "cow/link.png",
+    ]
     assert names_in(tmp_path / "out") == ["out.beton", "out.beton.json"]
-    assert (tmp_path / "out/out.beton").read_text() == (tmp_path / "out/out.beton.json").read_text() == "before"
+    assert (
+        (tmp_path / "out/out.beton").read_text() == (tmp_path / "out/out.beton.json").read_text() == "before"
+    )
 
 
 def test_skip_leaves_them_out_and_lists_them(spoilt, tmp_path, capsys):
@@ -430,7 +509,9 @@ def test_nothing_readable_is_an_error_even_with_skip(tmp_path):
     (tmp_path / "images/a").mkdir(parents=True)
     for i in range(3):
         (tmp_path / f"images/a/{i}.jpg").write_text("text")
-    with pytest.raises(UserError, match="none of the 3 images can be read; nothing was written:\n  a/0.jpg: "):
+    with pytest.raises(
+        UserError, match="none of the 3 images can be read; nothing was written:\n  a/0.jpg: "
+    ):
         convert(tmp_path / "images", tmp_path / "out.beton", on_error="skip")
     assert names_in(tmp_path) == ["images"]
 
@@ -438,7 +519,9 @@ def test_nothing_readable_is_an_error_even_with_skip(tmp_path):
 def test_a_picture_larger_than_a_page_is_named(tmp_path):
     (tmp_path / "images/a").mkdir(parents=True)
     Image.new("RGB", (1700, 1700)).save(tmp_path / "images/a/large.png")
-    with pytest.raises(UserError, match=r"a/large.png: takes 8,670,000 bytes .* page holds 8,388,608 \(set max_resolution"):
+    with pytest.raises(
+        UserError, match=r"a/large.png: takes 8,670,000 bytes .* page holds 8,388,608 \(set max_resolution"
+    ):
         convert(tmp_path / "images", tmp_path / "out.beton", write_mode="raw", max_resolution=0)
     convert(tmp_path / "images", tmp_path / "out.beton", write_mode="jpg", max_resolution=0)
 
@@ -452,7 +535,9 @@ def test_names_that_are_not_utf8(tree, tmp_path):
     assert manifest.skipped[0].name == "ant/\\xff.png"
     assert os.fsencode(manifest.class_names[3]) == b"d\xe9"
     assert verify(tmp_path / "out.beton") == manifest
-    again = convert(tree, tmp_path / "again.beton", on_error="skip", class_names_from=str(tmp_path / "out.beton"))
+    again = convert(
+        tree, tmp_path / "again.beton", on_error="skip", class_names_from=str(tmp_path / "out.beton")
+    )
     assert again.class_names == manifest.class_names
 
 
@@ -484,7 +569,9 @@ def test_an_existing_beton_is_replaced(tree, tmp_path):
 
 def test_what_a_killed_conversion_left_is_removed_unless_in_use(tree, tmp_path):
     out = tmp_path / "o[u]t.beton"
-    stale, used, other = (tmp_path / name for name in (".o[u]t.beton.abc.tmp", ".o[u]t.beton.def.tmp", ".o[u]t.beton2.abc.tmp"))
+    stale, used, other = (
+        tmp_path / name for name in (".o[u]t.beton.abc.tmp", ".o[u]t.beton.def.tmp", ".o[u]t.beton2.abc.tmp")
+    )
     for path in (stale, used, other):
         path.write_bytes(b"half")
         os.utime(path, (1, 1))
@@ -514,8 +601,12 @@ def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
     before = shm()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.beton").write_text("before")
-    process = start_write_ffcv(data_dir=slow_tree, write_path=tmp_path / "out/old.beton", num_workers=2, chunk_size=3)
-    wait_until(lambda: any(path.stat().st_size > 9_000_000 for path in (tmp_path / "out").glob(".old.beton.*.tmp")))
+    process = start_write_ffcv(
+        data_dir=slow_tree, write_path=tmp_path / "out/old.beton", num_workers=2, chunk_size=3
+    )
+    wait_until(
+        lambda: any(path.stat().st_size > 9_000_000 for path in (tmp_path / "out").glob(".old.beton.*.tmp"))
+    )
     workers = children_of(process.pid)
     assert len(workers) == 2 and process.poll() is None
 
@@ -533,7 +624,10 @@ def test_a_killed_worker(halfway):
     os.kill(workers[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert f"worker process {workers[1]} was killed by SIGKILL (the system does that when memory runs out)" in errors
+    assert (
+        f"worker process {workers[1]} was killed by SIGKILL (the system does that when memory runs out)"
+        in errors
+    )
     assert "Traceback" not in errors
     nothing_is_left()
 
@@ -557,25 +651,36 @@ def test_workers_do_not_outlive_their_parent(halfway, tmp_path):
     process.kill()
     process.wait(60)
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
-    assert (tmp_path / "out/old.beton").read_text() == "before"  # only the temporary file is left, for the next to remove
+    assert (
+        tmp_path / "out/old.beton"
+    ).read_text() == "before"  # only the temporary file is left, for the next to remove
 
 
 def test_a_bug_in_a_worker_is_shown_and_ends_all(tmp_path, shm):
     before = shm(), children_of(os.getpid())
-    with pytest.raises(UserError, match="(?s)a worker process failed; nothing was written:.*ZeroDivisionError"):
-        write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2, chunk_size=2), FailingSource())
+    with pytest.raises(
+        UserError, match="(?s)a worker process failed; nothing was written:.*ZeroDivisionError"
+    ):
+        write_beton(
+            WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2, chunk_size=2), FailingSource()
+        )
     assert names_in(tmp_path) == [] and (shm(), children_of(os.getpid())) == before
 
 
 def test_a_worker_that_leaves_is_noticed(tmp_path):
     with pytest.raises(UserError, match=r"worker process \d+ ended with status 7; nothing was written"):
-        write_beton(WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2), FailingSource(leaves=True))
+        write_beton(
+            WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2), FailingSource(leaves=True)
+        )
     assert names_in(tmp_path) == []
 
 
 def test_a_dataset_that_cannot_be_sent_to_workers(tmp_path, run_script):
     source = IndexedDataset(("a",), np.zeros(3, np.int64), "mine", lambda i: i)
-    with pytest.raises(UserError, match="this IndexedDataset cannot be sent to worker processes: .*lambda.* must be picklable"):
+    with pytest.raises(
+        UserError,
+        match="this IndexedDataset cannot be sent to worker processes: .*lambda.* must be picklable",
+    ):
         write_beton(WriterConfig(write_path=str(tmp_path / "out.beton")), source)
     done = run_script(f"""
         class Mine(list):
@@ -592,8 +697,16 @@ def small_disk(tmp_path):
     """A folder with 3 MB of space, and what a process must run first to see it: a tmpfs, else a limit on the size of files."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True).returncode == 0
-    yield folder, None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+    mounted = (
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+        == 0
+    )
+    yield (
+        folder,
+        None if mounted else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000)),
+    )
     if mounted:
         subprocess.run(["umount", str(folder)], check=True)
 
@@ -606,10 +719,18 @@ def test_full_disk(tmp_path, small_disk, write_ffcv):
         cv2.imwrite(str(tmp_path / f"images/a/noise{i}.bmp"), noise)
     (folder / "out.beton").write_text("before")
     for _ in range(2):  # twice: the first left room for the second
-        done = write_ffcv(data_dir=tmp_path / "images", write_path=folder / "out.beton", write_mode="raw", preexec_fn=before_start)
+        done = write_ffcv(
+            data_dir=tmp_path / "images",
+            write_path=folder / "out.beton",
+            write_mode="raw",
+            preexec_fn=before_start,
+        )
         assert done.returncode == 2 and "Traceback" not in done.stderr
         if before_start is None:
-            assert f"{folder / 'out.beton'} cannot be written: No space left on device (0.0 GB are free in {folder})" in done.stderr
+            assert (
+                f"{folder / 'out.beton'} cannot be written: No space left on device (0.0 GB are free in {folder})"
+                in done.stderr
+            )
         else:
             assert f"{folder / 'out.beton'} cannot be written: File too large" in done.stderr
         assert names_in(folder) == ["out.beton"] and (folder / "out.beton").read_text() == "before"
@@ -645,18 +766,35 @@ def test_a_folder_without_permission(tree, tmp_path, monkeypatch):
 
 
 def test_the_command_from_end_to_end(tree, tmp_path, write_ffcv):
-    done = write_ffcv(data_dir=tree, write_path=tmp_path / "val.beton", split="val", val_fraction=0.2, num_workers=2, write_mode="jpg")
+    done = write_ffcv(
+        data_dir=tree,
+        write_path=tmp_path / "val.beton",
+        split="val",
+        val_fraction=0.2,
+        num_workers=2,
+        write_mode="jpg",
+    )
     assert done.returncode == 0, done.stderr
     assert "img/s" in done.stderr and "5/5" in done.stderr  # 1 of 5, 2 of 12, 2 of 9
     manifest = verify(tmp_path / "val.beton")
-    assert f"{tmp_path / 'val.beton'}: 5 images, 3 classes, {manifest.file_size:,} bytes, " in done.stdout.splitlines()[-1]
+    assert (
+        f"{tmp_path / 'val.beton'}: 5 images, 3 classes, {manifest.file_size:,} bytes, "
+        in done.stdout.splitlines()[-1]
+    )
     assert manifest.writer["num_workers"] == 2 and manifest.writer["val_fraction"] == 0.2
 
     wrong = write_tree(tmp_path / "other", {"ant": 1, "dog": 1})
     assert wrong
-    done = write_ffcv(data_dir=tmp_path / "other", write_path=tmp_path / "o.beton", class_names_from=tmp_path / "val.beton.json")
+    done = write_ffcv(
+        data_dir=tmp_path / "other",
+        write_path=tmp_path / "o.beton",
+        class_names_from=tmp_path / "val.beton.json",
+    )
     assert done.returncode == 2 and done.stdout == ""
-    assert "error: 1 classes are not among the 3 of class_names_from: dog; without images here: bee, cow" in done.stderr
+    assert (
+        "error: 1 classes are not among the 3 of class_names_from: dog; without images here: bee, cow"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 """Accuracies against a double loop, with ties and collisions; predictions whatever the memory."""
+
 import contextlib
 
 import pytest
@@ -53,16 +54,24 @@ def test_a_batch_too_large_for_the_device_goes_through_in_parts():
     torch.manual_seed(0)
     network = _SmallDevice("resnet18", 9, 7, width=4)
     torch.nn.init.normal_(network.codebook)
-    batches = [(torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n)) for n in (13, 13, 4)]
+    batches = [
+        (torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8), torch.arange(n)) for n in (13, 13, 4)
+    ]
 
     def predictions(room):
         network.room, network.asked = room, []
-        return predict(network, batches, Processes(), flip=True, autocast=contextlib.nullcontext, num_classes=7)
+        return predict(
+            network, batches, Processes(), flip=True, autocast=contextlib.nullcontext, num_classes=7
+        )
 
     whole, parts = predictions(13), predictions(5)
-    assert network.asked[:6] == [13, 7, 4, 4, 4, 1] and max(network.asked[2:]) == 4  # halved until it fits, then kept
+    assert (
+        network.asked[:6] == [13, 7, 4, 4, 4, 1] and max(network.asked[2:]) == 4
+    )  # halved until it fits, then kept
     for name, expected in whole.items():
-        assert torch.equal(parts[name].codes, expected.codes) and torch.equal(parts[name].top_class, expected.top_class)
+        assert torch.equal(parts[name].codes, expected.codes) and torch.equal(
+            parts[name].top_class, expected.top_class
+        )
         assert torch.equal(parts[name].labels, expected.labels) and len(expected.labels) == 30
     with pytest.raises(torch.OutOfMemoryError):
         predictions(0)

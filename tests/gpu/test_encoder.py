@@ -1,4 +1,5 @@
 """The encoder on a CUDA device: the CPU's codes, but where z is within rounding of 0."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -12,13 +13,22 @@ from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
 from tests.original import pictures
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("auto", 0.1)])  # of z's spread: float32 sums; bfloat16's 8 bits
+@pytest.mark.parametrize(
+    "precision, tolerance", [("fp32", 1e-3), ("auto", 0.1)]
+)  # of z's spread: float32 sums; bfloat16's 8 bits
 def test_codes_on_cuda_are_those_of_the_cpu(precision, tolerance):
-    encoder = llc.Encoder(trained_network("resnet18", 40, 9, width=32), Preprocessing(64, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD),
-                          flip=True, precision=precision)
+    encoder = llc.Encoder(
+        trained_network("resnet18", 40, 9, width=32),
+        Preprocessing(64, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD),
+        flip=True,
+        precision=precision,
+    )
     images = pictures(24, seed=1, size=80)
     z, classes = encoder.project(images), encoder.classify(images, "mhd", k=9)
     encoder.to("cuda")
@@ -27,15 +37,27 @@ def test_codes_on_cuda_are_those_of_the_cpu(precision, tolerance):
     assert (on_cuda.cpu() - z).abs().max() <= tolerance * z.abs().max()
     assert torch.equal(encoder.encode(images.cuda()), pack_bits(on_cuda))
     labels = encoder.classify(images, "mhd", k=9).labels
-    assert labels.is_cuda and labels.shape == classes.labels.shape and len(torch.unique(pack_bits(z), dim=0)) > 3
+    assert (
+        labels.is_cuda and labels.shape == classes.labels.shape and len(torch.unique(pack_bits(z), dim=0)) > 3
+    )
 
 
 def test_a_folder_is_encoded_on_cuda_as_on_the_cpu(image_tree):
     """In several batches, whose codes arrive on the host while the next are computed."""
-    encoder = llc.Encoder(trained_network("resnet18", 40, 6, width=32), Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), precision="fp32")
-    on_cpu, on_cuda = (encode.encode(encoder, image_tree / "val", SimpleNamespace(device=device, batch_size=8, num_workers=2))
-                       for device in ("cpu", "cuda"))
+    encoder = llc.Encoder(
+        trained_network("resnet18", 40, 6, width=32),
+        Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD),
+        precision="fp32",
+    )
+    on_cpu, on_cuda = (
+        encode.encode(
+            encoder, image_tree / "val", SimpleNamespace(device=device, batch_size=8, num_workers=2)
+        )
+        for device in ("cpu", "cuda")
+    )
     for name in ("labels", "files", "class_names"):
         assert on_cuda[name].tolist() == on_cpu[name].tolist()
     bits = [llc.unpack_bits(found["codes"], 40) for found in (on_cpu, on_cuda)]
-    assert (bits[0] != bits[1]).mean() < 0.01 and len(set(map(tuple, bits[0].tolist()))) > 3  # where z is within rounding of 0
+    assert (bits[0] != bits[1]).mean() < 0.01 and len(
+        set(map(tuple, bits[0].tolist()))
+    ) > 3  # where z is within rounding of 0

@@ -1,4 +1,5 @@
 """The CUDA implementation of packing, search and decoders against the CPU's, which tests/hamming holds against Python integers."""
+
 import pytest
 import torch
 
@@ -6,10 +7,10 @@ import llc
 from llc.hamming import Decoder, pairwise, range_search, search
 from tests.hamming.helpers import random_codes
 
-if not torch.cuda.is_available():   # before Triton is imported, which tests/hamming then wants interpreted
+if not torch.cuda.is_available():  # before Triton is imported, which tests/hamming then wants interpreted
     pytest.skip("no CUDA device", allow_module_level=True)
-from llc.hamming import cuda, cuda_dot   # noqa: E402
-from llc.kernels.cuda_launch import check_launch   # noqa: E402
+from llc.hamming import cuda, cuda_dot  # noqa: E402
+from llc.kernels.cuda_launch import check_launch  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
@@ -24,11 +25,21 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("num_bits", [1, 8, 20, 32, 33, 64, 100, 160, 192, 224, 256, 257, 2048, 4096])
-@pytest.mark.parametrize("n, m, distinct", [
-    (1, 1, None), (1, 40_000, None), (300, 5000, None), (300, 5000, 7), (9000, 700, None), (15, 4095, None),
-    (16, 4096, None), (17, 4097, None)])
+@pytest.mark.parametrize(
+    "n, m, distinct",
+    [
+        (1, 1, None),
+        (1, 40_000, None),
+        (300, 5000, None),
+        (300, 5000, 7),
+        (9000, 700, None),
+        (15, 4095, None),
+        (16, 4096, None),
+        (17, 4097, None),
+    ],
+)
 def test_search_equals_the_cpu(num_bits, n, m, distinct):
-    if n * m * num_bits > 1 << 29:   # of which the CPU's share would take minutes
+    if n * m * num_bits > 1 << 29:  # of which the CPU's share would take minutes
         n = 9
     queries, database = codes(n, num_bits, 0), codes(m, num_bits, 1, distinct)
     on_gpu = queries.cuda(), database.cuda()
@@ -41,8 +52,10 @@ def test_search_equals_the_cpu(num_bits, n, m, distinct):
 
 @pytest.mark.skipif(torch.cuda.get_device_capability() < (8, 0), reason="Triton has no int8 products here")
 @pytest.mark.parametrize("num_bits", [1, 20, 33, 64, 65, 100, 129, 256])
-@pytest.mark.parametrize("n, m, distinct", [
-    (1, 1, None), (1, 40_000, None), (127, 4095, None), (128, 4096, 7), (300, 4097, None), (3000, 700, 20)])
+@pytest.mark.parametrize(
+    "n, m, distinct",
+    [(1, 1, None), (1, 40_000, None), (127, 4095, None), (128, 4096, 7), (300, 4097, None), (3000, 700, 20)],
+)
 def test_products_and_popc_agree(monkeypatch, num_bits, n, m, distinct):
     queries, database = codes(n, num_bits, 0).cuda(), codes(m, num_bits, 1, distinct).cuda()
     for k in sorted({1, min(m, 2), min(m, 100)}):
@@ -55,7 +68,7 @@ def test_products_and_popc_agree(monkeypatch, num_bits, n, m, distinct):
 
 
 def test_all_codes_equal_and_all_wanted(monkeypatch):
-    monkeypatch.setattr(cuda, "MAX_CANDIDATES", 100_000)   # so that queries are halved
+    monkeypatch.setattr(cuda, "MAX_CANDIDATES", 100_000)  # so that queries are halved
     queries, database = codes(33, 64, 0, 1), codes(20_000, 64, 0, 1)
     for k in (1, 100, 20_000):
         distances, indices = search(queries.cuda(), database.cuda(), k)
@@ -65,8 +78,10 @@ def test_all_codes_equal_and_all_wanted(monkeypatch):
 @pytest.mark.parametrize("method", ["popc", "dot"])
 def test_a_large_database(monkeypatch, method):
     monkeypatch.setattr(cuda, "METHOD", method)
-    database = torch.randint(0, 256, (6_000_000, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert database.numel() * 8 > cuda_dot.MAX_BYTES   # so products are made of several parts of it
+    database = torch.randint(
+        0, 256, (6_000_000, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    assert database.numel() * 8 > cuda_dot.MAX_BYTES  # so products are made of several parts of it
     queries = database[::600_000].clone()
     for k in (1, 10):
         same(search(queries.cuda(), database.cuda(), k), search(queries, database, k))
@@ -92,7 +107,7 @@ def test_another_stream(monkeypatch, method):
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         late = torch.zeros_like(values)
-        torch.cuda._sleep(200_000_000)   # a tenth of a second
+        torch.cuda._sleep(200_000_000)  # a tenth of a second
         late.copy_(values)
         found = [search(llc.pack_bits(late), database, k) for k in (1, 5)]
         for a, b in zip(found, expected):
@@ -111,12 +126,29 @@ def test_decoders_equal_the_cpu(num_bits, num_classes, distinct):
     expected = Decoder(class_codes, table=False)
     for table in (True, False, None):
         decoder = Decoder(class_codes.cuda(), table)
-        same([decoder.mhd(images.cuda()), decoder.ed(images.cuda())], [expected.mhd(images), expected.ed(images)])
-    same([llc.decode_mhd(images.cuda(), class_codes.cuda()), llc.decode_ed(images.cuda(), class_codes.cuda())],
-         [expected.mhd(images), expected.ed(images)])
+        same(
+            [decoder.mhd(images.cuda()), decoder.ed(images.cuda())],
+            [expected.mhd(images), expected.ed(images)],
+        )
+    same(
+        [llc.decode_mhd(images.cuda(), class_codes.cuda()), llc.decode_ed(images.cuda(), class_codes.cuda())],
+        [expected.mhd(images), expected.ed(images)],
+    )
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.int8,
+        torch.uint8,
+        torch.int64,
+        torch.bool,
+    ],
+)
 @pytest.mark.parametrize("num_bits", [1, 7, 20, 64, 4096])
 def test_packing_equals_the_cpu(dtype, num_bits):
     values = torch.randn(num_bits, 500).mul(2)
@@ -130,7 +162,9 @@ def test_packing_equals_the_cpu(dtype, num_bits):
 
 
 def test_smallest_numbers_are_positive():
-    values = torch.full((1, 8), 1e-45).cuda()   # subnormal: a comparison that flushes them to zero would pack 0
+    values = torch.full(
+        (1, 8), 1e-45
+    ).cuda()  # subnormal: a comparison that flushes them to zero would pack 0
     assert llc.pack_bits(values).tolist() == [[255]]
 
 

@@ -8,7 +8,10 @@ from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 def epochs(betons, device, in_memory):
@@ -26,7 +29,9 @@ def epochs(betons, device, in_memory):
 def test_batches_are_those_of_the_cpu_and_stay_as_they_are(in_memory, betons):
     expected, found = (epochs(betons, device, in_memory) for device in ("cpu", "cuda:0"))
     for (images, labels), (expected_images, expected_labels) in zip(found, expected, strict=True):
-        assert images.device.type == labels.device.type == "cuda" and images.is_contiguous(memory_format=torch.channels_last)
+        assert images.device.type == labels.device.type == "cuda" and images.is_contiguous(
+            memory_format=torch.channels_last
+        )
         assert torch.equal(images.cpu(), expected_images) and torch.equal(labels.cpu(), expected_labels)
 
 
@@ -55,7 +60,9 @@ def test_a_batch_is_not_read_before_its_copy_is_done(betons, monkeypatch):
 
     monkeypatch.setattr(loaders._PinnedMemory, "send", send_late)
     torch.cuda.empty_cache()
-    with torch.cuda.stream(loaders._copy_stream(torch.device("cuda:0"))):  # the memory that batches get holds other bytes before
+    with torch.cuda.stream(
+        loaders._copy_stream(torch.device("cuda:0"))
+    ):  # the memory that batches get holds other bytes before
         # blocks as small as a batch, which come from another pool than large ones
         blocks = [torch.full((1 << 19,), 255, dtype=torch.uint8, device="cuda") for _ in range(64)]
         del blocks
@@ -69,9 +76,18 @@ def test_epochs_leave_no_memory_behind(betons):
         for images, _ in one_epoch(betons, resolution=224):
             del images
         kept.append(torch.cuda.memory_reserved())
-    assert kept[-1] <= 2 * kept[4], kept  # how many batches are alive at once depends on the threads; a stream an epoch would make it 16 times as much
+    assert kept[-1] <= 2 * kept[4], (
+        kept
+    )  # how many batches are alive at once depends on the threads; a stream an epoch would make it 16 times as much
 
 
 def one_epoch(betons, resolution=32):
-    train = TrainLoader(open_shards(betons[0]), batch_size=24, num_workers=2, processes=Processes(device="cuda:0"), seed=3, min_scale=0.3)
+    train = TrainLoader(
+        open_shards(betons[0]),
+        batch_size=24,
+        num_workers=2,
+        processes=Processes(device="cuda:0"),
+        seed=3,
+        min_scale=0.3,
+    )
     yield from train.epoch(0, resolution)

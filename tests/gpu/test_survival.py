@@ -1,4 +1,5 @@
 """On a CUDA device: a run stopped in an epoch and continued ends with the bits of one that was not; losses are watched without waiting."""
+
 import pytest
 import torch
 
@@ -7,7 +8,10 @@ from llc.training.interruption import LossWatch
 from tests.chaos import differences, end_of, make_betons
 from tests.training.test_survival import SHORT, stop_at
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])  # with fp16 the gradient scaler has a state too
@@ -15,8 +19,18 @@ def test_stopped_and_continued_a_run_is_the_same_to_the_bit(precision, tmp_path,
     betons = make_betons(tmp_path)
 
     def train(name):
-        train_llc.main([*SHORT, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}", f"--logging.folder={tmp_path}",
-                        f"--logging.name={name}", "--resume=auto", "--training.deterministic=1", f"--training.precision={precision}"])
+        train_llc.main(
+            [
+                *SHORT,
+                f"--data.train_dataset={betons[0]}",
+                f"--data.val_dataset={betons[1]}",
+                f"--logging.folder={tmp_path}",
+                f"--logging.name={name}",
+                "--resume=auto",
+                "--training.deterministic=1",
+                f"--training.precision={precision}",
+            ]
+        )
 
     train("undisturbed")
     with monkeypatch.context() as patch:
@@ -32,7 +46,9 @@ def test_a_loss_is_looked_at_when_it_has_arrived():
     for batch in range(3):
         watch.add(batch, one)
     watch.look(wait=True)
-    blocks = [torch.empty((), pin_memory=True) for _ in range(4)]  # there is page-locked memory by now: allocating it may wait for the device
+    blocks = [
+        torch.empty((), pin_memory=True) for _ in range(4)
+    ]  # there is page-locked memory by now: allocating it may wait for the device
     del blocks
     torch.cuda._sleep(1_000_000_000)
     watch.add(3, nan)

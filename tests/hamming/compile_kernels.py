@@ -7,6 +7,7 @@ Prints a JSON line for each variant that Triton compiled: what ptxas and nvdisas
 say of it; and one with the names of all kernels there are. Nothing is launched: Triton's driver is a stub,
 and the tensors are on the CPU.
 """
+
 import ast
 import collections
 import importlib
@@ -117,9 +118,12 @@ def measure(kernel):
         file.flush()
         resources = tool("cuobjdump", "--dump-resource-usage", file.name)
         opcodes = collections.Counter(OPCODE.findall(tool("nvdisasm", file.name)))
-    return {"registers": int(re.search(r"REG:(\d+)", resources)[1]),
-            "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
-            "shared": kernel.metadata.shared, "opcodes": opcodes}
+    return {
+        "registers": int(re.search(r"REG:(\d+)", resources)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", resources)[1]),
+        "shared": kernel.metadata.shared,
+        "opcodes": opcodes,
+    }
 
 
 def tool(name, *arguments):

@@ -1,4 +1,5 @@
 """Codes to test on, and the slow definitions that anyone can check: Python integers' bit_count, sorted."""
+
 import numpy as np
 
 from llc.codes import pack_bits
@@ -14,11 +15,15 @@ def random_codes(n, num_bits, seed, distinct=None):
 def slow_pairwise(queries, database):
     def as_ints(codes):
         return [int.from_bytes(bytes(code), "big") for code in codes.tolist()]
+
     return [[(a ^ b).bit_count() for b in as_ints(database)] for a in as_ints(queries)]
 
 
 def slow_search(queries, database, k):
-    ranked = [sorted((distance, index) for index, distance in enumerate(row))[:k] for row in slow_pairwise(queries, database)]
+    ranked = [
+        sorted((distance, index) for index, distance in enumerate(row))[:k]
+        for row in slow_pairwise(queries, database)
+    ]
     return [[d for d, _ in row] for row in ranked], [[i for _, i in row] for row in ranked]
 
 

@@ -1,4 +1,5 @@
 """What numba compiles: right for other CPUs than this one, and kept on disk for the next process."""
+
 import json
 import os
 import platform
@@ -32,14 +33,24 @@ assert np.array_equal(decoder.mhd(codes), Decoder(codes[:50], table=False).mhd(c
 kernels = [cpu._nearest, cpu._k_nearest, cpu._within_radius, cpu._all, table._grow, table._look_up, table.keep_exact, pack_cpu._pack]
 print(json.dumps([[sum(k.stats.cache_hits.values()), sum(k.stats.cache_misses.values())] for k in kernels]))
 """
-AVX2 = {"NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt,+movbe,+f16c"}
+AVX2 = {
+    "NUMBA_CPU_NAME": "haswell",
+    "NUMBA_CPU_FEATURES": "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt,+movbe,+f16c",
+}
 # Nothing that this CPU has beyond the first 64-bit ones, so that no vector instruction counts bits: the code that any CPU can run.
 SSE2 = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse,+sse2"}
+
+
 def start(folder, *lengths, **variables):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder), **variables}
-    return subprocess.Popen([sys.executable, "-c", WORK, *map(str, lengths)], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, *map(str, lengths)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def counts(process):
@@ -50,7 +61,7 @@ def counts(process):
 
 def test_the_second_process_compiles_nothing(tmp_path):
     variables = SSE2 if platform.machine() == "x86_64" else {}
-    first = [start(tmp_path, 20, **variables) for _ in range(2)]   # two at once, as torchrun's processes are
+    first = [start(tmp_path, 20, **variables) for _ in range(2)]  # two at once, as torchrun's processes are
     assert all(hits + misses > 0 for process in first for hits, misses in counts(process))
     assert all(hits > 0 and misses == 0 for hits, misses in counts(start(tmp_path, 20, **variables)))
 

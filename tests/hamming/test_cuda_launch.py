@@ -1,4 +1,5 @@
 """Launches of a fake Triton kernel: which device is current, and the errors where Triton finds no compiler."""
+
 import contextlib
 import subprocess
 
@@ -26,6 +27,7 @@ class Kernel:
 def failing(error):
     def run(grid, *arguments):
         raise error
+
     return Kernel(run)
 
 
@@ -46,15 +48,26 @@ def test_the_tensors_device_is_current_during_a_launch(monkeypatch):
 
 
 def test_a_grid_beyond_cudas_limit_is_refused():
-    with pytest.raises(ValueError, match="2,147,483,648 programs exceed CUDA's limit of 2,147,483,647: pass.*in parts"):
+    with pytest.raises(
+        ValueError, match="2,147,483,648 programs exceed CUDA's limit of 2,147,483,647: pass.*in parts"
+    ):
         cuda_launch.launch(failing(AssertionError("launched")), 1 << 31, torch.zeros(3))
 
 
-@pytest.mark.parametrize("error, message", [
-    (RuntimeError(NO_COMPILER), "needs a C compiler.*finds none: install gcc.*python3-dev"),
-    (subprocess.CalledProcessError(1, COMMAND), "packages gcc and python3-dev.*the command was /usr/bin/gcc"),
-    (FileNotFoundError(2, "No such file or directory", "no-such-cc"), "CC=no-such-cc is not there: correct CC"),
-])
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (RuntimeError(NO_COMPILER), "needs a C compiler.*finds none: install gcc.*python3-dev"),
+        (
+            subprocess.CalledProcessError(1, COMMAND),
+            "packages gcc and python3-dev.*the command was /usr/bin/gcc",
+        ),
+        (
+            FileNotFoundError(2, "No such file or directory", "no-such-cc"),
+            "CC=no-such-cc is not there: correct CC",
+        ),
+    ],
+)
 def test_a_missing_compiler_is_named(monkeypatch, error, message):
     monkeypatch.setenv("CC", "no-such-cc")
     with pytest.raises(UserError, match=message) as raised:
@@ -64,7 +77,7 @@ def test_a_missing_compiler_is_named(monkeypatch, error, message):
 
 def test_tritons_own_build_step_fails_like_that(monkeypatch, tmp_path):
     build = pytest.importorskip("triton.runtime.build", reason="a torch without CUDA brings none")
-    monkeypatch.setenv("CC", "false")   # a command that is there, and fails
+    monkeypatch.setenv("CC", "false")  # a command that is there, and fails
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = Kernel(lambda *arguments: build.compile_module_from_src("#include <Python.h>", "launcher"))
     forget = getattr(getattr(build, "_find_compiler", None), "cache_clear", lambda: None)
@@ -80,9 +93,16 @@ def test_missing_headers_are_named(monkeypatch):
         cuda_launch.launch(failing(subprocess.CalledProcessError(1, COMMAND)), 1, torch.zeros(3))
 
 
-@pytest.mark.parametrize("error", [
-    RuntimeError("PassManager::run failed"), subprocess.CalledProcessError(1, ["/sbin/ldconfig", "-p"]),
-    FileNotFoundError(2, "No such file or directory", "/tmp/elsewhere"), FileNotFoundError(), ValueError("k")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("PassManager::run failed"),
+        subprocess.CalledProcessError(1, ["/sbin/ldconfig", "-p"]),
+        FileNotFoundError(2, "No such file or directory", "/tmp/elsewhere"),
+        FileNotFoundError(),
+        ValueError("k"),
+    ],
+)
 def test_other_errors_pass(error):
     with pytest.raises(type(error)) as raised:
         cuda_launch.launch(failing(error), 1, torch.zeros(3))
@@ -90,7 +110,9 @@ def test_other_errors_pass(error):
 
 
 def test_a_launch_is_checked_by_its_result(monkeypatch):
-    cuda_launch.check_launch(torch.device("cpu"))   # where pack_bits needs no launch
+    cuda_launch.check_launch(torch.device("cpu"))  # where pack_bits needs no launch
     monkeypatch.setattr("llc.codes.pack_bits", lambda values: torch.zeros(1, 1, dtype=torch.uint8))
-    with pytest.raises(RuntimeError, match=r"packing the value 1 on cpu gave \[\[0\]\] instead of \[\[128\]\]"):
+    with pytest.raises(
+        RuntimeError, match=r"packing the value 1 on cpu gave \[\[0\]\] instead of \[\[128\]\]"
+    ):
         cuda_launch.check_launch(torch.device("cpu"))

@@ -1,8 +1,10 @@
 """Both decoders, both ways: by scan and by table, against a double loop; every code there is, ties and collisions included."""
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 import llc
 from llc.hamming import Decoder, decode_ed, decode_mhd
@@ -18,7 +20,12 @@ def slow_ed(codes, class_codes):
     return [classes.index(code) if code in classes else -1 for code in codes.tolist()]
 
 
-@given(num_bits=st.integers(1, 11), num_classes=st.integers(1, 40), seed=st.integers(0, 999), distinct=st.one_of(st.none(), st.integers(1, 9)))
+@given(
+    num_bits=st.integers(1, 11),
+    num_classes=st.integers(1, 40),
+    seed=st.integers(0, 999),
+    distinct=st.one_of(st.none(), st.integers(1, 9)),
+)
 def test_scan_and_table_decode_every_code_alike(num_bits, num_classes, seed, distinct):
     class_codes, codes = random_codes(num_classes, num_bits, seed, distinct), every_code(num_bits)
     table, scan = Decoder(class_codes, table=True), Decoder(class_codes, table=False)
@@ -26,9 +33,13 @@ def test_scan_and_table_decode_every_code_alike(num_bits, num_classes, seed, dis
     for decoder in (table, scan):
         found = decoder.mhd(codes)
         assert found.dtype == np.int64 and found.tolist() == nearest
-        assert decoder.ed(codes).dtype == np.int64 and decoder.ed(codes).tolist() == slow_ed(codes, class_codes)
+        assert decoder.ed(codes).dtype == np.int64 and decoder.ed(codes).tolist() == slow_ed(
+            codes, class_codes
+        )
     k = min(3, num_classes)
-    assert table.mhd(codes, k).tolist() == scan.mhd(codes, k).tolist() == slow_search(codes, class_codes, k)[1]
+    assert (
+        table.mhd(codes, k).tolist() == scan.mhd(codes, k).tolist() == slow_search(codes, class_codes, k)[1]
+    )
 
 
 @pytest.mark.parametrize("num_bits", [16, 17, 20])
@@ -36,8 +47,12 @@ def test_tables_of_longer_codes(num_bits):
     class_codes, codes = random_codes(200, num_bits, 0, 190), random_codes(20_000, num_bits, 1)
     codes[:200] = class_codes
     table, scan = Decoder(class_codes, table=True), Decoder(class_codes, table=False)
-    assert np.array_equal(table.mhd(codes), scan.mhd(codes)) and np.array_equal(table.ed(codes), scan.ed(codes))
-    assert (table.ed(codes[:200]) != np.arange(200)).any() and (table.ed(codes[:200]) >= 0).all()   # there are collisions
+    assert np.array_equal(table.mhd(codes), scan.mhd(codes)) and np.array_equal(
+        table.ed(codes), scan.ed(codes)
+    )
+    assert (table.ed(codes[:200]) != np.arange(200)).any() and (
+        table.ed(codes[:200]) >= 0
+    ).all()  # there are collisions
 
 
 def test_bits_that_no_class_code_uses():
@@ -53,7 +68,9 @@ def test_bits_that_no_class_code_uses():
     assert table.ed(codes).tolist() == scan.ed(codes).tolist() == slow_ed(codes, class_codes)
     assert (table.ed(codes[30:60]) == -1).all()
     zeros = Decoder(np.zeros((3, 2), np.uint8), table=True)
-    assert zeros.mhd(codes[:5, :2]).tolist() == [[0]] * 5 and zeros.ed(np.zeros((1, 2), np.uint8)).tolist() == [0]
+    assert zeros.mhd(codes[:5, :2]).tolist() == [[0]] * 5 and zeros.ed(
+        np.zeros((1, 2), np.uint8)
+    ).tolist() == [0]
 
 
 @pytest.mark.parametrize("code_size, n", [(1, 1), (1, 3), (1, 4), (2, 1), (2, 3), (3, 1), (3, 2), (3, 70)])
@@ -71,12 +88,12 @@ def test_a_table_is_built_when_the_scans_have_taken_as_long():
     for _ in range(8):
         assert np.array_equal(decoder.mhd(codes), expected)
         built.append(decoder._table is not None)
-    assert built == [False] * 4 + [True] * 4   # 64 pairs x 2^12 entries = 4.1 calls of 1,000 x 64 pairs
+    assert built == [False] * 4 + [True] * 4  # 64 pairs x 2^12 entries = 4.1 calls of 1,000 x 64 pairs
 
 
 def test_long_codes_are_scanned_and_refuse_a_table():
     class_codes, codes = random_codes(5, 25, 0), random_codes(300, 25, 1)
-    class_codes[0, 3] |= 128   # the 25th bit is in use
+    class_codes[0, 3] |= 128  # the 25th bit is in use
     assert decode_mhd(codes, class_codes).tolist() == slow_search(codes, class_codes, 1)[1]
     with pytest.raises(ValueError, match="class_codes: 25 bits are in use, a table takes up to 24"):
         Decoder(class_codes, table=True)
@@ -89,9 +106,17 @@ def test_decode_functions_take_and_give_torch_and_numpy(num_bits):
     for as_kind, kind in ((torch.from_numpy, torch.Tensor), (np.asarray, np.ndarray)):
         for k in (1, 4):
             found = llc.decode_mhd(as_kind(codes), as_kind(class_codes), k)
-            assert isinstance(found, kind) and found.shape == (400, k) and found.tolist() == slow_search(codes, class_codes, k)[1]
+            assert (
+                isinstance(found, kind)
+                and found.shape == (400, k)
+                and found.tolist() == slow_search(codes, class_codes, k)[1]
+            )
         found = llc.decode_ed(as_kind(codes), as_kind(class_codes))
-        assert isinstance(found, kind) and found.shape == (400,) and found.tolist() == slow_ed(codes, class_codes)
+        assert (
+            isinstance(found, kind)
+            and found.shape == (400,)
+            and found.tolist() == slow_ed(codes, class_codes)
+        )
         decoder = Decoder(as_kind(class_codes), table=num_bits <= 24)
         assert isinstance(decoder.mhd(as_kind(codes)), kind) and isinstance(decoder.ed(as_kind(codes)), kind)
 
@@ -99,7 +124,7 @@ def test_decode_functions_take_and_give_torch_and_numpy(num_bits):
 def test_kept_tables_follow_the_class_codes():
     class_codes, codes = torch.from_numpy(random_codes(50, 8, 0)), torch.from_numpy(random_codes(3000, 8, 1))
     decoder = Decoder(class_codes, table=True)
-    first = decode_mhd(codes, class_codes)   # 150,000 pairs: the table is there
+    first = decode_mhd(codes, class_codes)  # 150,000 pairs: the table is there
     class_codes += 1
     second = decode_mhd(codes, class_codes)
     assert second.tolist() == slow_search(codes, class_codes, 1)[1] and not torch.equal(first, second)
@@ -116,12 +141,23 @@ def test_no_codes_and_no_classes():
             call(class_codes[:0])
 
 
-@pytest.mark.parametrize("codes, message", [
-    (np.zeros((4, 3)), "codes: expected packed codes uint8"), (np.zeros((4, 2), np.uint8), "codes have 2 bytes a code, class_codes 3"),
-    (torch.zeros(4, 3, dtype=torch.uint8), "codes are a Tensor, class_codes a ndarray"), (torch.zeros(4, 3, dtype=torch.uint8, device="meta"), "codes: .*meta|codes are a")])
+@pytest.mark.parametrize(
+    "codes, message",
+    [
+        (np.zeros((4, 3)), "codes: expected packed codes uint8"),
+        (np.zeros((4, 2), np.uint8), "codes have 2 bytes a code, class_codes 3"),
+        (torch.zeros(4, 3, dtype=torch.uint8), "codes are a Tensor, class_codes a ndarray"),
+        (torch.zeros(4, 3, dtype=torch.uint8, device="meta"), "codes: .*meta|codes are a"),
+    ],
+)
 def test_codes_that_do_not_match_are_refused_by_name(codes, message):
     class_codes = random_codes(5, 20, 0)
-    for call in (Decoder(class_codes).mhd, Decoder(class_codes).ed, lambda c: decode_mhd(c, class_codes), lambda c: decode_ed(c, class_codes)):
+    for call in (
+        Decoder(class_codes).mhd,
+        Decoder(class_codes).ed,
+        lambda c: decode_mhd(c, class_codes),
+        lambda c: decode_ed(c, class_codes),
+    ):
         with pytest.raises(ValueError, match=message):
             call(codes)
 

@@ -4,6 +4,7 @@ nothing spilled.
 The kernels are launched by the project's own code on a stub driver (tests/hamming/compile_kernels.py), so
 they are compiled for the arguments that they get on a GPU. Takes some 50 s on 2 cores.
 """
+
 import json
 import os
 import subprocess
@@ -14,14 +15,23 @@ import pytest
 from tests.conftest import ROOT
 
 triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
-as_measured = pytest.mark.skipif(not triton.__version__.startswith("3.8."), reason="registers are known for Triton 3.8")
+as_measured = pytest.mark.skipif(
+    not triton.__version__.startswith("3.8."), reason="registers are known for Triton 3.8"
+)
 
 # At most so many registers a thread: a little above what Triton 3.8's ptxas takes for compute capability 8.0
 # and 9.0, the more of both. 65,536 registers a multiprocessor make 4 programs of 128 threads of 128
 # registers, 3 of 168, 1 of 256 threads of 255.
 REGISTERS = {
-    "_nearest_kernel": {"20 bits": 80, "64 bits": 88, "128 bits": 88, "256 bits": 128, "4096 bits": 168,
-                        "64 bits, lanes": 80, "256 bits, lanes": 128},
+    "_nearest_kernel": {
+        "20 bits": 80,
+        "64 bits": 88,
+        "128 bits": 88,
+        "256 bits": 128,
+        "4096 bits": 168,
+        "64 bits, lanes": 80,
+        "256 bits, lanes": 128,
+    },
     "_count_kernel": {"20 bits": 88, "64 bits": 96, "128 bits": 104, "256 bits": 128, "4096 bits": 168},
     "_write_kernel": {"20 bits": 64, "64 bits": 80, "128 bits": 104, "256 bits": 168, "4096 bits": 168},
     "_all_kernel": {"64 bits": 48, "4096 bits": 128},
@@ -37,12 +47,22 @@ POPC = {"20 bits": 32, "64 bits": 64, "128 bits": 48, "256 bits": 64, "4096 bits
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """{compute capability: the lines of compile_kernels.py}; both at once."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT),
-                   "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": str(ROOT),
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+    }
 
     def start(capability):
-        return subprocess.Popen([sys.executable, "tests/hamming/compile_kernels.py", capability], cwd=ROOT,
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "tests/hamming/compile_kernels.py", capability],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     processes, lines = {capability: start(capability) for capability in ("80", "90")}, {}
     for capability, process in processes.items():
@@ -87,7 +107,7 @@ def test_registers(variants):
 def test_bits_are_counted_by_popc_after_carry_save_adders(variants):
     for (kernel, bits), line in variants.items():
         popc, bits = line["opcodes"].get("POPC", 0), bits.removesuffix(", lanes")
-        if kernel == "_write_kernel":   # which computes an eighth or a quarter of a tile, too
+        if kernel == "_write_kernel":  # which computes an eighth or a quarter of a tile, too
             assert POPC[bits] < popc <= POPC[bits] * 5 / 4
         elif kernel in ("_nearest_kernel", "_count_kernel", "_all_kernel"):
             assert popc == POPC.get(bits, 64)
@@ -106,7 +126,7 @@ def test_long_codes_are_a_loop(variants):
 
 def test_products_use_tensor_cores(variants):
     for (kernel, _), line in variants.items():
-        found = [name for name in line["opcodes"] if name in ("IMMA", "IGMMA")]   # of capability 8.0 and 9.0
+        found = [name for name in line["opcodes"] if name in ("IMMA", "IGMMA")]  # of capability 8.0 and 9.0
         assert len(found) == (kernel == "_product_kernel")
         if found:
-            assert line["shared"] <= 99 << 10   # all that GPUs of capability 8.6 and 8.9 let a program have
+            assert line["shared"] <= 99 << 10  # all that GPUs of capability 8.6 and 8.9 let a program have

@@ -1,10 +1,12 @@
 """pairwise, search and range_search on the CPU against a double loop over Python integers' bit_count."""
+
 import itertools
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llc.hamming import cpu, neighbours, pairwise, range_search, search
 from tests.hamming.helpers import random_codes, slow_pairwise, slow_range_search, slow_search
@@ -21,7 +23,9 @@ def test_pairwise_equals_bit_count_of_xor(n, m, num_bits, seed):
     assert distances.dtype == np.int32 and distances.tolist() == slow_pairwise(queries, database)
 
 
-@given(n=st.integers(1, 20), m=sizes, num_bits=lengths, seed=st.integers(0, 999), distinct=few, data=st.data())
+@given(
+    n=st.integers(1, 20), m=sizes, num_bits=lengths, seed=st.integers(0, 999), distinct=few, data=st.data()
+)
 def test_search_sorts_by_distance_then_index(n, m, num_bits, seed, distinct, data):
     k = data.draw(st.one_of(st.just(1), st.integers(1, m)), label="k")
     queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
@@ -30,20 +34,26 @@ def test_search_sorts_by_distance_then_index(n, m, num_bits, seed, distinct, dat
     assert (distances.tolist(), indices.tolist()) == slow_search(queries, database, k)
 
 
-@given(n=st.integers(1, 20), m=sizes, num_bits=lengths, seed=st.integers(0, 999), distinct=few, data=st.data())
+@given(
+    n=st.integers(1, 20), m=sizes, num_bits=lengths, seed=st.integers(0, 999), distinct=few, data=st.data()
+)
 def test_range_search_finds_all_within_the_radius(n, m, num_bits, seed, distinct, data):
     radius = data.draw(st.integers(0, num_bits + 9), label="radius")
     queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
     lims, distances, indices = range_search(queries, database, radius)
     assert (lims.dtype, distances.dtype, indices.dtype) == (np.int64, np.int32, np.int64)
-    assert (lims.tolist(), list(zip(distances.tolist(), indices.tolist()))) == slow_range_search(queries, database, radius)
+    assert (lims.tolist(), list(zip(distances.tolist(), indices.tolist()))) == slow_range_search(
+        queries, database, radius
+    )
 
 
 @pytest.mark.parametrize("n", [2, 2 * cpu.FEW_QUERIES])
 @pytest.mark.parametrize("num_bits", [24, 64, 248, 249, 256, 257, 2048, 4096])
 def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits, n):
     """Up to 31 bytes distances are summed in bytes; the largest distance is all bits. Few queries are scanned in another way."""
-    queries = np.packbits(np.arange(n)[:, None].repeat(num_bits, 1).astype(bool), axis=1)   # all zeros, then all ones
+    queries = np.packbits(
+        np.arange(n)[:, None].repeat(num_bits, 1).astype(bool), axis=1
+    )  # all zeros, then all ones
     database = np.concatenate([queries[:1].repeat(65, 0), queries[1:2], random_codes(70, num_bits, 1)])
     assert pairwise(queries, database).tolist() == slow_pairwise(queries, database)
     for k in (1, 3, len(database)):
@@ -53,14 +63,16 @@ def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits,
 
 
 @pytest.mark.parametrize("num_bits", [256, 300, 8 * cpu.WIDE - 8, 8 * cpu.WIDE])
-@pytest.mark.parametrize("weights", [(256, 255, 255, 256), (256, 254, 255, 254), (254, 253, 256, 256), (256, 256, 256, 255)])
+@pytest.mark.parametrize(
+    "weights", [(256, 255, 255, 256), (256, 254, 255, 254), (254, 253, 256, 256), (256, 256, 256, 255)]
+)
 def test_nearest_codes_that_are_further_than_a_byte_counts(num_bits, weights):
     """Weight i of a code is its distance to 0, a tile after a tile; 255 is where distances in bytes end."""
     queries = np.zeros((2 * cpu.FEW_QUERIES, num_bits), np.uint8)
     queries[1::2, -1] = 1  # a bit in which all codes of the database are 0, where they have one
     database = np.zeros((4 * 1100, num_bits), np.uint8)
     for i, row in enumerate(database):
-        row[:weights[i // 1100] + (0 if i % 1100 == 1099 else i % 2)] = 1  # some one bit further
+        row[: weights[i // 1100] + (0 if i % 1100 == 1099 else i % 2)] = 1  # some one bit further
     queries, database = (np.packbits(bits, axis=1) for bits in (queries, database))
     for k in (1, 2):
         assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
@@ -75,7 +87,10 @@ def test_many_candidates_of_many_queries(num_bits):
 
 
 def test_longest_codes():
-    queries, database = random_codes(5, 8 * neighbours.MAX_CODE_SIZE, 0), random_codes(3, 8 * neighbours.MAX_CODE_SIZE, 1)
+    queries, database = (
+        random_codes(5, 8 * neighbours.MAX_CODE_SIZE, 0),
+        random_codes(3, 8 * neighbours.MAX_CODE_SIZE, 1),
+    )
     queries[0], database[2] = 0, 255
     assert pairwise(queries, database).tolist() == slow_pairwise(queries, database)
     assert search(queries, database, 3)[1].tolist() == slow_search(queries, database, 3)[1]
@@ -88,7 +103,9 @@ def test_databases_of_several_tiles(m, distinct):
     for k in (1, 2, 100, m):
         assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
     lims, distances, indices = range_search(queries, database, 6)
-    assert (lims.tolist(), list(zip(distances.tolist(), indices.tolist()))) == slow_range_search(queries, database, 6)
+    assert (lims.tolist(), list(zip(distances.tolist(), indices.tolist()))) == slow_range_search(
+        queries, database, 6
+    )
 
 
 def test_a_code_at_the_very_end_is_found():
@@ -98,7 +115,10 @@ def test_a_code_at_the_very_end_is_found():
         database[position] = 0
         for k in (1, 2):
             distances, indices = search(np.zeros((1, 5), np.uint8), database, k)
-            assert distances[0].tolist() == [0, 40][:k] and indices[0].tolist() == [position, 0 if position else 1][:k]
+            assert (
+                distances[0].tolist() == [0, 40][:k]
+                and indices[0].tolist() == [position, 0 if position else 1][:k]
+            )
 
 
 def test_results_do_not_depend_on_threads_blocks_and_tiles(monkeypatch):
@@ -111,14 +131,26 @@ def test_results_do_not_depend_on_threads_blocks_and_tiles(monkeypatch):
         monkeypatch.setattr(cpu, "TILE_BYTES", tile)
         for k, (distances, indices) in expected.items():
             found = cpu.search(queries[:n], database, k, num_threads)
-            assert tuple(a.tolist() for a in found) == (distances[:n], indices[:n]), (num_threads, block, tile, n, k)
+            assert tuple(a.tolist() for a in found) == (distances[:n], indices[:n]), (
+                num_threads,
+                block,
+                tile,
+                n,
+                k,
+            )
         lims, distances, indices = cpu.range_search(queries[:n], database, 5, num_threads)
-        assert lims.tolist() == within[0][:n + 1] and list(zip(distances.tolist(), indices.tolist())) == within[1][:lims[-1]]
-        assert cpu.pairwise(queries[:n], database, num_threads).tolist() == slow_pairwise(queries[:n], database)
+        assert (
+            lims.tolist() == within[0][: n + 1]
+            and list(zip(distances.tolist(), indices.tolist())) == within[1][: lims[-1]]
+        )
+        assert cpu.pairwise(queries[:n], database, num_threads).tolist() == slow_pairwise(
+            queries[:n], database
+        )
 
 
 def test_an_error_in_a_thread_is_raised_and_ends_the_work():
     from llc.kernels import share
+
     done = []
 
     def work(piece):
@@ -132,7 +164,16 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_work():
         assert len(done) < 10_000
 
 
-@pytest.mark.parametrize("view", [lambda c: c[::2], lambda c: c[:, 1:6], lambda c: c[:, ::3], lambda c: np.asfortranarray(c), lambda c: c[::-1]])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda c: c[::2],
+        lambda c: c[:, 1:6],
+        lambda c: c[:, ::3],
+        lambda c: np.asfortranarray(c),
+        lambda c: c[::-1],
+    ],
+)
 def test_layouts_that_are_not_contiguous(view):
     queries, database = view(random_codes(40, 96, 0)), view(random_codes(60, 96, 1))
     queries.flags.writeable = False
@@ -140,10 +181,15 @@ def test_layouts_that_are_not_contiguous(view):
     assert tuple(a.tolist() for a in search(queries, database, 5)) == expected
     tensors = [torch.from_numpy(c.copy(order="K")) for c in (queries, database)]
     distances, indices = search(*tensors, 5)
-    assert isinstance(distances, torch.Tensor) and (distances.dtype, indices.dtype) == (torch.int32, torch.int64)
+    assert isinstance(distances, torch.Tensor) and (distances.dtype, indices.dtype) == (
+        torch.int32,
+        torch.int64,
+    )
     assert (distances.tolist(), indices.tolist()) == expected
     assert pairwise(*tensors).tolist() == slow_pairwise(queries, database)
-    assert [part.tolist() for part in range_search(*tensors, 40)] == [part.tolist() for part in range_search(queries, database, 40)]
+    assert [part.tolist() for part in range_search(*tensors, 40)] == [
+        part.tolist() for part in range_search(queries, database, 40)
+    ]
 
 
 def test_empty_queries_and_databases():
@@ -160,33 +206,50 @@ def test_empty_queries_and_databases():
 CODES = torch.zeros(4, 3, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("queries, database, message", [
-    (CODES.int(), CODES, "queries: expected packed codes uint8 .* got torch.int32"),
-    (CODES, CODES.bool(), "database: expected packed codes uint8 .* got torch.bool"),
-    (CODES.numpy(), CODES.numpy().astype(float), "database: expected packed codes uint8 .* got float64"),
-    (CODES[0], CODES, r"queries: .* got torch.uint8 \[3\]"),
-    (CODES[:, :0], CODES[:, :0], r"queries: .* got torch.uint8 \[4, 0\]"),
-    (CODES.repeat(1, 3000), CODES, "queries: .* code_size 1 to 8191"),
-    (CODES, CODES[:, :2], "queries have 3 bytes a code, database 2"),
-    (CODES, CODES.numpy(), "queries are a Tensor, database a ndarray"),
-    (CODES.tolist(), CODES, "queries: expected packed codes in a torch tensor or numpy array, got a list"),
-    (CODES, CODES.to("meta"), "queries are on cpu, database on meta: move one"),
-    (CODES.to("meta"), CODES.to("meta"), "on meta: .* cpu or cuda"),
-])
+@pytest.mark.parametrize(
+    "queries, database, message",
+    [
+        (CODES.int(), CODES, "queries: expected packed codes uint8 .* got torch.int32"),
+        (CODES, CODES.bool(), "database: expected packed codes uint8 .* got torch.bool"),
+        (CODES.numpy(), CODES.numpy().astype(float), "database: expected packed codes uint8 .* got float64"),
+        (CODES[0], CODES, r"queries: .* got torch.uint8 \[3\]"),
+        (CODES[:, :0], CODES[:, :0], r"queries: .* got torch.uint8 \[4, 0\]"),
+        (CODES.repeat(1, 3000), CODES, "queries: .* code_size 1 to 8191"),
+        (CODES, CODES[:, :2], "queries have 3 bytes a code, database 2"),
+        (CODES, CODES.numpy(), "queries are a Tensor, database a ndarray"),
+        (
+            CODES.tolist(),
+            CODES,
+            "queries: expected packed codes in a torch tensor or numpy array, got a list",
+        ),
+        (CODES, CODES.to("meta"), "queries are on cpu, database on meta: move one"),
+        (CODES.to("meta"), CODES.to("meta"), "on meta: .* cpu or cuda"),
+    ],
+)
 def test_codes_that_do_not_match_are_refused_by_name(queries, database, message):
     for call in (pairwise, lambda q, d: search(q, d, 1), lambda q, d: range_search(q, d, 1)):
         with pytest.raises(ValueError, match=message):
             call(queries, database)
 
 
-@pytest.mark.parametrize("k, message", [(0, "k: expected 1 to 4"), (-1, "k: expected 1 to 4"), (5, "k: expected 1 to 4"), (1.0, "k: expected an integer, got 1.0"),
-                                        (None, "k: expected an integer")])
+@pytest.mark.parametrize(
+    "k, message",
+    [
+        (0, "k: expected 1 to 4"),
+        (-1, "k: expected 1 to 4"),
+        (5, "k: expected 1 to 4"),
+        (1.0, "k: expected an integer, got 1.0"),
+        (None, "k: expected an integer"),
+    ],
+)
 def test_numbers_of_neighbours_are_refused_by_name(k, message):
     with pytest.raises(ValueError, match=message):
         search(CODES, CODES, k)
 
 
-@pytest.mark.parametrize("radius, message", [(-1, "radius: expected 0 or more"), (0.5, "radius: expected an integer")])
+@pytest.mark.parametrize(
+    "radius, message", [(-1, "radius: expected 0 or more"), (0.5, "radius: expected an integer")]
+)
 def test_radii_are_refused_by_name(radius, message):
     with pytest.raises(ValueError, match=message):
         range_search(CODES, CODES, radius)

@@ -3,12 +3,14 @@
 On a machine with a CUDA device tests/gpu runs the same kernels for real. test_kernels_compiled.py tests what they
 are compiled to.
 """
+
 import contextlib
 import functools
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llc.codes import pack_bits
 from llc.hamming import cpu
@@ -17,11 +19,11 @@ from tests.hamming.helpers import random_codes
 if torch.cuda.is_available():
     pytest.skip("tests/gpu runs these kernels on the device", allow_module_level=True)
 triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
-from triton.runtime import interpreter   # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
 
 # TRITON_INTERPRET is read when Triton is imported and when a kernel is made, both by tests/conftest.py, and when a kernel runs
-from llc.hamming import cuda, cuda_dot, cuda_popc   # noqa: E402
-from llc.kernels import pack_cuda   # noqa: E402
+from llc.hamming import cuda, cuda_dot, cuda_popc  # noqa: E402
+from llc.kernels import pack_cuda  # noqa: E402
 
 PART = cuda_popc.PART
 
@@ -30,7 +32,7 @@ PART = cuda_popc.PART
 def interpreted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(cuda_popc, "PART", 256)   # the interpreter's time goes with the number of operations
+        patch.setattr(cuda_popc, "PART", 256)  # the interpreter's time goes with the number of operations
         if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
             patched = functools.partial(_patch_lang_tensor, interpreter._patch_lang_tensor)
             patch.setattr(interpreter, "_patch_lang_tensor", patched)
@@ -50,14 +52,25 @@ def same(found, expected):
 
 
 def test_kernels_are_interpreted():
-    assert type(cuda_popc._nearest_kernel).__name__ == "InterpretedFunction", "the kernels were made before tests/conftest.py did"
+    assert type(cuda_popc._nearest_kernel).__name__ == "InterpretedFunction", (
+        "the kernels were made before tests/conftest.py did"
+    )
 
 
 @settings(max_examples=15)
-@given(n=st.integers(1, 20), m=st.integers(1, 1200), num_bits=st.integers(1, 130), seed=st.integers(0, 999),
-       distinct=st.one_of(st.none(), st.integers(1, 4)), data=st.data())
+@given(
+    n=st.integers(1, 20),
+    m=st.integers(1, 1200),
+    num_bits=st.integers(1, 130),
+    seed=st.integers(0, 999),
+    distinct=st.one_of(st.none(), st.integers(1, 4)),
+    data=st.data(),
+)
 def test_equals_the_cpu(n, m, num_bits, seed, distinct, data):
-    k, radius = data.draw(st.integers(1, m), label="k"), data.draw(st.integers(0, num_bits + 1), label="radius")
+    k, radius = (
+        data.draw(st.integers(1, m), label="k"),
+        data.draw(st.integers(0, num_bits + 1), label="radius"),
+    )
     queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
     tensors = torch.from_numpy(queries), torch.from_numpy(database)
     same([cuda.pairwise(*tensors)], [cpu.pairwise(queries, database, 1)])
@@ -79,16 +92,23 @@ def test_carry_save_adders_count_any_number_of_words():
     """1 to 8 words, whole groups of 8, and what is left after them; bytes that do not fill a word."""
     for num_bits in (*range(32, 289, 32), 257, 300, 512, 600):
         queries, database = random_codes(3, num_bits, 0), random_codes(5, num_bits, 1)
-        queries[0], database[0], database[1] = 255, 0, queries[1]   # all bits differ, and none
+        queries[0], database[0], database[1] = 255, 0, queries[1]  # all bits differ, and none
         tensors = torch.from_numpy(queries), torch.from_numpy(database)
         same([cuda.pairwise(*tensors)], [cpu.pairwise(queries, database, 1)])
         assert cuda.pairwise(*tensors)[0, 0] == 8 * queries.shape[1]
 
 
 @settings(max_examples=15)
-@given(n=st.integers(1, 300), m=st.integers(1, 700), num_bits=st.integers(1, 256), seed=st.integers(0, 999),
-       distinct=st.one_of(st.none(), st.integers(1, 4)), programs=st.sampled_from([1, 5, 2048]),
-       parts=st.integers(1, 3), data=st.data())
+@given(
+    n=st.integers(1, 300),
+    m=st.integers(1, 700),
+    num_bits=st.integers(1, 256),
+    seed=st.integers(0, 999),
+    distinct=st.one_of(st.none(), st.integers(1, 4)),
+    programs=st.sampled_from([1, 5, 2048]),
+    parts=st.integers(1, 3),
+    data=st.data(),
+)
 def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts, data):
     """One or several splits, steps, parts of the queries and of the database."""
     k = data.draw(st.integers(1, m), label="k")
@@ -104,7 +124,7 @@ def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts,
     distances = torch.from_numpy(cpu.pairwise(queries, database, 1))
     assert torch.equal(found.amin(1), distances.amin(1)) and ((found < 1 << 15).sum(1) <= m).all()
     ranked, in_lanes = distances.sort(dim=1).values, found.sort(dim=1).values
-    assert (in_lanes[:, :m] >= ranked[:, :found.shape[1]]).all()
+    assert (in_lanes[:, :m] >= ranked[:, : found.shape[1]]).all()
 
 
 @pytest.mark.parametrize("method", ["popc", "dot"])
@@ -126,14 +146,25 @@ def test_several_splits_of_several_steps_and_halved_queries(monkeypatch, method)
 def test_products_are_for_many_queries_and_codes_of_two_to_eight_words(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability)
-    table = [((9, 0), 256, 64, True), ((8, 0), 256, 256, True), ((8, 6), 10_000, 40, True),
-             ((9, 0), 255, 64, False), ((9, 0), 10_000, 32, False), ((9, 0), 10_000, 257, False),
-             ((7, 5), 10_000, 64, False), ((10, 0), 10_000, 64, False)]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability
+    )
+    table = [
+        ((9, 0), 256, 64, True),
+        ((8, 0), 256, 256, True),
+        ((8, 6), 10_000, 40, True),
+        ((9, 0), 255, 64, False),
+        ((9, 0), 10_000, 32, False),
+        ((9, 0), 10_000, 257, False),
+        ((7, 5), 10_000, 64, False),
+        ((10, 0), 10_000, 64, False),
+    ]
     for capability, n, num_bits, expected in table:
         queries = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8)
         assert cuda._takes_dot(queries, queries) is expected, (capability, n, num_bits)
-    assert asked == [torch.device("cpu")] * 5   # of the tensors' device, where the numbers leave the question open
+    assert (
+        asked == [torch.device("cpu")] * 5
+    )  # of the tensors' device, where the numbers leave the question open
 
 
 def test_no_queries():
@@ -146,14 +177,30 @@ def test_no_queries():
     same(cuda.range_search(*tensors[::-1], 3), cpu.range_search(database, queries, 3, 1))
 
 
-@pytest.mark.parametrize("dtype, largest", [(torch.float16, 0x7C00), (torch.bfloat16, 0x7F80), (torch.float32, 0x7F80_0000),
-                                            (torch.float64, 0x7FF0_0000_0000_0000), (torch.bool, 1), (torch.int8, 127), (torch.uint8, 255),
-                                            (torch.int32, 2**31 - 1), (torch.int64, 2**63 - 1), (torch.uint64, 2**64 - 1)])
+@pytest.mark.parametrize(
+    "dtype, largest",
+    [
+        (torch.float16, 0x7C00),
+        (torch.bfloat16, 0x7F80),
+        (torch.float32, 0x7F80_0000),
+        (torch.float64, 0x7FF0_0000_0000_0000),
+        (torch.bool, 1),
+        (torch.int8, 127),
+        (torch.uint8, 255),
+        (torch.int32, 2**31 - 1),
+        (torch.int64, 2**63 - 1),
+        (torch.uint64, 2**64 - 1),
+    ],
+)
 @pytest.mark.parametrize("num_bits", [1, 8, 21])
 def test_packing_equals_the_cpu(dtype, largest, num_bits):
     values = torch.randn(num_bits, 40).mul(2)
-    values[:, :4] = torch.tensor([0.0, float("nan"), float("inf"), -float("inf")]) if dtype.is_floating_point else 0
-    values = (values if dtype.is_floating_point or dtype.is_signed else values.abs()).to(dtype).T   # not contiguous
+    values[:, :4] = (
+        torch.tensor([0.0, float("nan"), float("inf"), -float("inf")]) if dtype.is_floating_point else 0
+    )
+    values = (
+        (values if dtype.is_floating_point or dtype.is_signed else values.abs()).to(dtype).T
+    )  # not contiguous
     as_bits = values.view(getattr(torch, f"uint{8 * values.element_size()}"))
     assert torch.equal(pack_cuda.pack(as_bits, largest), pack_bits(values))
     assert pack_cuda.pack(as_bits[:0], largest).shape == (0, (num_bits + 7) // 8)
@@ -185,16 +232,29 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
         for k in (1, 3):
             cuda.search(codes, codes, k)
     pack_cuda.pack(torch.ones(3, 8, dtype=torch.uint8), 1)
-    assert not inside and set(launched) == {"_all_kernel", "_count_kernel", "_write_kernel", "_nearest_kernel",
-                                            "_product_kernel", "_unpack_kernel", "_pack_kernel"}
+    assert not inside and set(launched) == {
+        "_all_kernel",
+        "_count_kernel",
+        "_write_kernel",
+        "_nearest_kernel",
+        "_product_kernel",
+        "_unpack_kernel",
+        "_pack_kernel",
+    }
 
 
 def test_more_codes_than_int32_can_number_are_refused():
     """Before anything is allocated: these take no memory themselves, but their words would."""
     few, many = torch.zeros(1, 8, dtype=torch.uint8), torch.zeros(1, 8, dtype=torch.uint8).expand(1 << 31, 8)
-    for call in (lambda q, d: cuda.search(q, d, 1), lambda q, d: cuda.search(q, d, 5),
-                 lambda q, d: cuda.range_search(q, d, 1), cuda.pairwise):
-        with pytest.raises(ValueError, match="database: 2,147,483,648 codes.*up to 2,147,418,112.*in parts and merge"):
+    for call in (
+        lambda q, d: cuda.search(q, d, 1),
+        lambda q, d: cuda.search(q, d, 5),
+        lambda q, d: cuda.range_search(q, d, 1),
+        cuda.pairwise,
+    ):
+        with pytest.raises(
+            ValueError, match="database: 2,147,483,648 codes.*up to 2,147,418,112.*in parts and merge"
+        ):
             call(few, many)
         with pytest.raises(ValueError, match="queries: 2,147,483,648 codes.*pass the queries in parts"):
             call(many, few)
@@ -208,12 +268,12 @@ def test_numbers_up_to_the_limit_fit_in_int32():
     """What the kernels compute in int32 from what is passed to them, for the most codes and queries there may be."""
     for block_m in (cuda_popc.BLOCK_M, cuda_popc.LONG_BLOCK_M):
         tiles = -(-cuda.MAX_CODES // block_m)
-        assert tiles * block_m + block_m < 1 << 31   # columns, the stride of words, cdiv
+        assert tiles * block_m + block_m < 1 << 31  # columns, the stride of words, cdiv
         for row_blocks in (1, 1024, cuda_popc.MAX_QUERIES // cuda_popc.BLOCK_N):
             splits, steps = cuda_popc.splits_and_steps(row_blocks, tiles, cuda_popc.PROGRAMS, 1)
             assert splits * row_blocks < 1 << 31 and steps <= 1 << cuda_popc.STEP_BITS
             assert splits * steps >= tiles
-    assert (65528 << cuda_popc.STEP_BITS) + (1 << cuda_popc.STEP_BITS) - 1 < 0x7FFFFFFF   # the highest key
+    assert (65528 << cuda_popc.STEP_BITS) + (1 << cuda_popc.STEP_BITS) - 1 < 0x7FFFFFFF  # the highest key
     # positions in the +-1 bytes, of which a tile reaches beyond the last; keys from -K to K
     assert cuda_dot.MAX_BYTES + cuda_dot.BLOCK_M * cuda_dot.MAX_BITS < 1 << 31
     assert 2 * cuda_dot.MAX_BITS << cuda_dot.STEP_BITS < 1 << 31

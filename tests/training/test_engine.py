@@ -1,4 +1,5 @@
 """One optimiser step against plain PyTorch: accumulation, clipping, averaged weights, compilation and its fall-back."""
+
 import copy
 import dataclasses
 import math
@@ -39,12 +40,16 @@ def network():
 @pytest.fixture
 def tiny(network):
     """With one convolution for a backbone: quick to trace."""
-    network.backbone = nn.Sequential(nn.Conv2d(3, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.backbone = nn.Sequential(
+        nn.Conv2d(3, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
     return network
 
 
 def engine(network, stage=CodebookStage(), num_resolutions=1, **changes):
-    return Engine(network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes(), num_resolutions)
+    return Engine(
+        network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes(), num_resolutions
+    )
 
 
 def gradients_by_hand(network, images, labels):
@@ -56,8 +61,11 @@ def gradients_by_hand(network, images, labels):
 
 def after_sgd(network, gradients):
     """Parameters after the first step of SGD; batch norm does not decay."""
-    return {name: p.detach() - LR * (gradients[name] + (0.0 if "bn" in name or "downsample.1" in name else 0.01) * p.detach())
-            for name, p in network.named_parameters()}
+    return {
+        name: p.detach()
+        - LR * (gradients[name] + (0.0 if "bn" in name or "downsample.1" in name else 0.01) * p.detach())
+        for name, p in network.named_parameters()
+    }
 
 
 def assert_parameters(network, expected, atol=1e-6):
@@ -95,7 +103,10 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(network, batch):
 def test_fused_sgd_survives_a_first_gradient_that_overflows(momentum):
     """As fp16's scaler starts on CUDA. Uninitialised memory holds NaN here, as with training.deterministic."""
     values = [torch.nn.Parameter(torch.arange(4.0)) for _ in range(2)]
-    fused, plain = (make_sgd([{"params": [value], "weight_decay": 0.1}], momentum, fused) for value, fused in zip(values, (True, False)))
+    fused, plain = (
+        make_sgd([{"params": [value], "weight_decay": 0.1}], momentum, fused)
+        for value, fused in zip(values, (True, False))
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     torch.use_deterministic_algorithms(True)
     try:
@@ -130,7 +141,10 @@ def test_averaged_weights_follow_at_their_decay(network, batch):
 def test_averaged_weights_are_torchs_own_and_nothing_is_sent_to_the_device():
     torch.manual_seed(0)
     network = Network("resnet18", 12, 4, width=8)
-    ours, torchs = AveragedNetwork(network, 0.75), AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True)
+    ours, torchs = (
+        AveragedNetwork(network, 0.75),
+        AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True),
+    )
     for _ in range(3):
         for tensor in (*network.parameters(), *running_statistics(network)):
             tensor.data.add_(torch.randn_like(tensor))
@@ -138,12 +152,20 @@ def test_averaged_weights_are_torchs_own_and_nothing_is_sent_to_the_device():
         torchs.update_parameters(network)
     state, expected = ours.state_dict(), torchs.state_dict()
     assert list(state) == list(expected)
-    assert all(torch.equal(value, expected[name]) for name, value in state.items() if "num_batches" not in name)
+    assert all(
+        torch.equal(value, expected[name]) for name, value in state.items() if "num_batches" not in name
+    )
 
     class Devices(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result = function(*args, **(kwargs or {}))
-            used.append({tensor.device.type for tensor in pytree.tree_leaves((args, result)) if isinstance(tensor, torch.Tensor)})
+            used.append(
+                {
+                    tensor.device.type
+                    for tensor in pytree.tree_leaves((args, result))
+                    if isinstance(tensor, torch.Tensor)
+                }
+            )
             return result
 
     on_meta, used = AveragedNetwork(network.to("meta"), 0.75), []
@@ -189,7 +211,11 @@ def test_a_compiler_that_fails_is_left_out_with_a_warning(part, tiny, batch, cap
         assert torch.equal(trained.step(*batch, LR), eager.step(*batch, LR))
     assert_parameters(tiny, dict(eager.network.named_parameters()))
     warning = capsys.readouterr().err
-    assert warning.count("torch.compile failed") == 1 and "RuntimeError: no compiler" in warning and "training.compile=off" in warning
+    assert (
+        warning.count("torch.compile failed") == 1
+        and "RuntimeError: no compiler" in warning
+        and "training.compile=off" in warning
+    )
     assert trained.compiler_failed and not trained.compiled
     # the next stage tries again, and says so again
     following = engine(tiny, InstanceStage(), compile="on")
@@ -208,10 +234,16 @@ def test_another_process_can_have_this_one_run_eagerly(tiny, batch, capsys, quic
 def test_both_stages_over_three_resolutions_are_four_graphs_without_a_break(tiny, quick_compiler):
     graphs = quick_compiler()
     torch._dynamo.utils.counters.clear()
-    for stage, resolutions in ((CodebookStage(freeze_epoch=1.0), (32, 48, 64)), (InstanceStage(distillation=0.5), (64,))):
+    for stage, resolutions in (
+        (CodebookStage(freeze_epoch=1.0), (32, 48, 64)),
+        (InstanceStage(distillation=0.5), (64,)),
+    ):
         trained = engine(tiny, stage, compile="on", num_resolutions=len(resolutions))
         for resolution in resolutions:
-            images, labels = torch.randint(0, 256, (8, 3, resolution, resolution), dtype=torch.uint8), torch.arange(8) % 4
+            images, labels = (
+                torch.randint(0, 256, (8, 3, resolution, resolution), dtype=torch.uint8),
+                torch.arange(8) % 4,
+            )
             for frozen in (False, True):  # freezing compiles nothing anew
                 trained.codebook_frozen = frozen or stage.is_frozen(0)
                 trained.step(images, labels, LR)
@@ -251,7 +283,9 @@ def test_a_frozen_codebook_does_not_move_by_a_bit_and_the_rest_trains_on(network
         trained.step(*batch, LR)
     assert torch.equal(network.codebook, before["codebook"])
     assert torch.equal(trained.optimizer.state[network.codebook]["momentum_buffer"], momentum)
-    assert all(not torch.equal(p, before[name]) for name, p in network.named_parameters() if name != "codebook")
+    assert all(
+        not torch.equal(p, before[name]) for name, p in network.named_parameters() if name != "codebook"
+    )
     trained.codebook_frozen = False
     trained.step(*batch, LR)
     assert not torch.equal(network.codebook, before["codebook"])
@@ -273,6 +307,11 @@ def test_a_compiled_step_of_the_joint_stage_equals_an_eager_one(options, batch):
     eager = Network("resnet18", 12, 4, width=8, **options)
     torch.nn.init.normal_(eager.codebook)
     compiled = copy.deepcopy(eager)
-    losses = [engine(eager, JointStage()).step(*batch, LR), engine(compiled, JointStage(), compile="on").step(*batch, LR)]
+    losses = [
+        engine(eager, JointStage()).step(*batch, LR),
+        engine(compiled, JointStage(), compile="on").step(*batch, LR),
+    ]
     assert torch.allclose(*losses, rtol=1e-4)
-    assert_parameters(compiled, dict(eager.named_parameters()), atol=1e-4)  # batch norm of 8 images amplifies rounding
+    assert_parameters(
+        compiled, dict(eager.named_parameters()), atol=1e-4
+    )  # batch norm of 8 images amplifies rounding

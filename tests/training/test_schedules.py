@@ -1,4 +1,5 @@
 """Learning rate and resolution at their corner points."""
+
 import pytest
 
 from llc.training.config import Resolution, Stage
@@ -17,10 +18,14 @@ CORNERS = [  # schedule, keys, (epoch, share of the peak)
 def test_learning_rate_corners(kind, keys, corners):
     stage = Stage(epochs=10, lr=3.0, lr_schedule_type=kind, **keys)
     for epoch, share in corners:
-        assert learning_rate(stage, round(epoch * 100), 100) == pytest.approx(3.0 * share, rel=1e-6, abs=1e-9), epoch
+        assert learning_rate(stage, round(epoch * 100), 100) == pytest.approx(
+            3.0 * share, rel=1e-6, abs=1e-9
+        ), epoch
 
 
 def test_resolution_rises_in_multiples_of_32():
     ramp = Resolution(min_res=160, max_res=224, start_ramp=4, end_ramp=8)
-    assert [resolution_at(ramp, e) for e in range(10)] == [160] * 5 + [192] * 3 + [224] * 2  # 176 and 208 lie half-way: to the even multiple
+    assert [resolution_at(ramp, e) for e in range(10)] == [160] * 5 + [192] * 3 + [
+        224
+    ] * 2  # 176 and 208 lie half-way: to the even multiple
     assert resolution_at(Resolution(min_res=28, max_res=28), 3) == 28

@@ -1,4 +1,5 @@
 """Both losses against hand-written ones; which parameters decay; what a stage trains."""
+
 import math
 
 import torch
@@ -33,12 +34,18 @@ def test_instance_loss_equals_bitwise_cross_entropy_by_hand():
 
 
 def test_distilled_targets_are_bits_of_both_classes():
-    codebook, labels, predicted = torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([0, 1]), torch.tensor([1, 1])
+    codebook, labels, predicted = (
+        torch.tensor([[1.0, -1.0], [1.0, 1.0]]),
+        torch.tensor([0, 1]),
+        torch.tensor([1, 1]),
+    )
     z = torch.tensor([[0.3, -2.0], [1.5, 0.7]])
     expected = nn.functional.binary_cross_entropy(torch.sigmoid(z), torch.tensor([[1.0, 0.25], [1.0, 1.0]]))
     assert torch.allclose(instance_loss(z, codebook, labels, predicted, 0.25), expected)
     # all of it: what the labels are makes no difference
-    assert torch.equal(instance_loss(z, codebook, labels, predicted, 1.0), instance_loss(z, codebook, predicted))
+    assert torch.equal(
+        instance_loss(z, codebook, labels, predicted, 1.0), instance_loss(z, codebook, predicted)
+    )
 
 
 def test_the_teacher_is_the_network_of_the_stages_beginning():
@@ -49,8 +56,12 @@ def test_the_teacher_is_the_network_of_the_stages_beginning():
     assert network.training and not any(part.training for part in module.teacher.modules())
     before = {name: value.clone() for name, value in module.teacher.state_dict().items()}
     images, labels = torch.randint(0, 255, (12, 3, 32, 32), dtype=torch.uint8), torch.arange(12) % 4
-    optimizer = torch.optim.SGD([p for group in parameter_groups(module, 0.1) for p in group["params"]], lr=0.1)
-    assert len(optimizer.param_groups[0]["params"]) == len(list(network.parameters())) - 1  # all but the codebook, and nothing of the teacher
+    optimizer = torch.optim.SGD(
+        [p for group in parameter_groups(module, 0.1) for p in group["params"]], lr=0.1
+    )
+    assert (
+        len(optimizer.param_groups[0]["params"]) == len(list(network.parameters())) - 1
+    )  # all but the codebook, and nothing of the teacher
     for _ in range(3):
         optimizer.zero_grad()
         module(images, labels).backward()
@@ -60,14 +71,18 @@ def test_the_teacher_is_the_network_of_the_stages_beginning():
     with torch.no_grad():
         classes = module.teacher.class_logits(module.teacher(images)).argmax(1)
         assert not torch.equal(classes, labels)  # else the next line says nothing
-        assert torch.equal(module.eval()(images, labels), instance_loss(network(images), network.codebook, classes))
+        assert torch.equal(
+            module.eval()(images, labels), instance_loss(network(images), network.codebook, classes)
+        )
 
 
 def test_weight_decay_spares_every_batch_norm_and_nothing_else():
     network = Network("resnet18", 8, 4, width=8)
     decayed, plain = (group["params"] for group in parameter_groups(network, 0.1))
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {id(p) for p in plain} == {id(p) for m in norms for p in m.parameters()} and len(plain) == 2 * len(norms) == 40
+    assert {id(p) for p in plain} == {id(p) for m in norms for p in m.parameters()} and len(plain) == 2 * len(
+        norms
+    ) == 40
     assert len(decayed) + len(plain) == len(list(network.parameters()))
 
 
@@ -86,7 +101,9 @@ def test_the_instance_stage_trains_all_but_the_codebook():
     module = StageModule(network, InstanceStage(), 0.1)
     module(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 3])).backward()
     assert network.codebook.grad is None and network.projection.weight.grad.abs().sum() > 0
-    StageModule(network, CodebookStage(), 0.1)(torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)).backward()
+    StageModule(network, CodebookStage(), 0.1)(
+        torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)
+    ).backward()
     assert network.codebook.grad.abs().sum() > 0
 
 
@@ -97,9 +114,14 @@ def test_the_other_weights_add_the_other_loss():
     z, labels = torch.randn(6, 8), torch.arange(6) % 4
     ce = codebook_loss(z, network.class_logits(z), labels, 0.1).item()
     bce = instance_loss(z, network.codebook, labels).item()
-    for stage, expected in ((CodebookStage(), ce), (CodebookStage(instance_weight=2.0), ce + 2 * bce), (InstanceStage(), bce),
-                            (InstanceStage(codebook_weight=0.5), bce + 0.5 * ce), (JointStage(), ce + 4 * bce),
-                            (JointStage(instance_weight=0.0), ce)):
+    for stage, expected in (
+        (CodebookStage(), ce),
+        (CodebookStage(instance_weight=2.0), ce + 2 * bce),
+        (InstanceStage(), bce),
+        (InstanceStage(codebook_weight=0.5), bce + 0.5 * ce),
+        (JointStage(), ce + 4 * bce),
+        (JointStage(instance_weight=0.0), ce),
+    ):
         assert abs(stage_loss(stage, z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
 
 
@@ -109,8 +131,12 @@ def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
     gradients = []
     for stage in (JointStage(instance_weight=0.0), JointStage(instance_weight=9.0)):
         z, labels = torch.linspace(-1, 1, 32).reshape(4, 8).requires_grad_(), torch.arange(4)
-        gradients.append(torch.autograd.grad(stage_loss(stage, z, network, labels, 0.1), (network.codebook, z)))
-    assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(gradients[0][1], gradients[1][1])
+        gradients.append(
+            torch.autograd.grad(stage_loss(stage, z, network, labels, 0.1), (network.codebook, z))
+        )
+    assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(
+        gradients[0][1], gradients[1][1]
+    )
 
 
 def test_a_learnable_logit_scale_is_learnt_where_there_are_class_logits_and_does_not_decay():
@@ -118,12 +144,19 @@ def test_a_learnable_logit_scale_is_learnt_where_there_are_class_logits_and_does
     nn.init.normal_(network.codebook)
     assert abs(network.logit_scale.item() - 1 / 3) < 1e-6
     images, labels = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8), torch.arange(4)
-    for stage, learnt in ((CodebookStage(), True), (JointStage(), True), (InstanceStage(), False), (InstanceStage(codebook_weight=1.0), True)):
+    for stage, learnt in (
+        (CodebookStage(), True),
+        (JointStage(), True),
+        (InstanceStage(), False),
+        (InstanceStage(codebook_weight=1.0), True),
+    ):
         network.zero_grad()
         module = StageModule(network, stage, 0.1)
         module(images, labels).backward()
         assert (network.log_logit_scale.grad is not None) == learnt
-        assert all(parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad)  # DDP waits for each
+        assert all(
+            parameter.grad is not None for parameter in module.parameters() if parameter.requires_grad
+        )  # DDP waits for each
         plain = parameter_groups(network, 0.1)[1]["params"]
         assert any(parameter is network.log_logit_scale for parameter in plain) == learnt
 

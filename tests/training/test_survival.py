@@ -2,6 +2,7 @@
 
 Everything goes through train_llc.main on little betons, in this process unless processes are what is tested.
 """
+
 import contextlib
 import csv
 import json
@@ -27,9 +28,22 @@ from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
 from tests.chaos import ROOT, Training, chaos, differences, end_of, make_betons
 
-SHORT = ("--model.arch=resnet18", "--model.width=4", "--codes.num_bits=7", "--training.batch_size=20", "--validation.batch_size=8",
-         "--codebook.epochs=2", "--codebook.lr=0.1", "--instance.epochs=2", "--instance.lr=0.05", "--resolution.min_res=16",
-         "--resolution.max_res=16", "--validation.resolution=16", "--training.ema_decay=0.9", "--data.num_workers=1")
+SHORT = (
+    "--model.arch=resnet18",
+    "--model.width=4",
+    "--codes.num_bits=7",
+    "--training.batch_size=20",
+    "--validation.batch_size=8",
+    "--codebook.epochs=2",
+    "--codebook.lr=0.1",
+    "--instance.epochs=2",
+    "--instance.lr=0.05",
+    "--resolution.min_res=16",
+    "--resolution.max_res=16",
+    "--validation.resolution=16",
+    "--training.ema_decay=0.9",
+    "--data.num_workers=1",
+)
 STEPS = 5  # an epoch of SHORT
 
 
@@ -49,9 +63,18 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def command(tiny):
     """command(run, *options): the arguments of a short training in the run folder `run`."""
+
     def of(run, *options):
-        return [*SHORT, f"--data.train_dataset={tiny[0]}", f"--data.val_dataset={tiny[1]}", f"--logging.folder={run.parent}",
-                f"--logging.name={run.name}", "--resume=auto", *options]
+        return [
+            *SHORT,
+            f"--data.train_dataset={tiny[0]}",
+            f"--data.val_dataset={tiny[1]}",
+            f"--logging.folder={run.parent}",
+            f"--logging.name={run.name}",
+            "--resume=auto",
+            *options,
+        ]
+
     return of
 
 
@@ -87,9 +110,13 @@ def last(run):
 # ---- stopped and continued ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, step", [(signal.SIGTERM, 0), (signal.SIGINT, 6), (signal.SIGUSR1, STEPS * 2), (signal.SIGTERM, STEPS * 4 - 1)])
+@pytest.mark.parametrize(
+    "number, step",
+    [(signal.SIGTERM, 0), (signal.SIGINT, 6), (signal.SIGUSR1, STEPS * 2), (signal.SIGTERM, STEPS * 4 - 1)],
+)
 def test_a_run_stopped_by_a_signal_ends_with_its_status_and_continues_to_the_same_end(
-        number, step, command, undisturbed, tmp_path, monkeypatch, capsys):
+    number, step, command, undisturbed, tmp_path, monkeypatch, capsys
+):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_at(patch, step, number)
@@ -119,12 +146,16 @@ def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undistu
     assert differences(end_of(run), end_of(undisturbed)) == []
 
 
-def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_not_been(command, undisturbed, tmp_path, monkeypatch):
+def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_not_been(
+    command, undisturbed, tmp_path, monkeypatch
+):
     """The teacher that it continues with is the network at the end of the codebook stage, no longer that of the checkpoint."""
     teacher = "--instance.distillation=1"
     train_llc.main(command(tmp_path / "whole", teacher))
-    weights = [torch.load(run / "checkpoints" / "instance.pth", weights_only=True)["network"]["projection.weight"]
-               for run in (tmp_path / "whole", undisturbed)]
+    weights = [
+        torch.load(run / "checkpoints" / "instance.pth", weights_only=True)["network"]["projection.weight"]
+        for run in (tmp_path / "whole", undisturbed)
+    ]
     assert not torch.equal(*weights)  # the teacher has something to say
     for step in (STEPS * 2 - 1, STEPS * 2, STEPS * 3 + 1):
         with monkeypatch.context() as patch:
@@ -136,7 +167,9 @@ def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_no
 
 
 @pytest.mark.parametrize("option", ["--instance.distillation=0.5", "--training.ema_decay=0.5"])
-def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(option, command, tmp_path, monkeypatch):
+def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(
+    option, command, tmp_path, monkeypatch
+):
     without = command(tmp_path / "run", "--training.ema_decay=0")
     with monkeypatch.context() as patch:
         stop_at(patch, STEPS * 2 + 1)
@@ -149,11 +182,13 @@ def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(
 
 def test_two_sigints_at_once_are_one_ctrl_c(command, tmp_path, monkeypatch):
     """The terminal's, and that of a wrapper which passes it on."""
+
     def twice(n, images):
         if n == 1:
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)
+
     Saboteur(monkeypatch, twice)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stopped:
@@ -173,19 +208,37 @@ def test_a_signal_at_the_very_end_breaks_nothing(monkeypatch):
     assert signals.received == "SIGINT" and not listener.is_alive()
 
 
-JOINT = ("--training.stages=joint", "--joint.epochs=3", "--joint.lr=0.1", "--joint.freeze_epoch=1.4", "--codes.logit_scale=learnable",
-         "--codes.normalize=batchnorm", "--codes.init_distance=3")
+JOINT = (
+    "--training.stages=joint",
+    "--joint.epochs=3",
+    "--joint.lr=0.1",
+    "--joint.freeze_epoch=1.4",
+    "--codes.logit_scale=learnable",
+    "--codes.normalize=batchnorm",
+    "--codes.init_distance=3",
+)
 
 
-def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it_had_not_been(command, tmp_path, monkeypatch):
+def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it_had_not_been(
+    command, tmp_path, monkeypatch
+):
     """Frozen from step 7 on: the codebook of the second epoch is that of the end, to the bit, and moved until then."""
     codebooks = []
     with monkeypatch.context() as patch:
         seen = Engine.step
-        patch.setattr(Engine, "step", lambda engine, *args: (seen(engine, *args), codebooks.append(engine.network.codebook.detach().clone()))[0])
+        patch.setattr(
+            Engine,
+            "step",
+            lambda engine, *args: (
+                seen(engine, *args),
+                codebooks.append(engine.network.codebook.detach().clone()),
+            )[0],
+        )
         train_llc.main(command(tmp_path / "whole", *JOINT))
     assert len(codebooks) == 3 * STEPS
-    assert all(torch.equal(codebook, codebooks[6]) for codebook in codebooks[6:]) and not torch.equal(codebooks[6], codebooks[5])
+    assert all(torch.equal(codebook, codebooks[6]) for codebook in codebooks[6:]) and not torch.equal(
+        codebooks[6], codebooks[5]
+    )
     for step in (2, 6, 7, 11):
         with monkeypatch.context() as patch:
             stop_at(patch, step)
@@ -198,21 +251,38 @@ def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it
     assert headlines == {"joint/top1_class_flip", "joint/top1_mhd_flip", "joint/top1_ed_flip"}
 
 
-@pytest.mark.parametrize("options, steps", [(("--codebook.lr=0.0001", "--instance.distillation=0.5"), (9, 12)),
-                                            (("--training.stages=joint", "--joint.epochs=2", "--joint.lr=0.0001", "--joint.freeze_epoch=1.4"), (5, 8)),
-                                            (("--codebook.freeze_epoch=0",), (2,))])
-def test_classes_of_one_code_are_moved_apart_once_it_stands_still(command, tmp_path, monkeypatch, capsys, options, steps):
+@pytest.mark.parametrize(
+    "options, steps",
+    [
+        (("--codebook.lr=0.0001", "--instance.distillation=0.5"), (9, 12)),
+        (
+            ("--training.stages=joint", "--joint.epochs=2", "--joint.lr=0.0001", "--joint.freeze_epoch=1.4"),
+            (5, 8),
+        ),
+        (("--codebook.freeze_epoch=0",), (2,)),
+    ],
+)
+def test_classes_of_one_code_are_moved_apart_once_it_stands_still(
+    command, tmp_path, monkeypatch, capsys, options, steps
+):
     """And are so in every file of the run, the average's too; a run that was stopped, before and after, ends as if it had not been."""
     np.save(tmp_path / "same.npy", np.full((5, 7), 0.3, np.float32))
     options += (f"--codes.init_codebook={tmp_path / 'same.npy'}", "--codes.min_distance=2")
     train_llc.main(command(tmp_path / "whole", *options))
     output = capsys.readouterr().out
-    assert "codes.min_distance = 2: 4 of 5 class codes were moved" in output and "0 collisions, distance min 2" in output and "warning" not in output
+    assert (
+        "codes.min_distance = 2: 4 of 5 class codes were moved" in output
+        and "0 collisions, distance min 2" in output
+        and "warning" not in output
+    )
     codebook = torch.from_numpy(np.load(tmp_path / "whole" / "codebook.npy"))
     assert health(codebook).min_distance == 2
     for path in (tmp_path / "whole" / "checkpoints").glob("*.pth"):
         network = torch.load(path, weights_only=True)["network"]
-        assert path.stem in ("initial", "model_best", "previous_1") or health(network["codebook"]).min_distance == 2, path
+        assert (
+            path.stem in ("initial", "model_best", "previous_1")
+            or health(network["codebook"]).min_distance == 2
+        ), path
     for step in steps:
         with monkeypatch.context() as patch:
             stop_at(patch, step)
@@ -226,9 +296,13 @@ def test_an_instance_stage_follows_a_joint_one_and_both_stages_too(command, tmp_
     joint = tmp_path / "joint"
     train_llc.main(command(joint, *JOINT))
     after = ("--codes.normalize=batchnorm", f"--model.weights={joint}")
-    train_llc.main(command(tmp_path / "instance", *after, "--training.stages=instance", f"--codes.init_codebook={joint}"))
+    train_llc.main(
+        command(tmp_path / "instance", *after, "--training.stages=instance", f"--codes.init_codebook={joint}")
+    )
     assert np.array_equal(np.load(tmp_path / "instance" / "codebook.npy"), np.load(joint / "codebook.npy"))
-    train_llc.main(command(tmp_path / "both", *after, "--instance.codebook_weight=1", "--codebook.instance_weight=2"))
+    train_llc.main(
+        command(tmp_path / "both", *after, "--instance.codebook_weight=1", "--codebook.instance_weight=2")
+    )
     assert capsys.readouterr().out.count(f"network weights from {joint / 'checkpoints' / 'joint.pth'}") == 2
     with pytest.raises(UserError, match="trained with codes.normalize = batchnorm, here it is none"):
         train_llc.main(command(tmp_path / "other", f"--model.weights={joint}"))
@@ -241,8 +315,16 @@ def test_a_joint_stage_needs_its_own_length_and_rate(command, tmp_path):
 
 def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, copy, undisturbed):
     state = last(copy)
-    later = ("joint.", "codebook.instance_weight", "codebook.freeze_epoch", "instance.codebook_weight", "codes.normalize", "codes.init_scale",
-             "codes.init_distance", "codes.min_distance")
+    later = (
+        "joint.",
+        "codebook.instance_weight",
+        "codebook.freeze_epoch",
+        "instance.codebook_weight",
+        "codes.normalize",
+        "codes.init_scale",
+        "codes.init_distance",
+        "codes.min_distance",
+    )
     for key in [key for key in state["identity"]["config"] if key.startswith(later)]:
         del state["identity"]["config"][key]
     torch.save(state, copy / "checkpoints" / "last.pth")
@@ -254,8 +336,16 @@ def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, co
 
 def test_one_hot_codes_train_as_a_dense_classifier_through_keys(command, tmp_path):
     np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
-    train_llc.main(command(tmp_path / "dense", f"--codes.init_codebook={tmp_path / 'onehot.npy'}", "--codes.num_bits=5", "--codebook.freeze_epoch=0",
-                           "--codes.logit_scale=0.5", "--training.stages=codebook"))
+    train_llc.main(
+        command(
+            tmp_path / "dense",
+            f"--codes.init_codebook={tmp_path / 'onehot.npy'}",
+            "--codes.num_bits=5",
+            "--codebook.freeze_epoch=0",
+            "--codes.logit_scale=0.5",
+            "--training.stages=codebook",
+        )
+    )
     assert np.array_equal(np.load(tmp_path / "dense" / "codebook.npy"), 2 * np.eye(5, dtype=np.float32) - 1)
 
 
@@ -263,7 +353,9 @@ def test_a_finished_run_says_so_and_is_left_alone(command, undisturbed, capsys):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
     train_llc.main(command(undisturbed))
     assert f"{undisturbed} is finished" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"
+    }
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(command, undisturbed, tmp_path):
@@ -275,6 +367,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(command, undistur
 
 def test_after_a_start_that_failed_the_corrected_command_starts(command, undisturbed, tmp_path):
     """Without --resume=auto too; but what holds a run is never taken over."""
+
     def afresh(*options):
         train_llc.main([word for word in command(tmp_path / "run", *options) if word != "--resume=auto"])
 
@@ -335,12 +428,15 @@ def copy(stopped, tmp_path):
     return shutil.copytree(stopped, tmp_path / "run")
 
 
-@pytest.mark.parametrize("option, message", [
-    ("--codebook.lr=0.2", "codebook.lr was 0.1 and is 0.2"),
-    ("--training.seed=1", "training.seed was 0 and is 1"),
-    ("--codebook.epochs=3", "codebook.epochs was 2 and is 3"),
-    ("--codes.num_bits=9", "codes.num_bits was 7 and is 9"),
-])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--codebook.lr=0.2", "codebook.lr was 0.1 and is 0.2"),
+        ("--training.seed=1", "training.seed was 0 and is 1"),
+        ("--codebook.epochs=3", "codebook.epochs was 2 and is 3"),
+        ("--codes.num_bits=9", "codes.num_bits was 7 and is 9"),
+    ],
+)
 def test_another_configuration_is_named_and_refused(option, message, command, copy):
     before = (copy / "config.yaml").read_bytes()
     with pytest.raises(UserError, match=message):
@@ -366,7 +462,11 @@ def test_another_dataset_and_another_codebook_are_named(command, copy, tmp_path)
     other = make_betons(tmp_path / "other", seed=1)[0]
     np.save(tmp_path / "codebook.npy", np.random.default_rng(0).normal(size=(5, 7)))
     with pytest.raises(UserError, match="data.train_dataset is another beton") as refused:
-        train_llc.main(command(copy, f"--data.train_dataset={other}", f"--codes.init_codebook={tmp_path / 'codebook.npy'}"))
+        train_llc.main(
+            command(
+                copy, f"--data.train_dataset={other}", f"--codes.init_codebook={tmp_path / 'codebook.npy'}"
+            )
+        )
     assert "codes.init_codebook" in str(refused.value) and "val_dataset" not in str(refused.value)
 
 
@@ -374,8 +474,16 @@ def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
     moved = [shutil.copy(beton, tmp_path / beton.name) for beton in tiny]
     for beton in tiny:
         shutil.copy(f"{beton}.json", tmp_path)
-    train_llc.main(["--resume", str(copy), f"--data.train_dataset={moved[0]}", f"--data.val_dataset={moved[1]}", "--data.num_workers=2",
-                    "--training.keep=5"])
+    train_llc.main(
+        [
+            "--resume",
+            str(copy),
+            f"--data.train_dataset={moved[0]}",
+            f"--data.val_dataset={moved[1]}",
+            "--data.num_workers=2",
+            "--training.keep=5",
+        ]
+    )
     assert differences(end_of(copy), end_of(undisturbed)) == []
 
 
@@ -383,15 +491,23 @@ def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(damage, command, copy, undisturbed, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    damage, command, copy, undisturbed, capsys
+):
     path = copy / "checkpoints" / "last.pth"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
-    {"cut": lambda: os.truncate(path, 5000), "empty": lambda: os.truncate(path, 0), "flip": lambda: path.write_bytes(content),
-     "gone": path.unlink}[damage]()
+    {
+        "cut": lambda: os.truncate(path, 5000),
+        "empty": lambda: os.truncate(path, 0),
+        "flip": lambda: path.write_bytes(content),
+        "gone": path.unlink,
+    }[damage]()
     train_llc.main(command(copy))
     said = capsys.readouterr().err
-    assert damage == "gone" or ("last.damaged" in said and "previous_1.pth is taken" in said and "last.pth" in said)
+    assert damage == "gone" or (
+        "last.damaged" in said and "previous_1.pth is taken" in said and "last.pth" in said
+    )
     assert differences(end_of(copy), end_of(undisturbed)) == []
 
 
@@ -403,12 +519,21 @@ def test_a_run_without_any_whole_checkpoint_is_an_error_that_names_them(command,
     assert "last.pth" in str(error.value) and "previous_1.pth" in str(error.value)
 
 
-@pytest.mark.parametrize("change", [
-    lambda state: state.pop("network"), lambda state: state["progress"].update(stage="x"), lambda state: state["progress"].update(batch=-1),
-    lambda state: state["progress"].update(lines=3), lambda state: state["progress"].update(stage=2), lambda state: state.update(identity=[]),
-    lambda state: state["network"].update({"projection.weight": torch.zeros(1)}), lambda state: state.pop("of_process"),
-    lambda state: state.update(of_process=torch.zeros(1, 3)), lambda state: state["engine"].pop("optimizer"),
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("network"),
+        lambda state: state["progress"].update(stage="x"),
+        lambda state: state["progress"].update(batch=-1),
+        lambda state: state["progress"].update(lines=3),
+        lambda state: state["progress"].update(stage=2),
+        lambda state: state.update(identity=[]),
+        lambda state: state["network"].update({"projection.weight": torch.zeros(1)}),
+        lambda state: state.pop("of_process"),
+        lambda state: state.update(of_process=torch.zeros(1, 3)),
+        lambda state: state["engine"].pop("optimizer"),
+    ],
+)
 def test_a_checkpoint_of_other_content_is_refused_with_a_message(change, command, copy):
     state = last(copy)
     change(state)
@@ -421,7 +546,11 @@ def test_as_many_checkpoints_as_asked_for_are_kept(tmp_path):
     run = RunFolder.create(tmp_path, "run")
     for number in range(6):
         run.save_last({"number": number}, keep=3)
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == ["last.pth", "previous_1.pth", "previous_2.pth"]
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
+        "last.pth",
+        "previous_1.pth",
+        "previous_2.pth",
+    ]
     assert [run.load(name)["number"] for name in ("last", "previous_1", "previous_2")] == [5, 4, 3]
 
 
@@ -443,7 +572,9 @@ def poisoned(monkeypatch):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, command, tiny, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"became nan at step 7 of the codebook stage \(epoch 2, batch 2, lr 0.03\)") as error:
+    with pytest.raises(
+        UserError, match=r"became nan at step 7 of the codebook stage \(epoch 2, batch 2, lr 0.03\)"
+    ) as error:
         train_llc.main(command(run))
     assert "non_finite.json" in str(error.value) and "training.skip_non_finite=1" in str(error.value)
     report = json.loads((run / "checkpoints" / "non_finite.json").read_text())
@@ -451,12 +582,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, 
     from llc.data.loaders import TrainLoader
     from llc.data.shards import open_shards
     from llc.distributed import Processes
+
     shards = open_shards(tiny[0])
-    order = TrainLoader(shards, batch_size=20, num_workers=1, processes=Processes(), seed=0, min_scale=0.08).order(1)
+    order = TrainLoader(
+        shards, batch_size=20, num_workers=1, processes=Processes(), seed=0, min_scale=0.08
+    ).order(1)
     assert report["samples_of_process"]["0"] == [shards.name(index) for index in order[2].tolist()]
-    assert report["samples_of_process_in_the_batch_before"]["0"] == [shards.name(index) for index in order[1].tolist()]
+    assert report["samples_of_process_in_the_batch_before"]["0"] == [
+        shards.name(index) for index in order[1].tolist()
+    ]
     state = last(run)
-    assert state["progress"]["global_epoch"] == 1 and all(torch.isfinite(value).all() for value in state["network"].values())
+    assert state["progress"]["global_epoch"] == 1 and all(
+        torch.isfinite(value).all() for value in state["network"].values()
+    )
 
 
 def test_so_many_batches_are_left_out_as_allowed(command, tmp_path, monkeypatch, capsys, request):
@@ -474,16 +612,20 @@ def test_so_many_batches_are_left_out_as_allowed(command, tmp_path, monkeypatch,
 
 def _with_left_out(batches):
     from llc.training.trainer import Progress
+
     made = Progress.__init__
 
     def init(self, *args, **kwargs):
         made(self, *args, **{"left_out": list(batches), **kwargs})
+
     return init
 
 
 def test_weights_that_are_no_numbers_are_never_the_last_checkpoint(command, tmp_path):
     with pytest.raises(UserError, match="the loss became"):
-        train_llc.main(command(tmp_path / "run", "--codebook.lr=1e30", "--training.checkpoint_minutes=0.00001"))
+        train_llc.main(
+            command(tmp_path / "run", "--codebook.lr=1e30", "--training.checkpoint_minutes=0.00001")
+        )
     assert all(torch.isfinite(value).all() for value in last(tmp_path / "run")["network"].values())
 
 
@@ -493,6 +635,7 @@ def test_weights_that_are_no_numbers_are_never_the_last_checkpoint(command, tmp_
 def test_logs_that_cannot_be_written_do_not_stop_a_run(command, undisturbed, tmp_path, monkeypatch, capsys):
     def full(self, lines):
         raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "_write_log", full)
         train_llc.main(command(tmp_path / "run"))
@@ -503,11 +646,14 @@ def test_logs_that_cannot_be_written_do_not_stop_a_run(command, undisturbed, tmp
 
 def last_only(run):
     from tests.chaos import flat
+
     return {"codebook.npy": (run / "codebook.npy").read_bytes(), "network": flat(last(run)["network"])}
 
 
 @pytest.mark.parametrize("name", ["last.pth", "model_best.pth", "codebook.npy"])
-def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(name, command, undisturbed, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
+    name, command, undisturbed, tmp_path, monkeypatch
+):
     """The third write of this file finds no room, half way."""
     run, seen, mkstemp = tmp_path / "run", [], __import__("tempfile").mkstemp
 
@@ -531,19 +677,23 @@ def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(n
 
 
 def test_kills_at_random_moments_lose_nothing():
-    counts, _, _, wrong = chaos(kills=3, seed=7, say=lambda text: None, options=("--codebook.epochs=5", "--instance.epochs=3"))
+    counts, _, _, wrong = chaos(
+        kills=3, seed=7, say=lambda text: None, options=("--codebook.epochs=5", "--instance.epochs=3")
+    )
     assert counts.total() == 3 and wrong == []
 
 
 def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
     """A sample of the second process only is damaged; both end at once, and torchrun's report tells which and why."""
     from llc.data.beton import read_tables
+
     folder = tmp_path / "data"
     folder.mkdir()
     betons = [shutil.copy(beton, folder / beton.name) for beton in make_betons(tmp_path, write_mode="jpg")]
     for beton in betons:
         shutil.copy(tmp_path / f"{beton.name}.json", folder)
     from llc.data import sampling
+
     broken = int(sampling.random_order(100, 6, 0, 0, rank=1, world_size=2)[3][0])
     with open(betons[0], "r+b") as file:
         file.seek(int(read_tables(betons[0]).images["data_ptr"][broken]) + 2)
@@ -553,16 +703,22 @@ def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
     assert training.wait() == 1
     assert time.monotonic() - started < 60
     report = training.text().partition("Root Cause")[2]
-    assert f"sample {broken} of {betons[0]} cannot be decoded" in report and "rank      : 1" in report, training.text()
+    assert f"sample {broken} of {betons[0]} cannot be decoded" in report and "rank      : 1" in report, (
+        training.text()
+    )
 
 
 def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
     """Even one that hangs in native code, from which Python's handlers are never reached."""
-    hang = ("import ctypes, sys, train_llc; from llc.training.engine import Engine\n"
-            "mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock\n"
-            "def step(*args):\n lock(mutex); print('hangs', flush=True); lock(mutex)\n"
-            "Engine.step = step; train_llc.main(sys.argv[1:])")
-    process = subprocess.Popen([sys.executable, "-c", hang, *command(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    hang = (
+        "import ctypes, sys, train_llc; from llc.training.engine import Engine\n"
+        "mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock\n"
+        "def step(*args):\n lock(mutex); print('hangs', flush=True); lock(mutex)\n"
+        "Engine.step = step; train_llc.main(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hang, *command(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     while process.stdout.readline().strip() != "hangs":
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
@@ -611,18 +767,40 @@ def test_a_loss_that_is_no_number_on_one_process_is_left_out_on_all(command, tmp
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def train(*options):
-        return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script,
-                               *command(run, *options)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc_per_node=2",
+                script,
+                *command(run, *options),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
     done = train()
-    assert done.returncode == 1 and "error: the loss became nan at step 6 of the codebook stage (epoch 2, batch 1" in done.stderr, done.stderr
+    assert (
+        done.returncode == 1
+        and "error: the loss became nan at step 6 of the codebook stage (epoch 2, batch 1" in done.stderr
+    ), done.stderr
     report = json.loads((run / "checkpoints" / "non_finite.json").read_text())
-    assert report["loss_of_process"] == {"1": "nan"} and [len(names) for names in report["samples_of_process"].values()] == [10, 10]
+    assert report["loss_of_process"] == {"1": "nan"} and [
+        len(names) for names in report["samples_of_process"].values()
+    ] == [10, 10]
     shutil.rmtree(run)
     done = train("--training.skip_non_finite=1")
     assert done.returncode == 0, done.stderr
     progress = last(run)["progress"]
-    assert progress["num_non_finite"] == 1 and progress["left_out"] == [[1, 0], [1, 1]] and len(progress["lines"]) == 4
+    assert (
+        progress["num_non_finite"] == 1
+        and progress["left_out"] == [[1, 0], [1, 1]]
+        and len(progress["lines"]) == 4
+    )
 
 
 def test_training_draws_nothing_from_torchs_generator(command, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """DDP with compilation, a frozen codebook, compressed gradients, accumulation and averaged weights equals one process; see two_processes.py."""
+
 from tests.conftest import ROOT
 from tests.training.two_processes import CASES
 

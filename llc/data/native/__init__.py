@@ -105,8 +105,20 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None
     index = 0 if instructions is None else instruction_sets().index(instructions)
     status = np.empty(n, np.int32)
     library().llc_decode_batch(
-        n, addresses.ctypes.data, sizes.ctypes.data, modes.ctypes.data, widths.ctypes.data, heights.ctypes.data, crops.ctypes.data,
-        flips.ctypes.data, out.ctypes.data, out.shape[1], out.shape[2], num_threads, index, status.ctypes.data,
+        n,
+        addresses.ctypes.data,
+        sizes.ctypes.data,
+        modes.ctypes.data,
+        widths.ctypes.data,
+        heights.ctypes.data,
+        crops.ctypes.data,
+        flips.ctypes.data,
+        out.ctypes.data,
+        out.shape[1],
+        out.shape[2],
+        num_threads,
+        index,
+        status.ctypes.data,
     )
     return status
 
@@ -118,7 +130,9 @@ def decode(data):
     status = library().llc_jpeg_size(data.ctypes.data, data.size, ctypes.byref(width), ctypes.byref(height))
     if status == OK:
         out = np.empty((height.value, width.value, 3), np.uint8)
-        status = library().llc_decode_jpeg(data.ctypes.data, data.size, width.value, height.value, out.ctypes.data)
+        status = library().llc_decode_jpeg(
+            data.ctypes.data, data.size, width.value, height.value, out.ctypes.data
+        )
     if status != OK:
         raise DecodeError(f"cannot decode {data.size} bytes as JPEG: {status_text(status)}")
     return out
@@ -188,7 +202,14 @@ class JpegWriter:
         height, width, _ = pixels.shape
         pixels = _array(pixels, np.uint8, (height, width, 3), "pixels")
         status = library().llc_encode_jpeg(
-            pixels.ctypes.data, height, width, quality, restart_blocks, self._out.ctypes.data, self._out.size, ctypes.byref(self._length)
+            pixels.ctypes.data,
+            height,
+            width,
+            quality,
+            restart_blocks,
+            self._out.ctypes.data,
+            self._out.size,
+            ctypes.byref(self._length),
         )
         return None if status else self._out[: self._length.value].copy()
 
@@ -200,4 +221,8 @@ class JpegWriter:
             data.ctypes.data, data.size, *settings, self._out.ctypes.data, self._out.size,
             ctypes.byref(self._length), ctypes.byref(self._width), ctypes.byref(self._height),
         )  # fmt: skip
-        return None if status else Encoded(self._width.value, self._height.value, self._out[: self._length.value].copy())
+        return (
+            None
+            if status
+            else Encoded(self._width.value, self._height.value, self._out[: self._length.value].copy())
+        )
