@@ -10,29 +10,36 @@ passes on the first two, exits with 1). Status 0: finished, also where --resume=
 """
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 
 from llc import config as edge
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.options import option
 from llc.training import config as training_config
 from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
 from llc.training.trainer import Progress, Trainer
 
-OPTIONS = {
-    "resume": "continue this run folder; auto: start or continue logging.folder/logging.name",
-    "resume_anyway": "1: continue although the configuration or the data is another",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a run starts."""
+
+    resume: str = option(
+        "", help="continue this run folder; auto: start or continue logging.folder/logging.name"
+    )
+    resume_anyway: bool = option(False, help="continue although the configuration or the data is another")
 
 
 def main(argv):
-    source = _value_of("--resume", argv)
+    source = edge.value_of("resume", argv)
     if source and source != "auto":  # the run's own configuration comes first; flags may override it
         argv = ["--config", str(RunFolder.open(source).path / "config.yaml"), *argv]
-    config, options = training_config.read(argv, description=__doc__, options=OPTIONS)
-    anyway = options["resume_anyway"] not in (None, "0")
+    config, options = training_config.read(argv, description=__doc__, options=Options)
+    source, anyway = options.resume or None, options.resume_anyway
     processes = Processes.start(
         config.dist.timeout_minutes, config.training.deterministic, config.dist.backend
     )
@@ -61,14 +68,6 @@ def main(argv):
         processes.stop()
     if status:
         sys.exit(status)
-
-
-def _value_of(flag, argv):
-    """What argv says for a flag, before its configuration can be read; None where it does not."""
-    for word, following in zip(argv, [*argv[1:], None]):
-        if word.split("=")[0] == flag:
-            return word.partition("=")[2] or following
-    return None
 
 
 def _is_finished(state, num_stages):

@@ -9,8 +9,7 @@ from llc.data.writer import WriterConfig, write_beton
 
 
 def main(argv):
-    arguments = config.read({"cfg": WriterConfig}, argv, description=__doc__)
-    write_beton(arguments.sections["cfg"])
+    write_beton(config.read({"cfg": WriterConfig}, argv, description=__doc__)["cfg"])
 
 
 if __name__ == "__main__":

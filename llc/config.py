@@ -1,195 +1,251 @@
-"""The edge where configuration is read: frozen dataclasses <- fastargs sections <- YAML files, then the command line.
+"""The command line: frozen dataclasses of options <- YAML files, then --section.key=value and --key=value.
 
-A section is a frozen dataclass. A field's annotation (str, int, float, bool) is its type, its default the default (none:
-required), and `option(help=..., choices=..., minimum=...)` says the rest. fastargs holds and validates the values; what it
-leaves out is added here: an unknown key is an error that names the nearest known one, and every error exits non-zero.
+Every command takes the same form: its positional words, then flags in any order. `read` makes dataclasses of
+`llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added here:
+an unknown key is an error that names the nearest known one, and every error exits with a status of its own.
 """
 
 import dataclasses
-import difflib
-import math
 import os
 import sys
+from pathlib import Path
 
-import yaml
 from fastargs import Param, Section
 from fastargs.config import Config as FastargsConfig
 from fastargs.validation import Checker
 
+from llc import environment, plugins
 from llc.errors import UserError
+from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, is_required, item_type
+from llc.yaml_file import read_yaml
 
-MAX_YAML_BYTES = 1 << 16  # of a configuration file; the longest recipe here has 2 kB
-BOOLEANS = {
-    "true": True,
-    "1": True,
-    "yes": True,
-    "on": True,
-    "false": False,
-    "0": False,
-    "no": False,
-    "off": False,
-}
-
-
-def option(default=dataclasses.MISSING, *, help, choices=None, or_positive=False, minimum=None, maximum=None):
-    """A dataclass field of a section, with what --help and the checks need to know of it.
-
-    or_positive: beside the choices a text also takes a number above 0.
-    """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "or_positive": or_positive,
-        "minimum": minimum,
-        "maximum": maximum,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+_TOP = "_"  # fastargs' name for the section without a name
 
 
 class _FieldChecker(Checker):
-    """fastargs checker of one dataclass field: converts the value or raises ValueError."""
+    """fastargs' checker of one dataclass field: converts the value or raises ValueError."""
 
     def __init__(self, field):
         self.field = field
 
     def check(self, value):
-        kind, meta = self.field.type, self.field.metadata
-        if kind is bool:
-            if str(value).lower() not in BOOLEANS:
-                raise ValueError
-            value = BOOLEANS[str(value).lower()]
-        elif kind is str:
-            value = str(value)
-        else:
-            try:
-                number = float(value)
-            except OverflowError:  # an integer of hundreds of digits
-                raise ValueError from None
-            if not math.isfinite(number) or kind is int and number != int(number):
-                raise ValueError
-            value = int(number) if kind is int else number
-        if (
-            meta["choices"] is not None
-            and value not in meta["choices"]
-            and not (meta["or_positive"] and 0 < float(value) < math.inf)
-        ):
-            raise ValueError
-        if meta["minimum"] is not None and value < meta["minimum"]:
-            raise ValueError
-        if meta["maximum"] is not None and value > meta["maximum"]:
-            raise ValueError
-        return value
+        return convert(self.field, value)
 
     def help(self):
-        meta = self.field.metadata
-        if meta["choices"] is not None:
-            return (
-                "one of "
-                + ", ".join(map(str, meta["choices"]))
-                + (", or a positive number" if meta["or_positive"] else "")
+        return accepted(self.field)
+
+
+class _Command:
+    """The fields of a command's sections by key, "section.name" or, in the section "", "name"."""
+
+    def __init__(self, sections):
+        self.sections = sections
+        self.fields, self.positionals, self.formerly = {}, {}, {}
+        for section, kind in sections.items():
+            for field in dataclasses.fields(kind):
+                key = f"{section}.{field.name}" if section else field.name
+                self.fields[key] = field
+                if field.metadata["positional"]:
+                    self.positionals[key] = field
+                for old in field.metadata["formerly"]:
+                    self.formerly[f"{section}.{old}" if section and "." not in old else old] = key
+        self.flags = {key: field for key, field in self.fields.items() if key not in self.positionals}
+
+    def check_key(self, key, where):
+        """Raises UserError unless `key` is one of the flags."""
+        if key in self.flags:
+            return
+        if key in self.formerly:
+            raise UserError(
+                f"{where}: {key} is now called {self.formerly[key]}: write --{self.formerly[key]}=VALUE"
             )
-        words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[
-            self.field.type
-        ]
-        if meta["minimum"] is not None:
-            words += f", at least {meta['minimum']}"
-        if meta["maximum"] is not None:
-            words += f", at most {meta['maximum']}"
-        return words
+        hint = did_you_mean(key, [*self.flags, "config", "plugin"])
+        raise UserError(f"{where}: {key} is not a key{hint} (--help lists all keys)")
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """What was read: `sections` name -> dataclass instance, `options` name -> text or None, `positionals` in order."""
+def read(sections, argv, *, description):
+    """argv -> {section: dataclass instance}.
 
-    sections: dict
-    options: dict
-    positionals: list
-
-
-def read(sections, argv, *, description, options=None, positionals=()):
-    """Reads YAML files (`--config FILE`, also `--config-file`, repeatable, later wins) and `--section.key=value`.
-
-    sections: {name: frozen dataclass type}; options: {name: help} of `--name=value` flags outside the sections;
-    positionals: names of the positional arguments, all required. `--help` prints and exits with 0.
+    sections: {name: frozen dataclass of llc.options}; the keys of the section "" are written without a section,
+    and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`; repeatable,
+    later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the file, names one
+    that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits with 0.
     Raises UserError for an unknown key, a bad or missing value, an unreadable file.
     """
-    options = options or {}
+    command = _Command(sections)
+    files, overrides, words = _split(command, argv, description)
+    values, origin = {}, {}
+    for name in files:
+        for key, (value, where) in _from_file(name).items():
+            command.check_key(key, where)
+            values[key], origin[key] = value, where
+    values |= overrides
+    origin |= dict.fromkeys(overrides, "command line")
+    registry = _registry(command)
+    registry.collect({_path(key): value for key, value in (values | _placed(command, words)).items()})
+    problems = []
+    for path in registry.validate(mode="errordict"):
+        key, param = ".".join(path).removeprefix(f"{_TOP}."), registry.entries[path]
+        if path not in registry.content:
+            how = key.upper() if key in command.positionals else f"--{key}=VALUE"
+            problems.append(f"{key} is required ({param.desc}): give it as {how}")
+        else:
+            where = origin.get(key, "command line")
+            problems.append(f"{where}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}")
+    if problems:
+        raise UserError("\n".join(problems))
+    return {
+        section: kind(**{f.name: registry[f"{section or _TOP}.{f.name}"] for f in dataclasses.fields(kind)})
+        for section, kind in sections.items()
+    }
+
+
+def read_one(kind, argv, *, description):
+    """`read` for a command whose keys have no sections: argv -> an instance of `kind`."""
+    return read({"": kind}, argv, description=description)[""]
+
+
+def value_of(flag, argv):
+    """What argv says for a flag, before the rest can be read; None if it says nothing. `flag` is without --."""
+    for word, following in zip(argv, [*argv[1:], None]):
+        if word.split("=")[0] == f"--{flag}":
+            return word.partition("=")[2] or following
+    return None
+
+
+def _path(key):
+    return key if "." in key else f"{_TOP}.{key}"
+
+
+def _registry(command):
+    """fastargs' Config of a command's sections."""
     registry = FastargsConfig()
-    for name, kind in sections.items():
+    for section, kind in command.sections.items():
         params = {}
         for field in dataclasses.fields(kind):
-            required = field.default is dataclasses.MISSING
-            params[field.name] = Param(
-                _FieldChecker(field),
-                field.metadata["help"],
-                required=required,
-                default=None if required else field.default,
-            )
-        Section(name, (kind.__doc__ or name).strip(), config_descriptor=registry).params(**params)
-    known = [".".join(path) for path in registry.entries]
+            required = is_required(field)
+            default = None if required else field.default
+            checker = _FieldChecker(field)
+            params[field.name] = Param(checker, field.metadata["help"], required=required, default=default)
+        title = (kind.__doc__ or section).strip()
+        Section(section or _TOP, title, config_descriptor=registry).params(**params)
+    return registry
 
-    files, overrides, given, words = [], {}, dict.fromkeys(options), []
+
+def _split(command, argv, description):
+    """(configuration files, {key: text} of the flags, words that are no flags) of argv."""
+    files, overrides, words = [], {}, []
     queue = list(argv)
     while queue:
         word = queue.pop(0)
         if word in ("--help", "-h"):
-            print(_help(registry, description, options, positionals))
+            print(_help(command, description))
             sys.exit(0)
         if not word.startswith("--"):
             words.append(word)
             continue
         key, has_value, value = word[2:].partition("=")
+        is_file = key in ("config", "config-file")
+        if not is_file:
+            command.check_key(key, "command line")
         if not has_value:
-            if not queue or queue[0].startswith("--"):
-                raise UserError(f"--{key} needs a value: write --{key}=VALUE")
-            value = queue.pop(0)
-        if key in ("config", "config-file"):
+            value = _next_value(command, key, queue)
+        if is_file:
             files.append(value)
-        elif key in options:
-            given[key] = value
         else:
-            _check_key(key, known, "command line", [*options, "config"])
             overrides[key] = value
-    if len(words) != len(positionals):
-        wanted = " ".join(p.upper() for p in positionals) or "no positional arguments"
-        raise UserError(f"expected {wanted}; got {' '.join(words) or 'none'} (--help shows all arguments)")
+    return files, overrides, words
 
-    origin = {}
-    for name in files:
-        for key, value in _flatten(name, read_yaml(name)).items():
-            _check_key(key, known, name)
-            registry.collect({key: value})
-            origin[key] = name
-    registry.collect(overrides)
-    origin.update(dict.fromkeys(overrides, "command line"))
 
-    problems = []
-    for path in registry.validate(mode="errordict"):
-        key, param = ".".join(path), registry.entries[path]
-        if path in registry.content:
-            problems.append(
-                f"{origin[key]}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}"
+def _next_value(command, key, queue):
+    """The value of a flag that was given without `=`: the next word, or true for a bool."""
+    if key in command.flags and item_type(command.flags[key])[0] is bool:
+        return queue.pop(0) if queue and queue[0].lower() in BOOLEANS else "true"
+    if not queue or queue[0].startswith("--"):
+        raise UserError(f"--{key} needs a value: write --{key}=VALUE")
+    return queue.pop(0)
+
+
+def _placed(command, words):
+    """{key: value} of the positional words. Raises UserError where there are too many."""
+    values, left = {}, list(words)
+    for key, field in command.positionals.items():
+        if item_type(field)[1]:
+            if left:
+                values[key], left = left, []
+        elif left:
+            values[key] = left.pop(0)
+    if left:
+        wanted = " ".join(key.upper() for key in command.positionals)
+        expected = f"expected {wanted}" if wanted else "this command takes no words without --"
+        raise UserError(f"{expected}; did not expect {' '.join(left)} (--help lists all arguments)")
+    return values
+
+
+def _from_file(name, above=()):
+    """{key: (value, file)} of a YAML file and of the files that it builds on. Raises UserError."""
+    content = read_yaml(name)
+    base = content.pop("base", None)
+    values = {}
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"--config {name}: base = {base!r}: it takes the name of a YAML file")
+        chain = (*above, os.path.realpath(name))
+        path = Path(name).parent / base
+        if os.path.realpath(path) in chain:
+            raise UserError(f"--config {name}: base = {base}: this file builds on {name} itself")
+        if not path.is_file():
+            raise UserError(f"--config {name}: base = {base}: there is no file {path}")
+        values = _from_file(str(path), chain)
+    return values | {key: (value, name) for key, value in _flatten(name, content).items()}
+
+
+def _flatten(name, content, prefix=""):
+    """{"section.key": value} of a YAML file's content. Raises UserError for values that are no option's."""
+    flat = {}
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        single = isinstance(value, (str, int, float))
+        if isinstance(value, dict) and not prefix:
+            flat.update(_flatten(name, value, path + "."))
+        elif single or isinstance(value, list) and all(isinstance(v, (str, int, float)) for v in value):
+            flat[path] = value
+        elif value is not None:
+            raise UserError(
+                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean, "
+                "or a list of them (a file has sections, and keys in them)"
             )
-        else:
-            problems.append(f"{key} is required ({param.desc}): give it as --{key}=VALUE")
-    if problems:
-        raise UserError("\n".join(problems))
-    made = {
-        name: kind(**{f.name: registry[f"{name}.{f.name}"] for f in dataclasses.fields(kind)})
-        for name, kind in sections.items()
-    }
-    return Arguments(made, given, words)
+    return flat
+
+
+def _help(command, description):
+    lines = [description.strip(), "", "arguments:"]
+    for key, field in command.positionals.items():
+        lines.append(f"  {key.upper()}  {field.metadata['help']} [{accepted(field)}; {default_of(field)}]")
+    lines.append("  --config=FILE  a YAML file of the keys below (repeatable; the command line wins)")
+    lines.append("  --plugin=FILE.py  an addition from outside the package (repeatable; docs/extending.md)")
+    for section, kind in command.sections.items():
+        if section:
+            lines += ["", f"{section}: {(kind.__doc__ or section).strip().splitlines()[0]}"]
+        for field in dataclasses.fields(kind):
+            key = f"{section}.{field.name}" if section else field.name
+            if key in command.flags:
+                lines.append(f"  --{key}=  {field.metadata['help']} [{accepted(field)}; {default_of(field)}]")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ entry points
 
 
 def run(main):
     """Runs an entry point: a UserError becomes one printed message and exit status 2, Ctrl-C status 130.
 
-    Of several processes the first prints. torchrun's report at the end shows the error of the process that failed first, whichever it is.
+    Among several processes only the first prints. torchrun's report at the end shows the error of the process
+    that failed first, whichever it is.
     """
-    quiet = int(os.environ.get("RANK", "0")) != 0
+    quiet = environment.rank() != 0
     try:
-        main(sys.argv[1:])
+        main(plugins.take(sys.argv[1:]))
         _leave(0)
     except SystemExit as end:
         if type(end.code) is int:
@@ -207,109 +263,34 @@ def run(main):
 
             if gpu.is_out_of_memory(error):
                 return _end(gpu.memory_error(error), quiet)
-        _tell_torchrun(error)
+        _report_to_torchrun(error)
         raise
 
 
 def _end(error, quiet):
-    _tell_torchrun(error)
+    _report_to_torchrun(error)
     if not quiet:
         print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
 def _leave(status):
-    """Ends one of several processes without the interpreter's own clearing away.
+    """Ends one of several processes without the interpreter's own clean-up.
 
-    During that, gloo's threads may still want the GIL, to let go of their last messages; Python ends them there by an exception that C++
-    answers with abort(), and torchrun would call a run failed that had done all it should.
+    During that clean-up gloo's threads may still want the GIL, to release their last messages. Python ends them
+    there by an exception that C++ answers with abort(), and torchrun would report a run as failed that had done
+    everything it should.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if environment.world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def _tell_torchrun(error):
+def _report_to_torchrun(error):
     """Writes the error where torchrun looks for it."""
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:
-        from torch.distributed.elastic.multiprocessing.errors import (
-            get_error_handler,
-        )  # here: most commands do without torch
+    if environment.torchrun_error_file():
+        # imported here, because most commands do without torch
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
         get_error_handler().record_exception(error)
-
-
-def _check_key(key, known, where, more=()):
-    if key in known:
-        return
-    same_end = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    near = same_end[:3] or difflib.get_close_matches(key, [*known, *more], n=1, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see --help for the known keys"
-    raise UserError(f"{where}: {key} is not a key; {hint} (all keys: --help)")
-
-
-def _flatten(name, content, prefix=""):
-    """{"section.key": value} of a YAML file's content. Raises UserError where a value is not a single text, number or boolean."""
-    flat = {}
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict) and not prefix:
-            flat.update(_flatten(name, value, path + "."))
-        elif isinstance(value, (str, int, float)):
-            flat[path] = value
-        elif value is not None:
-            raise UserError(
-                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean "
-                "(a file has sections, and keys in them)"
-            )
-    return flat
-
-
-class _YamlLoader(yaml.SafeLoader):
-    """SafeLoader without aliases (*name): a few lines of them can stand for more values than any memory holds."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not taken", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-
-def read_yaml(name, flag="config"):
-    """The mapping in the YAML file `name`, {} where it is empty; `flag` gave it. Raises UserError for anything else."""
-    try:
-        with open(name, "rb") as file:
-            text = file.read(MAX_YAML_BYTES + 1)
-        if len(text) > MAX_YAML_BYTES:
-            raise UserError(
-                f"--{flag} {name}: larger than {MAX_YAML_BYTES:,} bytes, which no configuration is"
-            )
-        content = yaml.load(text.decode("utf-8"), _YamlLoader)
-    except OSError as error:
-        raise UserError(f"--{flag} {name}: cannot be read: {error.strerror}") from error
-    except UserError:
-        raise
-    except Exception as error:  # PyYAML lets through what Python raises for a tag without its value, a day 99, too deep nesting
-        raise UserError(f"--{flag} {name}: not a YAML file: {error}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--{flag} {name}: expected sections with keys, found {type(content).__name__}")
-    return content
-
-
-def _help(registry, description, options, positionals):
-    lines = [description, ""]
-    for name in positionals:
-        lines.append(f"  {name.upper()}")
-    lines.append("  --config=FILE  a YAML file of the keys below (repeatable; the command line wins)")
-    lines += [f"  --{name}=VALUE  {text}" for name, text in options.items()]
-    for namespace, paths in registry.sections_to_entries.items():
-        lines += ["", f"{'.'.join(namespace)}: {registry.sections[namespace].desc.splitlines()[0]}"]
-        for path in paths:
-            param = registry.entries[path]
-            default = "required" if param.required else f"default {param.default!r}"
-            lines.append(f"  --{'.'.join(path)}=  {param.desc} [{param.checker.help()}; {default}]")
-    return "\n".join(lines)

@@ -19,26 +19,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from llc import checkpoints
+from llc import checkpoints, runs, stages
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
 from llc.data.batches import prepare
 from llc.data.images import load_rgb
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
+from llc.evaluation.decoders import DECODERS
 from llc.files import atomic_write
-from llc.hamming import search
-from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
-from llc.precision import autocast_for
-from llc.training import config as training_config
+from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network, average_over_flip
+from llc.precision import PRECISIONS, autocast_for
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tensor | StrPath | Image.Image]"
 
 FORMAT = 1  # of a saved encoder
-DECODERS = ("mhd", "ed", "class")
-STAGES = (*training_config.STAGES, None)
-PRECISIONS = training_config.Training.__dataclass_fields__["precision"].metadata["choices"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +83,10 @@ class Encoder(nn.Module):
             raise UserError(
                 f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes"
             )
-        if type(flip) is not bool or precision not in PRECISIONS or stage not in STAGES:
+        if type(flip) is not bool or precision not in PRECISIONS or stage not in (*stages.STAGES, None):
             raise UserError(
                 f"flip = {flip!r}, precision = {precision!r}, stage = {stage!r}: expected a bool, one of {', '.join(PRECISIONS)}, "
-                f"and one of {', '.join(map(str, STAGES))}"
+                f"and one of {', '.join(map(str, (*stages.STAGES, None)))}"
             )
         self.network = network.to(memory_format=torch.channels_last)
         self.preprocessing, self.flip, self.precision = preprocessing, flip, precision
@@ -130,7 +126,7 @@ class Encoder(nn.Module):
         autocast, _ = autocast_for(self.precision, self.device)
         with autocast():
             z = self.network(images)
-            return ((z + self.network(images.flip(3))) / 2 if self.flip else z).float()
+            return (average_over_flip(self.network, images, z) if self.flip else z).float()
 
     def preprocess(self, images: Images) -> torch.Tensor:
         """Images of any size -> uint8 [n, 3, resolution, resolution] on the CPU, by this model's own rule.
@@ -175,16 +171,8 @@ class Encoder(nn.Module):
                 "this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)"
             )
         z = self.project(images, batch_size)
-        k = 1 if decode == "ed" else min(k, len(self.codebook))
-        if decode == "class":
-            with torch.inference_mode():
-                logits = self.network.class_logits(z)
-            labels = logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
-            scores = logits.gather(1, labels)
-        else:
-            scores, labels = search(pack_bits(z), self.class_codes, k)
-            if decode == "ed":
-                labels = labels.where(scores == 0, -1)
+        with torch.inference_mode():
+            labels, scores = DECODERS[decode].bind(self.network)(z, min(k, len(self.codebook)))
         names = [
             [self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()
         ]
@@ -318,29 +306,19 @@ def load(
 
 def _from_run(folder, checkpoint):
     """Encoder's arguments. The preprocessing is that of the run's validation."""
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
-    config, _ = training_config.read(["--config", str(folder / "config.yaml")], description="")
-    found = {
-        path.stem: path for path in sorted((folder / "checkpoints").glob("*.pth")) if path.stem != "last"
-    }
+    config, found = runs.read_config(folder), runs.checkpoints(folder)
     if checkpoint is None:
-        checkpoint = next(
-            (name for name in ("instance", "joint", "codebook") if name in found), config.stages[0]
-        )
+        checkpoint = next(iter(runs.finished_stages(folder)[::-1]), config.stages[0])
     if checkpoint not in found:
         raise UserError(
-            f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} (a stage's is written at its end)"
+            f"{folder} has no checkpoint {checkpoint!r}; it has {', '.join(found) or 'none'} "
+            "(a stage's is written at its end)"
         )
     state = checkpoints.read_state(found[checkpoint])
     if state.get("codebook") is None or state["codebook"].ndim != 2:
         raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
     network = checkpoints.build(config.network_options(len(state["codebook"])), state, found[checkpoint])
-    # the other checkpoints: the network at the start, and the best epoch of the last stage
-    stage = next(
-        (name for name in training_config.STAGES if checkpoint.startswith(name)),
-        "codebook" if checkpoint == "initial" else config.stages[-1],
-    )
+    stage = stages.stage_of_checkpoint(checkpoint, config.stages)
     validation = config.validation
     preprocessing = Preprocessing(
         validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
@@ -348,30 +326,12 @@ def _from_run(folder, checkpoint):
     return {
         "network": network,
         "preprocessing": preprocessing,
-        "class_names": _read_class_names(folder / "class_names.json"),
+        "class_names": runs.read_class_names(folder),
         "flip": validation.lr_tta,
         "precision": config.training.precision,
         "stage": stage,
-        "recipe": dataclasses.asdict(config),
+        "recipe": config.as_dict(),
     }
-
-
-def _read_class_names(path):
-    """A list of names from JSON; None where there is no such file."""
-    try:
-        return _checked_names(json.loads(path.read_text("ascii")), path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON list of names: {error}") from error
-
-
-def _checked_names(names, source):
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{source}: class names are not a list of names")
-    return names
 
 
 def _from_saved(path):
@@ -392,7 +352,7 @@ def _from_saved(path):
         return {
             "network": checkpoints.build(content["network"], state, path),
             "preprocessing": Preprocessing(**content["preprocessing"]),
-            "class_names": content["class_names"] and _checked_names(content["class_names"], path),
+            "class_names": content["class_names"] and runs.check_class_names(content["class_names"], path),
             "flip": content["flip"],
             "precision": content["precision"],
             "stage": content["stage"],

@@ -16,24 +16,34 @@ from types import SimpleNamespace
 import numpy as np
 
 from llc import config as edge
+from llc import runs
 from llc.codebook import health
-from llc.config import option
 from llc.data.batches import open_images
 from llc.data.preprocessing import RESIZES, Preprocessing
 from llc.data.sources import printable
 from llc.distributed import Processes
 from llc.encoder import load
 from llc.errors import UserError
-from llc.evaluation.classification import evaluate
+from llc.evaluation.decoders import DECODERS
+from llc.evaluation.metrics import FLIP, evaluate, name, stage_of
 from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
+from llc.options import option
 from llc.precision import autocast_for
 from llc.training import config as training_config
-from llc.training.run_folder import RunFolder
 
 # % top-1 of the published ResNet50 with 20 bits on ImageNet-1K: LLC, Kusupati et al., NeurIPS 2021, arXiv 2106.01487
 PUBLISHED = {"class": 75.5, "mhd": 74.5, "ed": 68.9}
-PREDICTIONS = {"predictions": "write codes, labels and classes of every image to this .npz"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is evaluated, and what is written."""
+
+    model: str = option("", positional=True, help="a run folder, or a file that llc.load takes")
+    original: str = option("", help="a checkpoint of the original code, in place of MODEL")
+    codebook: str = option("", help="of a file: its codebook, .npy of real values or a run folder")
+    predictions: str = option("", help="write codes, labels and classes of every image to this .npz")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,67 +86,52 @@ class Dist:
 
 
 def main(argv):
-    original = any(word.split("=")[0] == "--original" for word in argv)
-    if "--help" in argv or "-h" in argv or not argv:
-        print(__doc__)
-        if argv:
-            return
-    if not original and (not argv or argv[0].startswith("--")):
-        raise UserError("the run folder, or the file, comes first, then --key=value; or --original=FILE")
-    if original or not Path(argv[0]).is_dir():
-        _evaluate_file(argv, original)
+    path = next((word for word in argv if not word.startswith("--")), "")
+    if Path(path).is_dir():
+        _evaluate_run(path, argv)
     else:
-        _evaluate_run(argv)
+        _evaluate_file(argv)
 
 
-def _evaluate_run(argv):
-    run = RunFolder.open(argv[0])
-    config, options = training_config.read(
-        ["--config", str(run.path / "config.yaml"), *argv[1:]], description=__doc__, options=PREDICTIONS
-    )
-    stages = [name for name in training_config.STAGES if run.checkpoint(name).exists()]
+def _evaluate_run(path, argv):
+    words = ["--config", str(Path(path) / "config.yaml"), *argv]
+    config, options = training_config.read(words, description=__doc__, options=Options)
+    stages = runs.finished_stages(path)
     if not stages:
         raise UserError(
-            f"{run.path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
+            f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
         )
-    encoders = {name: load(run.path, checkpoint=name) for name in stages}
+    encoders = {name: load(path, checkpoint=name) for name in stages}
     preprocessing = Preprocessing(
         config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
     )
     for encoder in encoders.values():
         encoder.flip, encoder.precision = config.validation.lr_tta, config.training.precision
-    _evaluate(encoders, str(run.path), preprocessing, config, options["predictions"])
+    _evaluate(encoders, path, preprocessing, config, options.predictions)
 
 
-def _evaluate_file(argv, original):
-    options = PREDICTIONS | {
-        "original": "a checkpoint of the original code",
-        "codebook": "its codebook: .npy of real values, or a run folder",
-    }
-    arguments = edge.read(
-        {"data": Data, "validation": Validation, "dist": Dist},
-        argv,
-        description=__doc__,
-        options=options,
-        positionals=() if original else ("file",),
-    )
-    path = arguments.options["original"] if original else arguments.positionals[0]
-    encoder = load(path, arguments.options["codebook"])
+def _evaluate_file(argv):
+    sections = {"": Options, "data": Data, "validation": Validation, "dist": Dist}
+    config = SimpleNamespace(**edge.read(sections, argv, description=__doc__))
+    options = vars(config)[""]
+    path, original = options.original or options.model, bool(options.original)
+    if not path:
+        raise UserError("MODEL is missing: a run folder, a file, or --original=FILE")
+    encoder = load(path, options.codebook or None)
     if not len(encoder.codebook):
         raise UserError(
             f"{path} holds no codebook (a model of instance codes has none): give one with --codebook=FILE.npy"
         )
-    config = SimpleNamespace(**arguments.sections)
     given = {name: getattr(config.validation, name) for name in ("resolution", "crop_ratio", "resize")}
     preprocessing = dataclasses.replace(
         encoder.preprocessing, **{name: value for name, value in given.items() if value}
     )
     _evaluate(
-        {encoder.stage: encoder},
+        {encoder.stage or "codebook": encoder},
         path,
         preprocessing,
         config,
-        arguments.options["predictions"],
+        options.predictions,
         PUBLISHED if original else None,
     )
 
@@ -175,52 +170,38 @@ def _evaluate(encoders, title, preprocessing, config, predictions_file, publishe
             return
         for note in images.notes:
             print(printable(note))
-        suffix = "_flip" if last.flip else ""
-        _report(
-            title,
-            images.num_samples,
-            [evaluate(predictions, last.codebook) for predictions in found.values()],
-            suffix,
-            last,
-            published,
-        )
+        metrics = {stage: evaluate(predictions, num_classes) for stage, predictions in found.items()}
+        _report(title, images.num_samples, metrics, last, published)
         if predictions_file:
-            np.savez(
-                predictions_file, **{k: v.cpu().numpy() for k, v in vars(found[last.stage][suffix]).items()}
-            )
+            np.savez(predictions_file, **found[last.stage][FLIP if last.flip else ""].arrays())
     finally:
         processes.stop()
 
 
-def _report(title, num_images, metrics, suffix, encoder, published):
-    """metrics: one dict a stage, in order. Class codes are the first stage's, the Hamming decoders the last's."""
-    print(
-        f"{title}: {num_images} images, {encoder.num_bits} bits"
-        + (", left-right flips averaged" if suffix else "")
-    )
+def _report(title, num_images, metrics, encoder, published):
+    """metrics: {stage: its metrics}. Each decoder's are those of the stage that learns what it reads."""
+    flipped = ", left-right flips averaged" if encoder.flip else ""
+    print(f"{title}: {num_images} images, {encoder.num_bits} bits{flipped}")
     if published:
         print(
-            f"  (the network of the {encoder.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class codes by the codebook stage's "
-            "network, MHD and ED by the instance stage's)"
+            f"  (the network of the {encoder.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class codes "
+            "by the codebook stage's network, MHD and ED by the instance stage's)"
         )
-    for name, decoder, m in (
-        ("class codes", "class", metrics[0]),
-        ("MHD", "mhd", metrics[-1]),
-        ("ED", "ed", metrics[-1]),
-    ):
-        line = f"  {name:12s} top-1 {100 * m['top1_' + decoder + suffix]:6.2f} %"
-        if published:
-            line += f"   published {published[decoder]} %"
-        if decoder != "ed":
-            line += f"   top-5 {100 * m['top5_' + decoder + suffix]:6.2f} %"
-        print(
-            line
-            + {
-                "class": "",
-                "mhd": f"   tied for nearest {100 * m['tied_mhd' + suffix]:.2f} %",
-                "ed": f"   no class {100 * m['none_ed' + suffix]:.2f} %",
-            }[decoder]
-        )
+    for decoder in DECODERS.values():
+        of_stage = metrics[stage_of(decoder, metrics)]
+
+        def percent(metric):
+            value = of_stage.get(name(metric, decoder.name, encoder.flip))
+            return None if value is None else 100 * value
+
+        line = f"  {decoder.title:12s} top-1 {percent('top1'):6.2f} %"
+        if published and decoder.name in published:
+            line += f"   published {published[decoder.name]} %"
+        if percent("top5") is not None:
+            line += f"   top-5 {percent('top5'):6.2f} %"
+        for metric, words in decoder.details.items():
+            line += f"   {words} {percent(metric):.2f} %"
+        print(line)
     print(f"  {health(encoder.codebook)}")
 
 

@@ -29,7 +29,7 @@ from llc.codebook import save_codebook
 from llc.encoder import load
 from llc.errors import UserError
 from llc.files import atomic_write
-from llc.training.config import STAGES
+from llc.stages import STAGES
 
 FORMS = ("original", "backbone", "encoder")
 

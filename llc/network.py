@@ -131,6 +131,11 @@ class Network(nn.Module):
         return self.logit_scale * z @ binarize(self.codebook).T
 
 
+def average_over_flip(project, images, z):
+    """The mean of z = project(images) and of the mirror images' z; project: images [B, 3, H, W] -> [B, num_bits]."""
+    return (z + project(images.flip(3))) / 2
+
+
 def _set_width(backbone, arch, width):
     """Rebuilds the convolutions of a basic-block torchvision ResNet with `width` instead of 64 channels in the first stage."""
     block = type(backbone.layer1[0])

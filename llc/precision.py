@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+PRECISIONS = ("auto", "bf16", "fp16", "tf32", "fp32")
+
 
 @contextlib.contextmanager
 def float32_precision(precision):

@@ -30,8 +30,8 @@ from llc.data.manifest import load_manifest
 from llc.data.shards import open_shards
 from llc.data.verify import check_samples
 from llc.errors import UserError
+from llc.recipe import sections
 from llc.torch_files import read_torch_file
-from llc.training.config import SECTIONS
 from tests.chaos import flat, make_betons
 
 SECONDS = 5.0  # for one read
@@ -138,7 +138,7 @@ def readers(folder):
 
     def read_config(path):
         edge.read(
-            SECTIONS,
+            sections(),
             [
                 "--config",
                 str(recipe),

@@ -9,7 +9,8 @@ from llc.distributed import Processes
 from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
 from llc.precision import autocast_for, float32_precision
-from llc.training.config import CodebookStage, Dist, Training
+from llc.recipe import Dist, Training
+from llc.stages import CodebookStage
 from llc.training.engine import Engine
 
 CPU = torch.device("cpu")

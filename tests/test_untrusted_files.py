@@ -13,8 +13,8 @@ import torch
 from llc import config as edge
 from llc.codebook import load_codebook
 from llc.errors import UserError
+from llc.recipe import sections
 from llc.torch_files import read_torch_file
-from llc.training.config import SECTIONS
 from tests.fuzz import fuzz, readers
 
 READERS = (
@@ -99,7 +99,7 @@ def test_a_configuration_crafted_to_run_code_or_to_be_huge_is_refused(text, tmp_
     (tmp_path / "x.yaml").write_text(text.format(ran=tmp_path / "ran"))
     with pytest.raises(UserError, match="x.yaml"):
         edge.read(
-            SECTIONS,
+            sections(),
             ["--config", str(tmp_path / "x.yaml"), "--data.train_dataset=a", "--data.val_dataset=b"],
             description="",
         )

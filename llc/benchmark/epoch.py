@@ -53,6 +53,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from llc import config as edge
+from llc import stages
 from llc.data import beton
 from llc.data.encoding import encode_sample
 from llc.data.loaders import default_workers
@@ -69,8 +70,9 @@ from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.precision import autocast_for, float32_precision
 from llc.training import config as training_config
 from llc.training.engine import Engine
+from llc.training.optimizer import parameter_groups
 from llc.training.schedules import stage_resolution
-from llc.training.stages import StageModule, parameter_groups
+from llc.training.stage_module import StageModule
 from llc.training.trainer import build_network, initial_codebook, make_train_loader, make_val_loader
 
 OPTIONS = {
@@ -125,8 +127,8 @@ class _Plan:
             return int(text)
 
         stage = options["stage"] or config.stages[0]
-        if stage not in training_config.STAGES:
-            raise UserError(f"--stage={stage}: it takes one of {', '.join(training_config.STAGES)}")
+        if stage not in stages.STAGES:
+            raise UserError(f"--stage={stage}: it takes one of {', '.join(stages.STAGES)}")
         peers = (
             tuple(PEERS) if options["vs"] == "all" else tuple(filter(None, (options["vs"] or "").split(",")))
         )
@@ -175,7 +177,7 @@ def affordable(config, plan, processes):
         )
     if processes.device.type != "cpu" or plan.keeps_batch_size:
         return config
-    stage = getattr(config, plan.stage)
+    stage = config.stage(plan.stage)
     flops = flops_of_a_step(config, stage, NUM_CLASSES, stage_resolution(stage, config.resolution, 0))
     images = max(int(CPU_FLOPS / flops) // parts, 2)  # of a part
     images = parts << images.bit_length() - 1
@@ -228,7 +230,7 @@ def measure(config, plan, processes):
             f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}"
         )
     num_classes = train_shards.manifest.num_classes
-    stage = getattr(config, plan.stage)
+    stage = config.stage(plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
     network = build_network(config, num_classes)
     network.codebook.data.copy_(initial_codebook(config, num_classes))
@@ -395,13 +397,13 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting)
         else statistics.median(seconds["epoch"]) * steps * (pixels / resolution) ** 2 + validation
         for stage in config.stages
         for pixels in [
-            stage_resolution(getattr(config, stage), config.resolution, epoch)
-            for epoch in range(getattr(config, stage).epochs)
+            stage_resolution(config.stage(stage), config.resolution, epoch)
+            for epoch in range(config.stage(stage).epochs)
         ]
     )
     parts = {name: rates[name] for name in ("loader", "step", "copy") if name in rates}
     limit = min(parts, key=parts.get)
-    flops = flops_of_a_step(config, getattr(config, plan.stage), train.num_classes, resolution)
+    flops = flops_of_a_step(config, config.stage(plan.stage), train.num_classes, resolution)
     matrix_rate = _matrix_rate(config.training.precision, device)
     return {
         "config": {

@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llc.config import option
 from llc.data import beton
 from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
 from llc.data.sources import open_source, printable
 from llc.data.workers import Workers, next_page, place, write_at
 from llc.errors import UserError
+from llc.options import option
 
 _HELD_BYTES = (
     1 << 25

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from llc.errors import UserError
 from llc.precision import autocast_for, float32_precision
 from llc.training.ema import AveragedNetwork
-from llc.training.stages import StageModule, parameter_groups
+from llc.training.optimizer import make_sgd, parameter_groups
+from llc.training.stage_module import StageModule
 
 
 class Engine:
@@ -21,7 +22,7 @@ class Engine:
 
     While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
 
-    stage, training, dist: llc.training.config.Stage, Training and Dist. num_resolutions: how many resolutions
+    stage: llc.stages.Stage; training, dist: llc.recipe.Training and Dist. num_resolutions: how many resolutions
     the stage's images will have; each is compiled by itself. On CUDA the step never waits for the device: the
     loss stays there, the learning rate is a number, and with fp16 the fused optimiser reads what the scaler
     found.
@@ -165,18 +166,6 @@ class Engine:
                     f"{key} was 0 when the checkpoint's stage began, and what it needs is not in the checkpoint; continue with 0"
                 )
             module.load_state_dict(state[name])
-
-
-def make_sgd(groups, momentum, fused):
-    """SGD, whose learning rate is set at each step. fused: one kernel for all parameters."""
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused or None)
-    if fused and momentum:
-        # torch gives the fused kernel uninitialised memory as its first momentum. If the first gradients
-        # overflow, as they often do with fp16, the kernel skips the step, and the next step uses that memory.
-        # Zeros give the same bits as no momentum.
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
 
 
 class _Compiled(nn.Module):

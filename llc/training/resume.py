@@ -3,9 +3,9 @@
 import dataclasses
 import hashlib
 
+from llc import recipe
 from llc.data.storage import read_sample
 from llc.errors import UserError
-from llc.training.config import SECTIONS
 
 _NUM_SAMPLES = 32  # that a dataset is known by, beside its tables
 
@@ -25,12 +25,15 @@ _FREE = {
 }
 # Keys without which the state does not fit the network, or has no meaning.
 _FIXED = {"model.arch", "model.width", "codes.num_bits", "codes.normalize", "training.stages"}
-# What a checkpoint from before a key existed was trained with.
-_DEFAULTS = {
-    f"{section}.{field.name}": field.default
-    for section, kind in SECTIONS.items()
-    for field in dataclasses.fields(kind)
-}
+
+
+def _defaults():
+    """{key: default}: what a checkpoint from before a key existed was trained with."""
+    return {
+        f"{section}.{field.name}": field.default
+        for section, kind in recipe.sections().items()
+        for field in dataclasses.fields(kind)
+    }
 
 
 def identity(config, train_shards, val_shards, init_codebook):
@@ -38,9 +41,7 @@ def identity(config, train_shards, val_shards, init_codebook):
     where there is none, or no longer.
     """
     values = {
-        f"{section}.{key}": value
-        for section, keys in dataclasses.asdict(config).items()
-        for key, value in keys.items()
+        f"{section}.{key}": value for section, keys in config.as_dict().items() for key, value in keys.items()
     }
     digest = (
         ""
@@ -71,9 +72,9 @@ def check(stored, now, where, anyway):
 
     where: what to call the checkpoint in messages. What a state cannot do without is an error in either case.
     """
-    differences, fatal = [], []
+    differences, fatal, defaults = [], [], _defaults()
     for key, value in now["config"].items():
-        before = stored["config"].get(key, _DEFAULTS.get(key, value))
+        before = stored["config"].get(key, defaults.get(key, value))
         if before != value:
             (fatal if key in _FIXED else differences).append(f"{key} was {before!r} and is {value!r}")
     if stored["class_names"] != now["class_names"]:

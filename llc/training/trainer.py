@@ -19,7 +19,8 @@ from llc.data.manifest import check_same_classes
 from llc.data.shards import open_shards
 from llc.distributed import Agreement
 from llc.errors import UserError
-from llc.evaluation.classification import evaluate
+from llc.evaluation import metrics as metric_table
+from llc.evaluation.decoders import DECODERS
 from llc.evaluation.predict import predict
 from llc.kernels.cuda_launch import check_launch
 from llc.network import Network, running_statistics
@@ -189,7 +190,7 @@ class Trainer:
         """Runs what is left of all stages; returns {stage: final metrics}. Raises Stopped after a signal."""
         config, progress, steps = self.config, self.progress, self.train_loader.batches_per_epoch
         for name in config.stages:
-            stage = getattr(config, name)
+            stage = config.stage(name)
             self.say(
                 f"{name} stage: {stage.epochs} epochs of {steps} steps, {config.training.batch_size} images a step, "
                 f"peak lr {stage.lr:g}, {self.processes.world_size} process(es) on {self.device.type}"
@@ -218,7 +219,7 @@ class Trainer:
         return self.progress.finals
 
     def _run_stage(self, name):
-        stage, progress = getattr(self.config, name), self.progress
+        stage, progress = self.config.stage(name), self.progress
         if stage.is_frozen(0):
             self._move_apart(self.network)
         config = self.config
@@ -229,28 +230,32 @@ class Trainer:
         elif not progress.global_epoch:
             self._save_last(engine)  # there is always something to go back to
         while progress.epoch < stage.epochs:
-            line = self._epoch(name, stage, engine)
+            line, metrics = self._epoch(name, stage, engine)
             progress.epoch, progress.batch, progress.global_epoch = (
                 progress.epoch + 1,
                 0,
                 progress.global_epoch + 1,
             )
             self.loss_sum.zero_()
-            metrics = {k: v for k, v in line.items() if k.startswith(("top", "none", "tied"))}
-            headline = self.suffixed(stage.headlines[0])
-            if line[headline] > progress.best:
-                progress.best, progress.best_metrics = line[headline], metrics
+            headline = stage.best_metric + self.suffix
+            if metrics[headline] > progress.best:
+                progress.best, progress.best_metrics = metrics[headline], metrics
                 self._write(
                     "model_best",
                     {"network": self.network.state_dict(), "stage": name, "epoch": progress.epoch},
                 )
             self.say(
-                f"{name} {progress.epoch}/{stage.epochs}: loss {line['loss']:.4f}, class {100 * line[self.suffixed('top1_class')]:.2f}, "
-                f"MHD {100 * line[self.suffixed('top1_mhd')]:.2f}, ED {100 * line[self.suffixed('top1_ed')]:.2f} % top-1, "
+                f"{name} {progress.epoch}/{stage.epochs}: loss {line['loss']:.4f}, {self._accuracies(metrics)} % top-1, "
                 f"{line['images_per_second']:.0f} images/s"
             )
             progress.lines.append(
-                {"stage": name, "epoch": progress.epoch, "global_epoch": progress.global_epoch, **line}
+                {
+                    "stage": name,
+                    "epoch": progress.epoch,
+                    "global_epoch": progress.global_epoch,
+                    **line,
+                    **metrics,
+                }
             )
             self._submit("log", list(progress.lines))
             self._submit("save_codebook", self.network.codebook)
@@ -323,10 +328,8 @@ class Trainer:
         validation_started = time.perf_counter()
         metrics = self._validate(engine, self.network)
         if engine.ema is not None:
-            metrics.update(
-                {f"{key}_ema": value for key, value in self._validate(engine, engine.ema.module).items()}
-            )
-        return {
+            metrics |= self._validate(engine, engine.ema.module, ema=True)
+        line = {
             "loss": mean_loss,
             "lr": learning_rate(stage, (progress.epoch + 1) * steps - 1, steps),
             "resolution": resolution,
@@ -334,8 +337,8 @@ class Trainer:
             "train_seconds": seconds,
             "val_seconds": time.perf_counter() - validation_started,
             "compiled": engine.compiled,
-            **metrics,
         }
+        return line, metrics
 
     def _move_apart(self, network):
         """codes.min_distance, at the moment from which the codebook is used as it is."""
@@ -358,7 +361,7 @@ class Trainer:
                 "lower it, or raise codes.num_bits"
             )
 
-    def _validate(self, engine, network):
+    def _validate(self, engine, network, ema=False):
         def batches():
             for number, batch in enumerate(self.val_loader):
                 if number < self.shared_val_batches:
@@ -373,10 +376,17 @@ class Trainer:
             autocast=self.autocast,
             num_classes=self.train_manifest.num_classes,
         )
-        return evaluate(found, network.codebook)
+        return metric_table.evaluate(found, self.train_manifest.num_classes, ema)
 
-    def suffixed(self, metric):
-        return metric + ("_flip" if self.config.validation.lr_tta else "")
+    @property
+    def suffix(self):
+        return metric_table.FLIP if self.config.validation.lr_tta else ""
+
+    def _accuracies(self, metrics):
+        """The decoders' top-1 in %, as text."""
+        flip = self.config.validation.lr_tta
+        top1 = {d.short: metrics[metric_table.name("top1", d.name, flip)] for d in DECODERS.values()}
+        return ", ".join(f"{title} {100 * value:.2f}" for title, value in top1.items())
 
     # ---- between two steps -------------------------------------------------------------------------------------------
 
@@ -415,11 +425,7 @@ class Trainer:
 
         What is left out is the batch and the one before it, whose update its loss was computed with.
         """
-        stage, progress, steps = (
-            getattr(self.config, name),
-            self.progress,
-            self.train_loader.batches_per_epoch,
-        )
+        stage, progress, steps = (self.config.stage(name), self.progress, self.train_loader.batches_per_epoch)
         self.agreement.forget()
         self.watch.look(wait=True)
         found = self.processes.gather_objects(self.watch.found)
@@ -555,7 +561,7 @@ class Trainer:
         """results.csv, and the three numbers: class codes of the codebook stage, MHD and ED of the instance stage; or all of the joint stage."""
         rows = []
         for name in self.config.stages:
-            headlines = {self.suffixed(metric) for metric in getattr(self.config, name).headlines}
+            headlines = metric_table.headlines(self.config.stage(name), self.config.validation.lr_tta)
             for metric, value in self.progress.finals[name].items():
                 rows.append(
                     [

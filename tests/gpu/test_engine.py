@@ -13,7 +13,8 @@ from llc.distributed import Processes
 from llc.evaluation.predict import predict
 from llc.network import Network
 from llc.precision import autocast_for
-from llc.training.config import CodebookStage, Dist, InstanceStage, Training
+from llc.recipe import Dist, Training
+from llc.stages import CodebookStage, InstanceStage
 from llc.training.engine import Engine
 from tests.conftest import ROOT, SMALL
 from tests.training.two_processes import CASES

@@ -15,9 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llc.codes import binarize
 from llc.distributed import Processes
 from llc.network import Network, running_statistics
-from llc.training.config import CodebookStage, Dist, InstanceStage, JointStage, Training
+from llc.recipe import Dist, Training
+from llc.stages import CodebookStage, InstanceStage, JointStage
 from llc.training.ema import AveragedNetwork
-from llc.training.engine import Engine, make_sgd
+from llc.training.engine import Engine
+from llc.training.optimizer import make_sgd
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
 LR = 0.1

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llc.training.config import Resolution, Stage
+from llc.recipe import Resolution
+from llc.stages import Stage
 from llc.training.schedules import learning_rate, resolution_at
 
 CORNERS = [  # schedule, keys, (epoch, share of the peak)

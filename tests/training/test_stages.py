@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from llc.network import Network
-from llc.training.config import CodebookStage, InstanceStage, JointStage
-from llc.training.stages import StageModule, codebook_loss, instance_loss, parameter_groups, stage_loss
+from llc.stages import CodebookStage, InstanceStage, JointStage, codebook_loss, instance_loss
+from llc.training.optimizer import parameter_groups
+from llc.training.stage_module import StageModule
 
 
 def test_codebook_loss_equals_smoothed_cross_entropy_by_hand():
@@ -18,7 +19,7 @@ def test_codebook_loss_equals_smoothed_cross_entropy_by_hand():
         log_total = math.log(sum(math.exp(v) for v in row))
         for c, value in enumerate(row):
             expected += (smoothing / 7 + (1 - smoothing) * (c == label)) * (log_total - value) / 5
-    assert abs(codebook_loss(None, logits, labels, smoothing).item() - expected) < 1e-6  # float32 sums
+    assert abs(codebook_loss(logits, labels, smoothing).item() - expected) < 1e-6  # float32 sums
 
 
 def test_instance_loss_equals_bitwise_cross_entropy_by_hand():
@@ -122,7 +123,7 @@ def test_the_other_weights_add_the_other_loss():
         (JointStage(), ce + 4 * bce),
         (JointStage(instance_weight=0.0), ce),
     ):
-        assert abs(stage_loss(stage, z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
+        assert abs(stage.loss(z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
 
 
 def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
@@ -131,9 +132,7 @@ def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
     gradients = []
     for stage in (JointStage(instance_weight=0.0), JointStage(instance_weight=9.0)):
         z, labels = torch.linspace(-1, 1, 32).reshape(4, 8).requires_grad_(), torch.arange(4)
-        gradients.append(
-            torch.autograd.grad(stage_loss(stage, z, network, labels, 0.1), (network.codebook, z))
-        )
+        gradients.append(torch.autograd.grad(stage.loss(z, network, labels, 0.1), (network.codebook, z)))
     assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(
         gradients[0][1], gradients[1][1]
     )

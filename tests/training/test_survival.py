@@ -816,7 +816,8 @@ import copy, torch
 from llc import config
 from llc.distributed import Processes
 from llc.network import Network, running_statistics
-from llc.training.config import CodebookStage, Dist, Training
+from llc.recipe import Dist, Training
+from llc.stages import CodebookStage
 from llc.training.engine import Engine
 
 def start(processes):

@@ -16,7 +16,8 @@ from torch import nn
 from llc import config
 from llc.distributed import Processes
 from llc.network import Network
-from llc.training.config import CodebookStage, Dist, JointStage, Training
+from llc.recipe import Dist, Training
+from llc.stages import CodebookStage, JointStage
 from llc.training.engine import Engine
 
 NUM_STEPS, FROZEN_FROM, LR = 5, 3, 0.05

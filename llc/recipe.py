@@ -1,0 +1,289 @@
+"""The configuration of a run: frozen dataclasses, one for each section of a recipe, and checks of combinations.
+
+It is read from recipes and the command line by llc.training.config, and from a run folder by llc.runs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import yaml
+
+from llc import stages
+from llc.errors import UserError
+from llc.files import atomic_write
+from llc.options import option
+from llc.precision import PRECISIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The backbone."""
+
+    arch: str = option("resnet50", help="backbone: a ResNet of torchvision")
+    weights: str = option(
+        "",
+        help="start from a run folder, a checkpoint, a torchvision state dict or a weights name; "
+        "empty: random values",
+    )
+    width: int = option(
+        64, minimum=4, help="channels of the first stage; less than 64 is a narrower resnet18 or resnet34"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Codes:
+    """The codes."""
+
+    num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
+    init_codebook: str = option(
+        "", help="start from this codebook: .npy of real values or a run folder; empty: random values"
+    )
+    logit_scale: str = option(
+        "none",
+        choices=("none", "sqrt", "learnable"),
+        or_positive=True,
+        help="factor of the class logits; sqrt: 1 / sqrt(num_bits); learnable: starts at 1 / sqrt(num_bits) "
+        "and is trained",
+    )
+    normalize: str = option(
+        "none", choices=("none", "batchnorm"), help="batchnorm: z passes a batch norm without parameters"
+    )
+    init_scale: float = option(1.0, minimum=1e-6, help="standard deviation of a random codebook")
+    init_distance: int = option(
+        0, minimum=0, help="minimum Hamming distance of the class codes of a random codebook; 0: no minimum"
+    )
+    min_distance: int = option(
+        0, minimum=0, help="minimum Hamming distance of class codes, enforced when the codebook is frozen"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """Training resolution in pixels: min_res up to epoch start_ramp, max_res from end_ramp on."""
+
+    min_res: int = option(160, minimum=8, help="pixels up to start_ramp")
+    max_res: int = option(192, minimum=8, help="pixels from end_ramp on, and in the whole instance stage")
+    start_ramp: int = option(0, minimum=0, help="epoch at which the resolution begins to rise")
+    end_ramp: int = option(0, minimum=0, help="epoch at which it reaches max_res")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The betons."""
+
+    train_dataset: str = option(help="train beton; several, separated by commas, or a glob")
+    val_dataset: str = option(help="val beton; several, separated by commas, or a glob")
+    num_workers: int = option(
+        -1, minimum=-1, help="loader threads of each process; -1: the cores divided by the processes"
+    )
+    min_scale: float = option(
+        0.08, minimum=0.01, maximum=1, help="smallest area of a random crop, as a fraction of the image"
+    )
+    in_memory: bool = option(
+        True, help="the betons fit into memory; false: read by pages, in random order within 512 MB"
+    )
+    on_error: str = option(
+        "fail",
+        choices=("fail", "skip_sample"),
+        help="a damaged train sample: fail stops the run, skip_sample replaces it by another sample",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """The optimisation, in every stage."""
+
+    stages: str = option(
+        "both",
+        help="stages that run, separated by commas; both: codebook, then instance; there are codebook, "
+        "instance and joint",
+    )
+    batch_size: int = option(1024, minimum=2, help="images per step, over all processes")
+    momentum: float = option(0.9, minimum=0, maximum=1, help="momentum of SGD")
+    weight_decay: float = option(1e-4, minimum=0, help="L2 penalty, on everything but normalisation layers")
+    label_smoothing: float = option(
+        0.1, minimum=0, maximum=1, help="label smoothing of the class logits' cross entropy"
+    )
+    use_blurpool: bool = option(False, help="BlurPool before strided convolutions")
+    precision: str = option(
+        "auto", choices=PRECISIONS, help="auto: on CUDA bf16, or fp16 on older GPUs; on a CPU fp32"
+    )
+    accumulation_steps: int = option(
+        1, minimum=1, help="parts in which each process computes its part of a batch, to save memory"
+    )
+    clip_grad_norm: float = option(
+        0.0, minimum=0, help="clip the global gradient norm to this; 0: no clipping"
+    )
+    ema_decay: float = option(
+        0.0,
+        minimum=0,
+        maximum=1,
+        help="decay of a moving average of the weights, evaluated beside them; 0: none",
+    )
+    compile: str = option(
+        "auto", choices=("auto", "on", "off"), help="torch.compile of network and loss; auto: on CUDA"
+    )
+    seed: int = option(0, minimum=0, help="seed of initial values and sample order")
+    deterministic: bool = option(False, help="bit-identical results on CUDA too, at some cost in speed")
+    checkpoint_minutes: float = option(
+        10.0, minimum=0, help="minutes between checkpoints within an epoch; 0: only at its end"
+    )
+    keep: int = option(2, minimum=2, help="number of checkpoints to continue from that are kept")
+    skip_non_finite: int = option(
+        0,
+        minimum=0,
+        help="how often a NaN or infinite loss may be survived by returning to last.pth and skipping that batch",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Validation, after every epoch."""
+
+    batch_size: int = option(
+        512, minimum=1, help="images per step of each process; in parts if they exceed a GPU's memory"
+    )
+    resolution: int = option(256, minimum=8, help="pixels of the centre crop")
+    crop_ratio: float = option(
+        0.875, minimum=0.1, maximum=1, help="side of the centre crop, as a fraction of the shorter side"
+    )
+    lr_tta: bool = option(True, help="also average z over left-right flips")
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+    """The run folder."""
+
+    folder: str = option("runs", help="folder in which run folders are made")
+    name: str = option("", help="name of the run folder; empty: date and time")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dist:
+    """Processes."""
+
+    backend: str = option(
+        "auto",
+        choices=("auto", "nccl", "gloo"),
+        help="auto: NCCL on GPUs; gloo lets processes share a GPU, slowly",
+    )
+    grad_compression: str = option(
+        "none", choices=("none", "bf16"), help="bf16 halves the size of gradients sent over slow links"
+    )
+    timeout_minutes: float = option(
+        10.0, minimum=0.1, help="a process that waits longer for the others gives up"
+    )
+
+
+def sections():
+    """{name: dataclass} of a recipe's sections, with those of all registered stages, in the order of a file."""
+    return {
+        "model": Model,
+        "codes": Codes,
+        **stages.STAGES,
+        "resolution": Resolution,
+        "data": Data,
+        "training": Training,
+        "validation": Validation,
+        "logging": Logging,
+        "dist": Dist,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a run is made from. Raises UserError for combinations that make no sense.
+
+    stage_options: {name: llc.stages.Stage} of every registered stage; `stage(name)` returns one of them.
+    """
+
+    model: Model
+    codes: Codes
+    stage_options: Mapping[str, stages.Stage]
+    resolution: Resolution
+    data: Data
+    training: Training
+    validation: Validation
+    logging: Logging
+    dist: Dist
+
+    @classmethod
+    def of(cls, values):
+        """From {section: dataclass instance}, as `sections` names them."""
+        others = {name: value for name, value in values.items() if name not in stages.STAGES}
+        return cls(**others, stage_options={name: values[name] for name in stages.STAGES})
+
+    def __post_init__(self):
+        try:
+            names = stages.named(self.training.stages)
+        except ValueError:
+            raise UserError(
+                f"training.stages = {self.training.stages!r}: expected both, or one or several of "
+                f"{', '.join(stages.STAGES)}, separated by commas"
+            ) from None
+        missing = [
+            f"{name}.{key} is required (training.stages = {self.training.stages}): give it as --{name}.{key}=VALUE"
+            for name in names
+            for key in ("epochs", "lr")
+            if getattr(self.stage(name), key) is None
+        ]
+        if missing:
+            raise UserError("\n".join(missing))
+        for name in names:
+            stage = self.stage(name)
+            if stage.lr_peak_epoch >= stage.epochs:
+                raise UserError(
+                    f"{name}.lr_peak_epoch = {stage.lr_peak_epoch:g} must be less than {name}.epochs = "
+                    f"{stage.epochs}; lower the first (0: no warm-up) or raise the second"
+                )
+        r = self.resolution
+        if r.min_res > r.max_res:
+            raise UserError(
+                f"resolution.min_res = {r.min_res} is above resolution.max_res = {r.max_res}; set both"
+            )
+        if r.start_ramp > r.end_ramp:
+            raise UserError(
+                f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; set both"
+            )
+        starts_without_codebook = not self.stage(names[0]).learns_codebook
+        if starts_without_codebook and not (self.codes.init_codebook and self.model.weights):
+            raise UserError(
+                f"training.stages = {self.training.stages} needs codes.init_codebook (.npy or run folder) and "
+                "model.weights (the network of a codebook or joint stage)"
+            )
+
+    @property
+    def stages(self):
+        """Names of the stages that run, in order."""
+        return stages.named(self.training.stages)
+
+    def stage(self, name):
+        """The options of a stage, a llc.stages.Stage."""
+        return self.stage_options[name]
+
+    def network_options(self, num_classes):
+        """The arguments of llc.network.Network."""
+        scale = self.codes.logit_scale
+        if scale != "learnable":
+            scale = {"none": 1.0, "sqrt": self.codes.num_bits**-0.5}.get(scale) or float(scale)
+        return {
+            "arch": self.model.arch,
+            "num_bits": self.codes.num_bits,
+            "num_classes": num_classes,
+            "width": self.model.width,
+            "use_blurpool": self.training.use_blurpool,
+            "logit_scale": scale,
+            "normalize": self.codes.normalize,
+        }
+
+    def as_dict(self):
+        """{section: {key: value}}, in the order of `sections`: what config.yaml holds."""
+        return {
+            name: dataclasses.asdict(self.stage(name) if name in self.stage_options else getattr(self, name))
+            for name in sections()
+        }
+
+    def save(self, path):
+        """Writes the YAML that `--config` reads, whole or not at all."""
+        text = yaml.safe_dump(self.as_dict(), sort_keys=False)
+        atomic_write(path, lambda file: file.write(text.encode()))
