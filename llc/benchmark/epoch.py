@@ -42,12 +42,11 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
@@ -60,7 +59,6 @@ from llc.data.loaders import default_workers
 from llc.data.manifest import Manifest
 from llc.data.shards import open_shards
 from llc.data.storage import LIFE
-from llc.data.workers import next_page, place
 from llc.data.writer import WriterConfig
 from llc.distributed import Processes
 from llc.errors import UserError
@@ -713,18 +711,18 @@ def write_samples(samples, path, num_samples):
     """Writes a beton of `num_samples`: EncodedSamples again and again, whose data it holds once."""
     metadata, table = np.zeros(num_samples, beton.METADATA_TYPE), np.zeros(num_samples, beton.ALLOC_TYPE)
     sizes = np.array([sample.data.nbytes for sample in samples])
-    places, end = place(next_page(beton.METADATA_START + metadata.nbytes), sizes)
+    places, end = beton.place(beton.data_start(num_samples), sizes)
     chosen = np.arange(num_samples) % len(samples)
     for name in ("mode", "width", "height"):
         metadata["f0"][name] = np.array([getattr(sample, name) for sample in samples])[chosen]
     metadata["f0"]["data_ptr"], metadata["f1"] = places[chosen], chosen % NUM_CLASSES
     table["sample_id"], table["ptr"], table["size"] = np.arange(num_samples), places[chosen], sizes[chosen]
     with open(path, "wb") as file:
-        file.write(beton.header_bytes(num_samples, next_page(end)) + metadata.tobytes())
+        file.write(beton.header_bytes(num_samples, beton.next_page(end)) + metadata.tobytes())
         for sample, where in zip(samples, places):
             file.seek(where)
             file.write(sample.data)
-        file.seek(next_page(end))
+        file.seek(beton.next_page(end))
         file.write(table.tobytes())
     tables, names = beton.read_tables(path), tuple(f"class {i:03d}" for i in range(NUM_CLASSES))
     counts = tuple(tables.class_counts(NUM_CLASSES))

@@ -1,7 +1,8 @@
 """Ready batches from whatever holds images: a beton, a folder, image files, images in memory.
 
-Betons whose rule is "area" go through the validation loader. Everything else is decoded and resized here, image by image in threads
-(Pillow and OpenCV release Python's lock), by the Preprocessing of the model that will see it.
+Betons whose rule is "area" go through the validation loader. Everything else is decoded and resized here,
+image by image in threads (Pillow and OpenCV release the GIL), by the Preprocessing of the model that will see
+it.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ def prepare(
     batch_size: int,
     num_workers: int = -1,
 ) -> Iterator[torch.Tensor]:
-    """Yields uint8 [b, 3, resolution, resolution] for the images pixels_of(i), uint8 [H, W, 3], i of `indices`, in their order.
+    """Yields uint8 [b, 3, resolution, resolution] for the images pixels_of(i), uint8 [H, W, 3], i of
+    `indices`, in order.
 
-    num_workers threads (-1: one a core) work ahead by one batch at most. An error of pixels_of is raised where its batch would come.
+    num_workers threads (-1: one per core) work ahead by at most one batch. An error of pixels_of is raised in
+    place of its batch.
     """
     indices, waiting = iter(indices), deque()
     pool = ThreadPoolExecutor(num_workers if num_workers > 0 else len(os.sched_getaffinity(0)))
@@ -65,8 +68,10 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class SourceLoader:
-    """Iterates (images uint8 [b, 3, resolution, resolution], labels int64 [b]) of a Source, as the validation loader does those of
-    a beton: of `processes`, rank r sees samples r, r + world_size, ... in order.
+    """Iterates (images uint8 [b, 3, resolution, resolution], labels int64 [b]) of a Source.
+
+    As with the validation loader's betons, rank r of `processes` gets samples r, r + world_size, ... in
+    order.
     """
 
     source: Source
@@ -117,7 +122,10 @@ class BetonImages(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """What `open_images` found: iterate `loader`. files: the images' paths, relative to the folder; None for a beton."""
+    """What `open_images` opened: iterate over `loader`.
+
+    files: the images' paths, relative to the folder; None for a beton.
+    """
 
     loader: Iterable
     num_samples: int
@@ -135,9 +143,11 @@ def open_images(
     processes,
     class_names: Sequence[str] | None = None,
 ) -> Images:
-    """A beton, or a folder of images: one folder a class (or such folders in val/ or test/), or images alone, labelled -1.
+    """Opens a beton, or a folder of images: a folder per class (or such folders in val/ or test/), or images
+    alone.
 
-    class_names: the label order that is wanted. A folder is labelled by it; a beton must have it. Raises UserError.
+    Images without a class get the label -1. class_names: the label order that is wanted. A folder is labelled
+    by it; a beton must have it. Raises UserError.
     """
     path = Path(path)
     if path.is_dir():
@@ -160,7 +170,8 @@ def open_images(
             names[label] if label < len(names) else "nothing" for names in (manifest.class_names, class_names)
         )
         raise ManifestError(
-            f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of them, label {label} "
+            f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of"
+            f" them, label {label} "
             f"is {there} and {wanted}; write it with the model's, --cfg.class_names_from=TRAIN.beton.json"
         )
     if preprocessing.resize == "area":

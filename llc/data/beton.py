@@ -1,10 +1,11 @@
 """The layout of an FFCV file (a beton, format version 2), and its tables read with every bound checked.
 
-    header | field descriptors | metadata, one row a sample | ... pages of image data ... | allocation table
+    header | field descriptors | metadata, one row per sample | ... pages of image data ... | allocation table
 
-Numbers are little-endian. A sample's data lies within one page; pages start at multiples of `page_size`. The layout is that of
-ffcv.types, ffcv.fields and ffcv.writer (1.0.2), restated because importing ffcv takes seconds (it compiles) and because FFCV
-checks nothing: on a truncated file it crashes, or serves other images than it says.
+Numbers are little-endian. A sample's data lies within one page; pages start at multiples of `page_size`. The
+layout is that of ffcv.types, ffcv.fields and ffcv.writer (1.0.2). It is restated here because importing ffcv
+takes seconds (it compiles) and because FFCV checks nothing: a truncated file makes it crash or serve wrong
+images.
 """
 
 import hashlib
@@ -42,15 +43,15 @@ METADATA_START = HEADER_TYPE.itemsize + len(FIELDS) * FIELD_TYPE.itemsize
 
 
 class BetonError(UserError):
-    """A file that is no beton, not a whole one, or not one of images and labels."""
+    """A file that is not a beton, is incomplete, or does not hold images and labels."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a beton says about its samples, checked against each other and the size of the file.
+    """What a beton says about its samples, checked for consistency and against the size of the file.
 
-    images: structured [n] of mode, width, height, data_ptr; labels: int64 [n]; sizes: int64 [n], bytes of data of each sample;
-    sha256: hex digest over header, field descriptors, metadata and allocation table.
+    images: structured [n] of mode, width, height, data_ptr; labels: int64 [n]; sizes: int64 [n], bytes of
+    each sample's data; sha256: hex digest of header, field descriptors, metadata and allocation table.
     """
 
     images: np.ndarray
@@ -69,8 +70,51 @@ class Tables:
         return int(self.labels.max()) + 1
 
     def class_counts(self, num_classes):
-        """Samples per label, a list of `num_classes` numbers; num_labels <= num_classes is the caller's to check."""
+        """Samples per label, a list of `num_classes` numbers, where num_labels <= num_classes."""
         return np.bincount(self.labels, minlength=num_classes).tolist()
+
+
+# ------------------------------------------------------------------------------------------------ layout
+
+
+def data_start(num_samples):
+    """The byte where the samples' data begins: the first page after the metadata."""
+    return next_page(METADATA_START + num_samples * METADATA_TYPE.itemsize)
+
+
+def next_page(offset):
+    """The start of the first page at or after byte `offset`."""
+    return -(-offset // PAGE_SIZE) * PAGE_SIZE
+
+
+def place(offset, sizes):
+    """Places samples of `sizes` bytes one after the other from byte `offset` on, none of them across a page.
+
+    Returns their offsets, int64 [len(sizes)], and the byte after the last sample.
+    """
+    places = np.empty(len(sizes), np.int64)
+    for k, size in enumerate(sizes):
+        if offset % PAGE_SIZE + size > PAGE_SIZE:
+            offset = next_page(offset)
+        places[k] = offset
+        offset += int(size)
+    return places, offset
+
+
+def assemble_tables(images, labels, sizes, end):
+    """What surrounds the samples' data in a beton: (head, allocation table, the table's offset).
+
+    images: IMAGE_TYPE [n], data_ptr included; labels: int64 [n]; sizes: int64 [n], bytes of each sample's
+    data; end: the byte after the last sample. head: bytes of the header, field descriptors and metadata,
+    written at byte 0.
+    """
+    alloc_table_ptr = next_page(end)
+    metadata = np.zeros(len(images), METADATA_TYPE)
+    metadata["f0"], metadata["f1"] = images, labels
+    table = np.zeros(len(images), ALLOC_TYPE)
+    table["sample_id"], table["ptr"], table["size"] = np.arange(len(images)), images["data_ptr"], sizes
+    head = header_bytes(len(images), alloc_table_ptr) + metadata.tobytes()
+    return head, table.tobytes(), alloc_table_ptr
 
 
 def header_bytes(num_samples, alloc_table_ptr):
@@ -86,18 +130,21 @@ def header_bytes(num_samples, alloc_table_ptr):
 
 
 def tables_sha256(head, metadata, alloc_table):
-    """Hex digest over the three byte strings; `head` is header and field descriptors."""
+    """Hex digest of the three byte strings; `head` is header and field descriptors."""
     digest = hashlib.sha256(head)
     digest.update(metadata)
     digest.update(alloc_table)
     return digest.hexdigest()
 
 
-def read_tables(path):
-    """The tables of the beton at `path`, as Tables; the image data is not read. Raises BetonError.
+# ------------------------------------------------------------------------------------------------ reading
 
-    A file that passes can be given to FFCV: every sample lies whole in the file and in one page, and no size is absurd. What is not
-    checked is the image data itself.
+
+def read_tables(path):
+    """The Tables of the beton at `path`; the image data is not read. Raises BetonError.
+
+    FFCV can open a file that passes: every sample lies completely in the file and in one page, and sizes are
+    plausible. The image data itself is not checked.
     """
     path = Path(path)
     if not path.exists():
@@ -126,7 +173,8 @@ def _read_tables(path, file, file_size):
         raise BetonError(f"{path} holds no samples")
     if page_size < 1 << 12 or page_size & (page_size - 1):
         raise BetonError(f"{path} is damaged: its page size is {page_size}")
-    # Python's integers: sizes from the file cannot overflow, and nothing is allocated that is larger than the file.
+    # Python's integers: sizes from the file cannot overflow, and nothing is allocated that is larger than the
+    # file.
     metadata_end = METADATA_START + num_samples * METADATA_TYPE.itemsize
     expected_size = alloc_table_ptr + num_samples * ALLOC_TYPE.itemsize
     if alloc_table_ptr == 0:
@@ -168,13 +216,14 @@ def _check_fields(path, header, head):
     )
     if num_fields != len(FIELDS) or found != FIELDS:
         raise BetonError(
-            f"{path} is not a beton of images and labels: it has {num_fields} fields, the first ones {found} (name, type); "
+            f"{path} is not a beton of images and labels: it has {num_fields} fields, the first ones {found}"
+            " (name, type); "
             f"two are needed: {FIELDS}"
         )
 
 
 def _check_samples(path, images, labels, alloc_table, page_size, metadata_end, data_end):
-    """int64 [n]: bytes of each sample's data, by way of the allocation table, whose order is free."""
+    """int64 [n]: bytes of each sample's data, from the allocation table, whose order is arbitrary."""
     order = np.argsort(alloc_table["ptr"], kind="stable")
     starts, lengths = alloc_table["ptr"][order], alloc_table["size"][order]
     position = np.minimum(np.searchsorted(starts, images["data_ptr"]), len(starts) - 1)
@@ -188,7 +237,7 @@ def _check_samples(path, images, labels, alloc_table, page_size, metadata_end, d
             "lies outside of the image data",
             (images["data_ptr"] < metadata_end) | (images["data_ptr"] >= limit) | (sizes > limit),
         ),
-        # neither sum overflows: both terms were seen to be below the size of the file
+        # neither sum overflows, because both terms are below the size of the file by now
         (
             "reaches beyond the image data",
             np.minimum(images["data_ptr"], limit) + np.minimum(sizes, limit) > limit,

@@ -1,7 +1,8 @@
 """One sample as a beton stores it: decoded, shrunk, and encoded.
 
-An ordinary JPEG goes through the native library, everything else through llc.data.images, Pillow and OpenCV; the rules are the same. What
-is stored as JPEG is 4:2:0 and carries restart markers, where llc's loader can begin to decode.
+An ordinary JPEG goes through the native library, everything else through llc.data.images, Pillow and OpenCV,
+by the same rules. What is stored as JPEG is 4:2:0 and carries restart markers, at which llc's loader can
+start to decode.
 """
 
 import functools
@@ -15,8 +16,9 @@ from llc.data import beton
 from llc.data.images import ImageError, load_rgb, read_file
 from llc.data.native import DecodeError, JpegWriter, jpeg_size
 
-# Blocks between two restart markers of a JPEG: 4 MCUs of 4:2:0, 64 pixels. Crops are read in 0.79 of the time without markers, where one
-# marker at every MCU row makes it 0.84; fewer blocks gain nothing more. Costs 1.1 % of the bytes. (BENCHMARKS.md)
+# Blocks between two restart markers of a JPEG: 4 MCUs of 4:2:0, 64 pixels. Crops then take 0.79 of the time
+# that they take without markers (0.84 with one marker per MCU row). Fewer blocks gain nothing more. The
+# markers cost 1.1 % of the bytes (BENCHMARKS.md).
 RESTART_BLOCKS = 24
 _JPEG_MAX_SIDE = 65_500  # pixels; libjpeg's limit, just below what the beton's 16 bits hold
 
@@ -32,9 +34,10 @@ class EncodedSample:
 
 
 def encode_sample(image, index, config, name=None):
-    """What load_rgb takes -> EncodedSample: decoded, shrunk, and encoded as `config` says.
+    """Decodes, shrinks and encodes what load_rgb takes, as `config` says: -> EncodedSample.
 
-    A function of the image, its index in the source and the config alone. Raises ImageError, which calls the image `name`.
+    The result depends only on the image, its index in the source and the config. Raises ImageError, which
+    calls the image `name`.
     """
     if isinstance(image, (str, os.PathLike)):
         image = read_file(image, name)
@@ -54,14 +57,15 @@ def encode_sample(image, index, config, name=None):
     if data is None or data.nbytes > beton.PAGE_SIZE:
         size = "too many" if data is None else f"{data.nbytes:,}"
         raise ImageError(
-            name, f"takes {size} bytes with its {width} x {height} pixels; a beton's page holds {beton.PAGE_SIZE:,}"
-            " (set max_resolution, or write_mode=jpg)"
-        )  # fmt: skip
+            name,
+            f"takes {size} bytes with its {width} x {height} pixels; a beton's page holds {beton.PAGE_SIZE:,}"
+            " (set max_resolution, or write_mode=jpg)",
+        )
     return EncodedSample(mode, width, height, data)
 
 
 def _encode_jpeg_file(data, index, config):
-    """An ordinary JPEG file's EncodedSample; None for all else, broken files among it."""
+    """The EncodedSample of an ordinary JPEG file; None for everything else, broken files included."""
     num_bytes = None
     if config.write_mode == "smart":
         try:
@@ -86,7 +90,11 @@ def _jpeg_writer():
 
 
 def shrink(pixels, max_resolution):
-    """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: any) by averaging areas; no side becomes 0."""
+    """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: unlimited), averaged by
+    area.
+
+    No side becomes 0.
+    """
     height, width = _shrunk_size(*pixels.shape[:2], max_resolution)
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -113,7 +121,7 @@ def _is_stored_as_jpeg(num_bytes, index, config):
 
 
 def uniform(index):
-    """A number in [0, 1) that looks random and is a function of `index`: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """A pseudo-random number in [0, 1), a function of `index`: SplitMix64 (Steele, Lea, Flood 2014)."""
     x = (index + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     x = (x ^ x >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF

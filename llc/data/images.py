@@ -1,22 +1,21 @@
 """Any image file -> upright 8-bit RGB, by rules that are written down once, here.
 
-============================  =========================================================================================
-what the file holds           what comes out
-============================  =========================================================================================
-grey, 1 bit, palette,         converted to RGB
-YCbCr, HSV
-Lab                           converted to sRGB (ICC: white point D50, perceptual)
-CMYK, YCCK                    Pillow's plain conversion; the inks of JPEGs are taken to be stored inverted (Adobe's
+============================
+========================================================================================= what the file holds
+what comes out ============================
+========================================================================================= grey, 1 bit,
+palette,         converted to RGB YCbCr, HSV Lab                           converted to sRGB (ICC: white point
+D50, perceptual) CMYK, YCCK                    Pillow's plain conversion; the inks of JPEGs are taken to be
+stored inverted (Adobe's
                               convention), as every common reader does
-transparency of any kind      laid over white
-16-bit grey, 16-bit colour    scaled, not clipped: grey to the nearest of value / 257, colour to its high byte (Pillow's
+transparency of any kind      laid over white 16-bit grey, 16-bit colour    scaled, not clipped: grey to the
+nearest of value / 257, colour to its high byte (Pillow's
                               choice; at most 1 apart)
-floating point, 32-bit        floats within 0..1 times 255; floats within 0..255 rounded; integers within 0..65535 as
-integers                      16 bit; any other range is stretched, its lowest value to 0, its highest to 255
-EXIF, TIFF orientation        applied
-several frames or pages       the first one
-embedded colour profile       not applied
-============================  =========================================================================================
+floating point, 32-bit        floats within 0..1 times 255; floats within 0..255 rounded; integers within
+0..65535 as integers                      16 bit; any other range is stretched, its lowest value to 0, its
+highest to 255 EXIF, TIFF orientation        applied several frames or pages       the first one embedded
+colour profile       not applied ============================
+=========================================================================================
 """
 
 import functools
@@ -28,9 +27,11 @@ import numpy as np
 
 from llc.errors import UserError
 
-# Pillow and OpenCV are imported where they are used: the writer's workers, which start faster without, seldom need them.
+# Pillow and OpenCV are imported where they are used: the writer's workers, which start faster without, seldom
+# need them.
 
-# What Pillow may open. Its EPS reader starts Ghostscript, and nobody's photographs need that from a file called .jpg.
+# What Pillow may open. Its EPS reader starts Ghostscript, and nobody's photographs need that from a file
+# called .jpg.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -77,9 +78,10 @@ class ImageError(UserError):
 def load_rgb(source, name=None):
     """The picture in `source` as upright 8-bit RGB: uint8 [H, W, 3], contiguous, the caller's own.
 
-    `source` is a path, the bytes of an image file, or a PIL image; `name` stands for it in messages (default: the path).
-    The table at the head of this module says what becomes of each kind of file. Raises ImageError, which names the file,
-    where there is no such file, where it is no image or only a part of one, or where its values mean nothing (NaN).
+    `source` is a path, the bytes of an image file, or a PIL image; `name` stands for it in messages (default:
+    the path). The table at the head of this module says what becomes of each kind of file. Raises ImageError,
+    which names the file, where there is no such file, where it is no image or only a part of one, or where
+    its values mean nothing (NaN).
     """
     from PIL import Image
 
@@ -114,7 +116,10 @@ def _say(error):
 
 
 def read_file(path, name=None):
-    """The bytes of the file `path`. Raises ImageError, which calls it `name`, where it is no regular file or cannot be read."""
+    """The bytes of the file `path`.
+
+    Raises ImageError, which calls it `name`, where it is not a regular file or cannot be read.
+    """
     name = os.fspath(path) if name is None else name
     try:
         mode = os.stat(path).st_mode
@@ -144,8 +149,8 @@ def _decode(data):
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
-        # Pillow has no mode for some TIFFs (floating-point colour, for one). Only for those is OpenCV asked: of a truncated
-        # JPEG it would make a picture with a grey part, without a word.
+        # Pillow has no mode for some TIFFs (floating-point colour, for one). Only for those is OpenCV asked:
+        # of a truncated JPEG it would make a picture with a grey part, without a word.
         if not bytes(data[:4]).startswith(_TIFF_MAGIC):
             raise ImageError(None, "is not an image in a known format, or its header is broken") from None
         return _decode_by_opencv(data)
@@ -198,7 +203,7 @@ def _as_array(image):
 
 
 def _to_8_bit(values):
-    """Values of any range, [H, W] or [H, W, C], -> uint8 of the same shape, by the table at the head of this module."""
+    """Values of any range, [H, W] or [H, W, C], -> uint8 of the same shape, by the module's table."""
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()

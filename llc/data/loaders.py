@@ -1,11 +1,14 @@
-"""Betons -> batches on the device: for training (random crops and flips) and for validation (centre crops, each image exactly once).
+"""Betons -> batches on the device: for training (random crops and flips) and for validation (each image
+exactly once).
 
-A training batch is a pure function of (betons, seed, epoch, number of the batch), whatever the number of threads; sampling.py says
-which one. FFCV's own Loader is not used to read FFCV's files: its crops and flips cannot be seeded, it decodes a JPEG whole however
-small the crop, deals images out to threads in equal numbers however much work each is, and compiles for 5 to 8 seconds in
-every process. Here one call a batch into the native library (llc.data.native) does the work.
+A training batch is a pure function of (betons, seed, epoch, number of the batch), whatever the number of
+threads; sampling.py defines it. FFCV's own Loader is not used, for these reasons: its crops and flips cannot
+be seeded, it decodes a whole JPEG however small the crop, it deals out equal numbers of images to threads
+however much work each is, and it compiles for 5 to 8 seconds in every process. Here one call per batch into
+the native library (llc.data.native) does the work.
 
-Batches are made ahead in a thread. A batch is its holder's: its memory is used again only when nothing refers to it any more.
+A thread makes batches ahead. Whoever holds a batch owns it: its memory is reused only when nothing refers to
+it any more.
 """
 
 import collections
@@ -19,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
+from llc import environment
 from llc.data import native, sampling
 from llc.data.prefetch import Prefetch
 from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
@@ -32,21 +36,25 @@ _MAX_UNEVEN = 0.05  # of a machine's images may be left out of an epoch because 
 
 
 def default_workers():
-    """Cores of this process: those it may run on, divided among the processes of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    """The cores that this process may use, divided among the processes of this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // environment.local_world_size())
 
 
 class TrainLoader:
-    """`epoch(e, resolution)` yields (images uint8 [B, 3, resolution, resolution], channels last, labels int64 [B]) on the device.
+    """Training batches: random crops and flips, in an order that (seed, epoch) determine.
 
-    shards: shards.Shards. B: batch_size, of this process; batches_per_epoch of them on every process. min_scale: smallest area of a
-    random crop, as a share of the image. in_memory: the betons fit into this machine's memory; else they are read by pages into a
-    bounded buffer, and the order is random within a window (sampling.pagewise_order). on_error: a damaged sample ends the epoch with a
-    UserError that names it ("fail"), or another one takes its place, drawn by (seed, epoch, sample) too, and a warning at the end of
-    the epoch names them ("skip_sample"). A file that cannot be read, or changed, is a UserError in either case.
+    `epoch(e, resolution)` yields (images uint8 [B, 3, resolution, resolution], channels last, labels int64
+    [B]) on the device. shards: shards.Shards. B: batch_size, per process; every process takes
+    batches_per_epoch of them. min_scale: smallest area of a random crop, as a fraction of the image.
+    in_memory: the betons fit into this machine's memory; otherwise pages are read into a bounded buffer, and
+    the order is random within a window (sampling.pagewise_order). on_error: a damaged sample ends the epoch
+    with a UserError that names it ("fail"), or is replaced by another one, drawn by (seed, epoch, sample)
+    too, and a warning at the end of the epoch names it ("skip_sample"). A file that cannot be read, or
+    changed, is a UserError in either case.
 
-    Processes whose betons differ, as where each machine has shards of its own, share theirs with those that have the same. Raises
-    UserError where their classes or numbers of images do not agree, and where no batch can be filled.
+    The betons may differ between processes, as where each machine has its own shards; then those processes
+    that have the same betons divide them among themselves. Raises UserError where classes or numbers of
+    images do not fit together, and where no batch can be filled.
     """
 
     def __init__(
@@ -68,7 +76,7 @@ class TrainLoader:
         return order[: self.batches_per_epoch]
 
     def epoch(self, epoch, resolution, start_batch=0):
-        """The batches of one epoch, or those from `start_batch` on. Several epochs may be in flight."""
+        """The batches of one epoch from `start_batch` on. Several epochs may run at once."""
 
         def draw(indices, heights, widths):
             return sampling.random_crops(indices, heights, widths, self._seed, epoch, self._min_scale)
@@ -118,10 +126,11 @@ class TrainLoader:
 
 
 class ValLoader:
-    """Iterates (images uint8 [b, 3, resolution, resolution], labels int64 [b]); rank r sees samples r, r + world_size, ... in order.
+    """Validation batches: (images uint8 [b, 3, resolution, resolution], labels int64 [b]), b <= batch_size.
 
-    b <= batch_size; the crop is the middle square, crop_ratio of the shorter side. A damaged sample is a UserError, always: an accuracy
-    counts every image once. Raises UserError where processes have different betons.
+    Rank r gets samples r, r + world_size, ... in order. The crop is the middle square, crop_ratio of the
+    shorter side. A damaged sample is always a UserError, because an accuracy counts every image once. Raises
+    UserError where processes have different betons.
     """
 
     def __init__(self, shards, *, batch_size, num_workers, processes, resolution, crop_ratio, in_memory=True):
@@ -167,11 +176,11 @@ class ValLoader:
         return Prefetch(batches, _NUM_AHEAD, _receiver(self._device))
 
 
-# ------------------------------------------------------------------------------------------------ who gets what
+# ---------------------------------------------------------------------------------------------- who gets what
 
 
 def _of_all(shards, processes):
-    """What each process has: (digest of its data, digest of its classes, number of samples), in the order of ranks."""
+    """(digest of the data, digest of the classes, number of samples) of each process, by rank."""
 
     def digest(text):
         return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:7], "big")
@@ -184,12 +193,13 @@ def _of_all(shards, processes):
 
 
 def _share(shards, batch_size, processes):
-    """(rank, world size) among the processes with the same betons, and the batches an epoch of every process."""
+    """(rank and world size among the processes with the same betons, batches per epoch of every process)."""
     of_all = _of_all(shards, processes)
     for rank, (_, names, _) in enumerate(of_all):
         if names != of_all[0][1]:
             raise UserError(
-                f"processes 0 and {rank} have train betons of different classes; write all of them with --cfg.class_names_from of one "
+                f"processes 0 and {rank} have train betons of different classes; write all of them with"
+                " --cfg.class_names_from of one "
                 "manifest"
             )
     sharers = collections.Counter(digest for digest, _, _ in of_all)
@@ -197,12 +207,15 @@ def _share(shards, batch_size, processes):
     fewest = min(batches.values())
     if not fewest:
         smallest = min(batches, key=batches.get)
-        raise UserError(f"{shards}: {smallest} images do not fill one batch; training.batch_size = "
-                        f"{batch_size * processes.world_size} is too large")  # fmt: skip
+        raise UserError(
+            f"{shards}: {smallest} images do not fill one batch; training.batch_size = "
+            f"{batch_size * processes.world_size} is too large"
+        )
     if fewest < (1 - _MAX_UNEVEN) * max(batches.values()):
         raise UserError(
-            f"the machines' train betons fill from {fewest} to {max(batches.values())} batches an epoch, and every process has to take as "
-            f"many; spread the images evenly over the machines, within {_MAX_UNEVEN:.0%}"
+            f"the machines' train betons fill from {fewest} to {max(batches.values())} batches an epoch, and"
+            " every process has to take as "
+            f"many; divide the images evenly among the machines, within {_MAX_UNEVEN:.0%}"
         )
     own = of_all[processes.rank][0]
     rank = sum(digest == own for digest, _, _ in of_all[: processes.rank])
@@ -215,7 +228,8 @@ def _share(shards, batch_size, processes):
 def _decode(shards, batches, storage, draw, replace, resolution, num_threads, device):
     """Yields (images, labels) on the device for each of `batches`, int64 [B].
 
-    draw(indices, heights, widths) -> crops, flips. replace(index, status, out) -> label: fills the slot of a damaged sample, or raises.
+    draw(indices, heights, widths) -> crops, flips. replace(index, status, out) -> label: fills the place of a
+    damaged sample, or raises.
     """
     memory = _PinnedMemory(device) if device.type == "cuda" else _Memory()
     num_calls = min(2, num_threads)
@@ -237,8 +251,9 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
 
-    # Two calls at a time share the threads, and one more is ready: no core waits for the last image of a batch, or while crops are
-    # drawn. No batch gets a name here, which would keep its memory from being used again.
+    # Two calls at a time share the threads, and one more is ready, so that no core waits for the last image
+    # of a batch, or while crops are drawn. Do not bind a batch to a local: the reference would block reuse of
+    # its memory.
     with storage, ThreadPoolExecutor(num_calls, "llc-decode") as pool:
         decoding = collections.deque()
         for b, indices in enumerate(batches):
@@ -272,7 +287,10 @@ def _replaced_text(shards, replaced, epoch):
 
 
 class _Memory:
-    """Memory of batches on the CPU, taken again when the last tensor in it is gone: fresh pages cost the kernel 5 % of the decoding."""
+    """Memory of batches on the CPU, reused when the last tensor in it is gone.
+
+    Fresh pages would cost the kernel 5 % of the decoding time.
+    """
 
     def __init__(self):
         self._free = collections.deque()
@@ -292,9 +310,9 @@ class _Memory:
 
 
 class _PinnedMemory:
-    """Page-locked memory, and the copy from it to the GPU beside the computation there.
+    """Page-locked memory, and the copy from it to the GPU, which overlaps with computation there.
 
-    PyTorch's allocator of page-locked memory gives a block away again only after the copies from it: no waiting here.
+    PyTorch's allocator reuses a page-locked block only after the copies from it: no waiting here.
     """
 
     def __init__(self, device):
@@ -322,7 +340,7 @@ def _copy_stream(device):
 
 
 def _receiver(device):
-    """What is done to a batch where it is used."""
+    """A function that is applied to each batch in the thread that uses it."""
 
     def after_its_copy(batch):
         images, labels, copied = batch

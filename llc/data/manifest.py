@@ -1,7 +1,7 @@
-"""The manifest beside every beton, `OUT.beton.json`: class names in label order, counts, the writer's settings, what was left
-out, and what verifies the beton before FFCV maps it.
+"""The manifest beside every beton, `OUT.beton.json`: what is in it, and what verifies it before it is opened.
 
-Verifying takes a fraction of a second for ImageNet: it reads the beton's tables, not its images.
+It holds the class names in label order, counts, the writer's settings and what was left out. Verifying takes
+a fraction of a second for ImageNet, because it reads the beton's tables, not its images.
 """
 
 import json
@@ -26,7 +26,7 @@ _NUM_SPOT_CHECKS = 64
 
 
 class ManifestError(UserError):
-    """A manifest that is missing, broken, or says something else than its beton."""
+    """A manifest that is missing or broken, or does not fit its beton."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a beton holds. Made by the writer, `load_manifest` or `verify`; its values are checked when it is made."""
+    """What a beton holds. Its values are checked when it is made."""
 
     class_names: tuple  # str, in label order
     class_counts: tuple  # int, samples of each class
@@ -51,7 +51,8 @@ class Manifest:
     )  # the WriterConfig it was written with; empty if another program wrote it
     skipped: tuple = ()  # Skipped, ...
     samples_per_checksum: int = 256
-    checksums: tuple = ()  # int, of each such block of samples (data_checksums); empty where the writer left none
+    # int, of each such block of samples (data_checksums); empty where the writer left none
+    checksums: tuple = ()
 
     def __post_init__(self):
         if not self.class_names or not all(type(name) is str for name in self.class_names):
@@ -71,7 +72,8 @@ class Manifest:
                 raise ManifestError(f"{name} is {_short(value)}, not a number above 0")
         if sum(self.class_counts) != self.num_samples:
             raise ManifestError(
-                f"num_samples is {self.num_samples}, but class_counts add up to {_short(sum(self.class_counts))}"
+                f"num_samples is {self.num_samples}, but class_counts add up to"
+                f" {_short(sum(self.class_counts))}"
             )
         digest = self.tables_sha256
         if type(digest) is not str or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
@@ -92,7 +94,8 @@ class Manifest:
         num_blocks = -(-self.num_samples // self.samples_per_checksum)
         if len(self.checksums) not in (0, num_blocks):
             raise ManifestError(
-                f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)} blocks"
+                f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)}"
+                " blocks"
             )
 
     @property
@@ -104,15 +107,17 @@ class Manifest:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     def save(self, beton):
-        """Writes `beton`'s manifest, whole or not at all. Raises UserError where the folder cannot be written."""
+        """Writes the manifest of `beton`, completely or not at all. Raises UserError if that fails."""
         text = self.to_json().encode("ascii")
         atomic_write(manifest_path(beton), lambda file: file.write(text))
 
 
 def data_checksums(crcs, samples_per_checksum=Manifest.samples_per_checksum):
-    """The CRC-32 of each sample's data, [n], in the order of the samples -> the CRC-32 of each block of them, a tuple of ints.
+    """CRC-32s of each sample's data, [n], in sample order -> the CRC-32 of each block of samples, a tuple of
+    ints.
 
-    A block's is that of its samples' own, as 4 bytes each, the lowest first: so they can be found in any order and processes.
+    A block's CRC-32 is that of its samples' CRC-32s, as 4 bytes each, lowest byte first. So the samples' own
+    can be computed in any order and by any process.
     """
     crcs = np.asarray(crcs, "<u4")
     return tuple(
@@ -126,10 +131,11 @@ def manifest_path(beton):
 
 
 def load_manifest(path):
-    """The manifest at `path`, which is a beton's or the manifest's own (it ends in .json).
+    """The manifest at `path`, which is a beton or the manifest itself (it ends in .json).
 
-    A beton without a manifest, as FFCV's writer leaves it, gets one made from its labels, with a warning: its classes are called
-    "0", "1", ... up to its highest label. The beton is not verified; `verify` does that. Raises ManifestError, BetonError.
+    A beton without a manifest, as FFCV's writer leaves it, gets one made from its labels, with a warning: its
+    classes are called "0", "1", ... up to its highest label. The beton is not verified; `verify` does that.
+    Raises ManifestError, BetonError.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -140,11 +146,12 @@ def load_manifest(path):
 
 
 def verify(beton):
-    """Checks the beton against its manifest and in itself, and returns the manifest; read this before FFCV opens the file.
+    """Checks a beton against its manifest and for consistency, before it is used; returns the manifest.
 
-    Truncated, unfinished, overwritten and foreign files are recognised, and any change in the tables. Of the image data only a few
-    first bytes are looked at: a changed pixel is not noticed (llc.data.verify reads them all). A beton without a manifest is checked in itself, with
-    a warning. Raises ManifestError, BetonError.
+    Truncated, unfinished, overwritten and foreign files are recognised, and any change in the tables. Of the
+    image data only a few first bytes are read, so a changed pixel is not noticed (llc.data.verify reads all
+    data). A beton without a manifest is only checked for consistency, with a warning. Raises ManifestError,
+    BetonError.
     """
     return open_verified(beton)[0]
 
@@ -160,12 +167,14 @@ def open_verified(beton):
         if file_size != manifest.file_size:  # first: it says what happened to a file whose tables are gone
             what = "is cut off: " if file_size < manifest.file_size else "is not the file of its manifest: "
             raise BetonError(
-                f"{beton} {what}{file_size:,} bytes, its manifest says {manifest.file_size:,}; copy or write it again"
+                f"{beton} {what}{file_size:,} bytes, its manifest says {manifest.file_size:,}; copy or write"
+                " it again"
             )
         tables = read_tables(beton)
         if tables.sha256 != manifest.tables_sha256:
             raise BetonError(
-                f"{beton} does not belong to {manifest_path(beton).name}: its tables have another checksum. One of the two is damaged "
+                f"{beton} does not belong to {manifest_path(beton).name}: its tables have another checksum."
+                " One of the two is damaged "
                 "or of another conversion; copy both or write again"
             )
         if (
@@ -173,7 +182,8 @@ def open_verified(beton):
             or tuple(tables.class_counts(manifest.num_classes)) != manifest.class_counts
         ):
             raise ManifestError(
-                f"{manifest_path(beton)}: its class_counts are not those of the labels in {beton}; write it again"
+                f"{manifest_path(beton)}: its class_counts are not those of the labels in {beton}; write it"
+                " again"
             )
     else:
         tables = read_tables(beton)
@@ -183,7 +193,7 @@ def open_verified(beton):
 
 
 def _spot_check(beton, tables):
-    """Some JPEGs must begin as JPEGs do: a file whose pages were never written, or not copied, is zero there."""
+    """Checks that some JPEGs begin as JPEGs do: where pages were never written or copied, a file is zero."""
     jpegs = np.flatnonzero(tables.images["mode"] == JPG)
     if not len(jpegs):
         return
@@ -197,8 +207,9 @@ def _spot_check(beton, tables):
 
 
 def check_same_classes(train, val, train_name="train", val_name="val"):
-    """Raises ManifestError unless the manifests `train` and `val` name the same classes in the same order; it shows the first
-    differences. The names say in the message which file is which.
+    """Raises ManifestError unless both manifests name the same classes in the same order.
+
+    The message shows the first differences; the names say in it which file is which.
     """
     if train.class_names == val.class_names:
         return
@@ -211,7 +222,8 @@ def check_same_classes(train, val, train_name="train", val_name="val"):
         f"; and {len(differences) - 5} more labels" if len(differences) > 5 else ""
     )
     raise ManifestError(
-        f"{train_name} has {train.num_classes} classes and {val_name} {val.num_classes}, and they differ: {shown}. "
+        f"{train_name} has {train.num_classes} classes and {val_name} {val.num_classes}, and they differ:"
+        f" {shown}. "
         f"Write val again with --cfg.class_names_from={train_name}"
         + ("" if train_name.endswith(".json") else ".json")
     )
@@ -222,7 +234,8 @@ def _derive(beton, tables):
     if num_classes > 10 * len(tables) + 1000:  # before as many names are made
         raise BetonError(f"{beton} is damaged: a label of {num_classes - 1} among {len(tables)} samples")
     warnings.warn(
-        f"{beton} has no manifest ({manifest_path(beton).name}): its {num_classes} classes are called 0 to {num_classes - 1}",
+        f"{beton} has no manifest ({manifest_path(beton).name}): its {num_classes} classes are called 0 to"
+        f" {num_classes - 1}",
         stacklevel=3,
     )
     names = tuple(str(label) for label in range(num_classes))

@@ -6,18 +6,18 @@ import weakref
 
 
 class Prefetch:
-    """Iterates over what the generator `items` yields; it runs in a thread, at most `num_ahead` items ahead of those taken.
+    """Iterates over what the generator `items` yields; a thread runs it, at most `num_ahead` items ahead.
 
-    receive(item) is called on each item in the taking thread. The thread has ended and `items` is closed when the iteration ends,
-    is closed, or is dropped: by `break`, by an exception in either thread, by Ctrl-C, at the interpreter's exit. What `items` raises is
-    raised here, in its place.
+    receive(item) is called on each item in the thread that takes it. When the iteration ends, is closed or is
+    dropped (by `break`, by an exception in either thread, by Ctrl-C, at the interpreter's exit), the thread
+    has ended and `items` is closed. What `items` raises is raised here, in its place.
     """
 
     def __init__(self, items, num_ahead, receive=lambda item: item):
         self._queue, self._receive = queue.SimpleQueue(), receive
         self._places, stopped = threading.Semaphore(num_ahead), threading.Event()
-        # No reference to self in the thread, or it would never be dropped. A daemon, as the interpreter joins others before it
-        # calls finalizers, which are what ends this one.
+        # No reference to self in the thread, or it would never be dropped. A daemon, as the interpreter joins
+        # others before it calls finalizers, which are what ends this one.
         thread = threading.Thread(
             target=_run, args=(items, self._queue, self._places, stopped), name="llc-prefetch", daemon=True
         )
@@ -38,7 +38,7 @@ class Prefetch:
         raise StopIteration if kind == "end" else item
 
     def close(self):
-        """Ends the thread; returns when it has ended. What it has made and nobody took is dropped."""
+        """Ends the thread and waits for its end. Finished items that nobody took are dropped."""
         self._end()
         while not self._queue.empty():
             self._queue.get()
@@ -52,7 +52,7 @@ def _run(items, results, places, stopped):
                 return
             item = next(items)
             results.put(("item", item))
-            del item  # held by its taker alone
+            del item  # so that only its taker holds it
     except StopIteration:
         results.put(("end", None))
     except BaseException as error:

@@ -18,14 +18,16 @@ _MAX_LONG_SIDE = 1 << 14  # pixels of a whole resized image; its shorter side is
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes resolution x resolution pixels, and the network's mean and std (of RGB values in 0..1).
+    """How an image becomes resolution x resolution pixels, and the network's mean and std (of RGB values in
+    0..1).
 
-    resize  "area": a centre crop whose side is `crop_ratio` of the shorter side, resized by pixel area (llc.data.native): what
-            the validation loader makes from betons, and so what networks trained here are evaluated with.
-            "bilinear": the shorter side resized to resolution / crop_ratio by Pillow's bilinear filter, then a centre crop: the pixels of
-            torchvision's Resize and CenterCrop, with which the published models were evaluated (224 and 0.875: 256, then 224).
+    resize  "area": a centre crop whose side is `crop_ratio` of the shorter side, resized by pixel area
+            (llc.data.native). The validation loader does the same to betons, so networks trained here are
+            evaluated with it. "bilinear": the shorter side resized to resolution / crop_ratio by Pillow's
+            bilinear filter, then a centre crop: the pixels of torchvision's Resize and CenterCrop, with which
+            the published models were evaluated (224 and 0.875: 256, then 224).
 
-    Raises UserError for values that make no sense: they may come from a file.
+    Raises UserError for impossible values, because they may come from a file.
     """
 
     resolution: int
@@ -39,7 +41,7 @@ class Preprocessing:
             raise UserError(f"resolution = {self.resolution!r}: expected 1 to 4096 pixels")
         if not _is_number(self.crop_ratio) or not 0.05 <= self.crop_ratio <= 1:
             raise UserError(
-                f"crop_ratio = {self.crop_ratio!r}: expected a share of the shorter side, 0.05 to 1"
+                f"crop_ratio = {self.crop_ratio!r}: expected a fraction of the shorter side, 0.05 to 1"
             )
         if self.resize not in RESIZES:
             raise UserError(f"resize = {self.resize!r}: expected one of {', '.join(RESIZES)}")
@@ -89,7 +91,8 @@ def _bilinear_then_crop(pixels, resolution, crop_ratio):
     if long <= _MAX_LONG_SIDE:
         image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
         return np.asarray(image.crop((left, top, left + resolution, top + resolution)))
-    # Of a picture that is one long line only the part that stays is resized; a value may differ by 1, for Pillow rounds its box.
+    # Of a picture that is one long line only the part that stays is resized; a value may differ by 1, for
+    # Pillow rounds its box.
     x, y = width / new_width, height / new_height
     box = (left * x, top * y, (left + resolution) * x, (top + resolution) * y)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))

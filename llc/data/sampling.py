@@ -1,10 +1,13 @@
-"""Which samples a batch holds, which part of each image, and whether mirrored: pure functions of (seed, epoch, sample).
+"""Which samples a batch holds, which part of each image, and whether it is mirrored: functions of (seed,
+epoch, sample).
 
-Randomness comes from a counter, not from a generator's state: draw d of sample i is a hash of (seed, epoch, i, d), SplitMix64's (Steele,
-Lea, Flood 2014). So a batch is the same whoever makes it, after whatever, on any number of processes and threads. Integers are
-hashed modulo 2^64, and reals use only what IEEE 754 rounds exactly (+, -, x, /, sqrt): the same on every machine and numpy.
+Randomness comes from a counter, not from a generator's state: draw d of sample i is a hash of (seed, epoch,
+i, d), SplitMix64's (Steele, Lea, Flood 2014). So a batch is the same whoever makes it, and after whatever
+else, on any number of processes and threads. Integers are hashed modulo 2^64, and real numbers use only
+operations that IEEE 754 rounds exactly (+, -, x, /, sqrt), so results are the same on every machine and with
+every numpy.
 
-n: samples; B: batch_size, of one process.
+n: samples; B: batch_size, per process.
 """
 
 import numpy as np
@@ -27,7 +30,10 @@ def _mix(x):
 
 
 def _draws(use, seed, epoch, counters, num_draws=None):
-    """uint64 [n], or [n, num_draws]: random bits for the counters int64 [n]; without num_draws different for different counters."""
+    """uint64 [n], or [n, num_draws]: random bits for the counters int64 [n].
+
+    Without num_draws, different counters get different bits.
+    """
     key = np.zeros(1, np.uint64)
     for number in (use, seed, epoch):
         key = _mix(key + np.uint64((number + 1) * _GOLDEN & _MASK))
@@ -46,15 +52,18 @@ def _uniform(bits):
 
 
 def num_batches(num_samples, batch_size, world_size=1):
-    """Batches an epoch, the same for every process; at most world_size * batch_size - 1 samples are left out."""
+    """Batches per epoch, the same for every process.
+
+    At most world_size * batch_size - 1 samples are left out.
+    """
     return num_samples // (batch_size * world_size)
 
 
 def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
-    """Sample indices int64 [batches, B] of one process for one epoch: a permutation keyed by (seed, epoch), cut into whole batches.
+    """Sample indices int64 [batches, B] of one process for one epoch: a permutation keyed by (seed, epoch).
 
-    Batch b over all processes is places [b * total, (b + 1) * total) of the permutation, total = B * world_size, and rank r has the
-    r-th part of it. No sample comes twice; those left out differ from epoch to epoch.
+    Batch b of all processes together is places [b * total, (b + 1) * total) of the permutation, total = B *
+    world_size, and rank r gets its r-th part. No sample comes twice; the epochs leave out different ones.
     """
     order = np.argsort(
         _draws(_ORDER, seed, epoch, np.arange(num_samples))
@@ -64,13 +73,15 @@ def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
 
 
 def pagewise_order(pages, batch_size, seed, epoch, rank=0, world_size=1, *, window):
-    """The same for data that is read by pages: int64 [batches, B], in which a page's samples lie close together.
+    """`random_order` for data that is read by pages: int64 [batches, B], in which a page's samples lie close
+    together.
 
-    pages: int64 [n], each sample's page, numbered from 0. The pages are permuted, and a sample moves back by a random distance below
-    `window` pages: what is in use at a time are `window` consecutive pages of the permutation and those that a batch spans. The
-    processes take consecutive parts, so that all but world_size - 1 pages are read by one process. The same samples are left out for
-    any number of processes, if all their batches together have one size. Randomness is limited to the window: where files hold their
-    samples class after class, a batch has images of about as many classes as `window`.
+    pages: int64 [n], each sample's page, numbered from 0. The pages are permuted, and a sample moves back by
+    a random distance of less than `window` pages. So the pages in use at a time are `window` consecutive
+    pages of the permutation and those that a batch covers. The processes take consecutive parts, so all but
+    world_size - 1 pages are read by one process only. The same samples are left out for any number of
+    processes if all their batches together have the same size. Randomness is limited to the window: where
+    files hold their samples class by class, a batch has images of about as many classes as `window`.
     """
     num_pages = int(pages.max()) + 1
     place = np.empty(num_pages, np.int64)
@@ -84,7 +95,7 @@ def pagewise_order(pages, batch_size, seed, epoch, rank=0, world_size=1, *, wind
 
 
 def replacements(index, num_samples, seed, epoch, num):
-    """Samples to try, int64 [num], in place of the damaged sample `index`, whatever batch and process it is in."""
+    """Samples to try, int64 [num], in place of the damaged sample `index`, whatever its batch and process."""
     draws = _draws(_REPLACEMENT, seed, epoch, np.array([index]), num)[0]
     return (draws % np.uint64(num_samples)).astype(np.int64)
 
@@ -93,10 +104,11 @@ def replacements(index, num_samples, seed, epoch, num):
 
 
 def random_crops(indices, heights, widths, seed, epoch, min_scale):
-    """torchvision's RandomResizedCrop and RandomHorizontalFlip for the samples `indices`, int64 [n], of heights and widths [n].
+    """torchvision's RandomResizedCrop and RandomHorizontalFlip for the samples `indices`, int64 [n].
 
-    Returns crops int32 [n, 4], (top, left, height, width), and flips bool [n]. Area is uniform in [min_scale, 1] of the image, the aspect
-    ratio log-uniform in [3/4, 4/3]; after ten tries that do not fit, the largest centre crop of a ratio in these limits.
+    heights, widths: [n]. Returns crops int32 [n, 4], (top, left, height, width), and flips bool [n]. The area
+    is uniform in [min_scale, 1] of the image, the aspect ratio log-uniform in [3/4, 4/3]. After ten tries
+    that do not fit, it is the largest centre crop with a ratio in these limits.
     """
     heights, widths = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
     bits = _draws(_CROP, seed, epoch, indices, 4 * NUM_TRIES + 1)
@@ -119,7 +131,10 @@ def random_crops(indices, heights, widths, seed, epoch, min_scale):
 
 
 def _exp(x):
-    """exp for |x| <= ln(4/3), by its Taylor series, whose 14th term is below float64's precision: libraries' exp differ in the last bit."""
+    """exp for |x| <= ln(4/3) by its Taylor series, because libraries' exp differ in the last bit.
+
+    The 14th term is below float64's precision.
+    """
     result = np.ones_like(x)
     for k in range(14, 0, -1):
         result = 1 + x / k * result
@@ -127,16 +142,17 @@ def _exp(x):
 
 
 def _widest_centre_crops(heights, widths):
-    """The fallback: the largest crop with an aspect ratio in [3/4, 4/3], in the middle."""
+    """The fallback: the largest centre crops with an aspect ratio in [3/4, 4/3]."""
     crop_h = np.minimum(heights, np.rint(widths / 0.75))
     crop_w = np.minimum(widths, np.rint(heights * (4 / 3)))
     return np.stack([(heights - crop_h) // 2, (widths - crop_w) // 2, crop_h, crop_w], 1).astype(np.int32)
 
 
 def centre_crops(heights, widths, ratio):
-    """Square crops int32 [n, 4] in the middle, (top, left, side, side); side: the shorter side times `ratio`, rounded down (at least 1).
+    """Square centre crops int32 [n, 4], (top, left, side, side).
 
-    The geometry of FFCV's CenterCropRGBImageDecoder.
+    side: the shorter side times `ratio`, rounded down, at least 1. The geometry of FFCV's
+    CenterCropRGBImageDecoder.
     """
     heights, widths = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
     side = np.maximum((ratio * np.minimum(heights, widths)).astype(np.int64), 1)

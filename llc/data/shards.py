@@ -1,4 +1,4 @@
-"""One or several betons, read as one dataset: samples are numbered through, shard after shard."""
+"""One or several betons read as one dataset, whose samples are numbered across all of them."""
 
 import glob
 import hashlib
@@ -13,10 +13,11 @@ from llc.errors import UserError
 
 @dataclass(frozen=True)
 class Shards:
-    """The tables of verified betons, one behind the other. S shards, n samples.
+    """The tables of verified betons, one after the other: S shards, n samples.
 
-    paths: tuple of S; starts: int64 [S + 1], the first sample of each shard, and n; images: structured [n] (beton.IMAGE_TYPE, data_ptr
-    within its shard); sizes: int64 [n], bytes; labels: int64 [n]; page_sizes, file_sizes, manifests: tuples of S; manifest: of all together.
+    paths: tuple of S; starts: int64 [S + 1], the first sample of each shard, and n; images: structured [n]
+    (beton.IMAGE_TYPE; data_ptr is an offset in the shard); sizes: int64 [n], bytes; labels: int64 [n];
+    page_sizes, file_sizes, manifests: tuples of S; manifest: of all shards together.
     """
 
     paths: tuple
@@ -46,10 +47,10 @@ class Shards:
 
 
 def open_shards(where):
-    """Verifies and opens `where`: a beton, several separated by commas, or a glob (its files in the order of their names).
+    """Verifies and opens `where`: a beton, several separated by commas, or a glob (its files sorted by name).
 
-    Raises UserError where there is nothing, or a file comes twice; ManifestError, BetonError as `manifest.verify` does, and where the
-    manifests name different classes.
+    Raises UserError where there is no file or one comes twice; ManifestError and BetonError as
+    `manifest.verify` does, and where the manifests name different classes.
     """
     paths = _find(str(where))
     opened = [open_verified(path) for path in paths]
@@ -82,7 +83,8 @@ def _find(where):
         paths += [Path(name) for name in found if not (glob.has_magic(part) and name.endswith(".json"))]
     if not paths:
         raise UserError(
-            f"{where!r} names no beton; give a beton, several separated by commas, or a glob such as 'train-*.beton'"
+            f"{where!r} names no beton; give a beton, several separated by commas, or a glob such as"
+            " 'train-*.beton'"
         )
     resolved = [path.resolve() for path in paths]
     for k, path in enumerate(resolved):
@@ -92,7 +94,7 @@ def _find(where):
 
 
 def _merge(manifests):
-    """The manifest of all samples together; that of the only shard is left as it is."""
+    """The manifest of all samples together; that of a single shard is unchanged."""
     if len(manifests) == 1:
         return manifests[0]
     return replace(

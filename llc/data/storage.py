@@ -1,7 +1,9 @@
-"""Where the decoder finds the samples of a batch: in mapped files, or in pages read ahead into a bounded buffer.
+"""Where the decoder finds the samples of a batch: in mapped files, or in pages read ahead into a bounded
+buffer.
 
-Both serve the batches of one epoch, in order: `with storage:`, then storage.addresses(b) is uint64 [B], where in memory the data of the
-samples batches[b], int64 [B], begins. It stays there until batch b + LIFE is asked for. Raises UserError where a file cannot be read.
+Both serve the batches of one epoch in order. Inside `with storage:`, storage.addresses(b) is uint64 [B]:
+where in memory the data of the samples batches[b], int64 [B], begins. The data stays valid until batch b +
+LIFE is requested. Raises UserError where a file cannot be read.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import numpy as np
 from llc.data.beton import BetonError
 from llc.errors import UserError
 
-LIFE = 3  # batches, as said above
+LIFE = 3  # a batch's data stays valid until this many later batches were requested
 WINDOW_BYTES = (
     1 << 29
 )  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
@@ -25,7 +27,7 @@ _NUM_READERS = 4  # reads in flight: one alone mostly waits for the answer of a 
 
 
 class MappedFiles:
-    """The files mapped into memory: what was read once stays in the kernel's page cache while there is room."""
+    """Files mapped into memory: what was read stays in the kernel's page cache while there is room."""
 
     def __init__(self, shards, batches):
         self._shards, self._batches, self._num_mapped = shards, batches, 0
@@ -49,8 +51,8 @@ class MappedFiles:
         indices = self._batches[b]
         self._num_mapped += len(indices)
         if self._num_mapped > _MAPPED_SAMPLES:
-            # Nothing is read twice in an epoch, so what was read is let go. Else this process's memory would seem to grow to the size of
-            # the files; in the page cache they stay.
+            # Nothing is read twice in an epoch, so what was read is let go. Else this process's memory would
+            # seem to grow to the size of the files; in the page cache they stay.
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
             self._num_mapped = len(indices)
@@ -58,7 +60,11 @@ class MappedFiles:
 
 
 class Pages(NamedTuple):
-    """The pages that hold samples, P in number: of_sample int64 [n]; shards, starts, sizes int64 [P], the bytes that are used."""
+    """The P pages that hold samples.
+
+    of_sample: int64 [n], each sample's page; shards, starts, sizes: int64 [P], where the used bytes of each
+    page are.
+    """
 
     of_sample: np.ndarray
     shards: np.ndarray
@@ -67,7 +73,7 @@ class Pages(NamedTuple):
 
     @property
     def window(self):
-        """Pages in WINDOW_BYTES; at least 2."""
+        """Pages that fit into WINDOW_BYTES; at least 2."""
         return max(2, WINDOW_BYTES // int(self.sizes.max()))
 
 
@@ -92,7 +98,8 @@ def pages_of(shards):
 class PagedFiles:
     """Whole pages, read ahead in the order of their first use and dropped after their last.
 
-    buffer_size: bytes that are held at most: the most pages that LIFE batches in a row use, and _READ_AHEAD_BYTES.
+    buffer_size: the largest number of bytes held: the most pages that LIFE consecutive batches use, and
+    _READ_AHEAD_BYTES.
     """
 
     def __init__(self, shards, batches, pages):
@@ -174,7 +181,7 @@ def read_sample(shards, index):
 
 
 def check_unchanged(shards, indices):
-    """Raises UserError where a file of these samples is gone, or has another size than when it was opened."""
+    """Raises UserError where a file of these samples is gone, or its size changed since it was opened."""
     for shard in np.unique(shards.shard_of(indices)):
         with _opened(shards.paths[shard], shards.file_sizes[shard]):
             pass
@@ -182,7 +189,7 @@ def check_unchanged(shards, indices):
 
 @contextlib.contextmanager
 def _opened(path, file_size):
-    """The descriptor of the file at `path`, which must still have the size its tables were checked against."""
+    """The descriptor of the file at `path`, whose size must still be that of its checked tables."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -190,7 +197,8 @@ def _opened(path, file_size):
     try:
         if os.fstat(file).st_size != file_size:
             raise BetonError(
-                f"{path} changed since it was opened: {os.fstat(file).st_size:,} bytes, no longer {file_size:,}"
+                f"{path} changed since it was opened: {os.fstat(file).st_size:,} bytes, no longer"
+                f" {file_size:,}"
             )
         yield file
     finally:

@@ -1,4 +1,7 @@
-"""Some samples of betons as a beton of their own, and the held-out slice of a train set. Data is copied as it is stored, not decoded."""
+"""Some samples of betons as a beton of their own, and the held-out part of a train set.
+
+Data is copied as it is stored, without decoding.
+"""
 
 import zlib
 
@@ -7,15 +10,15 @@ import numpy as np
 from llc.data import beton
 from llc.data.manifest import Manifest, data_checksums
 from llc.data.storage import read_sample
-from llc.data.workers import next_page, place
 from llc.errors import UserError
 from llc.files import atomic_write
 
 
-def held_out(labels, share, seed):
-    """bool [n]: `share` of the samples of each class, drawn by the seed, at least one of each and never all. labels: int64 [n].
+def held_out(labels, fraction, seed):
+    """bool [n]: the given fraction of the samples of each class, drawn by the seed, at least one of each and
+    never all.
 
-    Raises UserError where a class has a single sample.
+    labels: int64 [n]. Raises UserError where a class has a single sample.
     """
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -24,40 +27,40 @@ def held_out(labels, share, seed):
             raise UserError(
                 f"label {label} has a single train image; one to hold out and one to train on are needed"
             )
-        count = min(max(round(share * len(indices)), 1), len(indices) - 1)
+        count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
         chosen[np.random.default_rng([seed, int(label)]).permutation(indices)[:count]] = True
     return chosen
 
 
 def write_subset(shards, indices, path):
-    """Writes the samples `indices`, int64 [m], of `shards` (shards.Shards) to the beton `path`, in that order, and its manifest.
+    """Writes the samples `indices`, int64 [m], of `shards` (shards.Shards) to the beton `path`, in that
+    order.
 
-    Reads and writes the samples' bytes once. Raises UserError where the file cannot be written or a sample is larger than a page.
+    Its manifest is written too. The samples' bytes are read and written once. Raises UserError where the file
+    cannot be written or a sample is larger than a page.
     """
     sizes = shards.sizes[indices]
     if sizes.max() > beton.PAGE_SIZE:
         raise UserError(
-            f"{shards.name(int(indices[np.argmax(sizes)]))}: {sizes.max():,} bytes do not fit into a page of {beton.PAGE_SIZE:,}; "
+            f"{shards.name(int(indices[np.argmax(sizes)]))}: {sizes.max():,} bytes do not fit into a page of"
+            f" {beton.PAGE_SIZE:,}; "
             "write the beton with write_ffcv.py"
         )
-    metadata = np.zeros(len(indices), beton.METADATA_TYPE)
-    places, end = place(next_page(beton.METADATA_START + metadata.nbytes), sizes)
-    metadata["f0"], metadata["f1"] = shards.images[indices], shards.labels[indices]
-    metadata["f0"]["data_ptr"] = places
-    table = np.zeros(len(indices), beton.ALLOC_TYPE)
-    table["sample_id"], table["ptr"], table["size"] = np.arange(len(indices)), places, sizes
+    images = shards.images[indices]
+    images["data_ptr"], end = beton.place(beton.data_start(len(indices)), sizes)
+    head, table, table_start = beton.assemble_tables(images, shards.labels[indices], sizes, end)
 
     crcs = np.zeros(len(indices), np.uint32)
 
     def write(file):
-        file.write(beton.header_bytes(len(indices), next_page(end)) + metadata.tobytes())
-        for row, (index, where) in enumerate(zip(indices, places)):
+        file.write(head)
+        for row, (index, where) in enumerate(zip(indices, images["data_ptr"])):
             data = read_sample(shards, index)
             crcs[row] = zlib.crc32(data)
             file.seek(int(where))
             file.write(data)
-        file.seek(next_page(end))
-        file.write(table.tobytes())
+        file.seek(table_start)
+        file.write(table)
 
     atomic_write(path, write)
     tables, names = beton.read_tables(path), shards.manifest.class_names

@@ -1,12 +1,16 @@
-"""Checks betons whole: their tables against their manifests, every sample by decoding it, and all data against the manifests' checksums.
+"""Checks betons completely: tables against manifests, every sample by decoding it, all data against
+checksums.
 
-    python -m llc.data.verify FILE.beton [MORE.beton ...] [--num_workers=N]        exit status 0: all is as it was written; 1: it is not
+The exit status is 0 if all is as it was written, else 1. A JPEG that is cut off or broken is named. A changed
+bit anywhere in the data, raw pixels included, is found, and the block of samples that holds it is named. A
+manifest from before there were checksums is reported: without them, only a change that the decoder notices is
+found.
 
-Several files, or a glob, are checked one after the other; N threads decode, as many as there are cores if not given. A JPEG that is cut off
-or broken is named; a changed bit anywhere in the data, raw pixels too, is found, and the block of samples named that holds it. A manifest
-without checksums (written before there were any) is said to be one: then only a change that the decoder notices is found.
+    python -m llc.data.verify train.beton
+    python -m llc.data.verify 'shards/*.beton' val.beton --num_workers=8
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -14,113 +18,102 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from tqdm import tqdm
 
-from llc import config as edge
-from llc.data import native
+from llc import config as command_line
+from llc.data import native, progress
 from llc.data.beton import JPG
 from llc.data.manifest import data_checksums
 from llc.data.shards import Shards, open_shards
 from llc.data.storage import read_sample
-from llc.errors import UserError
+from llc.options import option
 
 _MAX_SHOWN = 20
 _BLOCK = 64  # samples that a thread takes at a time
 
 
-def check_samples(shards: Shards, num_threads, progress=lambda samples: samples):
-    """([(index, what is wrong)] of every sample that does not decode to an image of the size its tables say, CRC-32s of all samples'
-    data, uint32 [n]).
+@dataclasses.dataclass(frozen=True)
+class VerifyConfig:
+    """What is checked."""
 
-    The data is read, never mapped: a file that becomes shorter meanwhile is a UserError too, not a crash.
+    file: tuple[str, ...] = option(positional=True, help="betons or globs, checked one after the other")
+    num_workers: int = option(-1, minimum=-1, help="threads that decode (-1: one per core)")
+
+
+def check_samples(shards: Shards, num_threads, progress=lambda num_samples: None):
+    """Decodes every sample.
+
+    Returns [(index, problem)] of the samples that do not decode to an image of the size in their tables, and
+    the CRC-32 of each sample's data, uint32 [n]. progress(num_samples) is called after every few samples. The
+    data is read, never mapped, so a file that becomes shorter meanwhile is a UserError, not a crash.
     """
     crcs = np.zeros(len(shards), np.uint32)
 
     def check(start):
-        found = []
+        problems = []
         for index in range(start, min(start + _BLOCK, len(shards))):
             data = read_sample(shards, index)
             crcs[index] = zlib.crc32(data)
             problem = _problem(data, shards.images[index])
             if problem:
-                found.append((index, problem))
-        return found
+                problems.append((index, problem))
+        return problems
 
-    native.library()  # says what to do where it was not built, once
+    native.library()  # raises here, once, if the library was not built
+    problems = []
     with ThreadPoolExecutor(num_threads, "llc-verify") as pool:
-        return [
-            entry for block in progress(pool.map(check, range(0, len(shards), _BLOCK))) for entry in block
-        ], crcs
+        for start, block in zip(
+            range(0, len(shards), _BLOCK), pool.map(check, range(0, len(shards), _BLOCK))
+        ):
+            problems += block
+            progress(min(_BLOCK, len(shards) - start))
+    return problems, crcs
 
 
 def changed_blocks(shards: Shards, crcs):
-    """[(shard, first sample in it, last one)] of the blocks whose data has another checksum than the manifests say.
+    """[(shard, first sample, last sample)] of the blocks whose checksum is not the one in the manifest.
 
-    crcs: of all samples' data, as check_samples gives them. Shards whose manifest has no checksums are passed over.
+    crcs: of all samples' data, as check_samples returns them. Shards without checksums in their manifest are
+    skipped.
     """
     changed = []
     for shard, manifest in enumerate(shards.manifests):
+        if not manifest.checksums:
+            continue
         step = manifest.samples_per_checksum
-        found = (
-            data_checksums(crcs[shards.starts[shard] : shards.starts[shard + 1]], step)
-            if manifest.checksums
-            else ()
-        )
-        for block, (now, written) in enumerate(zip(found, manifest.checksums)):
+        current = data_checksums(crcs[shards.starts[shard] : shards.starts[shard + 1]], step)
+        for block, (now, written) in enumerate(zip(current, manifest.checksums)):
             if now != written:
                 changed.append((shard, block * step, min((block + 1) * step, manifest.num_samples) - 1))
     return changed
 
 
 def _problem(data, image):
+    """What is wrong with a sample's data, or ""."""
     if image["mode"] != JPG:
-        return ""  # raw pixels: any bytes are an image, and their number was checked with the tables; the checksums tell
+        return ""  # any bytes are raw pixels, and their number was checked with the tables
     try:
         pixels = native.decode(data)
     except native.DecodeError as error:
         return str(error)
-    said = int(image["height"]), int(image["width"])
-    return (
-        ""
-        if pixels.shape[:2] == said
-        else f"it is {pixels.shape[1]} x {pixels.shape[0]} pixels; the tables say {said[1]} x {said[0]}"
-    )
+    height, width = int(image["height"]), int(image["width"])
+    if pixels.shape[:2] == (height, width):
+        return ""
+    return f"it is {pixels.shape[1]} x {pixels.shape[0]} pixels; the tables say {width} x {height}"
 
 
 def main(argv):
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return
-    files, num_threads = [], len(os.sched_getaffinity(0))
-    for word in argv:
-        key, _, value = word.partition("=")
-        if key == "--num_workers" and value.isdecimal() and int(value):
-            num_threads = int(value)
-        elif word.startswith("--"):
-            raise UserError(f"{word} is not known; the only flag is --num_workers=N, N at least 1")
-        else:
-            files.append(word)
-    if not files:
-        raise UserError("which beton? python -m llc.data.verify FILE.beton")
-    if sum(_verify(path, num_threads) for path in files):
+    options = command_line.read_one(VerifyConfig, argv, description=__doc__)
+    num_threads = options.num_workers if options.num_workers > 0 else len(os.sched_getaffinity(0))
+    if sum(_verify(path, num_threads) for path in options.file):
         sys.exit(1)
 
 
 def _verify(where, num_threads):
-    """Prints what was found; returns the number of findings."""
+    """Prints what is wrong with the betons `where`; returns how many findings there are."""
     started = time.perf_counter()
     shards = open_shards(where)
-    damaged, crcs = check_samples(
-        shards,
-        num_threads,
-        lambda blocks: tqdm(
-            blocks,
-            total=-(-len(shards) // _BLOCK),
-            unit="block",
-            leave=False,
-            disable=not sys.stderr.isatty(),
-        ),
-    )
+    with progress.bar(len(shards), "verify", "img", hidden=not sys.stderr.isatty(), leave=False) as bar:
+        damaged, crcs = check_samples(shards, num_threads, bar.update)
     for index, problem in damaged[:_MAX_SHOWN]:
         print(f"{shards.name(index)} (class {shards.manifest.class_names[shards.labels[index]]}): {problem}")
     if len(damaged) > _MAX_SHOWN:
@@ -128,23 +121,26 @@ def _verify(where, num_threads):
     changed = changed_blocks(shards, crcs)
     for shard, first, last in changed[:_MAX_SHOWN]:
         print(
-            f"samples {first} to {last} of {shards.paths[shard]}: some of their bytes are not those that were written; copy or write it again"
+            f"samples {first} to {last} of {shards.paths[shard]}: some of their bytes have changed since"
+            " they were"
+            " written; copy or write the file again"
         )
     if len(changed) > _MAX_SHOWN:
         print(f"and {len(changed) - _MAX_SHOWN} more such blocks")
     for path, manifest in zip(shards.paths, shards.manifests):
         if not manifest.checksums:
             print(
-                f"{path} has no checksums in its manifest to compare its data with: bytes that changed and still decode go unseen"
+                f"{path} has no checksums in its manifest: bytes that changed and still decode are not found"
             )
     seconds = time.perf_counter() - started
     jpegs = int(np.count_nonzero(shards.images["mode"] == JPG))
     print(
-        f"{where}: {len(shards):,} samples ({jpegs:,} JPEG), {len(damaged)} damaged, {len(changed)} blocks changed,"
-        f" {seconds:.1f} s ({len(shards) / seconds:,.0f} a second)"
+        f"{where}: {len(shards):,} samples ({jpegs:,} JPEG), {len(damaged)} damaged, {len(changed)} blocks"
+        " changed,"
+        f" {seconds:.1f} s ({len(shards) / seconds:,.0f} images/s)"
     )
     return len(damaged) + len(changed)
 
 
 if __name__ == "__main__":
-    edge.run(main)
+    command_line.run(main)

@@ -1,8 +1,10 @@
-"""The writer's worker processes: they encode chunks of samples, and write them where they are told to.
+"""The writer's worker processes: they encode chunks of samples and write them at the offsets that the parent
+assigns.
 
-A worker is a new interpreter, not a fork: a forked process waits for ever for threads of its parent that it has not got (OpenCV's,
-for one), and a library cannot know what threads its caller has. That starting stays cheap, it imports little (no torch, and Pillow and
-OpenCV when it needs them), its numpy starts no threads, and of a tree of a million files it is told the names of a chunk with the chunk.
+A worker is a new interpreter, not a fork, because a forked process can deadlock on locks of the parent's
+threads (OpenCV's, for one), and a library cannot know what threads its caller has. To keep start-up cheap, a
+worker imports little (no torch, and Pillow and OpenCV only when it needs them), its numpy starts no threads,
+and it gets the names of files chunk by chunk.
 """
 
 import collections
@@ -20,22 +22,24 @@ from multiprocessing import connection, spawn
 
 import numpy as np
 
+from llc import environment
 from llc.data import beton
 from llc.data.encoding import encode_sample
 from llc.data.images import ImageError
 from llc.errors import UserError
 
-# A worker computes in one thread. OpenBLAS takes most of numpy's import to start others, and their waiting for work is the cores' loss.
+# A worker computes in one thread. Starting OpenBLAS's threads takes most of numpy's import time, and they
+# would burn CPU time while they wait for work.
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 _LIBC, _SYNC_FILE_RANGE_WRITE = ctypes.CDLL(None), 2  # the number is Linux's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
 
-# ------------------------------------------------------------------------------------------------ as the parent sees them
+# ------------------------------------------------------------------------------------ as the parent sees them
 
 
 class Worker:
-    """A worker process as its parent sees it. `chunks`: numbers of those it has to encode, in its order."""
+    """A worker process as its parent sees it. `chunks`: numbers of the chunks that it encodes, in order."""
 
     def __init__(self, process, pipe):
         self.process, self.pipe = process, pipe
@@ -43,11 +47,11 @@ class Worker:
         self.held_bytes = 0
 
     def encode(self, start, handles):
-        """Have samples start, start + 1, ... encoded; `handles` is what the source's reader calls them."""
+        """Has samples start, start + 1, ... encoded; `handles` are those of the source's reader."""
         self._send(pickle.dumps(("encode", start, handles)))
 
     def write(self, offset):
-        """Have the chunk that was encoded first written from byte `offset` on, or (None) dropped."""
+        """Has the oldest encoded chunk written from byte `offset` on, or dropped (None)."""
         self._send(pickle.dumps(("write", offset)))
 
     def _send(self, message):
@@ -70,9 +74,10 @@ class Worker:
 
 
 class Workers:
-    """The worker processes, from `with` on until its end; they are gone after it, whatever happened.
+    """The worker processes, which live inside a `with` block and are gone after it, whatever happened.
 
-    reader: a llc.data.sources.Source, of which workers use `read` only; descriptor: of the beton, open for writing.
+    reader: a llc.data.sources.Source, of which workers use only `read`. descriptor: of the beton, open for
+    writing.
     """
 
     def __init__(self, num_workers, reader, config, descriptor):
@@ -102,23 +107,28 @@ class Workers:
 
     def _not_sent(self, why):
         return UserError(
-            f"this {type(self._reader).__name__} cannot be sent to worker processes: {why}. What it holds must be picklable, of classes"
+            f"this {type(self._reader).__name__} cannot be sent to worker processes: {why}. What it holds"
+            " must be picklable, of classes"
             " and functions that are defined in modules (not in the script that is run)"
         )
 
     def _start_one(self):
         ours, theirs = connection.Pipe()
         script = (
-            f"import sys; sys.path[:] = {[os.fspath(entry) for entry in sys.path]!a}; from llc.data.workers import work;"
+            f"import sys; sys.path[:] = {[os.fspath(entry) for entry in sys.path]!a}; from llc.data.workers"
+            " import work;"
             f" work({theirs.fileno()}, {self._descriptor}, {os.getpid()})"
         )
-        # A worker begins with the signals blocked, and lets them in when it is ready for them: no traceback of an import at Ctrl-C.
+        # A worker begins with the signals blocked, and lets them in when it is ready for them: no traceback
+        # of an import at Ctrl-C.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = subprocess.Popen(
-                [spawn.get_executable(), "-c", script], stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._descriptor),
-                env={**os.environ, **_ONE_THREAD},
-            )  # fmt: skip
+                [spawn.get_executable(), "-c", script],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), self._descriptor),
+                env=environment.of_child(**_ONE_THREAD),
+            )
             self._workers.append(Worker(process, ours))
         finally:
             theirs.close()
@@ -128,7 +138,7 @@ class Workers:
         return iter(self._workers)
 
     def receive(self):
-        """Waits for messages and yields (worker, kind, *content). Raises UserError where a worker failed or died."""
+        """Waits for messages, yields (worker, kind, *content). Raises UserError if a worker failed."""
         for ready in connection.wait([worker.pipe for worker in self._workers]):
             worker = next(worker for worker in self._workers if worker.pipe is ready)
             try:
@@ -156,9 +166,10 @@ class Workers:
 
 
 def work(pipe, descriptor, parent):
-    """The life of a worker: obeys Worker's commands in the order in which they come, until it is killed or left alone.
+    """The life of a worker: it follows Worker's commands in order until it is killed or its parent is gone.
 
-    pipe, descriptor: open file descriptors, of the parent's connection and of the beton; parent: the parent's process id.
+    pipe, descriptor: open file descriptors of the parent's connection and of the beton. parent: the parent's
+    process id.
     """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
@@ -169,13 +180,18 @@ def work(pipe, descriptor, parent):
     try:
         pipe.send(_obey(pipe, descriptor, parent))
         while True:
-            pipe.recv()  # until the parent has read it and ends this process: if this end closed now, the parent would see that first
+            # until the parent has read it and ends this process: if this end closed now, the parent would see
+            # that first
+            pipe.recv()
     except (EOFError, ConnectionError):
         pass  # the parent is gone
 
 
 def _obey(pipe, descriptor, parent):
-    """Does what the parent says; returns what went wrong, as a message. Raises EOFError or ConnectionError when the parent is gone."""
+    """Follows the parent's commands; returns what went wrong, as a message.
+
+    Raises EOFError or ConnectionError when the parent is gone.
+    """
     message = pipe.recv_bytes()
     try:
         reader, config = pickle.loads(message)
@@ -203,8 +219,11 @@ def _obey(pipe, descriptor, parent):
 
 
 def _encode_chunk(reader, config, start, handles, parent):
-    """Samples start, ... -> IMAGE_TYPE [len(handles)], CRC-32s, uint32, of their data, that data (empty where unreadable), and
-    [(index, reason)]."""
+    """Encodes samples start, start + 1, ...
+
+    Returns (IMAGE_TYPE [len(handles)]; CRC-32s of their data, uint32; a list of that data, empty where a
+    sample is unreadable; [(index, reason)] of the unreadable ones).
+    """
     images = np.zeros(len(handles), beton.IMAGE_TYPE)
     crcs = np.zeros(len(handles), np.uint32)
     chunk, problems = [], []
@@ -226,7 +245,7 @@ def _encode_chunk(reader, config, start, handles, parent):
 
 def _write_chunk(descriptor, chunk, offset):
     sizes = [len(data) for data in chunk]
-    places, _ = place(offset, sizes)
+    places, _ = beton.place(offset, sizes)
     breaks = np.flatnonzero(places[1:] != (places + sizes)[:-1]) + 1
     breaks = sorted({*breaks.tolist(), *range(0, len(chunk), _MAX_BUFFERS), len(chunk)})
     for first, behind in zip(breaks, breaks[1:]):
@@ -240,31 +259,10 @@ def _write_chunk(descriptor, chunk, offset):
 
 
 def _begin_writeback(descriptor, start, size):
-    """Lets the system begin to put these bytes on the disk, so that less is left for the writer to wait for at the end."""
+    """Lets the system start to put these bytes on the disk, so that the final fsync waits for less."""
     if size and hasattr(_LIBC, "sync_file_range"):
         # Whatever it answers: the fsync at the end tells of errors.
         _LIBC.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
-
-
-# ------------------------------------------------------------------------------------------------ places in the file
-
-
-def place(offset, sizes):
-    """Where samples of `sizes` bytes go, one behind the other from byte `offset` on, none across a page.
-
-    Returns their places, int64 [len(sizes)], and the byte behind the last.
-    """
-    places = np.empty(len(sizes), np.int64)
-    for k, size in enumerate(sizes):
-        if offset % beton.PAGE_SIZE + size > beton.PAGE_SIZE:
-            offset = next_page(offset)
-        places[k] = offset
-        offset += int(size)
-    return places, offset
-
-
-def next_page(offset):
-    return -(-offset // beton.PAGE_SIZE) * beton.PAGE_SIZE
 
 
 def write_at(descriptor, data, offset):

@@ -1,15 +1,16 @@
-"""A source -> a beton (FFCV's format, read by any FFCV 1.0.2) and its manifest, in several processes.
+"""Converts a source to a beton, which any FFCV 1.0.2 can read, and its manifest, in several processes.
 
-The same images and settings give the same file, byte for byte, for any number of workers. A worker takes a chunk of samples, encodes
-it, and reports the sizes; this process, which alone decides on places, answers in the order of the samples where the chunk
-belongs; the worker writes it there itself. No image passes through a pipe, nothing is locked or shared but
-the open file, so a worker that dies at any moment is noticed at once and leaves nothing behind.
+The same images and settings give the same file, byte for byte, for any number of workers. A worker encodes a
+chunk of samples and reports their sizes. This process assigns file offsets in the order of the samples; the
+worker then writes its chunk there. No image passes through a pipe, and nothing is locked or shared but the
+open file, so the death of a worker is noticed at once and leaves nothing behind.
 
-JPEGs are stored as 4:2:0 of the quality asked for, with restart markers, whatever the files are: that reads fastest (most of ImageNet's
-files are 4:4:4). `keep_jpeg` keeps their pictures instead.
+JPEGs are stored as 4:2:0 of the given quality with restart markers, whatever the files are, because that
+reads fastest (most of ImageNet's files are 4:4:4). `keep_jpeg` keeps their pictures instead.
 
-The file grows under a temporary name beside its target and is renamed when it is whole and on the disk; so is the manifest, last.
-A crash between the two renames leaves a manifest that does not fit its beton, which `manifest.verify` says.
+The file grows under a temporary name beside its target and is renamed when it is complete and on the disk;
+the manifest follows last. A crash between the two renames leaves a manifest that does not fit its beton,
+which `manifest.verify` reports.
 """
 
 import dataclasses
@@ -24,20 +25,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from llc.data import beton
+from llc.data import beton, progress
 from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
 from llc.data.sources import open_source, printable
-from llc.data.workers import Workers, next_page, place, write_at
+from llc.data.workers import Workers, write_at
 from llc.errors import UserError
 from llc.options import option
 
-_HELD_BYTES = (
-    1 << 25
-)  # encoded data that a worker may hold while earlier chunks are not placed; it stays idle above
-# Of encoded data that a worker takes at a time, about: it stays near the cores until it is written. Chunks of 28 MB (100 pictures, half of
-# them pixels) took up to a quarter longer, most of that for memory that was new to the process.
+# Encoded data that a worker may hold while earlier chunks have no place yet; above that it gets no new chunk.
+_HELD_BYTES = 1 << 25
+# The approximate size of an encoded chunk, small enough to stay in the caches until it is written. Chunks of
+# 28 MB (100 pictures, half of them pixels) took up to a quarter longer, mostly to get new memory.
 _CHUNK_BYTES = 4 << 20
 _FIRST_CHUNK = 16  # samples, before it is known how large they are
 _MAX_LISTED = 1_000  # unreadable images that are listed on the screen
@@ -49,61 +48,78 @@ class WriterConfig:
 
     write_path: str = option(help="the beton to write; its manifest is written beside it, as WRITE_PATH.json")
     data_dir: str = option(
-        "", help="the folder that holds a folder of images per class, or that holds such folders as train/ and val/; the root folder of"
-        " a torchvision dataset"
-    )  # fmt: skip
+        "",
+        help="the folder of the dataset: with a folder of images per class, or with such folders in train/"
+        " and val/; for a named dataset, where its files are",
+    )
     dataset: str = option(
         "folder",
-        help="folder (imagenet means the same), or a torchvision dataset: FashionMNIST, CIFAR10, ...",
+        help="folder (imagenet means the same), FashionMNIST, a plugin's source, or a torchvision dataset:"
+        " CIFAR10, ...",
     )
     split: str = option("train", choices=("train", "val"), help="the split to write")
     write_mode: str = option(
-        "proportion", choices=("raw", "jpg", "smart", "proportion"), help="how images are stored: pixels, JPEG, JPEG where the pixels"
-        " take more than smart_threshold bytes, JPEG for the share compress_probability"
-    )  # fmt: skip
+        "proportion",
+        choices=("raw", "jpg", "smart", "proportion"),
+        help="how images are stored: raw: as pixels; jpg: as JPEG; smart: as JPEG where the pixels take"
+        " more than smart_threshold bytes; proportion: as JPEG for the fraction compress_probability",
+    )
     max_resolution: int = option(
         500, minimum=0, help="images are shrunk until no side is longer, in pixels (0: never)"
     )
     num_workers: int = option(-1, minimum=-1, help="processes (-1: one per core)")
     chunk_size: int = option(
-        100, minimum=1, maximum=10_000, help="images that a worker takes at a time, at most"
+        100, minimum=1, maximum=10_000, help="the most images that a worker takes at a time"
     )
     jpeg_quality: int = option(90, minimum=1, maximum=100, help="quality of the JPEGs")
     keep_jpeg: bool = option(
-        False, help="JPEG files that fit into max_resolution keep their picture as it is, whatever jpeg_quality says; most read slower then"
-    )  # fmt: skip
-    subset: int = option(-1, minimum=-1, help="write only so many images, evenly spaced over all (-1: all)")
+        False,
+        help="JPEG files that fit into max_resolution keep their picture, whatever jpeg_quality says; most"
+        " are read more slowly then",
+    )
+    subset: int = option(-1, minimum=-1, help="write only this many images, evenly spaced over all (-1: all)")
     compress_probability: float = option(
-        0.5, minimum=0, maximum=1, help="write_mode=proportion: share of images stored as JPEG"
+        0.5, minimum=0, maximum=1, help="write_mode=proportion: fraction of images stored as JPEG"
     )
     smart_threshold: int = option(
         0, minimum=0, help="write_mode=smart: bytes of pixels above which JPEG is used (0: never)"
     )
     val_fraction: float = option(
-        0.0, minimum=0, maximum=0.99, help="hold this share of each class of the training images out as the val split"
-    )  # fmt: skip
+        0.0,
+        minimum=0,
+        maximum=0.99,
+        help="hold this fraction of each class of the training images out as the val split",
+    )
     class_names_from: str = option(
-        "", help="a manifest, such as train.beton.json: labels are given in its order of classes"
+        "", help="a manifest, such as train.beton.json, whose order of classes the labels follow"
     )
     on_error: str = option(
-        "fail", choices=("fail", "skip"), help="images that cannot be read: write nothing, or leave them out; both list all of them"
-    )  # fmt: skip
+        "fail",
+        choices=("fail", "skip"),
+        help="images that cannot be read: fail: write nothing; skip: leave them out. Both list every such"
+        " image",
+    )
 
 
 def write_beton(config, source=None, show_progress=True):
     """Writes `config.write_path` and its manifest, and returns the Manifest.
 
-    `source` is a llc.data.sources.Source; without one, config's is opened. Raises UserError, and then (as after Ctrl-C, SIGTERM or
-    SIGHUP) nothing is left behind and a beton that stood there before is untouched.
+    `source` is a llc.data.sources.Source; without one, the source that config names is opened. Raises
+    UserError. Then, and after Ctrl-C, SIGTERM or SIGHUP, nothing is left behind and a beton that existed
+    before is unchanged.
     """
     started = time.perf_counter()
     target = _check_target(config.write_path)
     if source is None:
         class_names = load_manifest(config.class_names_from).class_names if config.class_names_from else None
         source = open_source(
-            config.dataset, config.data_dir, config.split,
-            val_fraction=config.val_fraction, class_names=class_names, subset=config.subset,
-        )  # fmt: skip
+            config.dataset,
+            config.data_dir,
+            config.split,
+            val_fraction=config.val_fraction,
+            class_names=class_names,
+            subset=config.subset,
+        )
     for note in source.notes:
         print(printable(note))
     if config.write_mode == "smart" and not config.smart_threshold:
@@ -116,9 +132,15 @@ def write_beton(config, source=None, show_progress=True):
             tables = beton.read_tables(temporary)  # what was written, as a reader will find it
             counts = np.bincount(source.labels[kept], minlength=len(source.class_names))
             manifest = Manifest(
-                tuple(source.class_names), tuple(counts.tolist()), len(kept), tables.file_size, tables.sha256,
-                writer=dataclasses.asdict(config), skipped=skipped, checksums=checksums,
-            )  # fmt: skip
+                tuple(source.class_names),
+                tuple(counts.tolist()),
+                len(kept),
+                tables.file_size,
+                tables.sha256,
+                writer=dataclasses.asdict(config),
+                skipped=skipped,
+                checksums=checksums,
+            )
             _put_in_place(temporary, target, manifest)
         except OSError as error:
             raise _write_error(target, error) from error
@@ -130,7 +152,10 @@ def write_beton(config, source=None, show_progress=True):
 
 
 def _write_samples(source, config, path, descriptor, show_progress):
-    """Writes the whole beton to the open file; returns the indices of the samples in it, int64, what was Skipped, and checksums."""
+    """Writes the whole beton to the open file.
+
+    Returns the indices of the samples in it, int64, what was Skipped, and the checksums.
+    """
     num_samples = len(source)
     num_workers = config.num_workers if config.num_workers > 0 else len(os.sched_getaffinity(0))
     # Smaller chunks than asked for where a few large ones would leave workers idle at the end.
@@ -141,16 +166,13 @@ def _write_samples(source, config, path, descriptor, show_progress):
     sizes = np.zeros(num_samples, np.int64)  # stays 0 for a sample that cannot be read
     crcs = np.zeros(num_samples, np.uint32)
     unreadable = {}
-    offset = next_page(beton.METADATA_START + num_samples * beton.METADATA_TYPE.itemsize)
+    offset = beton.data_start(num_samples)
     next_sample, num_encoded, num_bytes, next_placed, num_finished = 0, 0, 0, 0, 0
     encoded = {}  # number of a chunk that waits for its place -> its worker
     with (
         Workers(min(num_workers, -(-num_samples // most)), source.reader, config, descriptor) as workers,
-        tqdm(
-            total=num_samples, desc=Path(config.write_path).name, unit="img", disable=not show_progress, dynamic_ncols=True,
-            mininterval=0.5 if os.isatty(2) else 10,
-        ) as bar,
-    ):  # fmt: skip
+        progress.bar(num_samples, Path(config.write_path).name, "img", hidden=not show_progress) as bar,
+    ):
         while next_sample < num_samples or num_finished < len(chunks):
             chunk_size = min(
                 most, num_encoded * _CHUNK_BYTES // max(num_bytes, 1) if num_encoded else _FIRST_CHUNK
@@ -186,7 +208,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
                     bool(unreadable) and config.on_error == "fail"
                 )  # go on to find all of them, but fill no disk
                 worker.write(None if hopeless else offset)
-                images["data_ptr"][part], offset = place(offset, sizes[part])
+                images["data_ptr"][part], offset = beton.place(offset, sizes[part])
                 next_placed += 1
 
     if unreadable and config.on_error == "fail":
@@ -194,24 +216,14 @@ def _write_samples(source, config, path, descriptor, show_progress):
     kept = np.flatnonzero(sizes)
     if not len(kept):
         raise UserError(
-            f"none of the {num_samples} images can be read; nothing was written:\n{_listing(source, unreadable)}"
+            f"none of the {num_samples} images can be read; nothing was"
+            f" written:\n{_listing(source, unreadable)}"
         )
-    _write_tables(descriptor, images[kept], source.labels[kept], sizes[kept], next_page(offset))
+    head, table, table_start = beton.assemble_tables(images[kept], source.labels[kept], sizes[kept], offset)
+    write_at(descriptor, head, 0)
+    write_at(descriptor, table, table_start)
     skipped = tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
     return kept, skipped, data_checksums(crcs[kept])
-
-
-def _write_tables(descriptor, images, labels, sizes, end):
-    metadata = np.zeros(len(images), beton.METADATA_TYPE)
-    metadata["f0"], metadata["f1"] = images, labels
-    alloc_table = np.zeros(len(images), beton.ALLOC_TYPE)
-    alloc_table["sample_id"], alloc_table["ptr"], alloc_table["size"] = (
-        np.arange(len(images)),
-        images["data_ptr"],
-        sizes,
-    )
-    write_at(descriptor, beton.header_bytes(len(images), end) + metadata.tobytes(), 0)
-    write_at(descriptor, alloc_table.tobytes(), end)
 
 
 def _listing(source, unreadable):
@@ -225,7 +237,8 @@ def _listing(source, unreadable):
 
 def _list_unreadable(source, unreadable):
     return (
-        f"{len(unreadable)} of {len(source)} images cannot be read; nothing was written. Mend or remove them, or leave them out with"
+        f"{len(unreadable)} of {len(source)} images cannot be read; nothing was written. Mend or remove"
+        " them, or leave them out with"
         f" --cfg.on_error=skip:\n{_listing(source, unreadable)}"
     )
 
@@ -250,9 +263,11 @@ def _check_target(write_path):
 
 @contextmanager
 def _temporary_beside(target):
-    """An empty file in the folder of `target`, as (path, descriptor); it is removed at the end if it is still there.
+    """An empty file in the folder of `target`, as (path, descriptor); it is removed at the end if it still
+    exists.
 
-    It is locked while it is in use. What a killed conversion to the same target left behind is not, and is removed.
+    The file is locked while it is in use. Unlocked ones, left behind by killed conversions to the same
+    target, are removed.
     """
     prefix, suffix = f".{target.name}.", ".tmp"
     for stale in target.parent.glob(f"{_escape(prefix)}*{suffix}"):
@@ -275,7 +290,7 @@ def _escape(name):
 
 
 def _lock(descriptor):
-    """Whether this open file could be locked; some network file systems have no locks."""
+    """Tries to lock an open file; returns whether it worked. Some network file systems have no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -321,7 +336,7 @@ def _put_in_place(temporary, target, manifest):
 
 @contextmanager
 def _ended_by_signals(target):
-    """SIGTERM and SIGHUP end what runs inside like Ctrl-C does: cleaned up, then exit status 128 + signal."""
+    """Makes SIGTERM and SIGHUP end the block as Ctrl-C does: with clean-up, and exit status 128 + signal."""
 
     def end(number, _):
         raise SystemExit(128 + number)
@@ -360,6 +375,7 @@ def _say_what_was_written(target, manifest, seconds):
         if len(manifest.skipped) > _MAX_LISTED:
             print(f"  ... and {len(manifest.skipped) - _MAX_LISTED} more; all are in {manifest_path(target)}")
     print(
-        f"{target}: {manifest.num_samples:,} images, {manifest.num_classes} classes, {manifest.file_size:,} bytes, {seconds:.1f} s"
+        f"{target}: {manifest.num_samples:,} images, {manifest.num_classes} classes, {manifest.file_size:,}"
+        f" bytes, {seconds:.1f} s"
         f" ({manifest.num_samples / seconds:,.0f} images/s)"
     )

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.data.helpers import REPOSITORY, write_tree
+from tests.waiting import seconds
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def write_ffcv():
 
     def run(preexec_fn=None, **flags):
         return subprocess.run(
-            command(flags), capture_output=True, text=True, timeout=120, preexec_fn=preexec_fn
+            command(flags), capture_output=True, text=True, timeout=seconds(120), preexec_fn=preexec_fn
         )
 
     return run

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from llc.data.sources import Source
+from tests.waiting import seconds
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,7 +21,8 @@ def picture(seed, height, width):
 
 
 def write_tree(root, counts, suffix=".png"):
-    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted tree."""
+    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted
+    tree."""
     pixels = {}
     for label, (name, count) in enumerate(sorted(counts.items())):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -44,9 +46,9 @@ def children_of(pid):
     return found
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, limit=60):
     """Polls; fails the test when the condition does not come true in time."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds(limit)
     while not (result := condition()):
         assert time.monotonic() < end, "what the test waits for did not happen"
         time.sleep(0.02)
@@ -54,7 +56,8 @@ def wait_until(condition, seconds=60):
 
 
 class FailingSource(Source):
-    """26 grey pictures; whoever reads the 21st meets what is no image's fault: a bug, or (`leaves`) an exit."""
+    """26 grey pictures; whoever reads the 21st meets what is no image's fault: a bug, or (`leaves`) an
+    exit."""
 
     def __init__(self, leaves=False):
         super().__init__(("grey",), np.zeros(26, np.int64))

@@ -1,4 +1,5 @@
-"""Every kind of image file, made here with Pillow (or OpenCV, or by hand), against the pixels that it must become."""
+"""Every kind of image file, made here with Pillow (or OpenCV, or by hand), against the pixels that it must
+become."""
 
 import io
 import os
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image, ImageCms, features
 
 from llc.data.images import ImageError, load_rgb
+from tests.waiting import seconds
 
-# Four flat colours in the quarters of a picture that is wider than high, each far from the others in every channel order.
+# Four flat colours in the quarters of a picture that is wider than high, each far from the others in every
+# channel order.
 RED, GREEN, BLUE, AMBER = (230, 20, 10), (15, 200, 40), (5, 30, 220), (250, 180, 0)
 
 
@@ -47,7 +50,7 @@ def assert_quarters(pixels, tolerance):
             assert_close(np.ascontiguousarray(pixels[rows, columns]), expected[rows, columns], tolerance)
 
 
-# ---------------------------------------------------------------------------------------------- formats and modes
+# ------------------------------------------------------------------------------------------ formats and modes
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "PPM", "TGA"]
 Image.init()
@@ -188,8 +191,9 @@ def test_black_ink_darkens():
 
 
 def test_ycck_jpeg():
-    # Pillow writes no YCCK, but the Adobe marker's last byte makes one of a CMYK JPEG: 2 says that the first three channels are Y,
-    # Cb, Cr of the complement of what is stored, and that is the inks inverted: together, of the inks. Black is stored inverted.
+    # Pillow writes no YCCK, but the Adobe marker's last byte makes one of a CMYK JPEG: 2 says that the first
+    # three channels are Y, Cb, Cr of the complement of what is stored, and that is the inks inverted:
+    # together, of the inks. Black is stored inverted.
     inks = 255 - quarters()
     ycc = np.asarray(Image.fromarray(inks).convert("YCbCr"))
     stored = np.concatenate([ycc, np.full_like(ycc[:, :, :1], 255)], axis=2)
@@ -219,7 +223,7 @@ def test_lab_tiff():
     assert_close(load_rgb(data), muted, 4)  # Lab in 8 bits is coarse
 
 
-# ---------------------------------------------------------------------------------------------- more than 8 bits
+# ------------------------------------------------------------------------------------------- more than 8 bits
 
 RAMP_16 = np.linspace(0, 65535, 64 * 7).round().astype(np.uint16).reshape(7, 64)
 
@@ -244,7 +248,8 @@ def test_16_bit_grey_of_either_byte_order(dtype):
 
 
 def test_dark_16_bit_grey_stays_dark():
-    # 12-bit data in a 16-bit file: nothing in the file says so, and guessing would make exposure depend on content
+    # 12-bit data in a 16-bit file: nothing in the file says so, and guessing would make exposure depend on
+    # content
     assert load_rgb(encoded(Image.fromarray(RAMP_16 // 16), "PNG")).max() == 16
 
 
@@ -283,7 +288,7 @@ def test_float_colour_tiff_which_pillow_cannot_read():
     colour = np.random.default_rng(0).random((6, 9, 3)).astype(np.float32)
     done, data = cv2.imencode(".tiff", colour[:, :, ::-1], [cv2.IMWRITE_TIFF_COMPRESSION, 1])  # 1: none
     assert done
-    with pytest.raises(Exception), Image.open(io.BytesIO(data.tobytes())) as image:
+    with pytest.raises(Image.UnidentifiedImageError), Image.open(io.BytesIO(data.tobytes())) as image:
         image.load()
     assert_close(load_rgb(data.tobytes()), colour * 255, 0.51)
 
@@ -305,9 +310,10 @@ def test_32_bit_integers():
     )
 
 
-# ---------------------------------------------------------------------------------------------- upright, first frame
+# --------------------------------------------------------------------------------------- upright, first frame
 
-# EXIF orientation -> where the stored picture's (red, green, blue, amber) quarters stand when it is shown, left to right, top down
+# EXIF orientation -> where the stored picture's (red, green, blue, amber) quarters stand when it is shown,
+# left to right, top down
 TURNED = {1: "RGBA", 2: "GRAB", 3: "ABGR", 4: "BARG", 5: "RBGA", 6: "BRAG", 7: "AGBR", 8: "GARB"}
 
 
@@ -434,8 +440,14 @@ def test_error_names_what_the_caller_says_and_travels_between_processes():
 
 
 def test_formats_are_found_in_a_fresh_interpreter():
-    # Pillow loads its plugins as they are asked for; a list of formats must not depend on what was opened before
+    # Pillow loads its plugins as they are asked for; a list of formats must not depend on what was opened
+    # before
     data = encoded(Image.fromarray(quarters()), "WEBP", lossless=True)
-    script = "import sys; from llc.data.images import load_rgb; print(load_rgb(sys.stdin.buffer.read())[0, 0].tolist())"
-    result = subprocess.run([sys.executable, "-c", script], input=data, capture_output=True, timeout=120)
+    script = (
+        "import sys; from llc.data.images import load_rgb;"
+        " print(load_rgb(sys.stdin.buffer.read())[0, 0].tolist())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], input=data, capture_output=True, timeout=seconds(120)
+    )
     assert result.stdout.decode().strip() == str(list(RED)), result.stderr.decode()

@@ -14,8 +14,15 @@ def test_evaluation_by_pages_and_of_shards_equals_that_of_the_beton(finished_run
         shutil.copy(f"{betons[1]}{suffix}", tmp_path / f"part-0.beton{suffix}")
     files = [tmp_path / "whole.npz", tmp_path / "parts.npz"]
     run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}")
-    run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[1]}", "--data.in_memory=0",
-            f"--data.val_dataset={tmp_path}/part-*.beton", processes=2)  # fmt: skip
+    run_llc(
+        "-m",
+        "llc.evaluate",
+        finished_run,
+        f"--predictions={files[1]}",
+        "--data.in_memory=0",
+        f"--data.val_dataset={tmp_path}/part-*.beton",
+        processes=2,
+    )
     whole, parts = map(np.load, files)
     assert len(whole["labels"]) == 66
     for key in ("labels", "codes", "top_class"):
@@ -23,17 +30,36 @@ def test_evaluation_by_pages_and_of_shards_equals_that_of_the_beton(finished_run
 
 
 def test_training_by_pages_on_two_processes_learns(betons, run_llc, tmp_path):
-    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]},{betons[1]}", f"--data.val_dataset={betons[1]}",
-                   "--data.in_memory=0", "--training.stages=codebook", "--codebook.epochs=2", f"--logging.folder={tmp_path}",
-                   "--data.on_error=skip_sample", processes=2)  # fmt: skip
+    done = run_llc(
+        "train_llc.py",
+        *SMALL,
+        f"--data.train_dataset={betons[0]},{betons[1]}",
+        f"--data.val_dataset={betons[1]}",
+        "--data.in_memory=0",
+        "--training.stages=codebook",
+        "--codebook.epochs=2",
+        f"--logging.folder={tmp_path}",
+        "--data.on_error=skip_sample",
+        processes=2,
+    )
     assert f"2 epochs of {(240 + 66) // 24} steps" in done.stdout and "codebook 2/2: loss" in done.stdout
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--data.on_error=ignore"], "data.on_error = 'ignore': it takes one of fail, skip_sample"),
-    (["--data.train_dataset=nowhere-*.beton"], "nowhere-*.beton: no file has such a name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--data.on_error=ignore"], "data.on_error = 'ignore': it takes one of fail, skip_sample"),
+        (["--data.train_dataset=nowhere-*.beton"], "nowhere-*.beton: no file has such a name"),
+    ],
+)
 def test_bad_values_are_named(words, message, betons, run_llc, tmp_path):
-    done = run_llc("train_llc.py", *SMALL, f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}",
-                   f"--logging.folder={tmp_path}", *words, check=False)  # fmt: skip
+    done = run_llc(
+        "train_llc.py",
+        *SMALL,
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        f"--logging.folder={tmp_path}",
+        *words,
+        check=False,
+    )
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

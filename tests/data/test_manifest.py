@@ -1,4 +1,5 @@
-"""Manifests and the tables of betons: what is verified, and what untrusted bytes can do, which is to be refused."""
+"""Manifests and the tables of betons: what is verified, and what untrusted bytes can do, which is to be
+refused."""
 
 import dataclasses
 import json
@@ -23,7 +24,9 @@ from llc.data.manifest import (
 )
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from tests.data.betons import written_by_ffcv
 from tests.data.helpers import write_tree
+from tests.data.make_ffcv_beton import LABELS
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def header_of(data):
     return np.frombuffer(data, layout.HEADER_TYPE, count=1)[0]
 
 
-# ---------------------------------------------------------------------------------------------- betons that are not whole
+# ---------------------------------------------------------------------------------- betons that are not whole
 
 
 @pytest.mark.parametrize("with_manifest", [True, False])
@@ -155,7 +158,8 @@ def test_pages_that_were_never_written_are_noticed(beton):
         verify(beton)
 
 
-# Fields of the header and of the tables, without a manifest: what FFCV would crash on or serve wrong images from.
+# Fields of the header and of the tables, without a manifest: what FFCV would crash on or serve wrong images
+# from.
 NUM_SAMPLES, TABLE_PTR, PAGE, FIELD = 8, 16, 4, layout.HEADER_TYPE.itemsize
 ROW = layout.METADATA_START + 3 * layout.METADATA_TYPE.itemsize  # sample 3
 
@@ -243,37 +247,26 @@ def test_random_damage_without_a_manifest_is_refused_or_harmless(data, beton, wr
 
 
 def test_a_beton_by_ffcvs_own_writer(tmp_path):
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    pictures = [(np.full((9 + i, 8, 3), 20 * i, np.uint8), i % 3 + 1) for i in range(7)]
-    path = tmp_path / "stock.beton"
-    fields = {"image": RGBImageField(write_mode="proportion", compress_probability=0.5), "label": IntField()}
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(pictures, chunksize=2)
+    path = written_by_ffcv(tmp_path)
     with pytest.warns(
-        UserWarning, match="stock.beton has no manifest .stock.beton.json.: its 4 classes are called 0 to 3"
+        UserWarning,
+        match="ffcv_written.beton has no manifest .ffcv_written.beton.json.: its 4 classes are called 0 to 3",
     ):
         manifest = verify(path)
-    assert manifest.class_names == ("0", "1", "2", "3") and manifest.class_counts == (0, 3, 2, 2)
-    assert manifest.num_samples == 7 and manifest.writer == {} and manifest.file_size == path.stat().st_size
+    assert manifest.class_names == ("0", "1", "2", "3") and manifest.class_counts == (1, 3, 2, 2)
+    assert manifest.num_samples == 8 and manifest.writer == {} and manifest.file_size == path.stat().st_size
     with pytest.warns(UserWarning):
         assert load_manifest(path) == manifest
     tables = read_tables(path)
-    assert tables.images["height"].tolist() == [9, 10, 11, 12, 13, 14, 15] and tables.labels.tolist() == [
-        1,
-        2,
-        3,
-        1,
-        2,
-        3,
-        1,
-    ]
+    assert tables.images["height"].tolist() == list(range(33, 41)) and tables.labels.tolist() == list(LABELS)
     raw = tables.images["mode"] == layout.RAW
-    assert tables.sizes[raw].tolist() == [h * 8 * 3 for h in tables.images["height"][raw].tolist()]
+    assert 0 < raw.sum() < 8
+    assert tables.sizes[raw].tolist() == [h * 40 * 3 for h in tables.images["height"][raw].tolist()]
 
 
 def test_verifying_does_not_read_the_images(tmp_path):
-    """A million samples, in a file whose 300 GB of image data are a hole, take seconds at most (not a timing: it ends)."""
+    """A million samples, in a file whose 300 GB of image data are a hole, take seconds at most (not a timing:
+    it ends)."""
     num_samples, size = 1_000_000, 300_000
     places = np.arange(num_samples, dtype=np.int64)
     per_page = layout.PAGE_SIZE // size
@@ -303,9 +296,14 @@ def test_verifying_does_not_read_the_images(tmp_path):
 
 def manifest(**changes):
     values = {
-        "class_names": ("a", "b"), "class_counts": (1, 2), "num_samples": 3, "file_size": 9, "tables_sha256": "0" * 64,
-        "writer": {"split": "train", "subset": -1, "val_fraction": 0.5}, "skipped": (Skipped("a/1.jpg", "is an empty file"),),
-    }  # fmt: skip
+        "class_names": ("a", "b"),
+        "class_counts": (1, 2),
+        "num_samples": 3,
+        "file_size": 9,
+        "tables_sha256": "0" * 64,
+        "writer": {"split": "train", "subset": -1, "val_fraction": 0.5},
+        "skipped": (Skipped("a/1.jpg", "is an empty file"),),
+    }
     return Manifest(**{**values, **changes})
 
 
@@ -432,7 +430,8 @@ def test_the_same_classes():
     [
         (
             ("b", "a"),
-            "t.beton has 2 classes and v.beton 2, and they differ: label 0: 'a' and 'b'; label 1: 'b' and 'a'. Write",
+            "t.beton has 2 classes and v.beton 2, and they differ: label 0: 'a' and 'b'; label 1: 'b' and"
+            " 'a'. Write",
         ),
         (
             ("a", "b", "c"),

@@ -1,4 +1,5 @@
-"""The native library: what it decodes equals a full decode and a slow resize anyone can check; damage is named, never shown."""
+"""The native library: what it decodes equals a full decode and a slow resize anyone can check; damage is
+named, never shown."""
 
 import io
 import itertools
@@ -65,7 +66,8 @@ def jpeg(pixels, sampling="4:2:0", quality=90, progressive=False, optimised=Fals
 
 
 def decode_batch(encoded, crops, flips=None, size=(24, 32), modes=None, sizes=None, **options):
-    """native.decode_batch of byte strings; the whole pictures' (height, width) are looked up unless `sizes` says them."""
+    """native.decode_batch of byte strings; the whole pictures' (height, width) are looked up unless `sizes`
+    says them."""
     arrays = [np.frombuffer(data, np.uint8) for data in encoded]
     modes = [beton.JPG] * len(arrays) if modes is None else modes
     sizes = [native.decode(data).shape[:2] for data in encoded] if sizes is None else sizes
@@ -98,11 +100,13 @@ def resize(pixels, size, **options):
     return out[0]
 
 
-# ---- resizing --------------------------------------------------------------------------------------------------------
+# ---- resizing
+# --------------------------------------------------------------------------------------------------------
 
 
 def axis_weights(size, out_size):
-    """float64 [out_size, size]: area averages where the axis shrinks, else linear between the centres of pixels."""
+    """float64 [out_size, size]: area averages where the axis shrinks, else linear between the centres of
+    pixels."""
     weights = np.zeros((out_size, size))
     for o in range(out_size):
         if size > out_size:
@@ -175,7 +179,8 @@ def test_every_instruction_set_makes_the_same_bytes(width, out_width):
             )
 
 
-# ---- regions ---------------------------------------------------------------------------------------------------------
+# ---- regions
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -191,7 +196,8 @@ def test_whole_picture_equals_pillows(sampling):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
-    """Crops of every alignment, at their own size, so that no resize hides a difference; with and without restart markers."""
+    """Crops of every alignment, at their own size, so that no resize hides a difference; with and without
+    restart markers."""
     rng = np.random.default_rng(11)
     mcu = MCU_WIDTHS[sampling]
     for size, restart_rows in itertools.product(
@@ -229,7 +235,8 @@ def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
 
 
 def test_codes_and_coefficients_at_their_limits():
-    """Long Huffman codes, large values, blocks that end at their last coefficient: full contrast at quality 100."""
+    """Long Huffman codes, large values, blocks that end at their last coefficient: full contrast at quality
+    100."""
     rng = np.random.default_rng(5)
     noise = rng.choice(np.array([0, 255], np.uint8), (80, 96, 3))
     for quality, optimised in ((100, False), (100, True), (4, False)):
@@ -284,7 +291,8 @@ def test_an_empty_batch_is_no_work():
     assert out.shape[0] == 0 and status.shape == (0,)
 
 
-# ---- what is wrong is said, and is not seen --------------------------------------------------------------------------
+# ---- what is wrong is said, and is not seen
+# --------------------------------------------------------------------------
 
 
 def cmyk():
@@ -413,7 +421,8 @@ def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp
         native.library.cache_clear()
 
 
-# ---- a mapped file that can no longer be read --------------------------------------------------------------------------
+# ---- a mapped file that can no longer be read
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -460,8 +469,10 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
 def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
     script = (
         "import mmap, sys; import numpy as np; from llc.data import native\n"
-        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
-        "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0); file.truncate(0); mapped[5000]"
+        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
+        " np.uint8))\n"
+        "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0);"
+        " file.truncate(0); mapped[5000]"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "file"],
@@ -475,7 +486,8 @@ def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
 def test_a_bus_error_that_somebody_sends_ends_the_process():
     script = (
         "import os, signal; import numpy as np; from llc.data import native\n"
-        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3), np.uint8))\n"
+        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
+        " np.uint8))\n"
         "os.kill(os.getpid(), signal.SIGBUS)"
     )
     done = subprocess.run(

@@ -11,6 +11,7 @@ import pytest
 
 from llc.data.prefetch import Prefetch
 from tests.data.helpers import REPOSITORY, wait_until
+from tests.waiting import seconds
 
 
 class Source:
@@ -50,7 +51,7 @@ def test_works_ahead_that_far_and_no_further(num_ahead):
     source = Source()
     prefetch = Prefetch(iter(source), num_ahead)
     for taken in range(3):
-        wait_until(lambda: source.made == taken + num_ahead)
+        wait_until(lambda taken=taken: source.made == taken + num_ahead)
         time.sleep(0.02)  # it would go on now
         assert source.made == taken + num_ahead
         assert next(prefetch) == taken
@@ -120,4 +121,4 @@ def test_a_process_ends_and_closes_what_it_holds(how, status):
     if how == "interrupt":
         process.send_signal(signal.SIGINT)
     out = process.stdout.read()  # not communicate, which would miss what readline has read ahead
-    assert process.wait(timeout=60) == status and out == "closed\n"
+    assert process.wait(timeout=seconds(60)) == status and out == "closed\n"

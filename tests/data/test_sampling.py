@@ -113,7 +113,8 @@ def test_every_sample_comes_to_every_place_equally_often():
 
 
 def test_pages_are_read_by_one_rank_and_are_in_use_for_a_window():
-    """400 pages of 25 samples, 3 ranks: at most 2 pages are split, and at any place few pages are begun and not ended."""
+    """400 pages of 25 samples, 3 ranks: at most 2 pages are split, and at any place few pages are begun and
+    not ended."""
     pages, window = np.repeat(np.arange(400), 25)[np.random.default_rng(0).permutation(10_000)], 10
     readers = {}
     for rank in range(3):
@@ -233,6 +234,7 @@ def test_a_crop_is_the_samples_own_whatever_batch_it_is_in():
 
 
 def test_centre_crops_are_ffcvs():
+    pytest.importorskip("ffcv")
     from ffcv.fields.rgb_image import get_center_crop
 
     sizes = [(h, w) for h in (2, 31, 32, 333, 500) for w in (2, 47, 375, 500)]

@@ -34,14 +34,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("where, names", [
-    ("{0}/b.beton", "b"),
-    ("{0}/b.beton,{0}/a.beton", "ba"),
-    (" {0}/b.beton , {0}/a.beton, ", "ba"),
-    ("{0}/*.beton", "abc"),
-    ("{0}/[bc]*", "bc"),  # and not their manifests
-    ("{0}/c.beton,{0}/[ab].beton", "cab"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, names",
+    [
+        ("{0}/b.beton", "b"),
+        ("{0}/b.beton,{0}/a.beton", "ba"),
+        (" {0}/b.beton , {0}/a.beton, ", "ba"),
+        ("{0}/*.beton", "abc"),
+        ("{0}/[bc]*", "bc"),  # and not their manifests
+        ("{0}/c.beton,{0}/[ab].beton", "cab"),
+    ],
+)
 def test_one_several_or_a_glob(where, names, folder):
     shards = open_shards(where.format(folder))
     assert [path.name for path in shards.paths] == [f"{name}.beton" for name in names]
@@ -70,14 +73,20 @@ def test_a_name_with_a_comma_and_an_asterisk_is_a_name(tmp_path):
     assert open_shards(path).paths == (path,)
 
 
-@pytest.mark.parametrize("where, message", [
-    ("{0}/nowhere.beton", "nowhere.beton does not exist"),
-    ("{0}/a.beton,{0}/nowhere.beton", "nowhere.beton does not exist"),
-    ("{0}/x*.beton", r"x\*.beton: no file has such a name; give a beton, several separated by commas, or a glob"),
-    (" , ", "names no beton"),
-    ("{0}/a.beton,{0}/../{1}/a.beton", "a.beton is named twice .*; every image would come twice"),
-    ("{0}/[ab].beton,{0}/b.beton", "b.beton is named twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, message",
+    [
+        ("{0}/nowhere.beton", "nowhere.beton does not exist"),
+        ("{0}/a.beton,{0}/nowhere.beton", "nowhere.beton does not exist"),
+        (
+            "{0}/x*.beton",
+            r"x\*.beton: no file has such a name; give a beton, several separated by commas, or a glob",
+        ),
+        (" , ", "names no beton"),
+        ("{0}/a.beton,{0}/../{1}/a.beton", "a.beton is named twice .*; every image would come twice"),
+        ("{0}/[ab].beton,{0}/b.beton", "b.beton is named twice"),
+    ],
+)
 def test_what_cannot_be_opened_is_named(where, message, folder):
     with pytest.raises(UserError, match=message):
         open_shards(where.format(folder, folder.name))

@@ -1,4 +1,5 @@
-"""Trees and named datasets: which images, in which order, under which labels; and what is refused, in which words."""
+"""Trees and named datasets: which images, in which order, under which labels; and what is refused, in which
+words."""
 
 import gzip
 import os
@@ -10,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from llc.data import sources
 from llc.data.images import ImageError, load_rgb
-from llc.data.sources import IndexedDataset, SourceError, hold_out, open_source, spread, with_class_names
+from llc.data.sources import (
+    IndexedDataset,
+    SourceError,
+    fashion_mnist,
+    hold_out,
+    open_source,
+    spread,
+    with_class_names,
+)
 
 
 def touch(root, *paths):
@@ -71,7 +79,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     os.symlink(tmp_path / "store/cats", tmp_path / "tree/cat")
     assert names(open_source("folder", tmp_path / "tree")) == ["cat/1.png"]
     os.symlink(tmp_path / "store", tmp_path / "store/cats/loop")
-    with pytest.raises(SourceError, match="is a link to a folder that it lies in"):
+    with pytest.raises(SourceError, match="is a link to a folder that contains it"):
         open_source("folder", tmp_path / "tree")
 
 
@@ -146,7 +154,7 @@ def test_missing_folder_and_file_for_a_folder(tmp_path):
         open_source("folder", "")
 
 
-# ---------------------------------------------------------------------------------------------- splits of a tree
+# ------------------------------------------------------------------------------------------- splits of a tree
 
 
 def test_split_folders_are_used_where_they_hold_class_folders(tmp_path):
@@ -189,7 +197,7 @@ def test_a_root_without_the_split_is_not_taken_for_classes(paths, split, message
         open_source("folder", tmp_path, split=split)
 
 
-# ---------------------------------------------------------------------------------------------- val_fraction, subset
+# --------------------------------------------------------------------------------------- val_fraction, subset
 
 
 @given(
@@ -264,7 +272,7 @@ def test_subset_that_is_not_there(subset, tree):
         open_source("folder", tree, subset=subset)
 
 
-# ---------------------------------------------------------------------------------------------- forced class names
+# ----------------------------------------------------------------------------------------- forced class names
 
 
 def test_class_names_give_the_labels(tree):
@@ -297,7 +305,7 @@ def test_class_names_of_a_dataset_keep_its_order():
     assert again.labels.tolist() == [0, 2, 1, 0] and again.indices.tolist() == [0, 1, 2, 3]
 
 
-# ---------------------------------------------------------------------------------------------- datasets by name
+# ------------------------------------------------------------------------------------------- datasets by name
 
 
 def idx(array):
@@ -322,7 +330,7 @@ def write_idx_dataset(folder, split, count, pack=True, seed=0):
 @pytest.fixture
 def no_system_files(monkeypatch, tmp_path):
     """As on a machine without Debian's package, without a network, and with an empty working folder."""
-    monkeypatch.setattr(sources, "FASHION_MNIST_FOLDER", str(tmp_path / "system"))
+    monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_FOLDER", str(tmp_path / "system"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     (tmp_path / "work").mkdir()

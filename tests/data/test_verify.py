@@ -1,4 +1,5 @@
-"""python -m llc.data.verify: samples that do not decode are named, and blocks of samples whose data changed."""
+"""python -m llc.data.verify: samples that do not decode are named, and blocks of samples whose data
+changed."""
 
 import json
 import shutil
@@ -47,15 +48,22 @@ def test_damaged_samples_are_named_and_the_status_tells(num_workers, beton, tmp_
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two betons of 300 samples less one that cannot be read, half JPEG, half pixels; and the same written otherwise."""
+    """Two betons of 300 samples less one that cannot be read, half JPEG, half pixels; and the same written
+    otherwise."""
     folder = tmp_path_factory.mktemp("checksums")
     write_tree(folder / "images", {"ant": 150, "bee": 150})
     (folder / "images/ant/003.png").write_bytes(b"no picture")
     for name, num_workers, chunk_size in (("a-0", 1, 100), ("a-1", 2, 7)):
         write_beton(
-            WriterConfig(write_path=str(folder / f"{name}.beton"), data_dir=str(folder / "images"), num_workers=num_workers, chunk_size=chunk_size,
-                         on_error="skip"), show_progress=False,
-        )  # fmt: skip
+            WriterConfig(
+                write_path=str(folder / f"{name}.beton"),
+                data_dir=str(folder / "images"),
+                num_workers=num_workers,
+                chunk_size=chunk_size,
+                on_error="skip",
+            ),
+            show_progress=False,
+        )
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Real image files to betons and back: by stock FFCV, by hand from FFCV's own tables, and for everything that can go wrong."""
+"""Real image files to betons and back: by stock FFCV, by hand from FFCV's own tables, and for everything that
+can go wrong."""
 
 import dataclasses
 import hashlib
@@ -12,14 +13,10 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import cv2
 import numpy as np
 import pytest
-from ffcv.fields import IntField, RGBImageField
-from ffcv.reader import Reader
-from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,10 +27,10 @@ from llc.data.encoding import shrink, uniform
 from llc.data.images import load_rgb
 from llc.data.manifest import load_manifest, verify
 from llc.data.native import decode
-from llc.data.sources import IndexedDataset, open_source
-from llc.data.workers import place
+from llc.data.sources import IndexedDataset
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from tests.data.betons import stored_samples
 from tests.data.helpers import (
     REPOSITORY,
     FailingSource,
@@ -43,8 +40,10 @@ from tests.data.helpers import (
     wait_until,
     write_tree,
 )
+from tests.waiting import seconds
 
-# Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two pictures differ by 60.
+# Mean difference of a JPEG of quality 90 and 95 from these small coloured pictures: 4 to 6 levels; two
+# pictures differ by 60.
 NEAR = 10
 
 
@@ -55,26 +54,14 @@ def convert(tree, path, **settings):
 
 
 def samples(path, mode=None):
-    """[(mode, pixels, label)] in order, by FFCV's reader and Pillow: nothing of ours. `mode`: Pillow's, that JPEGs are converted to."""
-    found = []
-    for row, content in zip(Reader(str(path)).metadata, stored_bytes(path), strict=True):
-        image = row["f0"]
-        if image["mode"] == 1:
-            pixels = np.frombuffer(content, np.uint8).reshape(image["height"], image["width"], 3)
-        else:
-            picture = Image.open(io.BytesIO(content))
-            pixels = np.asarray(picture if mode is None else picture.convert(mode))
-            assert pixels.shape == (image["height"], image["width"], 3)
-        found.append((int(image["mode"]), pixels, int(row["f1"])))
-    return found
+    """[(mode, pixels, label)] in order, by nothing of ours. `mode`: Pillow's, which JPEGs are converted
+    to."""
+    return [(sample.mode, sample.pixels(mode), sample.label) for sample in stored_samples(path)]
 
 
 def stored_bytes(path):
-    """The data of each sample, in order, by FFCV's reader."""
-    reader, data = Reader(str(path)), path.read_bytes()
-    sizes = {int(row["ptr"]): int(row["size"]) for row in reader.alloc_table}
-    starts = [int(row["f0"]["data_ptr"]) for row in reader.metadata]
-    return [data[start : start + sizes[start]] for start in starts]
+    """The data of each sample, in order."""
+    return [sample.data for sample in stored_samples(path)]
 
 
 def sha256(path):
@@ -85,20 +72,31 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------- what is in a beton
+# ----------------------------------------------------------------------------------------- what is in a beton
 
 
-def test_layout_is_ffcvs():
-    assert (
-        layout.HEADER_TYPE == HeaderType
-        and layout.FIELD_TYPE == FieldDescType
-        and layout.ALLOC_TYPE == ALLOC_TABLE_TYPE
-    )
+def test_layout_is_ffcvs(tree, tmp_path):
+    pytest.importorskip("ffcv")
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.reader import Reader
+    from ffcv.types import ALLOC_TABLE_TYPE, CURRENT_VERSION, FieldDescType, HeaderType, get_metadata_type
+
+    assert (layout.HEADER_TYPE, layout.FIELD_TYPE) == (HeaderType, FieldDescType)
+    assert layout.ALLOC_TYPE == ALLOC_TABLE_TYPE
     assert layout.METADATA_TYPE == get_metadata_type([RGBImageField(), IntField()])
     assert layout.VERSION == CURRENT_VERSION
 
+    convert(tree, tmp_path / "out.beton")
+    reader = Reader(str(tmp_path / "out.beton"))
+    sizes = dict(zip(reader.alloc_table["ptr"].tolist(), reader.alloc_table["size"].tolist()))
+    rows = [(*row["f0"].item(), int(row["f1"])) for row in reader.metadata]
+    found = stored_samples(tmp_path / "out.beton")
+    assert [(s.mode, s.width, s.height, s.start, s.label) for s in found] == rows
+    assert [len(s.data) for s in found] == [sizes[s.start] for s in found]
+
 
 def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
+    pytest.importorskip("ffcv")
     from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -111,9 +109,13 @@ def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
     modes = [mode for mode, _, _ in samples(path)]
     assert 5 < sum(modes) < 18  # both kinds
     loader = Loader(
-        str(path), batch_size=5, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        str(path),
+        batch_size=5,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
         pipelines={"image": [CenterCropRGBImageDecoder((24, 24), 1.0)], "label": [IntDecoder()]},
-    )  # fmt: skip
+    )
     position = 0
     for images, labels in loader:
         for image, label in zip(images, labels.reshape(-1)):
@@ -126,6 +128,7 @@ def test_stock_ffcv_loads_the_right_pixels_and_labels_in_order(tmp_path):
 
 @pytest.mark.parametrize("keep_jpeg", [False, True])
 def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
+    pytest.importorskip("ffcv")
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
@@ -148,9 +151,13 @@ def test_stock_ffcv_and_ours_read_jpegs_of_every_kind(keep_jpeg, tmp_path):
     expected = [load_rgb(path) for path in sorted(folder.iterdir())]
     stored = samples(tmp_path / "out.beton", mode="RGB")
     loader = Loader(
-        str(tmp_path / "out.beton"), batch_size=6, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False,
+        str(tmp_path / "out.beton"),
+        batch_size=6,
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        drop_last=False,
         pipelines={"image": [CenterCropRGBImageDecoder((64, 64), 1.0)], "label": None},
-    )  # fmt: skip
+    )
     (by_ffcv,) = next(iter(loader))
     for (mode, pixels, _), data, ffcv_pixels, right in zip(
         stored, stored_bytes(tmp_path / "out.beton"), by_ffcv, expected, strict=True
@@ -253,9 +260,10 @@ def test_pages_hold_whole_samples(tmp_path):
     assert sha256(tmp_path / "1.beton") == sha256(tmp_path / "3.beton")
     for i, (_, pixels, _) in enumerate(samples(path)):
         assert np.array_equal(pixels, np.roll(noise, i, axis=0))
-    table = Reader(str(path)).alloc_table
-    first, last = table["ptr"] // layout.PAGE_SIZE, (table["ptr"] + table["size"] - 1) // layout.PAGE_SIZE
-    assert (first == last).all() and np.unique(first).size == 6
+    found = stored_samples(path)
+    first = [sample.start // layout.PAGE_SIZE for sample in found]
+    last = [(sample.start + len(sample.data) - 1) // layout.PAGE_SIZE for sample in found]
+    assert first == last and len(set(first)) == 6
     verify(path)
 
 
@@ -289,7 +297,7 @@ def test_uniform_is_splitmix64():
 @given(start=st.integers(0, 3), sizes=st.lists(st.integers(0, layout.PAGE_SIZE), max_size=30))
 def test_place(start, sizes):
     begin = start * 1_234_567
-    places, end = place(begin, sizes)
+    places, end = layout.place(begin, sizes)
     position = begin
     for where, size in zip(places.tolist(), sizes):
         assert where >= position and where % layout.PAGE_SIZE + size <= layout.PAGE_SIZE
@@ -400,7 +408,7 @@ def test_from_a_thread(tree, tmp_path):
     # signal handlers can only be set in the main thread
     thread = threading.Thread(target=convert, args=(tree, tmp_path / "out.beton"))
     thread.start()
-    thread.join(60)
+    thread.join(seconds(60))
     assert verify(tmp_path / "out.beton").num_samples == 26
 
 
@@ -409,9 +417,12 @@ def run_script():
     """Runs Python text in an interpreter of its own, which is given up when it hangs."""
 
     def run(text):
-        head = "import cv2, numpy as np\nfrom llc.data.sources import IndexedDataset\nfrom llc.data.writer import WriterConfig, write_beton\n"
+        head = (
+            "import cv2, numpy as np\nfrom llc.data.sources import IndexedDataset\n"
+            "from llc.data.writer import WriterConfig, write_beton\n"
+        )
         command = [sys.executable, "-c", head + textwrap.dedent(text)]
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds(60))
 
     return run
 
@@ -421,7 +432,9 @@ def test_beside_threads_of_opencv(tree, tmp_path, run_script):
     done = run_script(f"""
         cv2.setNumThreads(4)
         cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (900, 900), interpolation=cv2.INTER_AREA)
-        write_beton(WriterConfig(write_path={str(tmp_path / "out.beton")!r}, data_dir={str(tree)!r}, max_resolution=15))
+        path = {str(tmp_path / "out.beton")!r}
+        config = WriterConfig(write_path=path, data_dir={str(tree)!r}, max_resolution=15)
+        write_beton(config)
     """)
     assert done.returncode == 0, done.stderr
     assert verify(tmp_path / "out.beton").num_samples == 26
@@ -440,7 +453,10 @@ def test_a_worker_computes_in_one_thread(tmp_path):
 
 def test_importing_the_workers_loads_neither_opencv_nor_pillow():
     # each would make a worker's start, which seldom needs them, longer by a third
-    script = 'import sys, llc.data.workers, llc.data.sources; print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'
+    script = (
+        "import sys, llc.data.workers, llc.data.sources;"
+        ' print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'
+    )
     assert (
         subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True).stdout
         == "set()\n"
@@ -452,7 +468,7 @@ def test_importing_the_writer_loads_no_torch(run_script):
     assert run_script('import sys; print("torch" in sys.modules)').stdout == "False\n"
 
 
-# ---------------------------------------------------------------------------------------------- images that cannot be read
+# --------------------------------------------------------------------------------- images that cannot be read
 
 
 @pytest.fixture
@@ -597,7 +613,8 @@ def slow_tree(tmp_path):
 
 @pytest.fixture
 def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
-    """A conversion by two workers that has already written images; (its process, its workers, a check that nothing is left)."""
+    """A conversion by two workers that has already written images; (its process, its workers, a check that
+    nothing is left)."""
     before = shm()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.beton").write_text("before")
@@ -622,7 +639,7 @@ def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
 def test_a_killed_worker(halfway):
     process, workers, nothing_is_left = halfway
     os.kill(workers[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=seconds(60))
     assert process.returncode == 2
     assert (
         f"worker process {workers[1]} was killed by SIGKILL (the system does that when memory runs out)"
@@ -632,13 +649,19 @@ def test_a_killed_worker(halfway):
     nothing_is_left()
 
 
-@pytest.mark.parametrize("number, to_group, status", [
-    (signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGTERM, True, None), (signal.SIGHUP, False, 129),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, to_group, status",
+    [
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, False, 143),
+        (signal.SIGTERM, True, None),
+        (signal.SIGHUP, False, 129),
+    ],
+)
 def test_signals(number, to_group, status, halfway):
     process, _, nothing_is_left = halfway
     (os.killpg if to_group else os.kill)(process.pid, number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=seconds(60))
     # SIGTERM to all: whether the parent first hears of it or of its dead worker is the system's choice
     assert process.returncode == status if status else process.returncode in (2, 143)
     assert "Traceback" not in errors
@@ -649,7 +672,7 @@ def test_signals(number, to_group, status, halfway):
 def test_workers_do_not_outlive_their_parent(halfway, tmp_path):
     process, workers, _ = halfway
     process.kill()
-    process.wait(60)
+    process.wait(seconds(60))
     wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
     assert (
         tmp_path / "out/old.beton"
@@ -694,7 +717,8 @@ def test_a_dataset_that_cannot_be_sent_to_workers(tmp_path, run_script):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with 3 MB of space, and what a process must run first to see it: a tmpfs, else a limit on the size of files."""
+    """A folder with 3 MB of space, and what a process must run first to see it: a tmpfs, else a limit on the
+    size of files."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = (
@@ -728,8 +752,8 @@ def test_full_disk(tmp_path, small_disk, write_ffcv):
         assert done.returncode == 2 and "Traceback" not in done.stderr
         if before_start is None:
             assert (
-                f"{folder / 'out.beton'} cannot be written: No space left on device (0.0 GB are free in {folder})"
-                in done.stderr
+                f"{folder / 'out.beton'} cannot be written: No space left on device (0.0 GB are free in"
+                f" {folder})" in done.stderr
             )
         else:
             assert f"{folder / 'out.beton'} cannot be written: File too large" in done.stderr

@@ -1,12 +1,14 @@
 """The native library: samples of a beton -> cropped, resized, flipped batches; numpy in, numpy out.
 
-The only module that knows ctypes. The library is C++ behind a plain C interface (native.h says what each function does), built by
-`pip install`; calls release the GIL and share nothing, so any number may be in flight.
+The only module that knows ctypes. The library is C++ behind a plain C interface (native.h says what each
+function does), built by `pip install`. Calls release the GIL and share nothing, so any number of them may run
+at once.
 
-What pixels come out is a rule, kept to the bit on every CPU. A JPEG is what libjpeg-turbo makes of it with its accurate inverse DCT and
-smooth chroma upsampling (as Pillow does; FFCV takes the fast DCT, which is less exact). An axis that shrinks is averaged by area, as by
-cv2.INTER_AREA; one that grows is interpolated between the centres of pixels, as by cv2.INTER_LINEAR (there cv2.INTER_AREA has a rule
-of its own, and takes it for both axes). Weights have 14 bits; only the result is rounded to whole levels.
+The pixels follow one rule, exact to the bit on every CPU. A JPEG is decoded as libjpeg-turbo does it with its
+accurate inverse DCT and smooth chroma upsampling (as Pillow does; FFCV takes the fast DCT, which is less
+exact). An axis that shrinks is averaged by area, as by cv2.INTER_AREA. One that grows is interpolated between
+the centres of pixels, as by cv2.INTER_LINEAR; there cv2.INTER_AREA has a rule of its own, which it applies to
+both axes. Weights have 14 bits, and only the result is rounded to whole levels.
 """
 
 import ctypes
@@ -33,14 +35,14 @@ _FUNCTIONS = {  # name -> result, arguments; as in native.h
 
 
 class DecodeError(UserError):
-    """Bytes that are no picture, or not the one they were said to be."""
+    """Bytes that are no picture, or not the expected one."""
 
 
 class Samples(NamedTuple):
-    """Encoded samples in memory that the caller keeps alive during the call, one row each.
+    """Encoded samples in memory, one row each; the caller keeps the memory alive during the call.
 
-    addresses: uint64 [n], where the data begins; sizes: int64 [n], its bytes; modes: uint8 [n], beton.JPG or beton.RAW;
-    widths, heights: int32 [n], pixels.
+    addresses: uint64 [n], where the data begins; sizes: int64 [n], its bytes; modes: uint8 [n], beton.JPG or
+    beton.RAW; widths, heights: int32 [n], pixels.
     """
 
     addresses: np.ndarray
@@ -52,8 +54,11 @@ class Samples(NamedTuple):
 
 @functools.cache
 def library():
-    """The loaded library. Raises UserError where it was not built, or from older sources."""
-    advice = "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup installs both)"
+    """The loaded library. Raises UserError where it was not built, or was built from older sources."""
+    advice = (
+        "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup"
+        " installs both)"
+    )
     try:
         loaded = ctypes.CDLL(str(_PATH))
         for name, (result, arguments) in _FUNCTIONS.items():
@@ -75,7 +80,7 @@ def status_text(status):
 
 
 def instruction_sets():
-    """Names of the instruction sets that this CPU has a version of the library's inner loops for, the fastest first."""
+    """Names of the instruction sets for which this CPU has a version of the inner loops, fastest first."""
     names = []
     while (name := library().llc_instructions(len(names))) is not None:
         names.append(name.decode("ascii"))
@@ -85,10 +90,12 @@ def instruction_sets():
 def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None):
     """Crops, resizes and flips every sample into its slot of `out`; returns status, int32 [n].
 
-    samples: Samples; crops: int32 [n, 4], top, left, height, width; flips: bool [n], left to right;
-    out: uint8 [n, height, width, 3], C-contiguous, written. A status other than OK (status_text says what it means)
-    marks a slot that is all 0. The pixels are those of the same resize of a fully decoded image, to the bit, on every CPU and for any
-    num_threads. Damage in what the crop does not need may go unseen. instructions: one of instruction_sets(), by default the first. Raises ValueError for arrays of other shapes.
+    samples: Samples. crops: int32 [n, 4], (top, left, height, width). flips: bool [n], left to right. out:
+    uint8 [n, height, width, 3], C-contiguous, is written. Where a status is not OK (status_text explains it),
+    the slot is all 0. The pixels are those of the same resize of a completely decoded image, to the bit, on
+    every CPU and for any num_threads. Damage outside the part that a crop needs may go unnoticed.
+    instructions: one of instruction_sets(), by default the first. Raises ValueError for arrays of other
+    shapes.
     """
     n = len(samples.addresses)
     addresses = _array(samples.addresses, np.uint64, (n,), "addresses")
@@ -145,7 +152,7 @@ def _array(values, dtype, shape, name):
     return array
 
 
-# ------------------------------------------------------------------------------------------------ the writer's part (encode.h)
+# ------------------------------------------------------------------------------- the writer's part (encode.h)
 
 _PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
 _FUNCTIONS |= {
@@ -175,10 +182,11 @@ def jpeg_size(data):
 
 
 class JpegWriter:
-    """JPEGs -> JPEGs or pixels for a beton, of `capacity` bytes at most. Not for two threads at once.
+    """Turns JPEGs into JPEGs or pixels for a beton, of at most `capacity` bytes. Not for two threads at once.
 
-    Its methods that take the bytes of a file know ordinary JPEGs only (encode.h says what those are), and return None for all else, and
-    for results that are too large. restart_blocks: so many blocks of 8 x 8 stand between two restart markers, or one MCU; 0: none.
+    The methods that take the bytes of a file know only ordinary JPEGs (encode.h defines them). They return
+    None for all others, and where the result is too large. restart_blocks: the number of 8 x 8 blocks between
+    two restart markers, at least one MCU; 0: no markers.
     """
 
     def __init__(self, capacity):
@@ -186,19 +194,28 @@ class JpegWriter:
         self._length, self._width, self._height = ctypes.c_int64(), ctypes.c_int32(), ctypes.c_int32()
 
     def recode(self, data, max_side, quality, restart_blocks):
-        """As a baseline JPEG of that quality, 4:2:0, no side longer than `max_side` (0: any); with restart markers."""
+        """Encodes the file's picture as a baseline JPEG of the given quality, 4:2:0, with restart markers.
+
+        No side is longer than `max_side` (0: unlimited).
+        """
         return self._picture("llc_recode_jpeg", data, max_side, quality, restart_blocks)
 
     def keep(self, data, max_side, restart_blocks):
-        """With the same coefficients, and so pixels, marked every `restart_blocks`. None if a side is longer than `max_side`."""
+        """Keeps the file's coefficients, and so its pixels, and adds restart markers.
+
+        None if a side is longer than `max_side`.
+        """
         return self._picture("llc_keep_jpeg", data, max_side, restart_blocks)
 
     def read(self, data, max_side):
-        """As pixels, no side longer than `max_side` (0: any)."""
+        """Decodes to pixels, no side longer than `max_side` (0: unlimited)."""
         return self._picture("llc_read_jpeg", data, max_side)
 
     def encode(self, pixels, quality, restart_blocks):
-        """uint8 [height, width, 3] -> the bytes of a baseline JPEG, 4:2:0, marked; None if they are too many."""
+        """uint8 [height, width, 3] -> the bytes of a baseline JPEG, 4:2:0, with restart markers.
+
+        None if they are more than the capacity.
+        """
         height, width, _ = pixels.shape
         pixels = _array(pixels, np.uint8, (height, width, 3), "pixels")
         status = library().llc_encode_jpeg(
@@ -218,9 +235,15 @@ class JpegWriter:
             return None
         data = np.frombuffer(data, np.uint8)
         status = getattr(library(), function)(
-            data.ctypes.data, data.size, *settings, self._out.ctypes.data, self._out.size,
-            ctypes.byref(self._length), ctypes.byref(self._width), ctypes.byref(self._height),
-        )  # fmt: skip
+            data.ctypes.data,
+            data.size,
+            *settings,
+            self._out.ctypes.data,
+            self._out.size,
+            ctypes.byref(self._length),
+            ctypes.byref(self._width),
+            ctypes.byref(self._height),
+        )
         return (
             None
             if status

@@ -9,8 +9,9 @@ constexpr int TABLE_BITS = 11;  // looked up at once; longer codes are rare
 constexpr int64_t DATA_PAD = 4096;  // more than an MCU of damaged data can take
 
 const uint8_t ZIGZAG[64 + 16] = {
-    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
-    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
+        13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52,
+            45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     // beyond the end, for damaged data
     63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
@@ -22,15 +23,17 @@ struct HuffmanTable {
     JHUFF_TBL source;
     bool is_dc = false, is_valid = false;
 
-    // By the next TABLE_BITS bits: length of code and value bits (8), symbol (8), and for AC the value (16) where it is not 0 and all its
-    // bits are within those looked up; 0 for longer codes.
+    // By the next TABLE_BITS bits: length of code and value bits (8), symbol (8), and for AC the value (16)
+    // where it is not 0 and all its bits are within those looked up; 0 for longer codes.
     uint32_t entries[1 << TABLE_BITS];
     // AC, by the next TABLE_BITS bits: what the one or two coefficients that they hold whole do.
     struct Pair {
         int16_t first, second;  // values; 0 where there is none
-        // From the last coefficient to them; first_step is END where not even one coefficient, or the block's end, is whole.
+        // From the last coefficient to them; first_step is END where not even one coefficient, or the block's
+        // end, is whole.
         uint8_t first_step, second_step;
-        uint8_t step;    // from the last coefficient to the last of these; END more where the block ends with them
+        // from the last coefficient to the last of these; END more where the block ends with them
+        uint8_t step;
         uint8_t length;  // their bits
     };
     static constexpr int END = 64;
@@ -85,7 +88,8 @@ bool HuffmanTable::make(const JHUFF_TBL &from, bool dc) {
             pair.second = 0;
             pair.first = static_cast<int16_t>(entry >> 16);
             pair.first_step = pair.step = (entry >> 12 & 15) + 1;
-            pair.second_step = pair.first_step + 1;  // a 0 there does no harm: it comes before what belongs there
+            // a 0 there does no harm: it comes before what belongs there
+            pair.second_step = pair.first_step + 1;
             pair.length = entry & 255;
             entry = entries[window << pair.length & ((1 << TABLE_BITS) - 1)];
             if (pair.length + (entry & 255) > TABLE_BITS) continue;
@@ -111,7 +115,8 @@ struct BitReader {
     uint64_t count;
     const uint8_t *next;
 
-    // To at least 56 bits. Without a branch: one on `count` would be guessed wrong too often, and the load does not wait for it.
+    // To at least 56 bits. Without a branch: one on `count` would be guessed wrong too often, and the load
+    // does not wait for it.
     inline void fill() {
         uint64_t bytes;
         memcpy(&bytes, next, 8);
@@ -128,7 +133,8 @@ struct BitReader {
         count -= bits;
     }
 
-    // The value of `size` bits that stand `skipped` bits from here: negative ones begin with a 0 (ITU-T T.81, F.2.2.1).
+    // The value of `size` bits that stand `skipped` bits from here: negative ones begin with a 0 (ITU-T T.81,
+    // F.2.2.1).
     inline int32_t value(uint64_t skipped, uint64_t size) const {
         const uint64_t bits = buffer << skipped;
         const int64_t magnitude = bits >> 1 >> (63 - size);
@@ -153,14 +159,16 @@ inline bool decode_dc(BitReader &reader, const HuffmanTable &table, int32_t &las
     uint32_t entry = table.entries[reader.buffer >> (64 - TABLE_BITS)];
     if (__builtin_expect(!entry, 0) && !(entry = long_code(table, reader))) return false;
     const int32_t length = entry & 255, size = entry >> 8 & 15;
-    last = static_cast<int32_t>(static_cast<uint32_t>(last) + reader.value(length - size, size));  // wraps in damaged data
+    // wraps in damaged data
+    last = static_cast<int32_t>(static_cast<uint32_t>(last) + reader.value(length - size, size));
     reader.drop(length);
     return true;
 }
 
 // The coefficients of a block after the first; without STORE they are only passed over.
 template <bool STORE>
-inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_t *quantisation, int16_t *block) {
+inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_t *quantisation,
+    int16_t *block) {
     uint32_t k = 0;  // the last coefficient
     for (;;) {
         reader.fill();
@@ -185,7 +193,9 @@ inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_
             return true;
         }
         k += (symbol >> 4) + 1;
-        if (STORE) block[ZIGZAG[k]] = static_cast<int16_t>(reader.value(length - size, size) * quantisation[k]);  // 0 for 16 zeros
+        // 0 for 16 zeros
+        if (STORE)
+            block[ZIGZAG[k]] = static_cast<int16_t>(reader.value(length - size, size) * quantisation[k]);
         reader.drop(length);
         if (k >= 63) return true;
     }
@@ -198,13 +208,15 @@ BaselineDecoder::~BaselineDecoder() = default;
 
 bool BaselineDecoder::accepts(const jpeg_decompress_struct &jpeg) const {
     if (!kernels.transform_two || jpeg.progressive_mode || jpeg.arith_code || jpeg.data_precision != 8 ||
-        jpeg.comps_in_scan != jpeg.num_components || jpeg.Ss != 0 || jpeg.Se != 63 || jpeg.Ah != 0 || jpeg.Al != 0)
+        jpeg.comps_in_scan != jpeg.num_components || jpeg.Ss != 0 || jpeg.Se != 63 || jpeg.Ah != 0 ||
+            jpeg.Al != 0)
         return false;
     for (int c = 0; c < jpeg.num_components; c++) {
         const jpeg_component_info &component = jpeg.comp_info[c];
         // jpeg_read_header has not checked these numbers yet; what is wrong with them libjpeg shall say
-        if (component.quant_tbl_no < 0 || component.quant_tbl_no >= NUM_QUANT_TBLS || component.dc_tbl_no < 0 ||
-            component.dc_tbl_no >= NUM_HUFF_TBLS || component.ac_tbl_no < 0 || component.ac_tbl_no >= NUM_HUFF_TBLS)
+        if (component.quant_tbl_no < 0 || component.quant_tbl_no >= NUM_QUANT_TBLS ||
+            component.dc_tbl_no < 0 || component.dc_tbl_no >= NUM_HUFF_TBLS || component.ac_tbl_no < 0 ||
+                component.ac_tbl_no >= NUM_HUFF_TBLS)
             return false;
         if (jpeg.cur_comp_info[c] != &component || !jpeg.quant_tbl_ptrs[component.quant_tbl_no] ||
             !jpeg.dc_huff_tbl_ptrs[component.dc_tbl_no] || !jpeg.ac_huff_tbl_ptrs[component.ac_tbl_no])
@@ -223,13 +235,14 @@ bool BaselineDecoder::accepts(const jpeg_decompress_struct &jpeg) const {
 const HuffmanTable *BaselineDecoder::table(const JHUFF_TBL &source, bool is_dc, int slot) {
     std::unique_ptr<HuffmanTable> &kept = tables[slot];
     if (!kept) kept = std::make_unique<HuffmanTable>();
-    if (!kept->is_valid || kept->is_dc != is_dc || memcmp(kept->source.bits, source.bits, sizeof source.bits) ||
-        memcmp(kept->source.huffval, source.huffval, sizeof source.huffval))
+    if (!kept->is_valid || kept->is_dc != is_dc || memcmp(kept->source.bits, source.bits,
+        sizeof source.bits) || memcmp(kept->source.huffval, source.huffval, sizeof source.huffval))
         kept->make(source, is_dc);
     return kept->is_valid ? kept.get() : nullptr;
 }
 
-// Copies the segments [first, last) into `data`: everything between two restart markers, the stuffed zeros left out.
+// Copies the segments [first, last) into `data`: everything between two restart markers, the stuffed zeros
+// left out.
 bool BaselineDecoder::collect_segments(const jpeg_decompress_struct &jpeg, int64_t first, int64_t last) {
     const uint8_t *in = jpeg.src->next_input_byte, *const end = in + jpeg.src->bytes_in_buffer;
     data.resize(end - in + DATA_PAD);
@@ -279,7 +292,8 @@ bool BaselineDecoder::collect_segments(const jpeg_decompress_struct &jpeg, int64
 Status BaselineDecoder::read(const jpeg_decompress_struct &jpeg, const Region &region, RowSink &sink) {
     width = jpeg.image_width, height = jpeg.image_height, num_components = jpeg.num_components;
     const bool grey = num_components == 1;
-    const int32_t h = grey ? 1 : jpeg.comp_info[0].h_samp_factor, v = grey ? 1 : jpeg.comp_info[0].v_samp_factor;
+    const int32_t h = grey ? 1 : jpeg.comp_info[0].h_samp_factor, v = grey
+        ? 1 : jpeg.comp_info[0].v_samp_factor;
     mcu_width = 8 * h, mcu_height = 8 * v;
     mcus_per_row = divide_up(width, mcu_width), mcu_rows = divide_up(height, mcu_height);
     restart_interval = jpeg.restart_interval;
@@ -299,15 +313,18 @@ Status BaselineDecoder::read(const jpeg_decompress_struct &jpeg, const Region &r
         component.ac = table(*jpeg.ac_huff_tbl_ptrs[info.ac_tbl_no], false, NUM_HUFF_TBLS + info.ac_tbl_no);
         if (!component.dc || !component.ac) return LLC_CORRUPT;
         const JQUANT_TBL &quantisation = *jpeg.quant_tbl_ptrs[info.quant_tbl_no];
-        for (int k = 0; k < 64 + 16; k++) component.quantisation[k] = static_cast<int16_t>(quantisation.quantval[ZIGZAG[k]]);
+        for (int k = 0; k < 64 + 16; k++)
+            component.quantisation[k] = static_cast<int16_t>(quantisation.quantval[ZIGZAG[k]]);
         component.blocks_per_row = ((last_column - first_column) * component.h + 1) & ~1;
         component.coefficients.resize(size_t(64) * component.v * component.blocks_per_row);
-        // a row above, one below and room on both sides, for the neighbours of edges and for reading beyond them
+        // a row above, one below and room on both sides, for the neighbours of edges and for reading beyond
+        // them
         component.stride = 8 * component.blocks_per_row + 64;
         component.plane.resize(size_t(component.stride) * (8 * component.v + 2));
         component.samples = component.plane.data() + component.stride + 32;
     }
-    for (std::vector<uint8_t> &line : upsampled) line.resize(size_t(mcu_width) * (last_column - first_column) + 64);
+    for (std::vector<uint8_t> &line : upsampled)
+        line.resize(size_t(mcu_width) * (last_column - first_column) + 64);
 
     next_mcu = 0;
     int64_t first = 0, last = 1;
@@ -323,7 +340,8 @@ Status BaselineDecoder::read(const jpeg_decompress_struct &jpeg, const Region &r
         memset(last_dc, 0, sizeof last_dc);
     }
 
-    for (int32_t row = restart_interval ? static_cast<int32_t>(next_mcu / mcus_per_row) : 0; row < first_row; row++) {
+    for (int32_t row = restart_interval
+        ? static_cast<int32_t>(next_mcu / mcus_per_row) : 0; row < first_row; row++) {
         const Status status = decode_mcu_row<false>(row);
         if (status != LLC_OK) return status;
     }
@@ -363,7 +381,8 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
                 memset(last_dc, 0, sizeof last_dc);
             }
             if (!wanted) {
-                const int64_t next_wanted = (column < first_column && WANTED ? row_begin : row_end) + first_column;
+                const int64_t next_wanted = (column < first_column && WANTED ? row_begin : row_end) +
+                    first_column;
                 const int64_t next_segment = (next_mcu / restart_interval + 1) * restart_interval;
                 if (next_wanted >= next_segment) {
                     next_mcu = next_segment;
@@ -378,9 +397,12 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
                     if (!decode_dc(reader, *component.dc, last_dc[c])) return LLC_CORRUPT;
                     if (wanted) {
                         int16_t *block = &component.coefficients[size_t(64) * (y * component.blocks_per_row +
-                                                                                (column - first_column) * component.h + x)];
-                        block[0] = static_cast<int16_t>(static_cast<uint32_t>(last_dc[c]) * component.quantisation[0]);
-                        if (!decode_ac<true>(reader, *component.ac, component.quantisation, block)) return LLC_CORRUPT;
+                            (column - first_column) * component.h + x)];
+                        block[0] =
+                            static_cast<int16_t>(static_cast<uint32_t>(last_dc[c]) *
+                                                 component.quantisation[0]);
+                        if (!decode_ac<true>(reader, *component.ac, component.quantisation, block))
+                            return LLC_CORRUPT;
                     } else if (!decode_ac<false>(reader, *component.ac, nullptr, nullptr)) {
                         return LLC_CORRUPT;
                     }
@@ -391,7 +413,8 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
         // Of a segment no byte is missing and none is left over.
         const uint8_t *const read_end = reader.next - reader.count / 8;
         if (read_end > segment_end) return LLC_CORRUPT;
-        if (restart_interval && next_mcu % restart_interval == 0 && read_end < segment_end) return LLC_CORRUPT;
+        if (restart_interval && next_mcu % restart_interval == 0 && read_end < segment_end)
+            return LLC_CORRUPT;
     }
     bit_buffer = reader.buffer, num_bits = reader.count, position = reader.next;
     return LLC_OK;
@@ -406,10 +429,11 @@ void BaselineDecoder::transform(int32_t row) {
         memcpy(samples - stride - 32, samples + (rows - 1) * stride - 32, stride);
         for (int32_t y = 0; y < component.v; y++)
             for (int32_t x = 0; x < component.blocks_per_row; x += 2)
-                kernels.transform_two(&component.coefficients[size_t(64) * (y * component.blocks_per_row + x)],
-                                      samples + 8 * (y * stride + x), stride);
+                kernels.transform_two(&component.coefficients[size_t(64) * (y * component.blocks_per_row +
+                    x)], samples + 8 * (y * stride + x), stride);
         if (c == 0) continue;
-        const int32_t columns = divide_up(width, components[0].h) - 8 * first_column;  // from the region's first MCU to the image's edge
+        // from the region's first MCU to the image's edge
+        const int32_t columns = divide_up(width, components[0].h) - 8 * first_column;
         const int32_t lines = divide_up(height, components[0].v) - 8 * row;
         for (int32_t y = 0; y < 8; y++) {
             uint8_t *line = samples + y * stride;
@@ -421,7 +445,8 @@ void BaselineDecoder::transform(int32_t row) {
     }
 }
 
-// Rows [begin, end) of the image, of the region's columns; they are within the row of MCUs `row`, or the last one above it.
+// Rows [begin, end) of the image, of the region's columns; they are within the row of MCUs `row`, or the last
+// one above it.
 void BaselineDecoder::emit(const Region &region, int32_t row, int32_t begin, int32_t end, RowSink &sink) {
     int64_t stride;
     uint8_t *out = sink.reserve(end - begin, stride);
@@ -448,8 +473,8 @@ void BaselineDecoder::emit(const Region &region, int32_t row, int32_t begin, int
                 kernels.upsample_h2v1(component.samples + line * stride + first, count, upsampled_line);
             } else {
                 const int32_t near = line >> 1, far = line & 1 ? near + 1 : near - 1;
-                kernels.upsample_h2v2(component.samples + near * stride + first, component.samples + far * stride + first, count,
-                                      upsampled_line);
+                kernels.upsample_h2v2(component.samples + near * stride + first, component.samples +
+                    far * stride + first, count, upsampled_line);
             }
             chroma[c - 1] = upsampled_line + left % 2;
         }

@@ -1,7 +1,8 @@
-// Regions of the usual kind of JPEG (baseline Huffman in one scan; grey, 4:4:4, 4:2:2 or 4:2:0), decoded in two thirds of the time that
-// libjpeg-turbo takes for them: short coefficients are looked up two at a time, what lies beside the crop is only passed over, and
-// where there are restart markers it is not even read. The pixels are libjpeg-turbo's, to the bit: its accurate inverse DCT, its smooth
-// ("fancy") chroma upsampling, its colour conversion. Everything else stays with libjpeg-turbo, and so does the word on what is damaged.
+// Regions of the usual kind of JPEG (baseline Huffman in one scan; grey, 4:4:4, 4:2:2 or 4:2:0), decoded in
+// two thirds of the time that libjpeg-turbo takes for them: short coefficients are looked up two at a time,
+// what lies beside the crop is only passed over, and where there are restart markers it is not even read. The
+// pixels are libjpeg-turbo's, to the bit: its accurate inverse DCT, its smooth ("fancy") chroma upsampling,
+// its colour conversion. Everything else stays with libjpeg-turbo, and so does the word on what is damaged.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -16,7 +17,8 @@
 
 struct HuffmanTable;
 
-// Reused from image to image, with its tables as long as the images bring the same ones. Not for two threads at once.
+// Reused from image to image, with its tables as long as the images bring the same ones. Not for two threads
+// at once.
 class BaselineDecoder {
 public:
     explicit BaselineDecoder(const Kernels &kernels);
@@ -35,7 +37,8 @@ private:
         int16_t quantisation[64 + 16];  // in zigzag order; beyond 63 for damaged data, as in libjpeg
         int32_t blocks_per_row;       // in `coefficients`: those of the region's MCUs, an even number
         std::vector<int16_t> coefficients;  // [v][blocks_per_row][64], one row of MCUs
-        std::vector<uint8_t> plane;   // the samples of a row of MCUs, and above them the last ones of the row before
+        // the samples of a row of MCUs, and above them the last ones of the row before
+        std::vector<uint8_t> plane;
         int32_t stride;
         uint8_t *samples;             // within `plane`: the first sample of the row of MCUs
     };

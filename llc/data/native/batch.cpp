@@ -28,7 +28,8 @@ struct Batch {
     std::atomic<int64_t> next{0};
 };
 
-// Rows on their way from the decoder to the resizer: no more of them than the resizer still needs, so that they stay in the cache.
+// Rows on their way from the decoder to the resizer: no more of them than the resizer still needs, so that
+// they stay in the cache.
 class RowWindow : public RowSink {
 public:
     explicit RowWindow(Resizer &resizer) : resizer(resizer) {}
@@ -42,7 +43,8 @@ public:
     uint8_t *reserve(int32_t count, int64_t &stride) override {
         const int32_t needed = std::min(resizer.next_row(), end);
         if (needed > first) {
-            memmove(rows.data(), rows.data() + (needed - first) * this->stride, (end - needed) * this->stride);
+            memmove(rows.data(), rows.data() + (needed - first) * this->stride,
+                (end - needed) * this->stride);
             first = needed;
         }
         const size_t size = (end - first + count) * this->stride + ROOM;
@@ -93,14 +95,17 @@ struct Scratch {
 
 Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
     const int32_t width = batch.widths[i], height = batch.heights[i];
-    const Region crop = {batch.crops[4 * i], batch.crops[4 * i + 1], batch.crops[4 * i + 2], batch.crops[4 * i + 3]};
-    if (crop.top < 0 || crop.left < 0 || crop.height < 1 || crop.width < 1 || crop.top > height - crop.height ||
-        crop.left > width - crop.width)
+    const Region crop = {batch.crops[4 * i], batch.crops[4 * i + 1], batch.crops[4 * i + 2],
+        batch.crops[4 * i + 3]};
+    if (crop.top < 0 || crop.left < 0 || crop.height < 1 || crop.width < 1 ||
+        crop.top > height - crop.height || crop.left > width - crop.width)
         return LLC_WRONG_CROP;
-    if (batch.modes[i] != JPG && (batch.modes[i] != RAW || batch.sizes[i] != int64_t(3) * width * height)) return LLC_WRONG_MODE;
+    if (batch.modes[i] != JPG && (batch.modes[i] != RAW || batch.sizes[i] != int64_t(3) * width * height))
+        return LLC_WRONG_MODE;
     scratch.resizer.begin(crop.height, crop.width, out, batch.out_height, batch.out_width, batch.flips[i]);
     if (batch.modes[i] == RAW) {
-        scratch.resizer.advance(batch.data[i] + (int64_t(crop.top) * width + crop.left) * 3, int64_t(3) * width, crop.height);
+        scratch.resizer.advance(batch.data[i] + (int64_t(crop.top) * width + crop.left) * 3,
+            int64_t(3) * width, crop.height);
         return LLC_OK;
     }
     const Status status = scratch.jpeg.open(batch.data[i], batch.sizes[i]);
@@ -109,7 +114,8 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     return scratch.jpeg.read(crop, scratch.window);
 }
 
-// Its own function, whose variables do not change after sigsetjmp. What `decode_sample` had allocated when a read failed is lost: the file is.
+// Its own function, whose variables do not change after sigsetjmp. What `decode_sample` had allocated when a
+// read failed is lost: the file is.
 Status decode_readable(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
     sigjmp_buf failed;
     if (sigsetjmp(failed, 0)) return LLC_UNREADABLE;
@@ -153,10 +159,11 @@ const char *llc_instructions(int32_t index) {
     return kernels ? kernels->name : nullptr;
 }
 
-void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
-                      const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                      int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
-    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status, *kernels_of_cpu(instructions)};
+void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes,
+    const int32_t *widths, const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out,
+        int32_t out_height, int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
+    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status,
+        *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
     guard_reads();
     try {

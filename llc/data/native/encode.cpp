@@ -15,7 +15,8 @@
 namespace {
 
 constexpr int32_t MAX_SIDE = 65500;
-constexpr int64_t MAX_PIXELS = 1 << 26;          // of a picture that is decoded whole; larger ones are for slower ways
+// of a picture that is decoded whole; larger ones are for slower ways
+constexpr int64_t MAX_PIXELS = 1 << 26;
 constexpr int32_t MAX_RESTART_INTERVAL = 65535;  // MCUs
 constexpr int32_t MCU_BLOCKS = 6;                 // of what is written here, 4:2:0
 
@@ -57,7 +58,9 @@ struct Libjpeg {
         jpeg_create_compress(&compress);
         compress.dest = &destination;
     }
-    EncodeStatus failure() const { return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY; }
+    EncodeStatus failure() const {
+        return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY;
+    }
 };
 
 void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
@@ -67,8 +70,9 @@ void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
 }
 
 bool is_ordinary(const JpegMarkers &markers) {
-    return markers.upright && (markers.ycc || markers.grey) && std::max(markers.width, markers.height) <= MAX_SIDE &&
-           int64_t(markers.width) * markers.height <= MAX_PIXELS;
+    return markers.upright && (markers.ycc || markers.grey) &&
+        std::max(markers.width, markers.height) <= MAX_SIDE &&
+            int64_t(markers.width) * markers.height <= MAX_PIXELS;
 }
 
 // In MCUs of `mcu_blocks` blocks.
@@ -85,14 +89,16 @@ void shrunk_size(int32_t max_side, int32_t &height, int32_t &width) {
 }
 
 // The picture, shrunk to height x width, to out [height, width, 3].
-bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width, uint8_t *out) {
+bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width,
+    uint8_t *out) {
     if (!markers.image_ends()) return false;
-    // Not decoded at 1/2, 1/4 or 1/8 of the size first, which libjpeg can: that gained 1 % of the time to write ImageNet's files, for
-    // pixels 31 dB at worst from these (BENCHMARKS.md).
+    // Not decoded at 1/2, 1/4 or 1/8 of the size first, which libjpeg can: that gained 1 % of the time to
+    // write ImageNet's files, for pixels 31 dB at worst from these (BENCHMARKS.md).
     const uint8_t mode = 0, flip = 0;
     const int32_t crop[4] = {0, 0, markers.height, markers.width};
     int32_t status;
-    llc_decode_batch(1, &data, &size, &mode, &markers.width, &markers.height, crop, &flip, out, height, width, 1, 0, &status);
+    llc_decode_batch(1, &data, &size, &mode, &markers.width, &markers.height, crop, &flip, out, height, width,
+        1, 0, &status);
     return status == LLC_OK;
 }
 
@@ -107,15 +113,16 @@ bool JpegTables::prepare(int32_t quality) {
     jpeg_set_defaults(&jpeg);
     jpeg_set_quality(&jpeg, quality, TRUE);
     for (int number = 0; number < 2; number++) {
-        for (int k = 0; k < 64; k++) quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
+        for (int k = 0; k < 64; k++)
+            quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
         copy_table(*jpeg.dc_huff_tbl_ptrs[number], dc[number]);
         copy_table(*jpeg.ac_huff_tbl_ptrs[number], ac[number]);
     }
     return true;
 }
 
-int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_blocks, uint8_t *out,
-                        int64_t capacity, int64_t *length) {
+int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality,
+    int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length) {
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &jpeg = libjpeg.compress;
     if (setjmp(libjpeg.jump)) return libjpeg.failure();
@@ -129,7 +136,8 @@ int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, in
     while (jpeg.next_scanline < jpeg.image_height) {
         JSAMPROW rows[16];
         for (int32_t i = 0; i < 16; i++)
-            rows[i] = const_cast<uint8_t *>(pixels) + int64_t(std::min<int32_t>(jpeg.next_scanline + i, height - 1)) * width * 3;
+            rows[i] = const_cast<uint8_t *>(pixels) +
+                int64_t(std::min<int32_t>(jpeg.next_scanline + i, height - 1)) * width * 3;
         jpeg_write_scanlines(&jpeg, rows, std::min<JDIMENSION>(16, height - jpeg.next_scanline));
     }
     jpeg_finish_compress(&jpeg);
@@ -137,8 +145,8 @@ int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, in
     return LLC_ENCODED;
 }
 
-int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out, int64_t capacity, int64_t *length,
-                      int32_t *width, int32_t *height) try {
+int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out, int64_t capacity,
+    int64_t *length, int32_t *width, int32_t *height) try {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !markers.sequential || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;
@@ -150,8 +158,9 @@ int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8
     return LLC_NOT_ORDINARY;
 }
 
-int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_blocks, uint8_t *out,
-                        int64_t capacity, int64_t *length, int32_t *width, int32_t *height) try {
+int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality,
+    int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length, int32_t *width,
+        int32_t *height) try {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;
@@ -169,8 +178,8 @@ int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int
     return LLC_NOT_ORDINARY;
 }
 
-int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks, uint8_t *out, int64_t capacity,
-                      int64_t *length, int32_t *width, int32_t *height) {
+int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks,
+    uint8_t *out, int64_t capacity, int64_t *length, int32_t *width, int32_t *height) {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;
@@ -187,7 +196,8 @@ int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32
     jpeg_copy_critical_parameters(&from, &to);
     to.optimize_coding = TRUE;  // the standard codes would make most files longer
     int32_t mcu_blocks = 0;
-    for (int c = 0; c < from.num_components; c++) mcu_blocks += from.comp_info[c].h_samp_factor * from.comp_info[c].v_samp_factor;
+    for (int c = 0; c < from.num_components; c++)
+        mcu_blocks += from.comp_info[c].h_samp_factor * from.comp_info[c].v_samp_factor;
     to.restart_interval = restart_interval(restart_blocks, markers.grey ? 1 : mcu_blocks);
     jpeg_write_coefficients(&to, coefficients);
     jpeg_finish_compress(&to);

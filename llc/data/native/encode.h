@@ -1,5 +1,6 @@
-// The writer's part of the interface, to the same rules as native.h. It knows ordinary JPEGs only: upright, YCbCr or grey, 8 bits, in one
-// scan, whole, undamaged, and of sides up to 65,500; for all else each function says LLC_NOT_ORDINARY, and the caller has slower ways.
+// The writer's part of the interface, to the same rules as native.h. It knows ordinary JPEGs only: upright,
+// YCbCr or grey, 8 bits, in one scan, whole, undamaged, and of sides up to 65,500; for all else each function
+// says LLC_NOT_ORDINARY, and the caller has slower ways.
 #pragma once
 #include "native.h"
 
@@ -9,20 +10,20 @@ enum EncodeStatus : int32_t {
     LLC_TOO_LARGE,     // the result is longer than `capacity`
 };
 
-// Each writes its result to out [capacity], and its length and the picture's size to the three last arguments; returns an EncodeStatus.
-// max_side: a longer side becomes that long, 0: none does. restart_blocks: a restart marker every so many blocks, or an MCU if that has
-// more; 0: none.
+// Each writes its result to out [capacity], and its length and the picture's size to the three last
+// arguments; returns an EncodeStatus. max_side: a longer side becomes that long, 0: none does.
+// restart_blocks: a restart marker every so many blocks, or an MCU if that has more; 0: none.
 //
 // llc_recode_jpeg   a JPEG -> a baseline JPEG of that quality, 4:2:0
 // llc_keep_jpeg     a JPEG that is no larger -> the same coefficients; in several scans (progressive) too
 // llc_read_jpeg     a JPEG -> its pixels, RGB
-LLC_API int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality, int32_t restart_blocks, uint8_t *out,
-                                int64_t capacity, int64_t *length, int32_t *width, int32_t *height);
-LLC_API int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks, uint8_t *out, int64_t capacity,
-                              int64_t *length, int32_t *width, int32_t *height);
-LLC_API int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out, int64_t capacity, int64_t *length,
-                              int32_t *width, int32_t *height);
+LLC_API int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality,
+    int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length, int32_t *width, int32_t *height);
+LLC_API int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t restart_blocks,
+    uint8_t *out, int64_t capacity, int64_t *length, int32_t *width, int32_t *height);
+LLC_API int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8_t *out,
+    int64_t capacity, int64_t *length, int32_t *width, int32_t *height);
 
 // pixels [height, width, 3] -> a baseline JPEG of that quality, 4:2:0.
-LLC_API int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality, int32_t restart_blocks, uint8_t *out,
-                                int64_t capacity, int64_t *length);
+LLC_API int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality,
+    int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length);

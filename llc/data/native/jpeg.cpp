@@ -38,7 +38,8 @@ Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data, size);
     jpeg_read_header(&jpeg, TRUE);
-    if (jpeg.jpeg_color_space != JCS_GRAYSCALE && jpeg.jpeg_color_space != JCS_YCbCr && jpeg.jpeg_color_space != JCS_RGB)
+    if (jpeg.jpeg_color_space != JCS_GRAYSCALE && jpeg.jpeg_color_space != JCS_YCbCr &&
+        jpeg.jpeg_color_space != JCS_RGB)
         return LLC_WRONG_COLOUR;
     return LLC_OK;
 }

@@ -1,7 +1,7 @@
 #include "kernels.h"
 
-void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, int32_t x,
-                       uint8_t *out) {
+void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
+    int32_t n, int32_t x, uint8_t *out) {
     for (; x < n; x++) {
         for (int c = 0; c < 3; c++) {
             const int16_t *value = line + 3 * first[x] + c;
@@ -17,8 +17,10 @@ void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t 
 
 namespace {
 
-void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n, int16_t *line) {
-    constexpr int32_t STEP = 64;  // few enough for the sums to stay at hand, and the inner loops are ones that compilers vectorise
+void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n,
+    int16_t *line) {
+    // few enough for the sums to stay at hand, and the inner loops are ones that compilers vectorise
+    constexpr int32_t STEP = 64;
     int32_t sums[STEP];
     for (int32_t x = 0; x < n; x += STEP) {
         const int32_t count = n - x < STEP ? n - x : STEP;
@@ -29,17 +31,20 @@ void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, i
     }
 }
 
-void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs, int32_t n, uint8_t *out) {
+void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
+    int32_t n, uint8_t *out) {
     blend_last_pixels(line, first, weights, num_pairs, n, 0, out);
 }
 
 }  // namespace
 
-const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};
+const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr,
+    nullptr};
 
 const Kernels *kernels_of_cpu(int32_t index) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0) return &AVX512_KERNELS;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0)
+        return &AVX512_KERNELS;
     if (__builtin_cpu_supports("avx2") && index-- == 0) return &AVX2_KERNELS;
 #endif
     return index == 0 ? &PORTABLE_KERNELS : nullptr;

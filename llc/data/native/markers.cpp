@@ -70,7 +70,8 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
         if (total > 256 || size < 17 + total) return false;
         memcpy(table.values, data + 17, total);
         for (int i = 0; i < total; i++)
-            if (is_dc ? table.values[i] > 11 : (table.values[i] & 15) > 10) return false;  // not of 8-bit samples
+            // not of 8-bit samples
+            if (is_dc ? table.values[i] > 11 : (table.values[i] & 15) > 10) return false;
         table.defined = true;
         data += 17 + total, size -= 17 + total;
     }
@@ -80,11 +81,13 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
 bool JpegMarkers::read_frame(const uint8_t *data, int64_t size) {
     if (size < 6 || num_components || data[0] != 8) return false;
     height = big16(data + 1), width = big16(data + 3), num_components = data[5];
-    if (height == 0 || width == 0 || (num_components != 1 && num_components != 3) || size != 6 + 3 * num_components) return false;
+    if (height == 0 || width == 0 || (num_components != 1 && num_components != 3) || size != 6 +
+        3 * num_components) return false;
     for (int c = 0; c < num_components; c++) {
         const uint8_t *row = data + 6 + 3 * c;
         components[c] = {row[0], uint8_t(row[1] >> 4), uint8_t(row[1] & 15), row[2], 0, 0};
-        if (row[1] >> 4 < 1 || row[1] >> 4 > 4 || (row[1] & 15) < 1 || (row[1] & 15) > 4 || row[2] > 3) return false;
+        if (row[1] >> 4 < 1 || row[1] >> 4 > 4 || (row[1] & 15) < 1 || (row[1] & 15) > 4 || row[2] > 3)
+            return false;
     }
     return true;
 }
@@ -96,8 +99,9 @@ bool JpegMarkers::read_scan(const uint8_t *data, int64_t size) {
     for (int c = 0; sequential && c < num_components; c++) {
         Component &component = components[c];
         component.dc = data[2 + 2 * c] >> 4, component.ac = data[2 + 2 * c] & 15;
-        sequential = data[1 + 2 * c] == component.id && component.dc < 4 && component.ac < 4 && dc[component.dc].defined &&
-                     ac[component.ac].defined && quantisation_defined[component.quantisation];
+        sequential = data[1 + 2 * c] == component.id && component.dc < 4 && component.ac < 4 &&
+            dc[component.dc].defined && ac[component.ac].defined &&
+                quantisation_defined[component.quantisation];
     }
     return true;
 }
@@ -120,7 +124,8 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
         p += 4;
         if (length < 0 || end - p < length) return false;
         bool fine = true;
-        if (marker == 0xc0 || marker == 0xc1 || marker == 0xc2) {  // baseline, extended, progressive; all coded by Huffman
+        // baseline, extended, progressive; all coded by Huffman
+        if (marker == 0xc0 || marker == 0xc1 || marker == 0xc2) {
             fine = read_frame(p, length);
             sequential = marker != 0xc2;
         } else if (marker == 0xc4) {
@@ -137,7 +142,8 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
         } else if (marker == 0xe0) {
             jfif = jfif || (begins(p, length, "JFIF\0", 5) && length >= 14);
         } else if (marker == 0xe1) {
-            if (begins(p, length, "Exif\0\0", 6)) exif = exif == UNSAID ? exif_orientation(p + 6, length - 6) : UNCLEAR;
+            if (begins(p, length, "Exif\0\0", 6))
+                exif = exif == UNSAID ? exif_orientation(p + 6, length - 6) : UNCLEAR;
             else xmp = xmp || contains(p, length, "Orientation");
         } else if (marker == 0xee) {
             if (begins(p, length, "Adobe", 5) && length >= 12) adobe = true, adobe_ycc = p[11] == 1;
@@ -150,7 +156,8 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
     upright = exif == UPRIGHT || (exif == UNSAID && !xmp);  // EXIF counts before XMP
     grey = num_components == 1;
     // How libjpeg decides.
-    ycc = num_components == 3 && (jfif || (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
+    ycc = num_components == 3 && (jfif ||
+        (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
     return true;
 }
 

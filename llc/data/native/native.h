@@ -1,6 +1,6 @@
-// The library's whole interface: plain C functions, loaded by __init__.py through ctypes. No function throws, keeps state between
-// calls, but for the handler of SIGBUS that the first batch sets up (guard.h), or touches what another call uses; every one may run in
-// several threads at once. Pixels are uint8, RGB, interleaved.
+// The library's whole interface: plain C functions, loaded by __init__.py through ctypes. No function throws,
+// keeps state between calls, but for the handler of SIGBUS that the first batch sets up (guard.h), or touches
+// what another call uses; every one may run in several threads at once. Pixels are uint8, RGB, interleaved.
 #pragma once
 #include <cstdint>
 
@@ -24,15 +24,18 @@ LLC_API const char *llc_status_text(int32_t status);
 // The name of the instruction set that is the index-th best of those this CPU has; NULL beyond the last.
 LLC_API const char *llc_instructions(int32_t index);
 
-// n samples, `data[i]` being sizes[i] bytes of mode modes[i]; crops [n, 4]: top, left, height, width; flips [n]: mirrored left to right.
-// Writes out [n, out_height, out_width, 3] and status [n]. The pixels of a sample whose status is not LLC_OK are all 0.
-// `instructions` is an index for which llc_instructions has a name.
-LLC_API void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes, const int32_t *widths,
-                              const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out, int32_t out_height,
-                              int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status);
+// n samples, `data[i]` being sizes[i] bytes of mode modes[i]; crops [n, 4]: top, left, height, width; flips
+// [n]: mirrored left to right. Writes out [n, out_height, out_width, 3] and status [n]. The pixels of a
+// sample whose status is not LLC_OK are all 0. `instructions` is an index for which llc_instructions has a
+// name.
+LLC_API void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes,
+    const uint8_t *modes, const int32_t *widths, const int32_t *heights, const int32_t *crops,
+        const uint8_t *flips, uint8_t *out, int32_t out_height, int32_t out_width, int32_t num_threads,
+            int32_t instructions, int32_t *status);
 
 // Size of a JPEG from its header. Returns a Status.
 LLC_API int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height);
 
 // A whole JPEG of that size into out [height, width, 3]. Returns a Status.
-LLC_API int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_t height, uint8_t *out);
+LLC_API int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_t height,
+    uint8_t *out);

@@ -11,8 +11,9 @@
 #include <emmintrin.h>
 #endif
 
-// The inner loops are compiled a second time for CPUs that have AVX2 and shift by any count in one instruction, and chosen at run time, by
-// what the CPU can ("arch=haswell" would ask for its maker). A tenth faster; the results are the same. AVX-512 adds nothing.
+// The inner loops are compiled a second time for CPUs that have AVX2 and shift by any count in one
+// instruction, and chosen at run time, by what the CPU can ("arch=haswell" would ask for its maker). A tenth
+// faster; the results are the same. AVX-512 adds nothing.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
 #define FOR_EVERY_CPU __attribute__((flatten, target_clones("arch=x86-64-v3", "default")))
@@ -35,9 +36,10 @@ INLINE uint64_t first_on_top(uint64_t bytes) {
 #endif
 }
 
-// ---- reading ------------------------------------------------------------------------------------------------------------------------
+// ---- reading ----------------------------------------------------------------------------------------------
 
-// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the six tables of 10 fill half of an L1 cache.
+// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the six tables of 10 fill half
+// of an L1 cache.
 constexpr int LOOKUP_BITS = 10;
 
 // What follows from the next bits: how long the code and the number behind it are.
@@ -51,7 +53,8 @@ constexpr uint8_t NO_NUMBER = 16;
 
 INLINE Symbol symbol(int code_bits, uint8_t value) {
     const int bits = value & 15;
-    return {uint8_t(code_bits + bits), uint8_t(code_bits), uint8_t((64 - bits) & 63), uint8_t(value >> 4 | (bits ? 0 : NO_NUMBER))};
+    return {uint8_t(code_bits + bits), uint8_t(code_bits), uint8_t((64 - bits) & 63),
+        uint8_t(value >> 4 | (bits ? 0 : NO_NUMBER))};
 }
 
 struct Decoder {
@@ -66,7 +69,8 @@ struct Decoder {
             offset[bits] = k - code;
             for (int i = 0; i < table.counts[bits - 1]; i++, k++, code++)
                 if (bits <= LOOKUP_BITS)
-                    std::fill_n(lookup + (code << (LOOKUP_BITS - bits)), 1 << (LOOKUP_BITS - bits), symbol(bits, values[k]));
+                    std::fill_n(lookup + (code << (LOOKUP_BITS - bits)), 1 << (LOOKUP_BITS - bits),
+                        symbol(bits, values[k]));
             end[bits] = code;
         }
     }
@@ -101,8 +105,8 @@ public:
 
     Bits(const uint8_t *data, const uint8_t *end) : data(data), data_end(end), plain(end - data + SLACK) {}
 
-    // Takes the bytes up to the next marker, without the zeros stuffed behind 0xff. False where the marker is not the one that must be
-    // there: the restart marker numbered `interval`, or (-1) the end of the image.
+    // Takes the bytes up to the next marker, without the zeros stuffed behind 0xff. False where the marker is
+    // not the one that must be there: the restart marker numbered `interval`, or (-1) the end of the image.
     bool begin_interval(int interval) {
         uint8_t *to = plain.data();
         while (true) {
@@ -134,18 +138,21 @@ public:
     }
 
 private:
-    static constexpr int64_t SLACK = 320;  // more than a block can take: 64 codes and numbers, each up to 26 bits, and a refill
+    // more than a block can take: 64 codes and numbers, each up to 26 bits, and a refill
+    static constexpr int64_t SLACK = 320;
     const uint8_t *data, *data_end;
     std::vector<uint8_t> plain;
     uint8_t *plain_end = nullptr;
 };
 
-// One block: its coefficients that are not 0 into block[order[zigzag position]], a block of 0. Returns how many of the zigzag positions
-// are read, the rest being 0; 0 where the data is damaged.
-INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &last_dc, const uint8_t *order, int16_t *block) {
+// One block: its coefficients that are not 0 into block[order[zigzag position]], a block of 0. Returns how
+// many of the zigzag positions are read, the rest being 0; 0 where the data is damaged.
+INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &last_dc, const uint8_t *order,
+    int16_t *block) {
     uint64_t bits = in.bits, count = in.count;
     const uint8_t *next = in.next;
-    // Up to 56 bits and more, without asking how many: Giesen, "Reading bits in far too many ways", part 2, variant 4.
+    // Up to 56 bits and more, without asking how many: Giesen, "Reading bits in far too many ways", part 2,
+    // variant 4.
     const auto refill = [&]() __attribute__((always_inline)) {
         uint64_t more;
         memcpy(&more, next, 8);
@@ -160,7 +167,8 @@ INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &l
     bits <<= first.total & 63, count -= first.total;
     block[0] = last_dc;
     int k = 1;
-    const auto step = [&]() __attribute__((always_inline)) {  // takes up to 26 bits; false where the block ends
+    // takes up to 26 bits; false where the block ends
+    const auto step = [&]() __attribute__((always_inline)) {
         const Symbol found = ac.next(bits);
         const uint64_t behind = bits << (found.code & 63);
         bits <<= found.total & 63, count -= found.total;
@@ -181,9 +189,10 @@ INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &l
     return fine && k <= 64 && in.within() ? k : 0;
 }
 
-// ---- coefficients -------------------------------------------------------------------------------------------------------------------
+// ---- coefficients -----------------------------------------------------------------------------------------
 
-// Nearest integer, a half to the even one; |value| < 2^22. Of the same result on every CPU, and done eight at a time.
+// Nearest integer, a half to the even one; |value| < 2^22. Of the same result on every CPU, and done eight at
+// a time.
 INLINE int32_t nearest(float value) {
     const float sum = value + 12582912.0f;  // 1.5 * 2^23
     int32_t bits;
@@ -191,7 +200,8 @@ INLINE int32_t nearest(float value) {
     return bits - 0x4b400000;
 }
 
-// Within what the standard Huffman codes have a code for; no picture of 8 bits has larger ones, but overshooting data may.
+// Within what the standard Huffman codes have a code for; no picture of 8 bits has larger ones, but
+// overshooting data may.
 INLINE int16_t limited(int32_t coefficient) { return std::clamp(coefficient, -1023, 1023); }
 
 // Coefficients from `used` on are 0.
@@ -200,7 +210,8 @@ INLINE void requantise(int16_t *block, const float *factor, int used) {
         for (int k = begin; k < begin + 16; k++) block[k] = limited(nearest(block[k] * factor[k]));
 }
 
-typedef float Line __attribute__((vector_size(32)));  // 8 numbers; the compiler splits it where the CPU has less
+// 8 numbers; the compiler splits it where the CPU has less
+typedef float Line __attribute__((vector_size(32)));
 
 typedef int16_t ShortLine __attribute__((vector_size(16)));
 
@@ -211,14 +222,17 @@ struct Square {
 
 // Maps of the coefficients of 8 samples (T.81, A.3.3, as an orthonormal matrix), as [from][to].
 struct Maps {
-    Square halve[2];      // of two blocks' 16 samples to the 8 averages of neighbours: a part from each. They differ by the sign where
+    // of two blocks' 16 samples to the 8 averages of neighbours: a part from each. They differ by the sign
+    // where
+    Square halve[2];
                           // from + to is odd, as mirroring does
     Square replicate[8];  // [n]: sample n - 1 in place of those behind it
 
     Maps() {
         double dct[8][8];
         for (int u = 0; u < 8; u++)
-            for (int x = 0; x < 8; x++) dct[u][x] = (u ? 0.5 : std::sqrt(0.125)) * std::cos((2 * x + 1) * u * std::acos(-1.0) / 16);
+            for (int x = 0; x < 8; x++)
+                dct[u][x] = (u ? 0.5 : std::sqrt(0.125)) * std::cos((2 * x + 1) * u * std::acos(-1.0) / 16);
         for (int from = 0; from < 8; from++)
             for (int to = 0; to < 8; to++) {
                 double sum = 0;
@@ -256,7 +270,8 @@ INLINE void halve_rows(const Maps &maps, Square &first, const Square &second, in
     Line sum[8] = {};
     for (int from = 0; from < used; from++) {
         const Line other = from % 2 ? -second.row[from] : second.row[from];
-        const Line even = first.row[from] + other, odd = first.row[from] - other;  // what even and odd rows are made from
+        // what even and odd rows are made from
+        const Line even = first.row[from] + other, odd = first.row[from] - other;
         for (int to = 0; to < 8; to++) sum[to] += maps.halve[0].row[from][to] * (to % 2 ? odd : even);
     }
     for (int to = 0; to < 8; to++) first.row[to] = sum[to];
@@ -267,14 +282,16 @@ INLINE void halve_columns(const Maps &maps, Square &first, const Square &second,
     for (int i = 0; i < 8; i++) {
         Line sum = {};
         for (int from = 0; from < used; from++)
-            sum += first.row[i][from] * maps.halve[0].row[from] + second.row[i][from] * maps.halve[1].row[from];
+            sum += first.row[i][from] * maps.halve[0].row[from] +
+                second.row[i][from] * maps.halve[1].row[from];
         first.row[i] = sum;
     }
 }
 
-// ---- writing ------------------------------------------------------------------------------------------------------------------------
+// ---- writing ----------------------------------------------------------------------------------------------
 
-// What stands for a symbol, by its value: its code, with room for the number behind it, and how many bits that makes.
+// What stands for a symbol, by its value: its code, with room for the number behind it, and how many bits
+// that makes.
 struct Encoder {
     struct Code {
         uint32_t code, bits;
@@ -349,7 +366,8 @@ INLINE uint64_t nonzero(const int16_t *block) {
     for (int k = 0; k < 64; k += 16) {
         const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block + k));
         const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i *>(block + k + 8));
-        const uint64_t zeros = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(a, zero), _mm_cmpeq_epi16(b, zero)));
+        const uint64_t zeros =
+            _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(a, zero), _mm_cmpeq_epi16(b, zero)));
         mask |= (~zeros & 0xffff) << k;
     }
 #else
@@ -361,14 +379,17 @@ INLINE uint64_t nonzero(const int16_t *block) {
 INLINE int bit_length(uint32_t value) { return value ? 32 - __builtin_clz(value) : 0; }
 
 // The bits that stand for `number` behind a code that says how many they are.
-INLINE uint32_t number_bits(int32_t number, int count) { return (number + (number >> 31)) & ((1u << count) - 1); }
+INLINE uint32_t number_bits(int32_t number, int count) {
+    return (number + (number >> 31)) & ((1u << count) - 1);
+}
 
 INLINE void write_dc(BitSink &out, const Encoder &dc, int32_t difference) {
     const int count = bit_length(std::abs(difference));
     out.put(dc.symbols[count], number_bits(difference, count));
 }
 
-INLINE void write_block(BitSink &out, const Encoder &dc, const Encoder &ac, int32_t &last_dc, const int16_t *block) {
+INLINE void write_block(BitSink &out, const Encoder &dc, const Encoder &ac, int32_t &last_dc,
+    const int16_t *block) {
     write_dc(out, dc, block[0] - last_dc);
     last_dc = block[0];
     int behind = 1;
@@ -398,10 +419,12 @@ void write_huffman(Output &out, int number, const HuffmanCodes &table) {
 }
 
 // From SOI to SOS, as libjpeg writes it.
-void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t height, int32_t restart_interval) {
+void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t height,
+    int32_t restart_interval) {
     out.word(0xffd8);
     out.word(0xffe0), out.word(16);
-    for (const char value : {'J', 'F', 'I', 'F', '\0', '\1', '\1', '\0', '\0', '\1', '\0', '\1', '\0', '\0'}) out.byte(value);
+    for (const char value : {'J', 'F', 'I', 'F', '\0', '\1', '\1', '\0', '\0', '\1', '\0', '\1', '\0', '\0'})
+        out.byte(value);
     for (int number = 0; number < 2; number++) {
         out.word(0xffdb), out.word(67), out.byte(number);
         for (int k = 0; k < 64; k++) out.byte(tables.quantisation[number][k]);
@@ -420,13 +443,14 @@ void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t 
 
 constexpr int64_t HEADER_BYTES = 1024;
 
-// ---- both ---------------------------------------------------------------------------------------------------------------------------
+// ---- both -------------------------------------------------------------------------------------------------
 
 int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Where things stand in a block, by zigzag position.
 struct Order {
-    uint8_t same[80], rows[80];                    // read_block's `order`, which goes on for 16 in damaged data
+    // read_block's `order`, which goes on for 16 in damaged data
+    uint8_t same[80], rows[80];
     uint8_t used_rows[65], used_columns[65];       // of a block of which so many zigzag positions are used
 
     Order() {
@@ -434,7 +458,8 @@ struct Order {
         for (int k = 0; k < 80; k++) same[k] = std::min(k, 63), rows[k] = ZIGZAG[same[k]];
         for (int k = 0; k < 64; k++) {
             const int row = ZIGZAG[k] / 8, column = ZIGZAG[k] % 8;
-            used_rows[k + 1] = std::max<int>(used_rows[k], row + 1), used_columns[k + 1] = std::max<int>(used_columns[k], column + 1);
+            used_rows[k + 1] = std::max<int>(used_rows[k], row + 1), used_columns[k + 1] =
+                std::max<int>(used_columns[k], column + 1);
         }
     }
 };
@@ -459,26 +484,38 @@ struct Recoding {
     int32_t across, down;               // luma blocks of an MCU of the source
     int32_t source_columns, source_rows, columns, rows;  // MCUs
     Square step[3];                     // of the source; for chroma that is halved
-    float factor[3][64];                // in zigzag order: what coefficients, or halved chroma times `step`, are multiplied by
+    // in zigzag order: what coefficients, or halved chroma times `step`, are multiplied by
+    float factor[3][64];
     std::vector<int16_t> luma;          // blocks [2, source_columns * across], zigzag
-    std::vector<int16_t> chroma[3];     // blocks [2, source_columns], in rows if they are to be halved, else zigzag
+    // blocks [2, source_columns], in rows if they are to be halved, else zigzag
+    std::vector<int16_t> chroma[3];
     std::vector<uint8_t> used[3];       // how many zigzag positions of each of these blocks are not 0
 
     explicit Recoding(const JpegMarkers &source) : source(source), in(source.scan, source.end) {}
 
-    int16_t *luma_block(int row, int32_t column) { return &luma[(size_t(row) * source_columns * across + column) * 64]; }
-    int16_t *chroma_block(int c, int row, int32_t column) { return &chroma[c][(size_t(row) * source_columns + column) * 64]; }
-    uint8_t &luma_used(int row, int32_t column) { return used[0][size_t(row) * source_columns * across + column]; }
-    uint8_t &chroma_used(int c, int row, int32_t column) { return used[c][size_t(row) * source_columns + column]; }
+    int16_t *luma_block(int row, int32_t column) {
+        return &luma[(size_t(row) * source_columns * across + column) * 64];
+    }
+    int16_t *chroma_block(int c, int row, int32_t column) {
+        return &chroma[c][(size_t(row) * source_columns + column) * 64];
+    }
+    uint8_t &luma_used(int row, int32_t column) {
+        return used[0][size_t(row) * source_columns * across + column];
+    }
+    uint8_t &chroma_used(int c, int row, int32_t column) {
+        return used[c][size_t(row) * source_columns + column];
+    }
 };
 
 // One MCU row of the source. It has luma rows first_row ..., and chroma row first_row.
 FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
     const JpegMarkers &source = task.source;
     const uint8_t *chroma_order = task.halve_rows || task.halve_columns ? ORDER.rows : ORDER.same;
-    const size_t luma_row = size_t(task.source_columns) * task.across * 64, chroma_row = size_t(task.source_columns) * 64;
+    const size_t luma_row = size_t(task.source_columns) * task.across * 64, chroma_row =
+        size_t(task.source_columns) * 64;
     memset(task.luma_block(first_row, 0), 0, luma_row * task.down * sizeof(int16_t));
-    for (int c = 1; c < source.num_components; c++) memset(task.chroma_block(c, first_row, 0), 0, chroma_row * sizeof(int16_t));
+    for (int c = 1; c < source.num_components; c++)
+        memset(task.chroma_block(c, first_row, 0), 0, chroma_row * sizeof(int16_t));
     for (int32_t x = 0; x < task.source_columns; x++) {
         if (source.restart_interval && task.left_in_interval-- == 0) {
             const int64_t behind = int64_t(++task.interval + 1) * source.restart_interval;
@@ -490,14 +527,14 @@ FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
         for (int v = 0; v < task.down; v++)
             for (int h = 0; h < task.across; h++) {
                 const int32_t column = x * task.across + h;
-                const int used = read_block(task.in, task.source_dc[0], task.source_ac[0], task.last_dc[0], ORDER.same,
-                                            task.luma_block(first_row + v, column));
+                const int used = read_block(task.in, task.source_dc[0], task.source_ac[0], task.last_dc[0],
+                    ORDER.same, task.luma_block(first_row + v, column));
                 if (!used) return false;
                 task.luma_used(first_row + v, column) = used;
             }
         for (int c = 1; c < source.num_components; c++) {
-            const int used = read_block(task.in, task.source_dc[c], task.source_ac[c], task.last_dc[c], chroma_order,
-                                        task.chroma_block(c, first_row, x));
+            const int used = read_block(task.in, task.source_dc[c], task.source_ac[c], task.last_dc[c],
+                chroma_order, task.chroma_block(c, first_row, x));
             if (!used) return false;
             task.chroma_used(c, first_row, x) = used;
         }
@@ -505,12 +542,13 @@ FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
     return true;
 }
 
-// A block's samples beyond the picture, from the `real`-th on, must not show as the second half of an average: where they would, they
-// become equal to the last one that is in it.
+// A block's samples beyond the picture, from the `real`-th on, must not show as the second half of an
+// average: where they would, they become equal to the last one that is in it.
 INLINE bool must_mend(int32_t real) { return real < 8 && real % 2 != 0; }
 
-// Chroma of one MCU of the result, from 2 x 2, 2 x 1 or 1 x 2 blocks. num_rows: how many rows of blocks there are, 1 or 2. Where the
-// second block of two is missing, it is all outside of the picture: the first one is mirrored.
+// Chroma of one MCU of the result, from 2 x 2, 2 x 1 or 1 x 2 blocks. num_rows: how many rows of blocks there
+// are, 1 or 2. Where the second block of two is missing, it is all outside of the picture: the first one is
+// mirrored.
 INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int num_rows, int16_t *block) {
     const int32_t first = column << task.halve_columns;
     const int num_columns = task.halve_columns && first + 1 < task.source_columns ? 2 : 1;
@@ -534,7 +572,8 @@ INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int
             }
             for (int i = used_rows; i < 8; i++) rows[v].row[i] = Line{};
             const int32_t real = task.source.height - 8 * (2 * row + v);
-            if (task.halve_rows && must_mend(real)) map_rows(MAPS.replicate[real], rows[v], used_rows), used = 8;
+            if (task.halve_rows && must_mend(real))
+                map_rows(MAPS.replicate[real], rows[v], used_rows), used = 8;
         }
         if (task.halve_rows) {
             if (num_rows == 1)
@@ -550,7 +589,8 @@ INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int
             if (must_mend(real)) map_columns(MAPS.replicate[real], columns[h], used_columns), used = 8;
         }
         if (num_columns == 1)
-            for (int i = 0; i < 8; i++) columns[1].row[i] = columns[0].row[i] * Line{1, -1, 1, -1, 1, -1, 1, -1};
+            for (int i = 0; i < 8; i++)
+                columns[1].row[i] = columns[0].row[i] * Line{1, -1, 1, -1, 1, -1, 1, -1};
         halve_columns(MAPS, columns[0], columns[1], used);
     }
     float values[64], ordered[64];
@@ -561,7 +601,8 @@ INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int
 
 // MCU row `row` of the result; num_rows: how many rows of chroma blocks of the source it has.
 FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
-    const int32_t luma_rows = divide_up(task.source.height, 8), luma_columns = divide_up(task.source.width, 8);
+    const int32_t luma_rows = divide_up(task.source.height, 8), luma_columns =
+        divide_up(task.source.width, 8);
     BitSink out = task.out;
     for (int32_t column = 0; column < task.columns; column++) {
         if (task.out_interval && task.left_in_out_interval-- == 0) {
@@ -602,24 +643,28 @@ bool can_recode(const JpegMarkers &source) {
     if (!source.sequential || !(source.ycc || source.grey)) return false;
     if (source.grey) return true;
     const Component *c = source.components;
-    return c[0].horizontal <= 2 && c[0].vertical <= 2 && c[1].horizontal == 1 && c[1].vertical == 1 && c[2].horizontal == 1 &&
-           c[2].vertical == 1;
+    return c[0].horizontal <= 2 && c[0].vertical <= 2 && c[1].horizontal == 1 && c[1].vertical == 1 &&
+        c[2].horizontal == 1 && c[2].vertical == 1;
 }
 
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval, uint8_t *buffer, int64_t capacity,
-                    int64_t &length) {
+EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
+    uint8_t *buffer, int64_t capacity, int64_t &length) {
     Output out(buffer, buffer + capacity);
     const auto task_on_heap = std::make_unique<Recoding>(source);
     Recoding &task = *task_on_heap;
     // The only component of a scan is not interleaved, whatever its sampling says.
-    task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey ? 1 : source.components[0].vertical;
+    task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey
+        ? 1 : source.components[0].vertical;
     task.halve_columns = task.across == 1, task.halve_rows = task.down == 1;
-    task.source_columns = divide_up(source.width, 8 * task.across), task.source_rows = divide_up(source.height, 8 * task.down);
+    task.source_columns = divide_up(source.width, 8 * task.across), task.source_rows =
+        divide_up(source.height, 8 * task.down);
     task.columns = divide_up(source.width, 16), task.rows = divide_up(source.height, 16);
     for (int c = 0; c < source.num_components; c++) {
         const Component &component = source.components[c];
-        task.source_dc[c].prepare(source.dc[component.dc]), task.source_ac[c].prepare(source.ac[component.ac]);
-        const uint16_t *before = source.quantisation[component.quantisation], *after = tables.quantisation[c > 0];
+        task.source_dc[c].prepare(source.dc[component.dc]),
+            task.source_ac[c].prepare(source.ac[component.ac]);
+        const uint16_t *before = source.quantisation[component.quantisation], *after =
+            tables.quantisation[c > 0];
         const bool halved = c > 0 && (task.halve_rows || task.halve_columns);
         for (int k = 0; k < 64; k++) {
             task.step[c].row[ZIGZAG[k] / 8][ZIGZAG[k] % 8] = before[k];
@@ -643,18 +688,21 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
     if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
     write_header(out, tables, source.width, source.height, restart_interval);
     const bool one_interval =
-        !source.restart_interval || source.restart_interval >= int64_t(task.source_rows) * task.source_columns;
+        !source.restart_interval ||
+            source.restart_interval >= int64_t(task.source_rows) * task.source_columns;
     if (!task.in.begin_interval(one_interval ? -1 : 0)) return LLC_NOT_ORDINARY;
     task.left_in_interval = source.restart_interval;
     int num_markers = 0;
     for (int32_t row = 0, source_row = 0; row < task.rows; row++) {
         int num_rows = 0;
-        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++, source_row++)
+        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++,
+            source_row++)
             if (!read_row(task, num_rows)) return LLC_NOT_ORDINARY;
         write_row(task, row, num_rows);
         if (row + 1 == task.rows) task.out.finish();
         const uint8_t *begin = task.scratch.data();
-        if (!out.has_room(2 * (task.out.next - begin) + 2 * int64_t(task.ends.size()) + 2)) return LLC_TOO_LARGE;
+        if (!out.has_room(2 * (task.out.next - begin) + 2 * int64_t(task.ends.size()) + 2))
+            return LLC_TOO_LARGE;
         for (const uint8_t *end : task.ends) {
             out.stuffed(begin, end);
             out.word(0xffd0 | num_markers++ % 8);

@@ -1,13 +1,14 @@
-// Resizing of uint8 RGB: area averaging where an axis shrinks, bilinear where it grows, in integers, so that every CPU makes the
-// same bytes. Rows first: they are added up as bytes, 32 or 64 at a time, and there are fewer pixels left for the harder pass.
+// Resizing of uint8 RGB: area averaging where an axis shrinks, bilinear where it grows, in integers, so that
+// every CPU makes the same bytes. Rows first: they are added up as bytes, 32 or 64 at a time, and there are
+// fewer pixels left for the harder pass.
 #pragma once
 #include <cstdint>
 #include <vector>
 
 #include "kernels.h"
 
-// How an axis of `in` pixels becomes one of `out`: pixel o is the sum over t < num_taps of weights[o * num_taps + t] / 2^14 times
-// pixel first[o] + t. A pixel's weights sum to exactly 2^14.
+// How an axis of `in` pixels becomes one of `out`: pixel o is the sum over t < num_taps of weights[o *
+// num_taps + t] / 2^14 times pixel first[o] + t. A pixel's weights sum to exactly 2^14.
 struct Taps {
     int32_t num_taps;
     std::vector<int32_t> first;
@@ -16,7 +17,8 @@ struct Taps {
     void prepare(int32_t in, int32_t out);
 };
 
-// Resizes one image at a time, row by row as its rows arrive. Reused from image to image; not for two threads at once.
+// Resizes one image at a time, row by row as its rows arrive. Reused from image to image; not for two threads
+// at once.
 class Resizer {
 public:
     explicit Resizer(const Kernels &kernels) : kernels(kernels) {}
@@ -32,7 +34,8 @@ public:
     // The first row that is still needed.
     int32_t next_row() const { return done < out_height ? vertical.first[done] : height; }
 
-    // Rows [next_row(), end) are there, `stride` bytes apart, `rows` being the first of them. Writes what they complete.
+    // Rows [next_row(), end) are there, `stride` bytes apart, `rows` being the first of them. Writes what
+    // they complete.
     void advance(const uint8_t *rows, int64_t stride, int32_t end);
 
 private:

@@ -11,7 +11,8 @@ class RowSink {
 public:
     // The first row comes next, whatever came before.
     virtual void begin() = 0;
-    // Room for `count` more rows, `stride` bytes apart, with ROOM bytes behind the last one that may be written as well.
+    // Room for `count` more rows, `stride` bytes apart, with ROOM bytes behind the last one that may be
+    // written as well.
     virtual uint8_t *reserve(int32_t count, int64_t &stride) = 0;
     // `count` rows have been written there.
     virtual void added(int32_t count) = 0;

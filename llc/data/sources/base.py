@@ -1,0 +1,167 @@
+"""What every source of images is made of: Source, its errors, and `register`, which gives it a name.
+
+A new source is one file in this folder, or a plugin. It needs a subclass of Source and a function that opens
+it:
+
+    @register("mine")
+    def open_mine(data_dir, split):
+        ...
+        return MySource(class_names, labels, ...)
+
+`write_ffcv.py --cfg.dataset=mine` then finds it. Import large libraries inside functions: every command, and
+each of the writer's processes, imports all sources.
+"""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llc.data.images import ImageError
+from llc.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split()
+)
+SPLITS = ("train", "val")
+DOWNLOAD_FOLDER = "data"  # for a named dataset without a data_dir
+
+OPENERS = {}  # {name in lower case: (name as it was registered first, function)}
+
+
+class SourceError(UserError):
+    """A source that cannot be used as it is. The message says what is wrong with it and what to do."""
+
+
+def register(*names):
+    """A decorator that makes `open(data_dir, split) -> Source` known under `names`, in any case.
+
+    data_dir: text, "" where the user gave none. split: "train" or "val". The function raises SourceError
+    where the source cannot be used. Messages show the first name. Raises ValueError where a name is taken.
+    """
+
+    def add(function):
+        for name in names:
+            if OPENERS.get(name.lower(), (name, function))[1] is not function:
+                raise ValueError(f"dataset source {name!r} is registered already")
+        OPENERS.update({name.lower(): (names[0], function) for name in names})
+        return function
+
+    return add
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by index, with labels int64 [len], which index `class_names`.
+
+    `notes` are lines that tell the user what was found. A subclass defines `image` and `name`. One with long
+    lists of names also defines `reader`, `handles` and `read`, so that worker processes get only what they
+    read.
+    """
+
+    class_names: tuple
+    labels: np.ndarray
+    notes: tuple = field(default=(), kw_only=True)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def image(self, i):
+        """Image i as `llc.data.images.load_rgb` takes it: a path, the bytes of an image file, or a PIL
+        image.
+        """
+        raise NotImplementedError
+
+    def name(self, i):
+        """What messages call image i."""
+        raise NotImplementedError
+
+    @property
+    def sorted_by_label(self):
+        """Whether the images come class by class, and have to again when the classes get another order."""
+        return False
+
+    def check_classes(self):
+        """Raises SourceError where the classes that were found look like a mistake.
+
+        It is called only if the user did not say which classes there are.
+        """
+
+    @property
+    def reader(self):
+        """What reads this source's handles. It is pickled and sent to each worker process once."""
+        return self
+
+    def handles(self, indices):
+        """A list of what `reader.read` takes for the images at `indices`, int64 [n]."""
+        return indices.tolist()
+
+    def read(self, handle):
+        """(image, name) of one of `handles`, as `image` and `name` give them. Raises ImageError."""
+        return self.image(handle), self.name(handle)
+
+    def class_counts(self):
+        """Images per class, int64 [num_classes]."""
+        return np.bincount(self.labels, minlength=len(self.class_names))
+
+
+@dataclass(frozen=True)
+class Selection(Source):
+    """Some images of another source, in the order of `indices`, int64 [len], with classes of its own."""
+
+    source: Source
+    indices: np.ndarray
+
+    def image(self, i):
+        return self.source.image(self.indices[i])
+
+    def name(self, i):
+        return self.source.name(self.indices[i])
+
+    @property
+    def reader(self):
+        return self.source.reader
+
+    def handles(self, indices):
+        return self.source.handles(self.indices[indices])
+
+
+@dataclass(frozen=True)
+class IndexedDataset(Source):
+    """A dataset whose items are (image, label), such as torchvision's; images as `Source.image` gives
+    them.
+    """
+
+    title: str
+    dataset: object
+
+    def image(self, i):
+        try:
+            return self.dataset[i][0]
+        except Exception as error:  # many datasets open the image themselves
+            raise ImageError(self.name(i), f"cannot be read: {one_line(error)}") from error
+
+    def name(self, i):
+        return f"{self.title}[{i}]"
+
+
+def is_image_name(name):
+    """Whether a file of this name is taken for an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def printable(name):
+    """A file name as text that can be printed: bytes that are not UTF-8 become escapes."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def some(names, limit=20):
+    """The first `limit` names, separated by commas, and how many more there are."""
+    names = [printable(name) for name in names]
+    return ", ".join(names[:limit]) + (f", and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def one_line(error):
+    """An exception's message on a single line, or its type if it has none."""
+    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
