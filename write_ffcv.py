@@ -1,7 +1,8 @@
-"""Images -> beton and manifest.
+"""Converts images to a beton and its manifest.
 
 python write_ffcv.py --cfg.data_dir=/imagenet --cfg.split=train --cfg.write_path=train.beton
 python write_ffcv.py --cfg.dataset=CIFAR10 --cfg.data_dir=data --cfg.split=val --cfg.write_path=val.beton
+python write_ffcv.py --plugin=my_source.py --cfg.dataset=mine --cfg.data_dir=data --cfg.write_path=mine.beton
 """
 
 from llc import config

@@ -107,9 +107,8 @@ def _shrunk_size(height, width, max_resolution):
     longer = max(height, width)
     if not max_resolution or longer <= max_resolution:
         return height, width
-    return max(height * max_resolution // longer, 1), max(
-        width * max_resolution // longer, 1
-    )  # rounded down, as FFCV does
+    # Rounded down, as FFCV does.
+    return max(height * max_resolution // longer, 1), max(width * max_resolution // longer, 1)
 
 
 def _is_stored_as_jpeg(num_bytes, index, config):

@@ -27,11 +27,10 @@ import numpy as np
 
 from llc.errors import UserError
 
-# Pillow and OpenCV are imported where they are used: the writer's workers, which start faster without, seldom
-# need them.
+# Pillow and OpenCV are imported where they are used, because the writer's workers seldom need them and start
+# faster without.
 
-# What Pillow may open. Its EPS reader starts Ghostscript, and nobody's photographs need that from a file
-# called .jpg.
+# What Pillow may open. EPS is not among it, because Pillow would start Ghostscript for a file called .jpg.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -100,9 +99,8 @@ def load_rgb(source, name=None):
             )
     except ImageError as error:
         raise ImageError(name, error.reason) from error.__cause__
-    except (
-        Exception
-    ) as error:  # for broken data Pillow raises nearly any type: OSError, SyntaxError, struct.error, KeyError
+    # For broken data Pillow raises nearly any type: OSError, SyntaxError, struct.error, KeyError.
+    except Exception as error:
         raise ImageError(name, f"cannot be read as an image: {_say(error)}") from error
     if 0 in pixels.shape:
         raise ImageError(name, f"is empty: {pixels.shape[1]} x {pixels.shape[0]} pixels")
@@ -123,7 +121,7 @@ def read_file(path, name=None):
     name = os.fspath(path) if name is None else name
     try:
         mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
+        if not stat.S_ISREG(mode):  # opening a named pipe would block for ever
             raise ImageError(
                 name, "is a folder, not an image" if stat.S_ISDIR(mode) else "is not a regular file"
             )
@@ -149,8 +147,8 @@ def _decode(data):
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
-        # Pillow has no mode for some TIFFs (floating-point colour, for one). Only for those is OpenCV asked:
-        # of a truncated JPEG it would make a picture with a grey part, without a word.
+        # Pillow has no mode for some TIFFs, such as floating-point colour. OpenCV gets only those, because it
+        # would silently decode a truncated JPEG to a picture with a grey part.
         if not bytes(data[:4]).startswith(_TIFF_MAGIC):
             raise ImageError(None, "is not an image in a known format, or its header is broken") from None
         return _decode_by_opencv(data)

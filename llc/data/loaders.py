@@ -28,11 +28,11 @@ from llc.data.prefetch import Prefetch
 from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
 from llc.errors import UserError
 
-_NUM_AHEAD = 1  # batches that are finished, beside those in the making (LIFE) and in use
-_MAX_REPLACEMENTS = (
-    20  # tried in place of one damaged sample; so many damaged ones in a row are a damaged file
-)
-_MAX_UNEVEN = 0.05  # of a machine's images may be left out of an epoch because another machine has fewer
+_NUM_AHEAD = 1  # finished batches that wait, besides those being decoded (LIFE) and in use
+# How many samples are tried in place of a damaged one. If all are damaged, the file is.
+_MAX_REPLACEMENTS = 20
+# The largest fraction of a machine's images that an epoch may leave out because another machine has fewer.
+_MAX_UNEVEN = 0.05
 
 
 def default_workers():
@@ -303,7 +303,7 @@ class _Memory:
             memory = np.empty(size, np.uint8)
         handed = memory[:size].reshape(shape)
         weakref.finalize(handed, self._free.append, memory).atexit = False
-        return torch.from_numpy(handed)  # refers to `handed` as long as one of its views is there
+        return torch.from_numpy(handed)  # refers to `handed` as long as one of its views exists
 
     def send(self, images, labels):
         return images.permute(0, 3, 1, 2), labels
@@ -347,9 +347,8 @@ def _receiver(device):
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
         for tensor in (images, labels):
-            tensor.record_stream(
-                current
-            )  # its memory is not given away before the work that is on that stream by then
+            # Its memory must not be reused before the work that is on that stream by then.
+            tensor.record_stream(current)
         return images, labels
 
     return after_its_copy if device.type == "cuda" else lambda batch: batch

@@ -21,7 +21,7 @@ from llc.errors import UserError
 from llc.files import atomic_write
 
 FORMAT = 1
-_MAX_BYTES = 1 << 28  # of a manifest; ImageNet's has 60 kB
+_MAX_BYTES = 1 << 28  # the largest manifest that is read; ImageNet's has 60 kB
 _NUM_SPOT_CHECKS = 64
 
 
@@ -46,12 +46,11 @@ class Manifest:
     num_samples: int
     file_size: int  # of the beton, bytes
     tables_sha256: str  # over its header, field descriptors, metadata and allocation table
-    writer: Mapping = field(
-        default_factory=dict
-    )  # the WriterConfig it was written with; empty if another program wrote it
+    # the WriterConfig it was written with; empty if another program wrote it
+    writer: Mapping = field(default_factory=dict)
     skipped: tuple = ()  # Skipped, ...
     samples_per_checksum: int = 256
-    # int, of each such block of samples (data_checksums); empty where the writer left none
+    # an int for each block of that many samples (data_checksums); empty if the writer made none
     checksums: tuple = ()
 
     def __post_init__(self):
@@ -164,7 +163,7 @@ def open_verified(beton):
     if beton.is_file() and manifest_path(beton).exists():
         manifest = _read(manifest_path(beton))
         file_size = beton.stat().st_size
-        if file_size != manifest.file_size:  # first: it says what happened to a file whose tables are gone
+        if file_size != manifest.file_size:  # checked first, because it explains why tables are missing
             what = "is cut off: " if file_size < manifest.file_size else "is not the file of its manifest: "
             raise BetonError(
                 f"{beton} {what}{file_size:,} bytes, its manifest says {manifest.file_size:,}; copy or write"
@@ -231,7 +230,7 @@ def check_same_classes(train, val, train_name="train", val_name="val"):
 
 def _derive(beton, tables):
     num_classes = tables.num_labels
-    if num_classes > 10 * len(tables) + 1000:  # before as many names are made
+    if num_classes > 10 * len(tables) + 1000:  # checked before that many names are made
         raise BetonError(f"{beton} is damaged: a label of {num_classes - 1} among {len(tables)} samples")
     warnings.warn(
         f"{beton} has no manifest ({manifest_path(beton).name}): its {num_classes} classes are called 0 to"

@@ -14,9 +14,8 @@ import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
-_ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(
-    6
-)  # what a draw is for; each use has draws of its own
+# What a draw is for; each use has draws of its own.
+_ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(6)
 
 NUM_TRIES = 10  # of a random crop, before it falls back to the centre, as in torchvision
 _LOG_MAX_RATIO = 0.28768207245178085  # ln(4/3); aspect ratios lie between 3/4 and 4/3
@@ -65,9 +64,8 @@ def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
     Batch b of all processes together is places [b * total, (b + 1) * total) of the permutation, total = B *
     world_size, and rank r gets its r-th part. No sample comes twice; the epochs leave out different ones.
     """
-    order = np.argsort(
-        _draws(_ORDER, seed, epoch, np.arange(num_samples))
-    )  # no two draws are equal: one answer, any algorithm
+    # No two draws are equal, so every sorting algorithm gives the same order.
+    order = np.argsort(_draws(_ORDER, seed, epoch, np.arange(num_samples)))
     batches = num_batches(num_samples, batch_size, world_size)
     return order[: batches * batch_size * world_size].reshape(batches, world_size, batch_size)[:, rank]
 

@@ -18,12 +18,11 @@ from llc.data.beton import BetonError
 from llc.errors import UserError
 
 LIFE = 3  # a batch's data stays valid until this many later batches were requested
-WINDOW_BYTES = (
-    1 << 29
-)  # of pages whose samples are mixed in a page-wise order, of each process: 64 pages of FFCV's size
-_MAPPED_SAMPLES = 256  # whose data a process keeps mapped; the kernel maps up to 2 MB around each
-_READ_AHEAD_BYTES = 1 << 26  # of pages that are read before the batch that needs them
-_NUM_READERS = 4  # reads in flight: one alone mostly waits for the answer of a networked disk
+# Bytes of pages among which a page-wise order mixes samples, per process: 64 pages of FFCV's size.
+WINDOW_BYTES = 1 << 29
+_MAPPED_SAMPLES = 256  # samples whose data a process keeps mapped; the kernel maps up to 2 MB around each
+_READ_AHEAD_BYTES = 1 << 26  # bytes of pages that are read before the batch that needs them
+_NUM_READERS = 4  # concurrent reads: a single one would mostly wait for the latency of a networked disk
 
 
 class MappedFiles:
@@ -51,8 +50,8 @@ class MappedFiles:
         indices = self._batches[b]
         self._num_mapped += len(indices)
         if self._num_mapped > _MAPPED_SAMPLES:
-            # Nothing is read twice in an epoch, so what was read is let go. Else this process's memory would
-            # seem to grow to the size of the files; in the page cache they stay.
+            # Nothing is read twice in an epoch, so what was read is unmapped. Otherwise this process's memory
+            # would seem to grow to the size of the files. They stay in the page cache.
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
             self._num_mapped = len(indices)
@@ -108,10 +107,8 @@ class PagedFiles:
         page = np.concatenate([pages.of_sample[indices] for indices in batches])
         batch = np.repeat(np.arange(num_batches), [len(indices) for indices in batches])
         first, self._last = np.full(num_pages, num_batches), np.full(num_pages, -1)
-        first[page[::-1]], self._last[page] = (
-            batch[::-1],
-            batch,
-        )  # of several values for a page, the last one stays
+        # Where a page has several values, the last assignment counts.
+        first[page[::-1]], self._last[page] = batch[::-1], batch
         used = np.flatnonzero(self._last >= 0)
         self._by_first = used[np.argsort(first[used], kind="stable")]
         self._by_last = used[np.argsort(self._last[used], kind="stable")]

@@ -33,7 +33,7 @@ from llc.errors import UserError
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 _LIBC, _SYNC_FILE_RANGE_WRITE = ctypes.CDLL(None), 2  # the number is Linux's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_MAX_BUFFERS = 1000  # that one call may write: 1024 (IOV_MAX) on Linux
+_MAX_BUFFERS = 1000  # of one pwritev call, which accepts 1024 (IOV_MAX) on Linux
 
 # ------------------------------------------------------------------------------------ as the parent sees them
 
@@ -91,7 +91,7 @@ class Workers:
 
     def __enter__(self):
         try:
-            # The settings without their class, whose module imports what reads command lines.
+            # The settings without their class, whose module imports more than a worker needs.
             start = pickle.dumps((self._reader, types.SimpleNamespace(**vars(self._config))))
         except Exception as error:  # pickle raises nearly any type
             raise self._not_sent(error) from error
@@ -119,8 +119,8 @@ class Workers:
             " import work;"
             f" work({theirs.fileno()}, {self._descriptor}, {os.getpid()})"
         )
-        # A worker begins with the signals blocked, and lets them in when it is ready for them: no traceback
-        # of an import at Ctrl-C.
+        # A worker starts with the signals blocked and unblocks them when it can handle them, so that Ctrl-C
+        # during its imports gives no traceback.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process = subprocess.Popen(
@@ -154,7 +154,7 @@ class Workers:
             yield worker, kind, *content
 
     def __exit__(self, *_):
-        # Killed rather than asked: they hold nothing that needs an end, and may be deep in a decoder.
+        # Killed, because they hold nothing that needs a clean end and may be deep in a decoder.
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -171,17 +171,16 @@ def work(pipe, descriptor, parent):
     pipe, descriptor: open file descriptors of the parent's connection and of the beton. parent: the parent's
     process id.
     """
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches all processes of the terminal; the parent acts on it
+    # Ctrl-C reaches all processes of the terminal; the parent acts on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    warnings.simplefilter("ignore")  # Pillow's remarks on odd files, once per worker and without a name
+    warnings.simplefilter("ignore")  # Pillow warns about odd files once per worker, without their names
     pipe = connection.Connection(pipe)
     try:
         pipe.send(_obey(pipe, descriptor, parent))
         while True:
-            # until the parent has read it and ends this process: if this end closed now, the parent would see
-            # that first
+            # Wait until the parent has read the message and ends this process. If this end of the pipe closed
+            # now, the parent would notice that first.
             pipe.recv()
     except (EOFError, ConnectionError):
         pass  # the parent is gone
@@ -197,7 +196,7 @@ def _obey(pipe, descriptor, parent):
         reader, config = pickle.loads(message)
     except Exception as error:
         return "not read", str(error)
-    held = collections.deque()  # encoded chunks that wait for their place
+    held = collections.deque()  # encoded chunks that have no place yet
     try:
         while True:
             kind, *content = pipe.recv()
@@ -250,9 +249,8 @@ def _write_chunk(descriptor, chunk, offset):
     breaks = sorted({*breaks.tolist(), *range(0, len(chunk), _MAX_BUFFERS), len(chunk)})
     for first, behind in zip(breaks, breaks[1:]):
         part, start = chunk[first:behind], int(places[first])
-        count = os.pwritev(
-            descriptor, part, start
-        )  # of a chunk of raw pictures, putting them together first would take long
+        # One call for all buffers, because joining a chunk of raw pictures first would take long.
+        count = os.pwritev(descriptor, part, start)
         if count < sum(sizes[first:behind]):
             write_at(descriptor, memoryview(b"".join(part))[count:], start + count)
     _begin_writeback(descriptor, int(places[0]), int(places[-1]) + sizes[-1] - int(places[0]))
@@ -261,7 +259,7 @@ def _write_chunk(descriptor, chunk, offset):
 def _begin_writeback(descriptor, start, size):
     """Lets the system start to put these bytes on the disk, so that the final fsync waits for less."""
     if size and hasattr(_LIBC, "sync_file_range"):
-        # Whatever it answers: the fsync at the end tells of errors.
+        # Its result is ignored, because the final fsync reports errors.
         _LIBC.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 

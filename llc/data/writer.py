@@ -129,7 +129,7 @@ def write_beton(config, source=None, show_progress=True):
         try:
             kept, skipped, checksums = _write_samples(source, config, temporary, descriptor, show_progress)
             os.fsync(descriptor)
-            tables = beton.read_tables(temporary)  # what was written, as a reader will find it
+            tables = beton.read_tables(temporary)  # what was written, as a reader sees it
             counts = np.bincount(source.labels[kept], minlength=len(source.class_names))
             manifest = Manifest(
                 tuple(source.class_names),
@@ -158,9 +158,9 @@ def _write_samples(source, config, path, descriptor, show_progress):
     """
     num_samples = len(source)
     num_workers = config.num_workers if config.num_workers > 0 else len(os.sched_getaffinity(0))
-    # Smaller chunks than asked for where a few large ones would leave workers idle at the end.
+    # Smaller chunks than requested where a few large ones would leave workers idle at the end.
     most = min(config.chunk_size, -(-num_samples // (4 * num_workers)))
-    chunks = []  # (first sample, the one behind the last) of each that was given out
+    chunks = []  # (first sample, one after the last) of each that was handed out
 
     images = np.zeros(num_samples, beton.IMAGE_TYPE)
     sizes = np.zeros(num_samples, np.int64)  # stays 0 for a sample that cannot be read
@@ -168,7 +168,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
     unreadable = {}
     offset = beton.data_start(num_samples)
     next_sample, num_encoded, num_bytes, next_placed, num_finished = 0, 0, 0, 0, 0
-    encoded = {}  # number of a chunk that waits for its place -> its worker
+    encoded = {}  # {number of a chunk that has no place yet: its worker}
     with (
         Workers(min(num_workers, -(-num_samples // most)), source.reader, config, descriptor) as workers,
         progress.bar(num_samples, Path(config.write_path).name, "img", hidden=not show_progress) as bar,
@@ -204,9 +204,8 @@ def _write_samples(source, config, path, descriptor, show_progress):
                 worker = encoded.pop(next_placed)
                 part = slice(*chunks[next_placed])
                 worker.held_bytes -= int(sizes[part].sum())
-                hopeless = (
-                    bool(unreadable) and config.on_error == "fail"
-                )  # go on to find all of them, but fill no disk
+                # If this will fail, continue only to find all unreadable images, and fill no disk.
+                hopeless = bool(unreadable) and config.on_error == "fail"
                 worker.write(None if hopeless else offset)
                 images["data_ptr"][part], offset = beton.place(offset, sizes[part])
                 next_placed += 1
@@ -329,7 +328,7 @@ def _put_in_place(temporary, target, manifest):
     try:
         os.fsync(folder)
     except OSError:
-        pass  # not every file system has it, and the files themselves are safe
+        pass  # not every file system can do it, and the files themselves are safe
     finally:
         os.close(folder)
 
@@ -347,7 +346,7 @@ def _ended_by_signals(target):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 before[number] = signal.signal(number, end)
     except ValueError:
-        pass  # not the main thread: signals are its caller's affair
+        pass  # not the main thread, which alone may handle signals
     try:
         yield
     except (SystemExit, KeyboardInterrupt):

@@ -9,9 +9,10 @@ constexpr int TABLE_BITS = 11;  // looked up at once; longer codes are rare
 constexpr int64_t DATA_PAD = 4096;  // more than an MCU of damaged data can take
 
 const uint8_t ZIGZAG[64 + 16] = {
-    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20,
-        13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52,
-            45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     // beyond the end, for damaged data
     63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63};
 
@@ -26,11 +27,11 @@ struct HuffmanTable {
     // By the next TABLE_BITS bits: length of code and value bits (8), symbol (8), and for AC the value (16)
     // where it is not 0 and all its bits are within those looked up; 0 for longer codes.
     uint32_t entries[1 << TABLE_BITS];
-    // AC, by the next TABLE_BITS bits: what the one or two coefficients that they hold whole do.
+    // AC, by the next TABLE_BITS bits: the one or two coefficients that these bits hold completely.
     struct Pair {
         int16_t first, second;  // values; 0 where there is none
-        // From the last coefficient to them; first_step is END where not even one coefficient, or the block's
-        // end, is whole.
+        // Steps from the last coefficient to them; first_step is END if the bits hold neither a complete
+        // coefficient nor the end of the block.
         uint8_t first_step, second_step;
         // from the last coefficient to the last of these; END more where the block ends with them
         uint8_t step;
@@ -109,14 +110,14 @@ bool HuffmanTable::make(const JHUFF_TBL &from, bool dc) {
 
 namespace {
 
-// Bits of a segment, the next one in the highest place.
+// The bits of a segment; the next one is the highest.
 struct BitReader {
     uint64_t buffer;
     uint64_t count;
     const uint8_t *next;
 
-    // To at least 56 bits. Without a branch: one on `count` would be guessed wrong too often, and the load
-    // does not wait for it.
+    // Refills to at least 56 bits, without a branch: one on `count` would be mispredicted too often, and this
+    // load does not depend on it.
     inline void fill() {
         uint64_t bytes;
         memcpy(&bytes, next, 8);
@@ -138,13 +139,14 @@ struct BitReader {
     inline int32_t value(uint64_t skipped, uint64_t size) const {
         const uint64_t bits = buffer << skipped;
         const int64_t magnitude = bits >> 1 >> (63 - size);
-        // No branch: the sign is as good as random.
+        // No branch, because the sign is as good as random.
         const int64_t is_negative = static_cast<int64_t>(~bits) >> 63;
         return static_cast<int32_t>(magnitude - (is_negative & ~(~uint64_t(0) << size)));
     }
 };
 
-// Length of code and value bits (8), symbol (8) of a code that `entries` has not; 0 where it is none.
+// Length of code and value bits (8), symbol (8) of a code that is not in `entries`; 0 if there is no such
+// code.
 uint32_t long_code(const HuffmanTable &table, const BitReader &reader) {
     const uint32_t bits = reader.buffer >> 48;
     int length = TABLE_BITS + 1;
@@ -165,7 +167,7 @@ inline bool decode_dc(BitReader &reader, const HuffmanTable &table, int32_t &las
     return true;
 }
 
-// The coefficients of a block after the first; without STORE they are only passed over.
+// The coefficients of a block after the first; without STORE they are only skipped.
 template <bool STORE>
 inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_t *quantisation,
     int16_t *block) {
@@ -213,10 +215,10 @@ bool BaselineDecoder::accepts(const jpeg_decompress_struct &jpeg) const {
         return false;
     for (int c = 0; c < jpeg.num_components; c++) {
         const jpeg_component_info &component = jpeg.comp_info[c];
-        // jpeg_read_header has not checked these numbers yet; what is wrong with them libjpeg shall say
+        // jpeg_read_header has not checked these numbers yet; libjpeg reports what is wrong with them
         if (component.quant_tbl_no < 0 || component.quant_tbl_no >= NUM_QUANT_TBLS ||
             component.dc_tbl_no < 0 || component.dc_tbl_no >= NUM_HUFF_TBLS || component.ac_tbl_no < 0 ||
-                component.ac_tbl_no >= NUM_HUFF_TBLS)
+            component.ac_tbl_no >= NUM_HUFF_TBLS)
             return false;
         if (jpeg.cur_comp_info[c] != &component || !jpeg.quant_tbl_ptrs[component.quant_tbl_no] ||
             !jpeg.dc_huff_tbl_ptrs[component.dc_tbl_no] || !jpeg.ac_huff_tbl_ptrs[component.ac_tbl_no])
@@ -241,8 +243,8 @@ const HuffmanTable *BaselineDecoder::table(const JHUFF_TBL &source, bool is_dc, 
     return kept->is_valid ? kept.get() : nullptr;
 }
 
-// Copies the segments [first, last) into `data`: everything between two restart markers, the stuffed zeros
-// left out.
+// Copies the segments [first, last) into `data`: everything between two restart markers, without stuffed
+// zeros.
 bool BaselineDecoder::collect_segments(const jpeg_decompress_struct &jpeg, int64_t first, int64_t last) {
     const uint8_t *in = jpeg.src->next_input_byte, *const end = in + jpeg.src->bytes_in_buffer;
     data.resize(end - in + DATA_PAD);
@@ -298,7 +300,7 @@ Status BaselineDecoder::read(const jpeg_decompress_struct &jpeg, const Region &r
     mcus_per_row = divide_up(width, mcu_width), mcu_rows = divide_up(height, mcu_height);
     restart_interval = jpeg.restart_interval;
 
-    // The region, and the next chroma sample on every side where upsampling looks there.
+    // The region, and one more chroma sample on every side where upsampling reads it.
     const int32_t side = h - 1, above = v - 1;
     first_column = std::max(region.left - side, 0) / mcu_width;
     last_column = divide_up(std::min(region.left + region.width + side, width), mcu_width);
@@ -397,10 +399,9 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
                     if (!decode_dc(reader, *component.dc, last_dc[c])) return LLC_CORRUPT;
                     if (wanted) {
                         int16_t *block = &component.coefficients[size_t(64) * (y * component.blocks_per_row +
-                            (column - first_column) * component.h + x)];
-                        block[0] =
-                            static_cast<int16_t>(static_cast<uint32_t>(last_dc[c]) *
-                                                 component.quantisation[0]);
+                                (column - first_column) * component.h + x)];
+                        block[0] = static_cast<int16_t>(static_cast<uint32_t>(last_dc[c]) *
+                                                        component.quantisation[0]);
                         if (!decode_ac<true>(reader, *component.ac, component.quantisation, block))
                             return LLC_CORRUPT;
                     } else if (!decode_ac<false>(reader, *component.ac, nullptr, nullptr)) {
@@ -410,7 +411,7 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
             }
         }
         next_mcu++;
-        // Of a segment no byte is missing and none is left over.
+        // No byte of a segment may be missing or left over.
         const uint8_t *const read_end = reader.next - reader.count / 8;
         if (read_end > segment_end) return LLC_CORRUPT;
         if (restart_interval && next_mcu % restart_interval == 0 && read_end < segment_end)
@@ -420,7 +421,7 @@ Status BaselineDecoder::decode_mcu_row(int32_t row) {
     return LLC_OK;
 }
 
-// The row's coefficients -> samples; those at the image's edges are continued by one.
+// The row's coefficients -> samples; at the image's edges one more sample is repeated.
 void BaselineDecoder::transform(int32_t row) {
     for (int c = 0; c < num_components; c++) {
         Component &component = components[c];

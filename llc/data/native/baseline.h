@@ -1,8 +1,8 @@
 // Regions of the usual kind of JPEG (baseline Huffman in one scan; grey, 4:4:4, 4:2:2 or 4:2:0), decoded in
 // two thirds of the time that libjpeg-turbo takes for them: short coefficients are looked up two at a time,
-// what lies beside the crop is only passed over, and where there are restart markers it is not even read. The
-// pixels are libjpeg-turbo's, to the bit: its accurate inverse DCT, its smooth ("fancy") chroma upsampling,
-// its colour conversion. Everything else stays with libjpeg-turbo, and so does the word on what is damaged.
+// what lies beside the crop is only skipped, and where there are restart markers it is not even read. The
+// pixels are those of libjpeg-turbo, to the bit: its accurate inverse DCT, its smooth ("fancy") chroma
+// upsampling, its colour conversion. libjpeg-turbo decodes everything else, and decides what is damaged.
 #pragma once
 #include <cstdint>
 #include <cstdio>
@@ -17,17 +17,17 @@
 
 struct HuffmanTable;
 
-// Reused from image to image, with its tables as long as the images bring the same ones. Not for two threads
-// at once.
+// Reused from image to image; it keeps its tables as long as the images have the same ones. Not for two
+// threads at once.
 class BaselineDecoder {
 public:
     explicit BaselineDecoder(const Kernels &kernels);
     ~BaselineDecoder();
 
-    // Whether the image whose header jpeg_read_header has read is of the kind that is decoded here.
+    // Whether this class can decode the image whose header jpeg_read_header has read.
     bool accepts(const jpeg_decompress_struct &jpeg) const;
 
-    // The region's rows into `sink`, from the header and the data that follows it.
+    // Writes the region's rows into `sink`, from the header and the data that follows it.
     Status read(const jpeg_decompress_struct &jpeg, const Region &region, RowSink &sink);
 
 private:
@@ -53,7 +53,7 @@ private:
     const Kernels &kernels;
     std::unique_ptr<HuffmanTable> tables[2 * NUM_HUFF_TBLS];
 
-    // The image at hand.
+    // The current image.
     int32_t width, height, num_components;
     int32_t mcu_width, mcu_height, mcus_per_row, mcu_rows;
     int32_t first_column, last_column, first_row, last_row;  // the region's MCUs: [first, last)
@@ -65,7 +65,7 @@ private:
     std::vector<int64_t> starts;
     int64_t first_segment;
 
-    // Where entropy decoding stands.
+    // The position of entropy decoding.
     int64_t next_mcu;
     uint64_t bit_buffer, num_bits;
     const uint8_t *position, *segment_end;

@@ -28,8 +28,7 @@ struct Batch {
     std::atomic<int64_t> next{0};
 };
 
-// Rows on their way from the decoder to the resizer: no more of them than the resizer still needs, so that
-// they stay in the cache.
+// Rows between decoder and resizer: only those that the resizer still needs, so that they stay in the cache.
 class RowWindow : public RowSink {
 public:
     explicit RowWindow(Resizer &resizer) : resizer(resizer) {}
@@ -65,7 +64,7 @@ private:
     int32_t first, end;
 };
 
-// The rows of a whole image, in their place.
+// Writes the rows of a whole image to where they belong.
 class Whole : public RowSink {
 public:
     Whole(uint8_t *pixels, int64_t stride) : pixels(pixels), stride(stride) {}
@@ -114,8 +113,8 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     return scratch.jpeg.read(crop, scratch.window);
 }
 
-// Its own function, whose variables do not change after sigsetjmp. What `decode_sample` had allocated when a
-// read failed is lost: the file is.
+// A function of its own, because its variables must not change after sigsetjmp. What `decode_sample` had
+// allocated when a read failed is leaked.
 Status decode_readable(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
     sigjmp_buf failed;
     if (sigsetjmp(failed, 0)) return LLC_UNREADABLE;
@@ -161,7 +160,7 @@ const char *llc_instructions(int32_t index) {
 
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes,
     const int32_t *widths, const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out,
-        int32_t out_height, int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
+    int32_t out_height, int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
     Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status,
         *kernels_of_cpu(instructions)};
     std::vector<std::thread> threads;
@@ -170,7 +169,7 @@ void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *size
         const int64_t more = std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0);
         threads.reserve(more);
         for (int64_t t = 0; t < more; t++) threads.emplace_back([&batch] { work(batch); });
-    } catch (const std::exception &) {  // the threads there are, this one at least, do it all
+    } catch (const std::exception &) {  // the threads that exist, at least this one, do all the work
     }
     work(batch);
     for (std::thread &thread : threads) thread.join();

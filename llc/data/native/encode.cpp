@@ -15,12 +15,12 @@
 namespace {
 
 constexpr int32_t MAX_SIDE = 65500;
-// of a picture that is decoded whole; larger ones are for slower ways
+// limit for pictures that are decoded whole; larger ones take a slower way
 constexpr int64_t MAX_PIXELS = 1 << 26;
 constexpr int32_t MAX_RESTART_INTERVAL = 65535;  // MCUs
 constexpr int32_t MCU_BLOCKS = 6;                 // of what is written here, 4:2:0
 
-// libjpeg's errors and warnings end what is under way; client_data says where to go then.
+// libjpeg's errors and warnings end the current operation and jump to client_data.
 [[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
 
 void message(j_common_ptr jpeg, int level) {
@@ -29,7 +29,7 @@ void message(j_common_ptr jpeg, int level) {
 
 boolean full(j_compress_ptr jpeg) { fail(reinterpret_cast<j_common_ptr>(jpeg)); }
 
-// libjpeg's objects, for one picture. What is longer than the buffer ends with `free_in_buffer` 0.
+// libjpeg's objects for one picture. Output that is longer than the buffer ends with `free_in_buffer` 0.
 struct Libjpeg {
     jmp_buf jump;
     jpeg_error_mgr errors;
@@ -72,7 +72,7 @@ void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
 bool is_ordinary(const JpegMarkers &markers) {
     return markers.upright && (markers.ycc || markers.grey) &&
         std::max(markers.width, markers.height) <= MAX_SIDE &&
-            int64_t(markers.width) * markers.height <= MAX_PIXELS;
+        int64_t(markers.width) * markers.height <= MAX_PIXELS;
 }
 
 // In MCUs of `mcu_blocks` blocks.
@@ -88,12 +88,12 @@ void shrunk_size(int32_t max_side, int32_t &height, int32_t &width) {
     width = std::max<int64_t>(int64_t(width) * max_side / longer, 1);
 }
 
-// The picture, shrunk to height x width, to out [height, width, 3].
+// Writes the picture, shrunk to height x width, to out [height, width, 3].
 bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, int32_t height, int32_t width,
     uint8_t *out) {
     if (!markers.image_ends()) return false;
-    // Not decoded at 1/2, 1/4 or 1/8 of the size first, which libjpeg can: that gained 1 % of the time to
-    // write ImageNet's files, for pixels 31 dB at worst from these (BENCHMARKS.md).
+    // libjpeg could decode at 1/2, 1/4 or 1/8 of the size first. That saved 1 % of the time to write
+    // ImageNet's files, and its pixels were as far as 31 dB from these (BENCHMARKS.md).
     const uint8_t mode = 0, flip = 0;
     const int32_t crop[4] = {0, 0, markers.height, markers.width};
     int32_t status;
@@ -160,7 +160,7 @@ int32_t llc_read_jpeg(const uint8_t *data, int64_t size, int32_t max_side, uint8
 
 int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32_t quality,
     int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length, int32_t *width,
-        int32_t *height) try {
+    int32_t *height) try {
     JpegMarkers markers;
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;

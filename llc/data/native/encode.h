@@ -1,6 +1,6 @@
-// The writer's part of the interface, to the same rules as native.h. It knows ordinary JPEGs only: upright,
-// YCbCr or grey, 8 bits, in one scan, whole, undamaged, and of sides up to 65,500; for all else each function
-// says LLC_NOT_ORDINARY, and the caller has slower ways.
+// The writer's part of the interface, by the same rules as native.h. It handles ordinary JPEGs only: upright,
+// YCbCr or grey, 8 bits, in one scan, complete, undamaged, with sides up to 65,500 pixels. For all others
+// each function returns LLC_NOT_ORDINARY, and the caller takes a slower way.
 #pragma once
 #include "native.h"
 
@@ -10,9 +10,9 @@ enum EncodeStatus : int32_t {
     LLC_TOO_LARGE,     // the result is longer than `capacity`
 };
 
-// Each writes its result to out [capacity], and its length and the picture's size to the three last
-// arguments; returns an EncodeStatus. max_side: a longer side becomes that long, 0: none does.
-// restart_blocks: a restart marker every so many blocks, or an MCU if that has more; 0: none.
+// Each function writes its result to out [capacity], its length and the picture's size to the last three
+// arguments, and returns an EncodeStatus. max_side: a longer side is shrunk to this length; 0: no shrinking.
+// restart_blocks: the number of blocks between two restart markers, at least one MCU; 0: no markers.
 //
 // llc_recode_jpeg   a JPEG -> a baseline JPEG of that quality, 4:2:0
 // llc_keep_jpeg     a JPEG that is no larger -> the same coefficients; in several scans (progressive) too

@@ -11,11 +11,11 @@ struct sigaction before;
 
 void failed(int number, siginfo_t *info, void *) {
     const int code = info->si_code;
-    // else somebody sent it, or memory is broken elsewhere
+    // otherwise somebody sent the signal, or other memory is broken
     const bool read = code == BUS_ADRERR || code == BUS_OBJERR || code == BUS_MCEERR_AR;
     if (read && on_failed_read) siglongjmp(*on_failed_read, 1);
     sigaction(number, &before, nullptr);
-    if (!read) raise(number);  // a read is tried again by itself, and fails under the handler that was there
+    if (!read) raise(number);  // the read is repeated and fails again, under the previous handler
 }
 
 }  // namespace
@@ -25,7 +25,7 @@ void guard_reads() {
     std::call_once(once, [] {
         struct sigaction action = {};
         action.sa_sigaction = failed;
-        // NODEFER: siglongjmp leaves the handler without a mask to restore
+        // NODEFER: siglongjmp leaves the handler, and there is no mask to restore
         action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
         sigemptyset(&action.sa_mask);
         sigaction(SIGBUS, &action, &before);

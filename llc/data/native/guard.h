@@ -1,11 +1,10 @@
-// Files are mapped into memory. Where such a file has become shorter, or its disk fails, reading it is a
-// SIGBUS, which would end the process.
+// Files are mapped into memory. If such a file became shorter, or its disk fails, reading it raises SIGBUS,
+// which would end the process.
 #pragma once
 #include <csetjmp>
 
-// Where this thread goes on when a read fails so, set by sigsetjmp; NULL: what would have happened without
-// this library happens.
+// Where this thread continues after such a failed read, set by sigsetjmp. NULL: SIGBUS has its usual effect.
 extern thread_local sigjmp_buf *on_failed_read;
 
-// From the first call on, `on_failed_read` is heeded. Cheap, and safe in several threads at once.
+// Installs the handler that uses `on_failed_read`, once. Cheap, and safe in several threads at once.
 void guard_reads();

@@ -7,16 +7,16 @@
 
 namespace {
 
-// libjpeg would print and exit; a warning means damaged data here, so it ends the decoding as well.
+// libjpeg itself would print and exit. A warning means damaged data, so it ends the decoding as well.
 [[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
 
 void message(j_common_ptr jpeg, int level) {
     const int code = jpeg->err->msg_code;
-    // About what the markers say of the file, not about its pixels.
+    // Warnings about markers do not concern the pixels.
     if (level < 0 && code != JWRN_JFIF_MAJOR && code != JWRN_ADOBE_XFORM) fail(jpeg);
 }
 
-// Smooth chroma upsampling looks one chroma sample, two pixels, to every side.
+// Smooth chroma upsampling reads one chroma sample, two pixels, on every side.
 constexpr int32_t PAD = 2;
 
 }  // namespace
@@ -33,7 +33,7 @@ JpegDecoder::~JpegDecoder() { jpeg_destroy_decompress(&jpeg); }
 
 Status JpegDecoder::open(const uint8_t *data, int64_t size) {
     if (setjmp(errors.jump)) return errors.msg_code == JERR_OUT_OF_MEMORY ? LLC_OUT_OF_MEMORY : LLC_CORRUPT;
-    // A fresh object: an old one would lend the last image's tables to one that has lost its own.
+    // A fresh object, because an old one would use the last image's tables for an image that lacks its own.
     jpeg_destroy_decompress(&jpeg);
     jpeg_create_decompress(&jpeg);
     jpeg_mem_src(&jpeg, data, size);
@@ -49,7 +49,7 @@ Status JpegDecoder::read(const Region &region, RowSink &sink) {
         sink.begin();
         if (baseline.read(jpeg, region, sink) == LLC_OK) return LLC_OK;
     }
-    return read_by_libjpeg(region, sink);  // what is damaged, libjpeg says, whatever the CPU
+    return read_by_libjpeg(region, sink);  // libjpeg decides what is damaged, on every CPU
 }
 
 Status JpegDecoder::read_by_libjpeg(const Region &region, RowSink &sink) {

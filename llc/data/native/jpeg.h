@@ -28,10 +28,10 @@ public:
     int32_t width() const { return jpeg.image_width; }
     int32_t height() const { return jpeg.image_height; }
 
-    // The region's rows into `sink`: the same pixels as in a decoded whole.
+    // Writes the region's rows into `sink`: the same pixels as those of the whole decoded image.
     Status read(const Region &region, RowSink &sink);
 
-    // The same, by libjpeg in any case.
+    // The same, always by libjpeg.
     Status read_by_libjpeg(const Region &region, RowSink &sink);
 
 private:

@@ -19,7 +19,7 @@ namespace {
 
 void blend_rows(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps, int32_t n,
     int16_t *line) {
-    // few enough for the sums to stay at hand, and the inner loops are ones that compilers vectorise
+    // few enough for the sums to stay in registers; compilers vectorise the inner loops
     constexpr int32_t STEP = 64;
     int32_t sums[STEP];
     for (int32_t x = 0; x < n; x += STEP) {

@@ -1,4 +1,4 @@
-// The inner loops that have a version for each kind of CPU, all of the same results.
+// The inner loops, of which each kind of CPU has a version. All versions give the same results.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,12 +12,12 @@ struct Kernels {
         int32_t n, int16_t *line);
 
     // n pixels: pixel x of out is the sum over p < num_pairs of the pixels first[x] + 2 p and first[x] + 2 p
-    // + 1 of `line`, with the two weights at weights[8 (p n + x)], which stand there four times. Reads up to
-    // two values beyond the last pixel.
+    // + 1 of `line`, with the two weights at weights[8 (p n + x)], which are repeated there four times. Reads
+    // up to two values beyond the last pixel.
     void (*blend_pixels)(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
         int32_t n, uint8_t *out);
 
-    // What follows is for BaselineDecoder, and missing (null) where libjpeg's own code is the faster one.
+    // The functions below are for BaselineDecoder. They are null where libjpeg's own code is faster.
 
     // libjpeg's accurate inverse DCT of two blocks of 64 dequantised coefficients, to 8 rows of 16 samples.
     void (*transform_two)(const int16_t *blocks, uint8_t *out, ptrdiff_t stride);
@@ -33,7 +33,7 @@ struct Kernels {
     void (*grey_to_rgb)(const uint8_t *y, int32_t n, uint8_t *out);
 };
 
-// PORTABLE_KERNELS.blend_pixels, from pixel x on.
+// PORTABLE_KERNELS.blend_pixels from pixel x on.
 void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
     int32_t n, int32_t x, uint8_t *out);
 
@@ -42,5 +42,5 @@ extern const Kernels PORTABLE_KERNELS;
 extern const Kernels AVX2_KERNELS, AVX512_KERNELS;
 #endif
 
-// Those that this CPU can run, the fastest first; NULL beyond the last.
+// The index-th fastest kernels that this CPU can run; NULL beyond the last.
 const Kernels *kernels_of_cpu(int32_t index);

@@ -3,7 +3,7 @@
 #if defined(__x86_64__)
 #include <cstring>
 
-// GCC 12's own AVX-512 headers, not what is here.
+// These warnings come from GCC 12's own AVX-512 headers, not from this code.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
@@ -17,8 +17,7 @@ int32_t pair_of(int16_t first, int16_t second) {
     return static_cast<int32_t>(uint16_t(first) | uint32_t(uint16_t(second)) << 16);
 }
 
-// ---- rows: bytes of two rows side by side as 16-bit numbers, times their two weights, added up in 32 bits
-// ----
+// ---- rows: bytes of two rows, interleaved as 16-bit numbers, times their weights, added up in 32 bits ----
 
 struct RowSums256 {
     __m256i s0, s1, s2, s3;
@@ -38,7 +37,7 @@ AVX2 void blend_rows_avx2(const uint8_t *rows, ptrdiff_t stride, const int16_t *
     constexpr int32_t STEP = 32;
     if (n < STEP) return PORTABLE_KERNELS.blend_rows(rows, stride, weights, num_taps, n, line);
     for (int32_t x = 0; x < n; x += STEP) {
-        // the last step does some values again rather than read or write beyond the row
+        // the last step repeats some values, so as not to read or write beyond the row
         if (x > n - STEP) x = n - STEP;
         const __m256i half = _mm256_set1_epi32(1 << 6);
         RowSums256 sums = {half, half, half, half};
@@ -98,8 +97,7 @@ AVX512 void blend_rows_avx512(const uint8_t *rows, ptrdiff_t stride, const int16
     }
 }
 
-// ---- pixels: R0 G0 B0 R1 G1 B1 -> R0 R1 G0 G1 B0 B1, times the two weights, added up; a pixel takes 128 bit
-// ----
+// ---- pixels: R0 G0 B0 R1 G1 B1 -> R0 R1 G0 G1 B0 B1, times two weights, added up; 128 bits per pixel ----
 
 AVX2 inline __m128i pair_order() {
     return _mm_setr_epi8(0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11, -1, -1, -1, -1);
@@ -163,13 +161,12 @@ AVX512 void blend_pixels_avx512(const int16_t *line, const int32_t *first, const
     blend_last_pixels(line, first, weights, num_pairs, n, x, out);
 }
 
-// ---- inverse DCT: jidctint.c's arithmetic (Loeffler, Ligtenberg and Moschytz 1989) on 16-bit numbers, a blo
-// ----
+// ---- inverse DCT: jidctint.c's arithmetic (Loeffler, Ligtenberg, Moschytz 1989); 128 bits per block -------
 
 constexpr int FIX_0_298631336 = 2446, FIX_0_390180644 = 3196, FIX_0_541196100 = 4433, FIX_0_765366865 = 6270,
     FIX_0_899976223 = 7373, FIX_1_175875602 = 9633, FIX_1_501321110 = 12299, FIX_1_847759065 = 15137,
-        FIX_1_961570560 = 16069, FIX_2_053119869 = 16819, FIX_2_562915447 = 20995, FIX_3_072711026 =
-            25172;  // x 2^13
+    FIX_1_961570560 = 16069, FIX_2_053119869 = 16819, FIX_2_562915447 = 20995, FIX_3_072711026 =
+    25172;  // x 2^13
 
 AVX2 inline __m256i pair(int first, int second) { return _mm256_set1_epi32(pair_of(first, second)); }
 
@@ -256,7 +253,7 @@ AVX2 void transform_two(const int16_t *blocks, uint8_t *out, ptrdiff_t stride) {
     transpose(x);
     const __m256i centre = _mm256_set1_epi8(-128);
     for (int i = 0; i < 8; i += 2) {
-        // a: rows i, i + 1 | b: the same
+        // a: rows i, i + 1 | b: the same rows
         const __m256i two = _mm256_xor_si256(_mm256_packs_epi16(x[i], x[i + 1]), centre);
         const __m256i rows = _mm256_permute4x64_epi64(two, 0xd8);
         _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i * stride), _mm256_castsi256_si128(rows));
@@ -278,10 +275,10 @@ AVX2 void upsample_h2v1(const uint8_t *in, int32_t n, uint8_t *out) {
         const __m256i here = times_3(load_words(in + i));
         const __m256i even =
             _mm256_srli_epi16(_mm256_add_epi16(_mm256_add_epi16(here, load_words(in + i - 1)),
-                _mm256_set1_epi16(1)), 2);
+            _mm256_set1_epi16(1)), 2);
         const __m256i odd =
             _mm256_srli_epi16(_mm256_add_epi16(_mm256_add_epi16(here, load_words(in + i + 1)),
-                _mm256_set1_epi16(2)), 2);
+            _mm256_set1_epi16(2)), 2);
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + 2 * i),
             _mm256_or_si256(even, _mm256_slli_epi16(odd, 8)));
     }

@@ -15,7 +15,7 @@ bool begins(const uint8_t *data, int64_t size, const char *text, int64_t length)
 
 enum Orientation { UPRIGHT, TURNED, UNSAID, UNCLEAR };
 
-// What EXIF data, a TIFF header and its first directory, says.
+// The orientation in EXIF data: a TIFF header and its first directory.
 Orientation exif_orientation(const uint8_t *tiff, int64_t size) {
     if (size < 8) return UNCLEAR;
     const bool little = tiff[0] == 'I';
@@ -101,7 +101,7 @@ bool JpegMarkers::read_scan(const uint8_t *data, int64_t size) {
         component.dc = data[2 + 2 * c] >> 4, component.ac = data[2 + 2 * c] & 15;
         sequential = data[1 + 2 * c] == component.id && component.dc < 4 && component.ac < 4 &&
             dc[component.dc].defined && ac[component.ac].defined &&
-                quantisation_defined[component.quantisation];
+            quantisation_defined[component.quantisation];
     }
     return true;
 }
@@ -148,14 +148,14 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
         } else if (marker == 0xee) {
             if (begins(p, length, "Adobe", 5) && length >= 12) adobe = true, adobe_ycc = p[11] == 1;
         } else if ((marker < 0xe2 || marker > 0xef) && marker != 0xfe) {
-            return false;  // other ways of coding, or what has no place here
+            return false;  // other kinds of coding, or a marker that does not belong here
         }
         if (!fine) return false;
         p += length;
     }
     upright = exif == UPRIGHT || (exif == UNSAID && !xmp);  // EXIF counts before XMP
     grey = num_components == 1;
-    // How libjpeg decides.
+    // The same decision as libjpeg's.
     ycc = num_components == 3 && (jfif ||
         (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
     return true;

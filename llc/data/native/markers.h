@@ -1,4 +1,4 @@
-// What a JPEG says of itself before its first scan.
+// What the markers of a JPEG say before its first scan.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +14,8 @@ struct Component {
 
 struct JpegMarkers {
     bool sequential;  // one Huffman-coded scan of all components
-    bool upright;     // no EXIF or XMP says otherwise; false also where they cannot be understood
-    bool grey, ycc;   // else some other colours
+    bool upright;     // no EXIF or XMP says otherwise; false if they cannot be parsed
+    bool grey, ycc;   // both false: other colours
     int32_t width, height, num_components, restart_interval;  // the interval in MCUs, 0: none
     Component components[3];
     uint16_t quantisation[4][64];  // in zigzag order
@@ -23,7 +23,7 @@ struct JpegMarkers {
     HuffmanCodes dc[4], ac[4];
     const uint8_t *scan, *end;  // behind the header of the first scan; behind the data
 
-    // False where this is no JPEG of 8 bits and 1 or 3 components, or its markers are damaged.
+    // False if this is not a JPEG of 8 bits and 1 or 3 components, or its markers are damaged.
     bool parse(const uint8_t *data, int64_t size);
 
     // Whether the only scan's data is followed by the end of the image.

@@ -12,8 +12,8 @@
 #endif
 
 // The inner loops are compiled a second time for CPUs that have AVX2 and shift by any count in one
-// instruction, and chosen at run time, by what the CPU can ("arch=haswell" would ask for its maker). A tenth
-// faster; the results are the same. AVX-512 adds nothing.
+// instruction, and chosen at run time by the CPU's features ("arch=haswell" would check the vendor too). They
+// are a tenth faster, with the same results. AVX-512 adds nothing.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
 #define FOR_EVERY_CPU __attribute__((flatten, target_clones("arch=x86-64-v3", "default")))
@@ -27,7 +27,7 @@
 
 namespace {
 
-// 8 bytes as they stand in memory <-> a number whose highest byte is the first.
+// 8 bytes in memory <-> a number whose highest byte is the first one.
 INLINE uint64_t first_on_top(uint64_t bytes) {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     return __builtin_bswap64(bytes);
@@ -42,7 +42,7 @@ INLINE uint64_t first_on_top(uint64_t bytes) {
 // of an L1 cache.
 constexpr int LOOKUP_BITS = 10;
 
-// What follows from the next bits: how long the code and the number behind it are.
+// What the next bits mean: the lengths of the code and of the number after it.
 struct Symbol {
     uint8_t total;   // bits of both; 0: a longer code, or none
     uint8_t code;    // bits of the code
@@ -75,7 +75,7 @@ struct Decoder {
         }
     }
 
-    // The symbol of a code longer than LOOKUP_BITS; `total` is 0 where there is none.
+    // The symbol of a code longer than LOOKUP_BITS; `total` is 0 if there is none.
     __attribute__((noinline)) Symbol long_symbol(uint64_t bits) const {
         for (int length = LOOKUP_BITS + 1; length <= 16; length++) {
             const int32_t code = bits >> (64 - length);
@@ -96,7 +96,7 @@ INLINE int32_t number(uint64_t bits, int shift) {
     return int32_t(((bits ^ negative) >> shift ^ negative) - negative);
 }
 
-// The bits of a scan, a restart interval at a time.
+// The bits of a scan, one restart interval at a time.
 class Bits {
 public:
     uint64_t bits = 0;   // the next ones, the first on top
@@ -105,8 +105,8 @@ public:
 
     Bits(const uint8_t *data, const uint8_t *end) : data(data), data_end(end), plain(end - data + SLACK) {}
 
-    // Takes the bytes up to the next marker, without the zeros stuffed behind 0xff. False where the marker is
-    // not the one that must be there: the restart marker numbered `interval`, or (-1) the end of the image.
+    // Takes the bytes up to the next marker, without the zeros stuffed after 0xff. False if the marker is not
+    // the expected one: the restart marker numbered `interval`, or (-1) the end of the image.
     bool begin_interval(int interval) {
         uint8_t *to = plain.data();
         while (true) {
@@ -128,10 +128,10 @@ public:
         return true;
     }
 
-    // Whether what was read so far was there.
+    // Whether all bits read so far existed.
     INLINE bool within() const { return next <= plain_end + 8; }
 
-    // Whether an interval was read to its end: less than a byte is left over.
+    // Whether an interval was read to its end: less than a byte is left.
     bool at_end() const {
         const int64_t left = (plain_end - next) * 8 + int64_t(count);
         return left >= 0 && left < 8;
@@ -145,13 +145,13 @@ private:
     uint8_t *plain_end = nullptr;
 };
 
-// One block: its coefficients that are not 0 into block[order[zigzag position]], a block of 0. Returns how
-// many of the zigzag positions are read, the rest being 0; 0 where the data is damaged.
+// Reads one block: writes its non-zero coefficients to block[order[zigzag position]]; the rest of the block
+// must be 0. Returns how many zigzag positions it read, or 0 if the data is damaged.
 INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &last_dc, const uint8_t *order,
     int16_t *block) {
     uint64_t bits = in.bits, count = in.count;
     const uint8_t *next = in.next;
-    // Up to 56 bits and more, without asking how many: Giesen, "Reading bits in far too many ways", part 2,
+    // Refills to at least 56 bits without a branch: Giesen, "Reading bits in far too many ways", part 2,
     // variant 4.
     const auto refill = [&]() __attribute__((always_inline)) {
         uint64_t more;
@@ -191,8 +191,7 @@ INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &l
 
 // ---- coefficients -----------------------------------------------------------------------------------------
 
-// Nearest integer, a half to the even one; |value| < 2^22. Of the same result on every CPU, and done eight at
-// a time.
+// The nearest integer, halves to even; |value| < 2^22. The same result on every CPU, and eight at a time.
 INLINE int32_t nearest(float value) {
     const float sum = value + 12582912.0f;  // 1.5 * 2^23
     int32_t bits;
@@ -200,8 +199,8 @@ INLINE int32_t nearest(float value) {
     return bits - 0x4b400000;
 }
 
-// Within what the standard Huffman codes have a code for; no picture of 8 bits has larger ones, but
-// overshooting data may.
+// Clamps to what the standard Huffman codes can express. No 8-bit picture has larger values, but invalid data
+// may.
 INLINE int16_t limited(int32_t coefficient) { return std::clamp(coefficient, -1023, 1023); }
 
 // Coefficients from `used` on are 0.
@@ -210,23 +209,22 @@ INLINE void requantise(int16_t *block, const float *factor, int used) {
         for (int k = begin; k < begin + 16; k++) block[k] = limited(nearest(block[k] * factor[k]));
 }
 
-// 8 numbers; the compiler splits it where the CPU has less
+// 8 numbers; the compiler splits them for CPUs with shorter vectors
 typedef float Line __attribute__((vector_size(32)));
 
 typedef int16_t ShortLine __attribute__((vector_size(16)));
 
-// Coefficients or something between, row by row.
+// Coefficients or intermediate values, row by row.
 struct Square {
     Line row[8];
 };
 
 // Maps of the coefficients of 8 samples (T.81, A.3.3, as an orthonormal matrix), as [from][to].
 struct Maps {
-    // of two blocks' 16 samples to the 8 averages of neighbours: a part from each. They differ by the sign
-    // where
+    // From two blocks' 16 samples to the 8 averages of neighbours, one map per block. As one block mirrors
+    // the other, the maps differ in sign where from + to is odd.
     Square halve[2];
-                          // from + to is odd, as mirroring does
-    Square replicate[8];  // [n]: sample n - 1 in place of those behind it
+    Square replicate[8];  // [n]: sample n - 1 in place of all after it
 
     Maps() {
         double dct[8][8];
@@ -265,19 +263,19 @@ INLINE void map_columns(const Square &map, Square &square, int used) {
     }
 }
 
-// Two blocks, `second` below `first`, to one, in place of the first. Rows from `used` on are 0.
+// Merges two blocks, `second` below `first`, into the first. Rows from `used` on are 0.
 INLINE void halve_rows(const Maps &maps, Square &first, const Square &second, int used) {
     Line sum[8] = {};
     for (int from = 0; from < used; from++) {
         const Line other = from % 2 ? -second.row[from] : second.row[from];
-        // what even and odd rows are made from
+        // the sources of even and odd rows
         const Line even = first.row[from] + other, odd = first.row[from] - other;
         for (int to = 0; to < 8; to++) sum[to] += maps.halve[0].row[from][to] * (to % 2 ? odd : even);
     }
     for (int to = 0; to < 8; to++) first.row[to] = sum[to];
 }
 
-// The same of two blocks side by side; columns from `used` on are 0.
+// The same for two blocks side by side; columns from `used` on are 0.
 INLINE void halve_columns(const Maps &maps, Square &first, const Square &second, int used) {
     for (int i = 0; i < 8; i++) {
         Line sum = {};
@@ -290,8 +288,8 @@ INLINE void halve_columns(const Maps &maps, Square &first, const Square &second,
 
 // ---- writing ----------------------------------------------------------------------------------------------
 
-// What stands for a symbol, by its value: its code, with room for the number behind it, and how many bits
-// that makes.
+// The encoding of a symbol, by its value: its code, with room for the number after it, and the total number
+// of bits.
 struct Encoder {
     struct Code {
         uint32_t code, bits;
@@ -302,7 +300,8 @@ struct Encoder {
         memset(symbols, 0, sizeof symbols);
         for (uint32_t length = 1, next = 0, k = 0; length <= 16; length++, next <<= 1)
             for (int i = 0; i < table.counts[length - 1]; i++, k++) {
-                const uint32_t count = table.values[k] & 15;  // for DC the whole value, which is below 16
+                // for DC this is the whole value, which is below 16
+                const uint32_t count = table.values[k] & 15;
                 symbols[table.values[k]] = {next++ << count, length + count};
             }
     }
@@ -310,10 +309,10 @@ struct Encoder {
 
 constexpr int64_t MOST_BLOCK_BYTES = 256;  // 64 codes and numbers of up to 27 bits, and a few over
 
-// Codes and numbers as bytes, into a scratch.
+// Writes codes and numbers as bytes into scratch memory.
 struct BitSink {
     uint8_t *next;
-    uint64_t bits = 0, held = 0;  // those that make no byte yet, on top, and how many
+    uint64_t bits = 0, held = 0;  // bits that do not fill a byte yet, on top, and their number
 
     INLINE void put(Encoder::Code symbol, uint32_t number) {
         held += symbol.bits;
@@ -325,7 +324,7 @@ struct BitSink {
         held &= 7;
     }
 
-    // A last byte is filled up with ones.
+    // Fills the last byte up with ones.
     void finish() {
         if (held) *next++ = bits >> 56 | 0xff >> held;
         bits = held = 0;
@@ -343,7 +342,7 @@ public:
     void byte(int value) { *next++ = value; }
     void word(int value) { byte(value >> 8), byte(value & 255); }
 
-    // With a zero stuffed behind every 0xff. There must be room for twice as many.
+    // Stuffs a zero after every 0xff. There must be room for twice as many bytes.
     void stuffed(const uint8_t *data, const uint8_t *data_end) {
         while (data < data_end) {
             const auto *ff = static_cast<const uint8_t *>(memchr(data, 0xff, data_end - data));
@@ -378,7 +377,7 @@ INLINE uint64_t nonzero(const int16_t *block) {
 
 INLINE int bit_length(uint32_t value) { return value ? 32 - __builtin_clz(value) : 0; }
 
-// The bits that stand for `number` behind a code that says how many they are.
+// The bits of `number`, which follow a code that says how many they are.
 INLINE uint32_t number_bits(int32_t number, int count) {
     return (number + (number >> 31)) & ((1u << count) - 1);
 }
@@ -404,7 +403,7 @@ INLINE void write_block(BitSink &out, const Encoder &dc, const Encoder &ac, int3
     if (behind < 64) out.put(ac.symbols[0], 0);
 }
 
-// As the one before, and flat: the shortest there is.
+// The same DC as in the block before and no AC: the shortest block there is.
 INLINE void write_empty_block(BitSink &out, const Encoder &dc, const Encoder &ac) {
     write_dc(out, dc, 0);
     out.put(ac.symbols[0], 0);
@@ -447,11 +446,11 @@ constexpr int64_t HEADER_BYTES = 1024;
 
 int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
-// Where things stand in a block, by zigzag position.
+// Positions in a block, by zigzag position.
 struct Order {
-    // read_block's `order`, which goes on for 16 in damaged data
+    // read_block's `order`; damaged data reads up to 16 beyond
     uint8_t same[80], rows[80];
-    uint8_t used_rows[65], used_columns[65];       // of a block of which so many zigzag positions are used
+    uint8_t used_rows[65], used_columns[65];       // of a block with this many zigzag positions in use
 
     Order() {
         used_rows[0] = used_columns[0] = 0;
@@ -467,7 +466,7 @@ struct Order {
 const Order ORDER;
 const Maps MAPS;
 
-// A recoding under way. An MCU row of the result has 16 rows of pixels, one of the source 8 or 16.
+// A recoding in progress. An MCU row of the result has 16 rows of pixels, one of the source 8 or 16.
 struct Recoding {
     const JpegMarkers &source;
     Bits in;
@@ -476,8 +475,8 @@ struct Recoding {
     int32_t interval = 0, left_in_interval;  // of restarts; MCUs
     Encoder dc[2], ac[2];
     int32_t out_interval, left_in_out_interval;  // MCUs between restart markers, 0: there are none
-    std::vector<uint8_t> scratch;       // what an MCU row of the result becomes
-    std::vector<uint8_t *> ends;        // in it, behind each of which a marker belongs
+    std::vector<uint8_t> scratch;       // an encoded MCU row of the result
+    std::vector<uint8_t *> ends;        // positions in it that a marker follows
     BitSink out;
     int32_t last_written_dc[3] = {};
     bool halve_rows, halve_columns;     // of chroma samples
@@ -542,12 +541,12 @@ FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
     return true;
 }
 
-// A block's samples beyond the picture, from the `real`-th on, must not show as the second half of an
-// average: where they would, they become equal to the last one that is in it.
+// A block's samples beyond the picture, from the `real`-th on, must not become half of an average. Where they
+// would, they are set to the last sample of the picture.
 INLINE bool must_mend(int32_t real) { return real < 8 && real % 2 != 0; }
 
 // Chroma of one MCU of the result, from 2 x 2, 2 x 1 or 1 x 2 blocks. num_rows: how many rows of blocks there
-// are, 1 or 2. Where the second block of two is missing, it is all outside of the picture: the first one is
+// are, 1 or 2. If the second of two blocks is missing, it is completely outside the picture; the first one is
 // mirrored.
 INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int num_rows, int16_t *block) {
     const int32_t first = column << task.halve_columns;
@@ -617,7 +616,7 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
                     int16_t *block = task.luma_block(v, 2 * column + h);
                     requantise(block, task.factor[0], task.luma_used(v, 2 * column + h));
                     write_block(out, task.dc[0], task.ac[0], task.last_written_dc[0], block);
-                } else {  // outside of the picture, to fill the MCU
+                } else {  // outside the picture, to fill the MCU
                     write_empty_block(out, task.dc[0], task.ac[0]);
                 }
             }
@@ -652,7 +651,7 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
     Output out(buffer, buffer + capacity);
     const auto task_on_heap = std::make_unique<Recoding>(source);
     Recoding &task = *task_on_heap;
-    // The only component of a scan is not interleaved, whatever its sampling says.
+    // A scan of a single component is not interleaved, whatever its sampling factors are.
     task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey
         ? 1 : source.components[0].vertical;
     task.halve_columns = task.across == 1, task.halve_rows = task.down == 1;

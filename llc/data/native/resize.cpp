@@ -59,7 +59,7 @@ void Resizer::begin(int32_t height, int32_t width, uint8_t *out, int32_t out_hei
                 pair[2 * copy] = taps[0], pair[2 * copy + 1] = 2 * p + 1 < num_taps ? taps[1] : 0;
         }
     }
-    // An odd number of taps is read as pairs too, and the kernels read on for two values.
+    // An odd number of taps is read as pairs too, and the kernels read two values further.
     line.resize(size_t(3) * (width + 2));
 }
 

@@ -1,6 +1,6 @@
 // Resizing of uint8 RGB: area averaging where an axis shrinks, bilinear where it grows, in integers, so that
-// every CPU makes the same bytes. Rows first: they are added up as bytes, 32 or 64 at a time, and there are
-// fewer pixels left for the harder pass.
+// every CPU gives the same bytes. Rows come first: they are added up as bytes, 32 or 64 at a time, which
+// leaves fewer pixels for the slower pass.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -34,8 +34,8 @@ public:
     // The first row that is still needed.
     int32_t next_row() const { return done < out_height ? vertical.first[done] : height; }
 
-    // Rows [next_row(), end) are there, `stride` bytes apart, `rows` being the first of them. Writes what
-    // they complete.
+    // Takes rows [next_row(), end), `stride` bytes apart, the first of them at `rows`. Writes the output rows
+    // that they complete.
     void advance(const uint8_t *rows, int64_t stride, int32_t end);
 
 private:

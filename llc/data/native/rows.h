@@ -9,7 +9,7 @@ struct Region {
 // Takes an image's rows, uint8 RGB, from top to bottom.
 class RowSink {
 public:
-    // The first row comes next, whatever came before.
+    // The next row is the first one, whatever came before.
     virtual void begin() = 0;
     // Room for `count` more rows, `stride` bytes apart, with ROOM bytes behind the last one that may be
     // written as well.
