@@ -46,8 +46,9 @@ def prepare(
     batch_size: int,
     num_workers: int = -1,
 ) -> Iterator[torch.Tensor]:
-    """Yields uint8 [b, 3, resolution, resolution] for the images pixels_of(i), uint8 [H, W, 3], i of
-    `indices`, in order.
+    """Yields uint8 [b, 3, resolution, resolution] for the images `indices`, in order.
+
+    pixels_of(i): uint8 [H, W, 3].
 
     num_workers threads (-1: one per core) work ahead by at most one batch. An error of pixels_of is raised in
     place of its batch.
@@ -143,8 +144,7 @@ def open_images(
     processes,
     class_names: Sequence[str] | None = None,
 ) -> Images:
-    """Opens a beton, or a folder of images: a folder per class (or such folders in val/ or test/), or images
-    alone.
+    """Opens a beton, a folder of class folders (or of val/ or test/ with such), or a folder of images.
 
     Images without a class get the label -1. class_names: the label order that is wanted. A folder is labelled
     by it; a beton must have it. Raises UserError.

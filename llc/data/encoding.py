@@ -90,8 +90,7 @@ def _jpeg_writer():
 
 
 def shrink(pixels, max_resolution):
-    """uint8 [H, W, 3] -> the same with its longer side at most `max_resolution` (0: unlimited), averaged by
-    area.
+    """uint8 [H, W, 3] -> the same, averaged by area to sides of at most `max_resolution` (0: any).
 
     No side becomes 0.
     """

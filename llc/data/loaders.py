@@ -1,5 +1,4 @@
-"""Betons -> batches on the device: for training (random crops and flips) and for validation (each image
-exactly once).
+"""Betons -> batches on the device, for training (random crops and flips) and for validation.
 
 A training batch is a pure function of (betons, seed, epoch, number of the batch), whatever the number of
 threads; sampling.py defines it. FFCV's own Loader is not used, for these reasons: its crops and flips cannot

@@ -112,8 +112,7 @@ class Manifest:
 
 
 def data_checksums(crcs, samples_per_checksum=Manifest.samples_per_checksum):
-    """CRC-32s of each sample's data, [n], in sample order -> the CRC-32 of each block of samples, a tuple of
-    ints.
+    """CRC-32s of each sample's data, [n], in order -> those of blocks of samples, a tuple of ints.
 
     A block's CRC-32 is that of its samples' CRC-32s, as 4 bytes each, lowest byte first. So the samples' own
     can be computed in any order and by any process.

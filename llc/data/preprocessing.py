@@ -18,14 +18,15 @@ _MAX_LONG_SIDE = 1 << 14  # pixels of a whole resized image; its shorter side is
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes resolution x resolution pixels, and the network's mean and std (of RGB values in
-    0..1).
+    """How an image becomes resolution x resolution pixels, and the network's mean and std (of RGB in 0..1).
 
-    resize  "area": a centre crop whose side is `crop_ratio` of the shorter side, resized by pixel area
-            (llc.data.native). The validation loader does the same to betons, so networks trained here are
-            evaluated with it. "bilinear": the shorter side resized to resolution / crop_ratio by Pillow's
-            bilinear filter, then a centre crop: the pixels of torchvision's Resize and CenterCrop, with which
-            the published models were evaluated (224 and 0.875: 256, then 224).
+    resize: "area" is a centre crop whose side is `crop_ratio` of the shorter side, resized by pixel area
+    (llc.data.native). The validation loader does the same to betons, so networks trained here are evaluated
+    with it.
+
+    "bilinear" resizes the shorter side to resolution / crop_ratio by Pillow's bilinear filter, then takes a
+    centre crop. These are the pixels of torchvision's Resize and CenterCrop, with which the published models
+    were evaluated (224 and 0.875: 256, then 224).
 
     Raises UserError for impossible values, because they may come from a file.
     """

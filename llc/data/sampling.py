@@ -1,5 +1,4 @@
-"""Which samples a batch holds, which part of each image, and whether it is mirrored: functions of (seed,
-epoch, sample).
+"""Which samples a batch holds, their crops and flips: functions of (seed, epoch, sample).
 
 Randomness comes from a counter, not from a generator's state: draw d of sample i is a hash of (seed, epoch,
 i, d), SplitMix64's (Steele, Lea, Flood 2014). So a batch is the same whoever makes it, and after whatever
@@ -71,8 +70,7 @@ def random_order(num_samples, batch_size, seed, epoch, rank=0, world_size=1):
 
 
 def pagewise_order(pages, batch_size, seed, epoch, rank=0, world_size=1, *, window):
-    """`random_order` for data that is read by pages: int64 [batches, B], in which a page's samples lie close
-    together.
+    """`random_order` for data read by pages: int64 [batches, B], a page's samples close together.
 
     pages: int64 [n], each sample's page, numbered from 0. The pages are permuted, and a sample moves back by
     a random distance of less than `window` pages. So the pages in use at a time are `window` consecutive

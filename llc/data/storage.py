@@ -1,5 +1,4 @@
-"""Where the decoder finds the samples of a batch: in mapped files, or in pages read ahead into a bounded
-buffer.
+"""Where the decoder finds a batch's samples: in mapped files, or in pages read ahead.
 
 Both serve the batches of one epoch in order. Inside `with storage:`, storage.addresses(b) is uint64 [B]:
 where in memory the data of the samples batches[b], int64 [B], begins. The data stays valid until batch b +

@@ -15,8 +15,7 @@ from llc.files import atomic_write
 
 
 def held_out(labels, fraction, seed):
-    """bool [n]: the given fraction of the samples of each class, drawn by the seed, at least one of each and
-    never all.
+    """bool [n]: the given fraction of each class, drawn by the seed, at least one and never all.
 
     labels: int64 [n]. Raises UserError where a class has a single sample.
     """
@@ -33,8 +32,7 @@ def held_out(labels, fraction, seed):
 
 
 def write_subset(shards, indices, path):
-    """Writes the samples `indices`, int64 [m], of `shards` (shards.Shards) to the beton `path`, in that
-    order.
+    """Writes samples of `shards` (shards.Shards) to the beton `path`, in the order of `indices`, int64 [m].
 
     Its manifest is written too. The samples' bytes are read and written once. Raises UserError where the file
     cannot be written or a sample is larger than a page.

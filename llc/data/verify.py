@@ -1,5 +1,4 @@
-"""Checks betons completely: tables against manifests, every sample by decoding it, all data against
-checksums.
+"""Checks betons completely: their tables, every sample by decoding it, and all data against checksums.
 
 The exit status is 0 if all is as it was written, else 1. A JPEG that is cut off or broken is named. A changed
 bit anywhere in the data, raw pixels included, is found, and the block of samples that holds it is named. A

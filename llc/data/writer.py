@@ -262,8 +262,7 @@ def _check_target(write_path):
 
 @contextmanager
 def _temporary_beside(target):
-    """An empty file in the folder of `target`, as (path, descriptor); it is removed at the end if it still
-    exists.
+    """An empty temporary file beside `target`, as (path, descriptor); removed at the end.
 
     The file is locked while it is in use. Unlocked ones, left behind by killed conversions to the same
     target, are removed.

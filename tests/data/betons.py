@@ -1,5 +1,4 @@
-"""Small betons made by hand, with other page sizes than the writer's, and a reader that shares nothing with
-llc."""
+"""Small betons with other page sizes than the writer's, and a reader that shares no code with llc."""
 
 import gzip
 import io
@@ -54,7 +53,7 @@ def jpeg(picture, quality=90):
 
 
 def damage(path, index):
-    """Overwrites the data of a JPEG sample but for its first bytes."""
+    """Overwrites the data of a JPEG sample except its first bytes."""
     tables = beton.read_tables(path)
     assert tables.images["mode"][index] == beton.JPG
     with open(path, "r+b") as file:
@@ -64,7 +63,7 @@ def damage(path, index):
 
 @dataclass(frozen=True)
 class StoredSample:
-    """A sample as it lies in the file. mode: 0 for JPEG, 1 for raw pixels; data: bytes."""
+    """A sample as the file holds it. mode: 0 for JPEG, 1 for raw pixels; data: bytes."""
 
     mode: int
     width: int
@@ -84,8 +83,10 @@ class StoredSample:
 
 
 def stored_samples(path):
-    """The StoredSamples of a beton, in order, read by the format's description alone: nothing of llc's,
-    nothing of FFCV's."""
+    """The StoredSamples of a beton, in order.
+
+    They are read from the format's description alone, by nothing of llc's and nothing of FFCV's.
+    """
     content = Path(path).read_bytes()
     version, num_fields, page_size, num_samples, table_start = struct.unpack_from("<HHIQQ", content)
     assert (version, num_fields) == (2, 2)
@@ -101,8 +102,10 @@ def stored_samples(path):
 
 
 def written_by_ffcv(folder):
-    """Unpacks the beton that FFCV's own writer made (make_ffcv_beton.py) into `folder` and returns its
-    path."""
+    """Unpacks the beton that FFCV's own writer made (make_ffcv_beton.py) into `folder`.
+
+    Returns its path.
+    """
     path = Path(folder) / "ffcv_written.beton"
     path.write_bytes(gzip.decompress(FFCV_WRITTEN.read_bytes()))
     return path

@@ -14,15 +14,17 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def picture(seed, height, width):
-    """A smooth picture of its own for every seed, uint8 [height, width, 3]; smooth, so that JPEG keeps it."""
+    """A smooth picture for every seed, uint8 [height, width, 3]; JPEG changes smooth pictures little."""
     rng = np.random.default_rng(seed)
     blocks = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     return np.asarray(blocks.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def write_tree(root, counts, suffix=".png"):
-    """counts: {class name: number of images}. Returns {relative path: pixels} in the order of a converted
-    tree."""
+    """Writes an image tree. counts: {class name: number of images}.
+
+    Returns {relative path: pixels} in the order of a converted tree.
+    """
     pixels = {}
     for label, (name, count) in enumerate(sorted(counts.items())):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -56,8 +58,7 @@ def wait_until(condition, limit=60):
 
 
 class FailingSource(Source):
-    """26 grey pictures; whoever reads the 21st meets what is no image's fault: a bug, or (`leaves`) an
-    exit."""
+    """26 grey pictures, of which the 21st raises a bug's exception, or (`leaves`) ends the process."""
 
     def __init__(self, leaves=False):
         super().__init__(("grey",), np.zeros(26, np.int64))

@@ -1,5 +1,4 @@
-"""The native library's JPEGs for betons, against Pillow and OpenCV: ordinary files of every kind, and
-everything that is not ordinary."""
+"""The native library's JPEGs for betons, compared with Pillow and OpenCV, for every kind of ordinary file."""
 
 import io
 
@@ -49,8 +48,7 @@ def psnr(a, b):
 
 
 def layout(data):
-    """(quantisation tables, sampling of each component, restart interval in MCUs, number of restart
-    markers)."""
+    """Quantisation tables, sampling factors, restart interval in MCUs, number of restart markers."""
     data = bytes(data)
     image = Image.open(io.BytesIO(data))
     at = data.find(b"\xff\xdd\0\4")

@@ -1,5 +1,4 @@
-"""Every kind of image file, made here with Pillow (or OpenCV, or by hand), against the pixels that it must
-become."""
+"""Every kind of image file, made here by Pillow, OpenCV or hand, against the pixels it must give."""
 
 import io
 import os

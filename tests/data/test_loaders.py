@@ -1,4 +1,4 @@
-"""Batches from betons: which, the same for everyone, in every way of reading; and nothing left behind."""
+"""Batches from betons: their content, the same in every way of reading, and nothing left behind."""
 
 import gc
 import os
@@ -160,8 +160,7 @@ def test_reads_what_ffcv_wrote_as_ffcv_did(tmp_path):
 
 
 def test_reads_what_stock_ffcv_wrote_as_stock_ffcv_does(tmp_path):
-    """Raw and JPEG samples: labels exactly; pixels differ by rounding and by FFCV's less exact JPEG
-    decoding."""
+    """Labels exactly; pixels differ by rounding and by FFCV's less exact JPEG decoding."""
     pytest.importorskip("ffcv")
     from ffcv.fields import IntField, RGBImageField
     from ffcv.fields.basics import IntDecoder
@@ -253,8 +252,7 @@ def test_epochs_in_flight_at_once_and_of_other_resolutions_do_not_mix(path):
 
 
 def test_all_loaders_of_a_device_copy_on_one_stream(monkeypatch):
-    """A stream has memory of its own in PyTorch's allocator, which it keeps: one for every loader would add
-    up over the epochs."""
+    """PyTorch's allocator keeps memory per stream: with one per loader it would grow every epoch."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or object())
     loaders._copy_stream.cache_clear()
@@ -319,8 +317,10 @@ def test_shards_are_read_as_one_beton(in_memory, shards, path, small_window):
 
 
 class OneOfTwoMachines(Processes):
-    """Of 4 processes, two on each machine; the other machine's have `others`, [digest, digest of classes,
-    number of samples]."""
+    """One of 4 processes, two on each machine.
+
+    others: [digest, digest of classes, number of samples] of the other machine's processes.
+    """
 
     def __init__(self, rank, others):
         super().__init__(rank, 4)
@@ -453,8 +453,7 @@ def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(
 
 @pytest.mark.parametrize("on_error", ["fail", "skip_sample"])
 def test_a_disk_that_fails_is_an_error_and_no_damaged_sample(on_error, path, monkeypatch):
-    """What the kernel makes of it, a file cut short stands for; here it has its size again when the loader
-    looks."""
+    """A truncated file stands for the failing disk; it has its size again when the loader looks."""
     monkeypatch.setattr(
         native, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), native.UNREADABLE)
     )
@@ -533,8 +532,7 @@ print(num_seen, most >> 20)
 
 
 def test_a_beton_several_times_the_memory_is_read_by_pages(tmp_path):
-    """1 GB of raw pictures, all of them a hole in the file, with 300 MB of address space for buffers, threads
-    and all."""
+    """1 GB of raw pictures, a hole in the file, with 300 MB of address space for everything."""
     num_pages, per_page, height, width = 120, 11, 400, 600
     num_samples, size = num_pages * per_page, height * width * 3
     metadata, table = np.zeros(num_samples, beton.METADATA_TYPE), np.zeros(num_samples, beton.ALLOC_TYPE)

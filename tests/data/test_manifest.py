@@ -1,5 +1,4 @@
-"""Manifests and the tables of betons: what is verified, and what untrusted bytes can do, which is to be
-refused."""
+"""Manifests and the tables of betons: what is verified, and that untrusted bytes are refused or harmless."""
 
 import dataclasses
 import json
@@ -265,8 +264,7 @@ def test_a_beton_by_ffcvs_own_writer(tmp_path):
 
 
 def test_verifying_does_not_read_the_images(tmp_path):
-    """A million samples, in a file whose 300 GB of image data are a hole, take seconds at most (not a timing:
-    it ends)."""
+    """A million samples, whose 300 GB of image data are a hole in the file, take seconds at most."""
     num_samples, size = 1_000_000, 300_000
     places = np.arange(num_samples, dtype=np.int64)
     per_page = layout.PAGE_SIZE // size

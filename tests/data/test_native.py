@@ -1,5 +1,4 @@
-"""The native library: what it decodes equals a full decode and a slow resize anyone can check; damage is
-named, never shown."""
+"""The native library: it equals a full decode and a slow, simple resize; damage is reported."""
 
 import io
 import itertools
@@ -66,8 +65,7 @@ def jpeg(pixels, sampling="4:2:0", quality=90, progressive=False, optimised=Fals
 
 
 def decode_batch(encoded, crops, flips=None, size=(24, 32), modes=None, sizes=None, **options):
-    """native.decode_batch of byte strings; the whole pictures' (height, width) are looked up unless `sizes`
-    says them."""
+    """native.decode_batch of byte strings, whose (height, width) is looked up unless `sizes` is given."""
     arrays = [np.frombuffer(data, np.uint8) for data in encoded]
     modes = [beton.JPG] * len(arrays) if modes is None else modes
     sizes = [native.decode(data).shape[:2] for data in encoded] if sizes is None else sizes
@@ -105,8 +103,7 @@ def resize(pixels, size, **options):
 
 
 def axis_weights(size, out_size):
-    """float64 [out_size, size]: area averages where the axis shrinks, else linear between the centres of
-    pixels."""
+    """float64 [out_size, size]: area averages where the axis shrinks, else linear interpolation."""
     weights = np.zeros((out_size, size))
     for o in range(out_size):
         if size > out_size:
@@ -196,8 +193,7 @@ def test_whole_picture_equals_pillows(sampling):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("progressive", [False, True])
 def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
-    """Crops of every alignment, at their own size, so that no resize hides a difference; with and without
-    restart markers."""
+    """Crops of every alignment at their own size, where no resize hides a difference."""
     rng = np.random.default_rng(11)
     mcu = MCU_WIDTHS[sampling]
     for size, restart_rows in itertools.product(
@@ -235,8 +231,7 @@ def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
 
 
 def test_codes_and_coefficients_at_their_limits():
-    """Long Huffman codes, large values, blocks that end at their last coefficient: full contrast at quality
-    100."""
+    """Long Huffman codes, large values, blocks that end at their last coefficient."""
     rng = np.random.default_rng(5)
     noise = rng.choice(np.array([0, 255], np.uint8), (80, 96, 3))
     for quality, optimised in ((100, False), (100, True), (4, False)):

@@ -113,8 +113,7 @@ def test_every_sample_comes_to_every_place_equally_often():
 
 
 def test_pages_are_read_by_one_rank_and_are_in_use_for_a_window():
-    """400 pages of 25 samples, 3 ranks: at most 2 pages are split, and at any place few pages are begun and
-    not ended."""
+    """400 pages of 25 samples, 3 ranks: at most 2 pages are split, and few are in use at any time."""
     pages, window = np.repeat(np.arange(400), 25)[np.random.default_rng(0).permutation(10_000)], 10
     readers = {}
     for rank in range(3):

@@ -1,5 +1,4 @@
-"""Trees and named datasets: which images, in which order, under which labels; and what is refused, in which
-words."""
+"""Trees and named datasets: which images, their order and labels, and the messages of refusals."""
 
 import gzip
 import os

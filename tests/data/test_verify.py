@@ -1,5 +1,4 @@
-"""python -m llc.data.verify: samples that do not decode are named, and blocks of samples whose data
-changed."""
+"""python -m llc.data.verify: samples that do not decode and blocks with changed data are named."""
 
 import json
 import shutil
@@ -48,8 +47,10 @@ def test_damaged_samples_are_named_and_the_status_tells(num_workers, beton, tmp_
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """Two betons of 300 samples less one that cannot be read, half JPEG, half pixels; and the same written
-    otherwise."""
+    """Two betons of 300 samples less one unreadable one, half JPEG, half pixels.
+
+    They hold the same samples, written with different numbers of workers.
+    """
     folder = tmp_path_factory.mktemp("checksums")
     write_tree(folder / "images", {"ant": 150, "bee": 150})
     (folder / "images/ant/003.png").write_bytes(b"no picture")

@@ -1,5 +1,4 @@
-"""Real image files to betons and back: by stock FFCV, by hand from FFCV's own tables, and for everything that
-can go wrong."""
+"""Image files to betons and back, read by hand and by FFCV, and everything that can go wrong."""
 
 import dataclasses
 import hashlib
@@ -54,8 +53,10 @@ def convert(tree, path, **settings):
 
 
 def samples(path, mode=None):
-    """[(mode, pixels, label)] in order, by nothing of ours. `mode`: Pillow's, which JPEGs are converted
-    to."""
+    """[(mode, pixels, label)] in order, by nothing of llc's.
+
+    mode: Pillow's mode, to which JPEGs are converted.
+    """
     return [(sample.mode, sample.pixels(mode), sample.label) for sample in stored_samples(path)]
 
 
@@ -613,8 +614,10 @@ def slow_tree(tmp_path):
 
 @pytest.fixture
 def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
-    """A conversion by two workers that has already written images; (its process, its workers, a check that
-    nothing is left)."""
+    """A conversion by two workers that has already written images.
+
+    Returns its process, its workers, and a check that nothing is left of it.
+    """
     before = shm()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.beton").write_text("before")
@@ -717,8 +720,10 @@ def test_a_dataset_that_cannot_be_sent_to_workers(tmp_path, run_script):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder with 3 MB of space, and what a process must run first to see it: a tmpfs, else a limit on the
-    size of files."""
+    """A folder with 3 MB of space: a tmpfs, or else a limit on the size of files.
+
+    Returns it, and what a process must run first to see the limit.
+    """
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = (

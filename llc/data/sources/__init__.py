@@ -1,5 +1,4 @@
-"""Where images and labels come from. `open_source` finds a source by name; the order of its images never
-varies.
+"""Where images and labels come from. `open_source` finds a source by name.
 
 base.py                 Source, and how to add one: a file in this folder or a plugin
 folder.py               a tree with a folder of images per class

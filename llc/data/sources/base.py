@@ -68,9 +68,7 @@ class Source:
         return len(self.labels)
 
     def image(self, i):
-        """Image i as `llc.data.images.load_rgb` takes it: a path, the bytes of an image file, or a PIL
-        image.
-        """
+        """Image i for `load_rgb` (images.py): a path, the bytes of an image file, or a PIL image."""
         raise NotImplementedError
 
     def name(self, i):
@@ -129,8 +127,9 @@ class Selection(Source):
 
 @dataclass(frozen=True)
 class IndexedDataset(Source):
-    """A dataset whose items are (image, label), such as torchvision's; images as `Source.image` gives
-    them.
+    """A dataset whose items are (image, label), such as torchvision's.
+
+    Its images are of the kinds that `Source.image` returns.
     """
 
     title: str

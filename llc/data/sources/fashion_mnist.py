@@ -1,6 +1,4 @@
-"""Fashion-MNIST, read without torchvision from its four files as they are published, packed by gzip or
-not.
-"""
+"""Fashion-MNIST, read without torchvision from its four published files, packed or not."""
 
 import gzip
 import struct

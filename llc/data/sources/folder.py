@@ -68,8 +68,7 @@ class FolderTree(Source):
 
 
 def find_split(data_dir, split):
-    """The folder in `data_dir`, or `data_dir` itself, that holds the class folders of `split`. Raises
-    SourceError.
+    """The folder in or at `data_dir` that holds the class folders of `split`. Raises SourceError.
 
     For "val" that may also be test/, where there is no val/. If `data_dir` is plainly the root of a dataset
     but lacks this split, that is an error, because its folders would become classes called train and val.
