@@ -1,4 +1,4 @@
-"""The writer's worker processes: they encode chunks of samples, then write them as told.
+"""The writer's worker processes, which encode chunks of samples and write them where they belong.
 
 A worker is a new interpreter, not a fork, because a forked process can deadlock on locks of the parent's
 threads (OpenCV's, for one), and a library cannot know what threads its caller has. To keep start-up cheap, a

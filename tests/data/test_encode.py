@@ -17,8 +17,8 @@ from llc.data.writer import WriterConfig
 from tests.data.helpers import picture
 
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
-# Blocks are 8 pixels, MCUs 8 or 16: sizes at, before and behind their ends, odd ones, and MCU rows enough for
-# restart markers to wrap.
+# Blocks are 8 pixels, MCUs 8 or 16: sizes at, below and above multiples of them, odd ones, and enough MCU
+# rows for the numbers of restart markers to wrap.
 SIZES = [(1, 1), (8, 8), (16, 16), (17, 15), (9, 33), (31, 24), (50, 75), (150, 41)]
 
 
@@ -99,8 +99,7 @@ def test_recoding_is_as_good_as_encoding_the_pixels(size, sampling, quality, wri
     before, after = decoded(source), decoded(result.data)
     by_pixels_data = writer.encode(before, quality, 24)
     by_pixels = decoded(by_pixels_data)
-    # Rounded once instead of three times, so it is better on the whole; a small picture may be unlucky in its
-    # roundings.
+    # Rounded once instead of three times, so it is better on average, but not for every small picture.
     assert psnr(after, before) > psnr(by_pixels, before) - (0.3 if min(size) > 40 else 1.5)
     assert len(result.data) < 40 + 1.05 * len(by_pixels_data)
     done, reference = cv2.imencode(".jpg", before, [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -122,8 +121,8 @@ def test_chroma_of_rows_that_are_doubled(writer):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_what_lies_behind_the_edge_does_not_show(sampling, writer):
-    # A picture made smaller in its header only: behind the edge stands blue, as it does not with an encoder
-    # that repeats the last pixel.
+    # A picture that only its header makes smaller: beyond the edge it is blue, where an encoder would repeat
+    # the last pixel.
     size = {"4:4:4": (24, 24), "4:2:2": (24, 32), "4:2:0": (32, 32)}[
         sampling
     ]  # the same blocks as those of 19 x 21
@@ -312,8 +311,7 @@ def test_damage_is_noticed_or_read_as_pillow_reads_it(seed, place, flip, samplin
         assert np.array_equal(decoded(kept.data), decoded(source))
     if result is not None and max(load_rgb(source).shape) <= 40:
         assert (result.height, result.width) == load_rgb(source).shape[:2]
-        # What no picture of 8 bits holds is cut off elsewhere; with damaged tables that may be nearly
-        # everything.
+        # Other decoders clamp values that no 8-bit picture has; with damaged tables that may be nearly all.
         assert (
             at < source.index(b"\xff\xda")
             or np.abs(decoded(result.data).astype(int) - decoded(source)).mean() < 25

@@ -272,7 +272,7 @@ def test_16_bit_colour_with_alpha():
 @pytest.mark.parametrize(
     "values, expected",
     [
-        ([0, 0.25, 0.5, 1], [0, 64, 128, 255]),  # shares
+        ([0, 0.25, 0.5, 1], [0, 64, 128, 255]),  # fractions
         ([0, 0.25, 100.4, 255], [0, 0, 100, 255]),  # levels
         ([-1, 0, 1, 3], [0, 64, 128, 255]),  # neither: lowest to 0, highest to 255
         ([1000, 1000, 1000, 1000], [0, 0, 0, 0]),
@@ -311,7 +311,7 @@ def test_32_bit_integers():
 
 # --------------------------------------------------------------------------------------- upright, first frame
 
-# EXIF orientation -> where the stored picture's (red, green, blue, amber) quarters stand when it is shown,
+# EXIF orientation -> where the stored picture's (red, green, blue, amber) quarters are when it is shown,
 # left to right, top down
 TURNED = {1: "RGBA", 2: "GRAB", 3: "ABGR", 4: "BARG", 5: "RBGA", 6: "BRAG", 7: "AGBR", 8: "GARB"}
 
@@ -419,7 +419,7 @@ def test_absurd_size_is_refused_before_memory_is_taken():
 def test_things_that_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
-        load_rgb(tmp_path / "pipe.jpg")  # and does not wait for a writer
+        load_rgb(tmp_path / "pipe.jpg")  # without waiting for a writer
     with pytest.raises(ImageError, match="is a folder"):
         load_rgb(tmp_path)
     with pytest.raises(ImageError, match="missing.png: .*No such file"):
@@ -439,8 +439,7 @@ def test_error_names_what_the_caller_says_and_travels_between_processes():
 
 
 def test_formats_are_found_in_a_fresh_interpreter():
-    # Pillow loads its plugins as they are asked for; a list of formats must not depend on what was opened
-    # before
+    # Pillow loads its plugins on demand; the list of formats must not depend on what was opened before
     data = encoded(Image.fromarray(quarters()), "WEBP", lossless=True)
     script = (
         "import sys; from llc.data.images import load_rgb;"

@@ -268,7 +268,7 @@ def test_a_batch_stays_as_it_is_while_it_is_held(path):
     loader = train(path)
     held, seen = [], []
     for images, labels in loader.epoch(0, RESOLUTION):
-        held.append((images[3:5], labels[3:5]))  # a view holds it as well
+        held.append((images[3:5], labels[3:5]))  # a view keeps the memory too
         seen.append((images[3:5].clone(), labels[3:5].clone()))
         del images, labels
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(held, seen))

@@ -64,7 +64,7 @@ def header_of(data):
 @pytest.mark.parametrize("with_manifest", [True, False])
 @pytest.mark.parametrize("cut", [1, 10, 24 * 8, 24 * 17, 24 * 17 + 1, 0.01, 0.5, 0.9, 0.9999])
 def test_a_cut_beton_is_recognised(cut, with_manifest, beton, written):
-    # 10 bytes and half the allocation table are the cuts that FFCV serves wrong images from
+    # FFCV serves wrong images from files that lack 10 bytes or half the allocation table
     data = written[1]
     beton.write_bytes(data[:-cut] if isinstance(cut, int) else data[: int(len(data) * (1 - cut))])
     if not with_manifest:
@@ -86,7 +86,7 @@ def test_a_grown_beton_is_recognised(beton, written):
     [
         (b"", "not a beton: 0 bytes"),
         (b"text\n" * 1000, "not a beton of format version 2"),
-        (bytes(100_000), "not a beton of format version 2"),  # a file that was reserved, but never written
+        (bytes(100_000), "not a beton of format version 2"),  # allocated, but never written
     ],
 )
 def test_foreign_files(content, message, tmp_path):

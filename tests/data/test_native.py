@@ -286,7 +286,7 @@ def test_an_empty_batch_is_no_work():
     assert out.shape[0] == 0 and status.shape == (0,)
 
 
-# ---- what is wrong is said, and is not seen
+# ---- errors are reported, and their pixels are 0
 # --------------------------------------------------------------------------
 
 
@@ -332,7 +332,7 @@ def test_damaged_samples_are_named_and_black(data, text, instructions):
     )
     assert text in native.status_text(status[1])
     assert not out[1].any()
-    assert status[[0, 2]].tolist() == [native.OK] * 2  # the decoder is reused, and none the worse
+    assert status[[0, 2]].tolist() == [native.OK] * 2  # the decoder still works after an error
     assert np.array_equal(out[0], out[2]) and out[0].std() > 20
 
 
@@ -450,9 +450,7 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
         status = native.decode_batch(samples, *arguments, out, num_threads)
         assert status.tolist() == [native.OK] * 6 + [native.UNREADABLE] * 6
         assert np.array_equal(out[:6], whole[:6]) and whole[6:].any() and not out[6:].any()
-        file.truncate(
-            place[11] + len(encoded[11])
-        )  # zeros where the data was: damaged, and read all the same
+        file.truncate(place[11] + len(encoded[11]))  # zeros instead of data: damaged, but readable
         status = native.decode_batch(samples, *arguments, out, num_threads)
         assert np.array_equal(out[:6], whole[:6]) and not {native.OK, native.UNREADABLE} & set(
             status[7:][np.array(samples.modes[7:]) == beton.JPG]

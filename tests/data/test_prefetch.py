@@ -52,7 +52,7 @@ def test_works_ahead_that_far_and_no_further(num_ahead):
     prefetch = Prefetch(iter(source), num_ahead)
     for taken in range(3):
         wait_until(lambda taken=taken: source.made == taken + num_ahead)
-        time.sleep(0.02)  # it would go on now
+        time.sleep(0.02)  # it would continue now
         assert source.made == taken + num_ahead
         assert next(prefetch) == taken
     prefetch.close()

@@ -146,7 +146,7 @@ def ks(a, b):
 
 def quantities(crops, height, width):
     top, left, h, w = np.asarray(crops, np.float64).T
-    # places as shares of where the crop can be
+    # places as fractions of the range where the crop can be
     return {
         "area": h * w / (height * width),
         "log ratio": np.log(w / h),

@@ -31,7 +31,7 @@ def test_damaged_samples_are_named_and_the_status_tells(num_workers, beton, tmp_
     verify.main([str(copy), f"--num_workers={num_workers}"])
     assert "100 samples (100 JPEG), 0 damaged" in capsys.readouterr().out
     tables = read_tables(copy)
-    # behind what is looked at when a beton is opened: no header, and an end of image before the image's end
+    # beyond what opening a beton reads: no header, and an end-of-image marker before the image's end
     for sample, at, change in ((3, 4, bytes(40)), (77, int(tables.sizes[77]) - 60, b"\xff\xd9")):
         with open(copy, "r+b") as file:
             file.seek(int(tables.images["data_ptr"][sample]) + at)

@@ -302,7 +302,7 @@ def test_place(start, sizes):
     position = begin
     for where, size in zip(places.tolist(), sizes):
         assert where >= position and where % layout.PAGE_SIZE + size <= layout.PAGE_SIZE
-        # nothing is left free but what the sample does not fit into
+        # space is left free only where the sample does not fit into the page
         assert where == position or (
             where % layout.PAGE_SIZE == 0 and position % layout.PAGE_SIZE + size > layout.PAGE_SIZE
         )
@@ -329,7 +329,7 @@ def test_shrink(height, width, max_resolution, expected):
     small = shrink(pixels, max_resolution)
     assert small.shape == (*expected, 3)
     if small.shape != pixels.shape:
-        assert abs(small.mean() - pixels.mean()) < 8  # an average, not a cut-out
+        assert abs(small.mean() - pixels.mean()) < 8  # an average, not a crop
 
 
 def test_shrinking_by_two_averages_four_pixels(tmp_path):
@@ -453,7 +453,7 @@ def test_a_worker_computes_in_one_thread(tmp_path):
 
 
 def test_importing_the_workers_loads_neither_opencv_nor_pillow():
-    # each would make a worker's start, which seldom needs them, longer by a third
+    # a worker seldom needs these, and each would make its start a third longer
     script = (
         "import sys, llc.data.workers, llc.data.sources;"
         ' print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'
@@ -665,7 +665,7 @@ def test_signals(number, to_group, status, halfway):
     process, _, nothing_is_left = halfway
     (os.killpg if to_group else os.kill)(process.pid, number)
     output, errors = process.communicate(timeout=seconds(60))
-    # SIGTERM to all: whether the parent first hears of it or of its dead worker is the system's choice
+    # SIGTERM to all: the parent may first notice the signal or the death of its worker
     assert process.returncode == status if status else process.returncode in (2, 143)
     assert "Traceback" not in errors
     assert "was not written" in output or "nothing was written" in errors
@@ -747,7 +747,7 @@ def test_full_disk(tmp_path, small_disk, write_ffcv):
     for i in range(40):
         cv2.imwrite(str(tmp_path / f"images/a/noise{i}.bmp"), noise)
     (folder / "out.beton").write_text("before")
-    for _ in range(2):  # twice: the first left room for the second
+    for _ in range(2):  # twice: the first must leave room for the second
         done = write_ffcv(
             data_dir=tmp_path / "images",
             write_path=folder / "out.beton",
