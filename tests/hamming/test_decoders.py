@@ -95,7 +95,7 @@ def test_long_codes_are_scanned_and_refuse_a_table():
     class_codes, codes = random_codes(5, 25, 0), random_codes(300, 25, 1)
     class_codes[0, 3] |= 128  # the 25th bit is in use
     assert decode_mhd(codes, class_codes).tolist() == slow_search(codes, class_codes, 1)[1]
-    with pytest.raises(ValueError, match="class_codes: 25 bits are in use, a table takes up to 24"):
+    with pytest.raises(ValueError, match="class_codes: 25 bits are in use, but a table takes up to 24"):
         Decoder(class_codes, table=True)
 
 
@@ -145,7 +145,7 @@ def test_no_codes_and_no_classes():
     "codes, message",
     [
         (np.zeros((4, 3)), "codes: expected packed codes uint8"),
-        (np.zeros((4, 2), np.uint8), "codes have 2 bytes a code, class_codes 3"),
+        (np.zeros((4, 2), np.uint8), "codes have 2 bytes per code, class_codes 3"),
         (torch.zeros(4, 3, dtype=torch.uint8), "codes are a Tensor, class_codes a ndarray"),
         (torch.zeros(4, 3, dtype=torch.uint8, device="meta"), "codes: .*meta|codes are a"),
     ],

@@ -215,7 +215,7 @@ CODES = torch.zeros(4, 3, dtype=torch.uint8)
         (CODES[0], CODES, r"queries: .* got torch.uint8 \[3\]"),
         (CODES[:, :0], CODES[:, :0], r"queries: .* got torch.uint8 \[4, 0\]"),
         (CODES.repeat(1, 3000), CODES, "queries: .* code_size 1 to 8191"),
-        (CODES, CODES[:, :2], "queries have 3 bytes a code, database 2"),
+        (CODES, CODES[:, :2], "queries have 3 bytes per code, database 2"),
         (CODES, CODES.numpy(), "queries are a Tensor, database a ndarray"),
         (
             CODES.tolist(),
