@@ -56,8 +56,9 @@ class Decoder:
     def mhd(self, codes: Array, k: int = 1) -> Array:
         """Minimum Hamming distance decoding: the k nearest classes of each code, ties to the lowest class.
 
-        codes uint8 [n, code_size] -> classes int64 [n, k]. The codes must be of the same kind and on the same device as the class
-        codes. The table is used for k = 1 only. Raises ValueError as `search` does.
+        codes uint8 [n, code_size] -> classes int64 [n, k]. The codes must be of the same kind and on the
+        same device as the class codes. The table is used for k = 1 only. Raises ValueError as `search`
+        does.
         """
         check_codes(codes=codes, class_codes=self.class_codes)
         if k != 1:
@@ -67,12 +68,14 @@ class Decoder:
     def ed(self, codes: Array) -> Array:
         """Exact decoding: the class whose code equals the given one, or -1 if there is none.
 
-        codes uint8 [n, code_size] -> classes int64 [n]. Where several classes have that code, it is the lowest of them. For arguments and errors see `mhd`.
+        codes uint8 [n, code_size] -> classes int64 [n]. Where several classes have that code, it is the
+        lowest of them. For arguments and errors see `mhd`.
         """
         check_codes(codes=codes, class_codes=self.class_codes)
         nearest: Any = self._nearest(codes)
         if is_cuda(codes):
-            return torch.where((self.class_codes[nearest] == codes).all(1), nearest, -1)
+            nearest = torch.where((self.class_codes[nearest] == codes).all(1), nearest, -1)
+            return nearest
         from llc.hamming import table
 
         # as_array shares the memory of `nearest`, so this changes it
