@@ -9,14 +9,14 @@ far away to matter to the query, the tile is skipped after one comparison.
 `_counting` emits the scan as LLVM code for vectors of LANES bytes, and LLVM turns it into instructions of
 this processor. The generated assembly has, for 8 bits of each code,
 
-    AVX-512 BITALG   3 instructions for 64 codes: vpxorq, vpopcntb, vpaddusb in 64-byte registers AVX2
-    8 instructions for 32 codes: vpxor, a lookup of the count of either nibble (vpshufb, twice),
-                     vpaddusb in 32-byte registers
+    AVX-512 BITALG   3 instructions for 64 codes: vpxorq, vpopcntb, vpaddusb in 64-byte registers
+    AVX2             8 instructions for 32 codes: vpxor, a lookup of the count of either nibble
+                     (vpshufb, twice), vpaddusb in 32-byte registers
     64-bit ARM       eor, cnt, uqadd in 16-byte registers (compiled, not run)
 
 The nearest code is found in registers too: each lane keeps its lowest count and the vector that it came
-from. Plain loops were slower, though LLVM vectorised them as well, because they stored the counts in
-memory, read them again for the minimum, and again for its position: they took 2.2 times as long for 1,000
+from. Plain loops were slower, though LLVM vectorised them as well, because counts, minimum and position
+went through memory: they took 2.2 times as long for 1,000
 codes of 20 bits and 1.3 times as long for 256 bits. Counting 64-bit words by vpopcntq takes as many
 instructions, but the distances then fill 8 times as many registers, and AVX2 would also have to add up the
 bytes of every word.
@@ -35,8 +35,8 @@ TILE_BYTES = 32 << 10  # the size of a tile's planes, so that they stay in the f
 MAX_TILE = 4096  # the most codes in a tile
 CHUNK = 28  # planes whose counts (at most 224) are summed in bytes, then added to 16-bit distances
 WIDE = 64  # code size from which the nearest code is often more than 254 bits away, too many for a byte
-# Up to this many queries are scanned code by code, which takes 0.5 ns per code of 64 bits. Making the planes takes
-# 1.1 ns per code, and scanning them 0.04 ns per code and query.
+# Up to this many queries are scanned code by code, which takes 0.5 ns per code of 64 bits. Making the planes
+# takes 1.1 ns per code, and scanning them 0.04 ns per code and query.
 FEW_QUERIES = 3
 BLOCK_QUERIES = 4096  # queries that share the planes of a tile
 BLOCK_PAIRS = 1 << 34  # the most pairs of codes in a kernel call, about a second: it cannot be interrupted
@@ -45,8 +45,9 @@ THREAD_BYTES = 1 << 22  # query bytes x database codes that are worth starting a
 INDEX_BITS = 40  # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
 
 
-# Inlined by numba: passing an array to a function costs a few ns, as much as the work on a small tile. For the same
-# reason the kernels repeat their inner loops: sharing them in a function made decoding of 20 bits 15 % slower.
+# Inlined by numba: passing an array to a function costs a few ns, as much as the work on a small tile. For
+# the same reason the kernels repeat their inner loops: sharing them in a function made decoding of 20 bits 15
+# % slower.
 _inlined = njit(inline="always")
 
 
@@ -391,9 +392,9 @@ def _first_within(distances, limit):
 
 
 # ---- the k nearest codes -----------------------------------------------------------------------------
-# Each query has a list of candidates, with room for about 2 k. When it is full, a counting sort by distance keeps
-# the best k, and from then on only a code nearer than the worst of them becomes a candidate. The sort is stable and
-# candidates come in ascending order of their indices, so equal distances stay in that order.
+# Each query has a list of candidates, with room for about 2 k. When it is full, a counting sort by distance
+# keeps the best k, and from then on only a code nearer than the worst of them becomes a candidate. The sort
+# is stable and candidates come in ascending order of their indices, so equal distances stay in that order.
 
 
 @kernel
@@ -481,7 +482,8 @@ def search(
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = min(_block_size(n, m, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
-    # If there are fewer blocks of queries than threads, the database is divided as well, and results are merged.
+    # If there are fewer blocks of queries than threads, the database is divided as well, and results are
+    # merged.
     num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
     bounds = [m * part // num_parts for part in range(num_parts + 1)]
     results = [

@@ -11,7 +11,8 @@ from llc.hamming import cuda_dot, cuda_popc
 from llc.hamming.cuda_popc import INDEX_BITS
 from llc.kernels.cuda_launch import check_grid
 
-# "popc" or "dot" makes every search use that module where it can, for tests and timings. None: see _takes_dot.
+# "popc" or "dot" makes every search use that module where it can, for tests and timings. None: see
+# _takes_dot.
 METHOD = None
 DOT_QUERIES = 256  # from this many queries on tensor cores are faster, see _takes_dot
 MAX_CODES = (1 << 31) - (
@@ -48,7 +49,8 @@ def search(queries: torch.Tensor, database: torch.Tensor, k: int) -> tuple[torch
         else:
             nearest = cuda_popc.nearest_in_lanes(part, words, 4 * k)
         parts.append(_k_nearest(part, words, k, _radii(nearest, k)))
-    return tuple(torch.cat(part) for part in zip(*parts))
+    distances, indices = (torch.cat(part) for part in zip(*parts))
+    return distances, indices
 
 
 def _radii(nearest, k):
@@ -90,17 +92,18 @@ def range_search(
     if len(queries) == 0 or len(database) == 0:
         lims = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
         return lims, _empty(torch.int32, (0,), queries), _empty(torch.int64, (0,), queries)
-    database = cuda_popc.prepare(database)
+    words = cuda_popc.prepare(database)
     lims, parts = [torch.zeros(1, dtype=torch.int64, device=queries.device)], []
     for part in queries.split(QUERY_TILE):
-        splits, steps = cuda_popc.split(len(part), database)
+        splits, steps = cuda_popc.split(len(part), words)
         widest = min(radius, 8 * part.shape[1])  # fits in 32 bits, however large the radius is
         radii = torch.full((len(part),), widest, dtype=torch.int32, device=part.device)
-        counts = cuda_popc.count_within(part, database, radii, splits, steps)
-        part_lims, *found = cuda_popc.write_within(part, database, radii, counts, steps)
+        counts = cuda_popc.count_within(part, words, radii, splits, steps)
+        part_lims, distances, indices = cuda_popc.write_within(part, words, radii, counts, steps)
         lims.append(part_lims[1:] + lims[-1][-1])
-        parts.append(found)
-    return torch.cat(lims), *(torch.cat(part) for part in zip(*parts))
+        parts.append((distances, indices))
+    distances, indices = (torch.cat(part) for part in zip(*parts))
+    return torch.cat(lims), distances, indices
 
 
 def _takes_dot(queries, database):

@@ -18,7 +18,8 @@ from llc.hamming.cuda_popc import INDEX_BITS, STEP_BITS, splits_and_steps, store
 from llc.kernels.cuda_launch import launch
 
 MAX_BITS = 256  # so that a tile of queries (32 KB) and two tiles of codes fit into shared memory
-# Queries and codes of a tile. Its products and the best keys so far take 128 registers per thread, for 8 warps.
+# Queries and codes of a tile. Its products and the best keys so far take 128 registers per thread, for 8
+# warps.
 BLOCK_N = BLOCK_M = 128
 PROGRAMS = 2048  # enough for a few waves on 132 multiprocessors: an assumption, not measured
 MAX_BYTES = 1 << 28  # unpacked bytes of queries, and of codes, at a time: positions in them fit in int32
@@ -67,7 +68,8 @@ def _product_kernel(
     for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
         columns = (split * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
         code = tl.load(database + tl.minimum(columns, m - 1)[None, :] * K + k[:, None])
-        # distance << STEP_BITS | step, minus K << (STEP_BITS - 1); the loop leaves adding this constant to the end
+        # distance << STEP_BITS | step, minus K << (STEP_BITS - 1); the loop leaves adding this constant to
+        # the end
         key = step - tl.dot(query, code, out_dtype=tl.int32) * (1 << (STEP_BITS - 1))
         if EACH_LANE:
             key = tl.where((columns < m)[None, :], key, 0x7FFFFFFF - (K << (STEP_BITS - 1)))

@@ -144,9 +144,9 @@ def store_nearest(
         tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
 
 
-# By default Triton compiles a kernel again for numbers that are 1 or multiples of 16, which gains nothing here. If
-# Triton knew the alignment of the database, each thread would load 4 neighbouring words, and these would have to go
-# through shared memory to the threads that need them.
+# By default Triton compiles a kernel again for numbers that are 1 or multiples of 16, which gains nothing
+# here. If Triton knew the alignment of the database, each thread would load 4 neighbouring words, and these
+# would have to go through shared memory to the threads that need them.
 _unspecialised = triton.jit(
     do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
     do_not_specialize_on_alignment=["database"],
@@ -273,7 +273,7 @@ def _write_kernel(
     BLOCK_M: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Writes each split's codes within each query's radius, beginning at position starts, int64 [n, splits]."""
+    """Writes each split's codes within each query's radius, from position starts int64 [n, splits] on."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     radius = tl.load(radii + rows, mask=rows < n, other=-1)
@@ -282,9 +282,9 @@ def _write_kernel(
         start = (split * steps + step) * BLOCK_M
         tile = start + tl.arange(0, BLOCK_M)
         _, inside_tile = _within(queries, database, radius, rows, tile, n, m, code_stride, words, GROUP)
-        # Few tiles have a code to write. These are computed again in parts, because the positions and pointers of
-        # a whole tile would need 250 registers, for every tile. The number of parts is 0 or all, because Triton
-        # 3.6 fails to compile a loop inside an `if` here.
+        # Few tiles have a code to write. These are computed again in parts, because the positions and
+        # pointers of a whole tile would need 250 registers, for every tile. The number of parts is 0 or all,
+        # because Triton 3.6 fails to compile a loop inside an `if` here.
         any_inside = tl.max(tl.max(inside_tile.to(tl.int32), axis=1), axis=0)
         for part in range(any_inside * (BLOCK_M // PART)):
             columns = start + part * PART + tl.arange(0, PART)
@@ -417,7 +417,7 @@ def count_within(
 def write_within(
     queries: torch.Tensor, database: Database, radii: torch.Tensor, counts: torch.Tensor, steps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The codes that count_within counted, in CSR form: lims int64 [n + 1], distances int32, indices int64."""
+    """The codes that count_within counted: lims int64 [n + 1], distances int32, indices int64."""
     ends = counts.flatten().cumsum(0)
     lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1 :: counts.shape[1]]])
     starts = ends - counts.flatten()
@@ -442,8 +442,8 @@ def write_within(
 
 def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
     num_words, code_stride = database.words.shape
-    # For 7 and 8 words ptxas would use 168 registers, though 128 are enough and let 4 programs instead of 3 run on a
-    # multiprocessor. With this limit longer codes and the writing kernel would spill.
+    # For 7 and 8 words ptxas would use 168 registers, though 128 are enough and let 4 programs instead of 3
+    # run on a multiprocessor. With this limit longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
     row_blocks = triton.cdiv(len(queries), BLOCK_N)
     launch(
