@@ -90,8 +90,8 @@ def range_search(
     """llc.hamming.range_search on CUDA. It scans twice, first to count and then to write."""
     _check_numbers(queries, database)
     if len(queries) == 0 or len(database) == 0:
-        lims = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
-        return lims, _empty(torch.int32, (0,), queries), _empty(torch.int64, (0,), queries)
+        zeros = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
+        return zeros, _empty(torch.int32, (0,), queries), _empty(torch.int64, (0,), queries)
     words = cuda_popc.prepare(database)
     lims, parts = [torch.zeros(1, dtype=torch.int64, device=queries.device)], []
     for part in queries.split(QUERY_TILE):

@@ -1,8 +1,8 @@
-"""What the CPU kernels of this project have in common: how numba compiles them, and how they are shared out to threads.
+"""What the CPU kernels of this project share: how numba compiles them, and how threads divide their work.
 
-Why not numba's own threads (`prange`): its default layer aborts the process when two Python threads use it at once, as FFCV's loader
-and an evaluation beside it do. A kernel here is plain code that releases the interpreter lock, and Python threads call it.
-The intrinsics take the CPU to be little-endian, as x86 and ARM are.
+A kernel is plain code that releases the interpreter lock, and Python threads call it. Numba's own threads
+(`prange`) are not used, because their default layer aborts the process if two Python threads use it at once,
+as an evaluation beside FFCV's loader would. The intrinsics assume a little-endian CPU, as x86 and ARM are.
 """
 
 import itertools
@@ -16,16 +16,24 @@ from numba.extending import intrinsic
 
 
 def kernel(function):
-    """Decorator: compiled by numba when it first meets a kind of arguments, and kept in numba's cache on disk (`__pycache__`, or the
-    user's cache folder where that is read-only), so that the next process only loads it. Runs without the interpreter lock."""
+    """A decorator: numba compiles the function, which then runs without the interpreter lock.
+
+    It is compiled at the first call with arguments of a new type. Numba keeps the result in its cache on
+    disk, so that the next process only loads it: in `__pycache__`, or in the user's cache folder if that is
+    read-only.
+    """
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba finds no folder to write to: each process compiles for itself
+    except RuntimeError:  # numba finds no folder that it can write to, so each process compiles for itself
         compiled = numba.njit(nogil=True)(function)
     compile_for = compiled._compile_for_args
 
     def one_at_a_time(*arguments, **keywords):
-        """Numba locks its compiler, but not what it looks at before and after: threads that met a kernel together got a KeyError."""
+        """Compiles in one thread at a time.
+
+        Numba locks its compiler, but not the tables that it reads before and writes after compiling. Threads
+        that called a new kernel at the same time got a KeyError.
+        """
         with global_compiler_lock:
             return compile_for(*arguments, **keywords)
 
@@ -34,14 +42,15 @@ def kernel(function):
 
 
 def share(work, pieces, num_threads):
-    """Calls work(*piece) for every piece, on this thread and up to num_threads - 1 others that live for this call alone.
+    """Calls work(*piece) for every piece, on this thread and on up to num_threads - 1 threads started for this call.
 
-    Pieces are taken in order, each as soon as a thread is free. After an error no further piece is begun, and the error is raised here.
+    The threads take the pieces in order, each when it is free. After an error no further piece is started,
+    and the error is raised here.
     """
     numbers, errors = itertools.count(), []
 
     def run():
-        for number in numbers:  # next() of a count is atomic
+        for number in numbers:  # next() on a count is atomic, so each number is taken once
             if number >= len(pieces) or errors:
                 return
             try:
@@ -60,7 +69,7 @@ def share(work, pieces, num_threads):
 
 
 def address_of(context, builder, array_type, array, position, element):
-    """For intrinsics: the address of element `position` of a flat contiguous array, as a pointer to LLVM's type `element`."""
+    """Emits the address of element `position` of a flat contiguous array, as a pointer to LLVM's type `element`."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [position]), element.as_pointer())
 
@@ -79,5 +88,6 @@ def _load_word(bits):
     return load
 
 
-# The 4 or 8 bytes of a flat uint8 array from `position` on as one number, the first byte highest.
+# load(flat, position): the 4 or 8 bytes of a flat uint8 array from `position` on as one number, the first
+# byte highest.
 load_word32, load_word64 = _load_word(32), _load_word(64)
