@@ -42,10 +42,10 @@ def kernel(function):
 
 
 def share(work, pieces, num_threads):
-    """Calls work(*piece) for every piece, on this thread and on up to num_threads - 1 threads started for this call.
+    """Calls work(*piece) for every piece, on up to num_threads threads.
 
-    The threads take the pieces in order, each when it is free. After an error no further piece is started,
-    and the error is raised here.
+    These are the calling thread and threads that are started for this call alone. They take the pieces in
+    order, each when it is free. After an error no further piece is started, and the error is raised here.
     """
     numbers, errors = itertools.count(), []
 
@@ -69,7 +69,10 @@ def share(work, pieces, num_threads):
 
 
 def address_of(context, builder, array_type, array, position, element):
-    """Emits the address of element `position` of a flat contiguous array, as a pointer to LLVM's type `element`."""
+    """Emits the address of element `position` of a flat contiguous array.
+
+    element: an LLVM type; the address is a pointer to it.
+    """
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [position]), element.as_pointer())
 

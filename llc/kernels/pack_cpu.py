@@ -16,7 +16,7 @@ VALUES_PER_THREAD = 1 << 21  # for fewer values, starting a thread (about 50 us)
 
 
 def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
-    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 if and only if 0 < value <= limit.
+    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 iff 0 < value <= limit.
 
     The values are C-contiguous, uint8, uint16, uint32 or uint64.
     """
@@ -34,7 +34,7 @@ def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
 
 @intrinsic
 def _byte_of_signs(typing, flat, position, limit):
-    """The byte of flat[position:position + 8]: a bit is 1 if 0 < value <= limit, and the first bit is the highest."""
+    """The byte of flat[position:position + 8]: a bit is 1 iff 0 < value <= limit, the first bit highest."""
 
     def generate(context, builder, signature, arguments):
         element = ir.IntType(signature.args[0].dtype.bitwidth)

@@ -10,7 +10,7 @@ BLOCK = 128  # bytes that a program writes; each takes 8 values
 
 
 def pack(values: torch.Tensor, limit: int) -> torch.Tensor:
-    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 if and only if 0 < value <= limit.
+    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 iff 0 < value <= limit.
 
     The values are uint8, uint16, uint32 or uint64, with any strides.
     """
