@@ -38,10 +38,12 @@ class Processes:
 
         The device is the GPU of the local rank, or the CPU if there is no CUDA.
 
-        timeout_minutes: how long a process waits for the others before it fails. deterministic: compute the
-        same bits on CUDA each time, at some cost in speed. On a CPU results are always the same for the same
-        number of threads. backend: auto (nccl on CUDA, else gloo), nccl or gloo. With gloo several processes
-        can share a GPU.
+        timeout_minutes: how long a process waits for the others before it fails.
+
+        deterministic: compute the same bits on CUDA each time, at some cost in speed. On a CPU results are
+        always the same for the same number of threads.
+
+        backend: auto (nccl on CUDA, else gloo), nccl or gloo. With gloo several processes can share a GPU.
 
         Raises UserError if there are too few GPUs, if two processes have the same one, or if torchrun has
         ended.
