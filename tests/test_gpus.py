@@ -1,4 +1,4 @@
-"""Problems with GPUs raise errors that say what to do. The GPUs here are simulated; tests/gpu uses real ones."""
+"""Problems with GPUs raise errors that say what to do. GPUs are simulated here, but not in tests/gpu."""
 
 import os
 import subprocess

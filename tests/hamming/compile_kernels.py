@@ -62,7 +62,7 @@ def all_kernels():
 
 
 def launch_all():
-    """Launches every kernel for short and long codes, one or many of them, numbers divisible by 16 and others."""
+    """Launches every kernel for short and long codes, one or many, numbers divisible by 16 and others."""
     for num_bits in (20, 64, 128, 256, 4096):
         for n, m in ((16, 4096), (1, 1), (9, 1001)):
             queries, codes = as_codes(n, num_bits), as_codes(m, num_bits)

@@ -55,7 +55,7 @@ def test_tables_of_longer_codes(num_bits):
 
 
 def test_bits_that_no_class_code_uses():
-    """A table leaves out the bits after the last one in use; codes in which they are 1 are decoded correctly."""
+    """A table leaves out the bits after the last one in use; codes that use them are decoded correctly."""
     class_codes = random_codes(30, 9, 0)
     class_codes = np.concatenate([class_codes, np.zeros((30, 3), np.uint8)], axis=1)
     codes = random_codes(500, 40, 1)

@@ -86,7 +86,7 @@ def test_every_kernel_was_compiled(compiled):
 
 
 def test_few_variants_are_compiled(compiled):
-    """One for each length of codes, whatever their number, because each takes a second at the first search."""
+    """One for each length of codes, whatever their number: the first search waits a second for each."""
     for lines in compiled.values():
         kernels = [(line["kernel"], line["for"]) for line in lines[:-1] if "pack" not in line["kernel"]]
         assert len(kernels) == len(set(kernels))

@@ -207,7 +207,7 @@ def test_packing_equals_the_cpu(dtype, largest, num_bits):
 
 
 def test_kernels_run_on_the_tensors_device(monkeypatch):
-    """Every launch is inside torch.cuda.device_of(one of its tensors), because Triton uses the current device."""
+    """Every launch is inside torch.cuda.device_of(a tensor of it), as Triton uses the current device."""
     inside, launched = [], []
     run = type(cuda_popc._nearest_kernel).run
 
