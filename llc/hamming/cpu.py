@@ -16,8 +16,8 @@ this processor. The generated assembly has, for 8 bits of each code,
 
 The nearest code is found in registers too: each lane keeps its lowest count and the vector that it came
 from. Plain loops were slower, though LLVM vectorised them as well, because counts, minimum and position
-went through memory: they took 2.2 times as long for 1,000
-codes of 20 bits and 1.3 times as long for 256 bits. Counting 64-bit words by vpopcntq takes as many
+went through memory. They took 2.2 times as long for 1,000 codes of 20 bits, and 1.3 times as long for 256
+bits. Counting 64-bit words by vpopcntq takes as many
 instructions, but the distances then fill 8 times as many registers, and AVX2 would also have to add up the
 bytes of every word.
 """
@@ -46,8 +46,8 @@ INDEX_BITS = 40  # a candidate is distance << INDEX_BITS | index: one integer, i
 
 
 # Inlined by numba: passing an array to a function costs a few ns, as much as the work on a small tile. For
-# the same reason the kernels repeat their inner loops: sharing them in a function made decoding of 20 bits 15
-# % slower.
+# the same reason the kernels repeat their inner loops: with a function for these, decoding 20 bits took 15 %
+# longer.
 _inlined = njit(inline="always")
 
 
@@ -482,8 +482,7 @@ def search(
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = min(_block_size(n, m, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
-    # If there are fewer blocks of queries than threads, the database is divided as well, and results are
-    # merged.
+    # If there are fewer blocks of queries than threads, the database is divided too, and results are merged.
     num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
     bounds = [m * part // num_parts for part in range(num_parts + 1)]
     results = [
