@@ -17,9 +17,8 @@ this processor. The generated assembly has, for 8 bits of each code,
 The nearest code is found in registers too: each lane keeps its lowest count and the vector that it came
 from. Plain loops were slower, though LLVM vectorised them as well, because counts, minimum and position
 went through memory. They took 2.2 times as long for 1,000 codes of 20 bits, and 1.3 times as long for 256
-bits. Counting 64-bit words by vpopcntq takes as many
-instructions, but the distances then fill 8 times as many registers, and AVX2 would also have to add up the
-bytes of every word.
+bits. Counting 64-bit words by vpopcntq takes as many instructions, but the distances then fill 8 times as
+many registers, and AVX2 would also have to add up the bytes of every word.
 """
 
 import numpy as np

@@ -7,8 +7,7 @@ distances of one tile in registers: BLOCK_N queries x block_m codes. The databas
 
 Carry-save adders reduce the number of words to count. A full adder turns three words of differing bits into
 a word of sums and a word of carries, by two LOP3 instructions of 2 cycles each, and so saves one POPC,
-which takes 8 cycles. Eight words then need 4 POPC instead of 8, and both kinds of instructions take equally
-long.
+which takes 8 cycles. Eight words then need 4 POPC instead of 8, and both instructions take equally long.
 """
 
 from typing import NamedTuple
@@ -27,9 +26,7 @@ PART = 64  # codes of a tile that are written at a time
 PROGRAMS = 4096  # enough for a few waves on 132 multiprocessors: an assumption, not measured
 STEP_BITS = 15  # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
 INDEX_BITS = 40  # a query's key is distance << INDEX_BITS | index
-MAX_QUERIES = (
-    1 << 22
-)  # queries of one launch, so that its grid stays within CUDA's limit for any size of database
+MAX_QUERIES = 1 << 22  # of one launch: its grid then stays within CUDA's limit for any size of database
 
 
 # ---- kernels ------------------------------------------------------------------------------------------
@@ -382,8 +379,7 @@ def nearest(queries: torch.Tensor, database: Database) -> torch.Tensor:
 def nearest_in_lanes(queries: torch.Tensor, database: Database, lanes: int) -> torch.Tensor:
     """The lowest distance in each lane -> int32 [n, num_lanes].
 
-    The codes are divided among at least min(lanes, m) lanes. A lane without a code has a distance above all
-    others.
+    The codes are divided among at least min(lanes, m) lanes. An empty lane has a distance above all others.
     """
     splits, steps = split(len(queries), database, lanes)
     found = torch.empty(len(queries), splits * database.block_m, dtype=torch.int32, device=queries.device)

@@ -91,6 +91,5 @@ def _load_word(bits):
     return load
 
 
-# load(flat, position): the 4 or 8 bytes of a flat uint8 array from `position` on as one number, the first
-# byte highest.
+# (flat, position) -> the 4 or 8 bytes of a uint8 array from `position` on as a number, the first byte highest.
 load_word32, load_word64 = _load_word(32), _load_word(64)

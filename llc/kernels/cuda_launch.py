@@ -1,4 +1,4 @@
-"""Launches Triton kernels on their tensors' device; errors of its compiler say what to install."""
+"""Launches Triton kernels on their tensors' device, and says what to install if that fails."""
 
 import contextlib
 import subprocess

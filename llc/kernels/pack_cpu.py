@@ -61,8 +61,7 @@ def _pack(values, limit, codes):
     code_size = codes.shape[1]
     flat = values.reshape(n * num_bits)
     padding = np.uint8(255 << (8 * code_size - num_bits) & 255)
-    # The last byte of a row may read values of the next rows, which the mask removes, but none beyond the
-    # array.
+    # A row's last byte may read values of the next rows, which the mask removes, but none beyond the array.
     num_fast = max(0, (n * num_bits - 8 * code_size) // num_bits + 1)
     for row in range(num_fast):
         position = row * num_bits
