@@ -307,7 +307,7 @@ class Database(NamedTuple):
     block_m: int  # codes of a tile
 
     @property
-    def num_tiles(self):
+    def num_tiles(self) -> int:
         return self.words.shape[1] // self.block_m
 
 

@@ -7,6 +7,8 @@ as an evaluation beside FFCV's loader would. The intrinsics assume a little-endi
 
 import itertools
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 from llvmlite import ir
@@ -15,7 +17,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 
-def kernel(function):
+def kernel(function: Callable[..., Any]) -> Any:
     """A decorator: numba compiles the function, which then runs without the interpreter lock.
 
     It is compiled at the first call with arguments of a new type. Numba keeps the result in its cache on
@@ -41,13 +43,14 @@ def kernel(function):
     return compiled
 
 
-def share(work, pieces, num_threads):
+def share(work: Callable[..., Any], pieces: Sequence[tuple], num_threads: int) -> None:
     """Calls work(*piece) for every piece, on up to num_threads threads.
 
     These are the calling thread and threads that are started for this call alone. They take the pieces in
     order, each when it is free. After an error no further piece is started, and the error is raised here.
     """
-    numbers, errors = itertools.count(), []
+    numbers = itertools.count()
+    errors: list[BaseException] = []
 
     def run():
         for number in numbers:  # next() on a count is atomic, so each number is taken once
@@ -91,5 +94,5 @@ def _load_word(bits):
     return load
 
 
-# (flat, position) -> the 4 or 8 bytes of a uint8 array from `position` on as a number, the first byte highest.
+# (flat, position) -> 4 or 8 bytes of a uint8 array from `position` on as one number, the first byte highest.
 load_word32, load_word64 = _load_word(32), _load_word(64)
