@@ -24,6 +24,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     disk, so that the next process only loads it: in `__pycache__`, or in the user's cache folder if that is
     read-only.
     """
+    compiled: Any
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba finds no folder that it can write to, so each process compiles for itself
