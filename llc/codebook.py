@@ -1,7 +1,9 @@
-"""The codebook: real values float32 [num_classes, num_bits] and the class codes that are its signs. Load, save, health."""
+"""The codebook: real values float32 [num_classes, num_bits], whose signs are the class codes."""
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +14,14 @@ from llc.files import atomic_write
 from llc.hamming import decode_ed, search
 
 
-def random_codebook(num_classes, num_bits, seed, scale=1.0, distance=0):
-    """Real values float32 [num_classes, num_bits], normal with variance 2 / num_bits (He et al., arXiv 1502.01852, fan-in), times scale.
+def random_codebook(
+    num_classes: int, num_bits: int, seed: int, scale: float = 1.0, distance: int = 0
+) -> torch.Tensor:
+    """A random codebook: normal values float32 [num_classes, num_bits] of variance 2 / num_bits, times scale.
 
-    distance > 0: with the signs of `separated_codes`, so that class codes start at least so many bits apart; raises UserError as it does.
+    The variance is that of He et al. (arXiv 1502.01852) for the fan-in. If distance > 0, the signs are those
+    of `separated_codes`, so every two class codes differ in at least that many bits. Raises UserError as it
+    does.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(num_classes, num_bits, generator=generator) * ((2 / num_bits) ** 0.5 * scale)
@@ -26,32 +32,37 @@ def random_codebook(num_classes, num_bits, seed, scale=1.0, distance=0):
     return torch.where(bits, sizes, -sizes)
 
 
-_AT_ONCE, _IN_ALL = (
-    1 << 16,
-    1 << 26,
-)  # machine words of the codes that are tried: some megabytes, and a second or two
+# Machine words of the codes that are tried: in one batch (0.5 MB), and in total, which takes a second or two.
+_BATCH_WORDS, _TOTAL_WORDS = 1 << 16, 1 << 26
 
 
-def separated_codes(num_classes, num_bits, distance, seed):
-    """A random code, bool [num_classes, num_bits], in which every two rows differ in `distance` bits or more; the same for the same seed.
+def separated_codes(num_classes: int, num_bits: int, distance: int, seed: int) -> np.ndarray:
+    """Random class codes, of which every two differ in at least `distance` bits.
 
-    Rows are words of a linear code of 2^k >= num_classes words, in which the distance of any two is the weight of their sum, a word too: so
-    the smallest weight of 2^k words tells all distances. Two random families are tried in turn, both known to hold very good codes: the
-    multiples of a random polynomial (shortened cyclic codes), and [identity | circulant] (MacWilliams and Sloane, The Theory of
-    Error-Correcting Codes, 1977, chapters 7 and 16); beside them, one that is right for few classes. Then bits and words are shuffled and
-    a random word is added to all, which changes no distance.
+    Returns bool [num_classes, num_bits]. The same seed gives the same code. The rows are words of a linear
+    code of 2^k >= num_classes words. In such a code the sum of two words is a word too, and its weight is
+    their distance. So the minimum distance is the smallest weight of all words but 0, and finding it takes
+    2^k weights instead of all pairs.
 
-    For 1,000 classes at 20 bits it finds distance 6 within a hundredth of a second, and no code has 7 (A(20, 7) = 512 words). Others for
-    1,000 classes: 16 bits 4, 24 bits 8, 32 bits 12, 64 bits 24. A code found for an even distance may have even distances only, where images
-    lie half-way between two class codes, and tie, more often. Raises UserError, with the largest distance found, after a second or two.
+    Two random families of codes are tried in turn, and both are known to contain very good codes: the
+    multiples of a random polynomial (shortened cyclic codes), and [identity | circulant] (MacWilliams and
+    Sloane, The Theory of Error-Correcting Codes, 1977, chapters 7 and 16). A simplex code, the best for few
+    classes, is tried too. Then the bits and the words are shuffled, and one random word is added to all
+    words. This changes no distance.
+
+    For 1,000 classes and 20 bits it finds distance 6 within a hundredth of a second; distance 7 is
+    impossible, because such a code has at most A(20, 7) = 512 words. For 1,000 classes it also finds distance
+    4 for 16 bits, 8 for 24 bits, 12 for 32 bits and 24 for 64 bits. In a code found for an even distance all
+    distances may be even, so that more images lie half-way between two class codes and tie. Raises UserError,
+    with the largest distance found, after a second or two.
     """
     k = (num_classes - 1).bit_length()
     rng, largest, generator = np.random.default_rng(seed), 0, np.zeros((k, num_bits), np.uint8)
-    size = (-(-num_bits // 64)) << k  # of a code, in machine words
-    count = max(1, _AT_ONCE // size)
-    for attempt in range(max(1, _IN_ALL // (count * size)) if 0 < k <= num_bits else 0):
+    size = (-(-num_bits // 64)) << k  # machine words of a code
+    count = max(1, _BATCH_WORDS // size)
+    for attempt in range(max(1, _TOTAL_WORDS // (count * size)) if 0 < k <= num_bits else 0):
         generators = (_multiples, _circulants)[attempt % 2](rng, count, k, num_bits)
-        generators[0] = _repeated(k, num_bits)
+        generators[0] = _simplex(k, num_bits)
         distances = _smallest_weights(generators)
         best = int(distances.argmax())
         if distances[best] > largest:
@@ -60,21 +71,28 @@ def separated_codes(num_classes, num_bits, distance, seed):
             break
     if k and largest < distance:
         raise UserError(
-            f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits that has this "
-            f"distance; the largest found is {largest}: lower it to that, or raise codes.num_bits"
+            f"codes.init_distance = {distance}: found no code of {num_classes} classes with {num_bits} bits "
+            f"that has this distance; the largest found is {largest}: lower it to that, "
+            "or raise codes.num_bits"
         )
     messages = rng.permutation(1 << k)[:num_classes, None] >> np.arange(k) & 1
     words = messages @ generator[:, rng.permutation(num_bits)] & 1
     return (words ^ rng.integers(0, 2, num_bits)).astype(bool)
 
 
-def _repeated(k, num_bits):
-    """A generator matrix 0/1 [k, num_bits] of all columns but 0 in turn: the best code where few classes have many bits (the simplex code)."""
+def _simplex(k: int, num_bits: int) -> np.ndarray:
+    """The generator matrix 0/1 [k, num_bits] of a simplex code: all columns but 0, repeated in order.
+
+    It is the best code if there are few classes and many bits.
+    """
     return ((np.arange(num_bits) % ((1 << k) - 1) + 1) >> np.arange(k)[:, None] & 1).astype(np.uint8)
 
 
-def _multiples(rng, count, k, num_bits):
-    """count generator matrices 0/1 [count, k, num_bits], each of the shifts of a random polynomial of degree num_bits - k."""
+def _multiples(rng: np.random.Generator, count: int, k: int, num_bits: int) -> np.ndarray:
+    """Generator matrices 0/1 [count, k, num_bits]: the k shifts of a random polynomial each.
+
+    The degree of the polynomials is num_bits - k.
+    """
     polynomials = rng.integers(0, 2, (count, num_bits - k + 1), np.uint8)
     polynomials[:, [0, -1]] = 1
     generators = np.zeros((count, k, num_bits), np.uint8)
@@ -83,8 +101,8 @@ def _multiples(rng, count, k, num_bits):
     return generators
 
 
-def _circulants(rng, count, k, num_bits):
-    """count generator matrices 0/1 [count, k, num_bits]: the identity, and beside it the rotations of a random row."""
+def _circulants(rng: np.random.Generator, count: int, k: int, num_bits: int) -> np.ndarray:
+    """Generator matrices 0/1 [count, k, num_bits]: the identity, then the rotations of a random row."""
     first = rng.integers(0, 2, (count, num_bits - k), np.uint8)
     generators = np.zeros((count, k, num_bits), np.uint8)
     for i in range(k):
@@ -92,8 +110,11 @@ def _circulants(rng, count, k, num_bits):
     return generators
 
 
-def _smallest_weights(generators):
-    """The smallest weight of the words but 0 of each linear code; generators: 0/1 [count, k, num_bits] -> integers [count]."""
+def _smallest_weights(generators: np.ndarray) -> np.ndarray:
+    """The smallest weight of a linear code's words other than 0.
+
+    generators: 0/1 [count, k, num_bits], of `count` codes -> integers [count].
+    """
     count, k, num_bits = generators.shape
     rows = np.zeros((count, k, 8 * -(-num_bits // 64)), np.uint8)
     rows[..., : -(-num_bits // 8)] = np.packbits(generators, axis=-1)
@@ -103,27 +124,27 @@ def _smallest_weights(generators):
     return np.bitwise_count(words).sum(-1, dtype=np.int64)[:, 1:].min(1)
 
 
-_FLIPPED = (
-    6,
-    10,
-    14,
-)  # among how many of a class's bits, those of the smallest values, is looked for what to flip
+_CANDIDATE_BITS = (6, 10, 14)  # flips are searched among this many bits of smallest |value|, in turn
 
 
-def move_apart(values, distance):
-    """Flips bits of real values [num_classes, num_bits] until all class codes differ in `distance` bits or more -> float32, like values.
+def move_apart(values: torch.Tensor, distance: int) -> torch.Tensor:
+    """Flips bits of a codebook until all class codes differ in at least `distance` bits.
 
-    A bit is flipped by changing its value's sign. Greedy: of all classes that are too near to another, the one that gets clear of all at the
-    least sum of |value| moves first. What is far enough apart stays as it is, so that a second call changes nothing. Where no place is
-    found, within 14 flips, classes stay too near (`health` tells). 1,000 random codes of 20 bits take a fraction of a second for a
-    distance of 1 or 2, 2 s for 3, 20 s for 4.
+    values: real [num_classes, num_bits] -> float32, a changed copy. A bit is flipped by changing the sign of
+    its value. The search is greedy: of all classes that are too near to another one, the class moves first
+    that can get away from all others by flipping the smallest sum of |value|. Classes that are far enough
+    apart keep their codes, so a second call changes nothing. A class for which no flips among its 14 smallest
+    |value| help stays too near; `health` shows it. 1,000 random codes of 20 bits take a fraction of a second
+    for a distance of 1 or 2, 2 s for 3 and 20 s for 4.
     """
     values = values.detach().float().cpu().clone()
     signs = torch.where(values > 0, 1.0, -1.0)
     num_bits = values.shape[1]
     apart = (num_bits - signs @ signs.T) / 2
     apart.fill_diagonal_(torch.inf)
-    moves, settled = {}, False  # class -> (sum of |value|, bits to flip), or None where it found no place
+    # class -> (sum of |value|, bits to flip), or None if no flips help it
+    moves: dict[int, Any] = {}
+    settled = False  # whether all classes were tried again since the last move
     while True:
         for c in (apart < distance).any(1).nonzero()[:, 0].tolist():
             if c not in moves:
@@ -132,7 +153,7 @@ def move_apart(values, distance):
         if not possible:
             if settled or None not in moves.values():
                 return values
-            moves, settled = {}, True  # those that moved may have made room
+            moves, settled = {}, True  # try again: classes that moved may have made room for others
             continue
         cost, c = min(possible)
         bits = moves.pop(c)[1]
@@ -141,28 +162,31 @@ def move_apart(values, distance):
         apart[c] = apart[:, c] = (num_bits - signs @ signs[c]) / 2
         apart[c, c] = torch.inf
         settled = False
-        for other, move in list(moves.items()):  # whose place this one took
-            if move:
+        for other, move in list(moves.items()):
+            if move:  # dropped, if it would now lead too near to class c
                 goal = signs[other].clone()
                 goal[move[1]] *= -1
                 if (num_bits - goal @ signs[c]) / 2 < distance:
                     del moves[other]
 
 
-def _cheapest_move(values, signs, all_signs, apart, distance):
-    """(sum of |value|, bits) of the flips that take a class `distance` bits from all others at the least sum, or None.
+def _cheapest_move(
+    values: torch.Tensor, signs: torch.Tensor, all_signs: torch.Tensor, apart: torch.Tensor, distance: int
+) -> tuple[float, torch.Tensor] | None:
+    """The flips of smallest sum of |value| that take a class `distance` bits from all others, or None.
 
-    values, signs: the class's own [num_bits]; apart: its distance to all classes [num_classes], infinite to itself.
+    values, signs: of this class, [num_bits]. all_signs: of all classes, [num_classes, num_bits]. apart: this
+    class's distance to all classes, [num_classes], infinite to itself. Returns (sum of |value|, positions of
+    the bits).
     """
     order = values.abs().argsort(stable=True)
-    for count in sorted({min(count, len(values)) for count in _FLIPPED}):
+    for count in sorted({min(count, len(values)) for count in _CANDIDATE_BITS}):
         bits = order[:count]
         subsets = (torch.arange(1 << count)[:, None] >> torch.arange(count) & 1).float()
         costs = subsets.double() @ values[bits].abs().double()
         subsets = subsets[costs.argsort(stable=True)]
-        further = (
-            all_signs[:, bits] * signs[bits]
-        )  # flipping a bit adds 1 to the distance of those that have the same, and takes 1 of others'
+        # flipping a bit adds 1 to the distance to classes with the same bit, and subtracts 1 for the others
+        further = all_signs[:, bits] * signs[bits]
         clear = (apart + subsets @ further.T >= distance).all(1).nonzero()
         if len(clear):
             flipped = bits[subsets[clear[0, 0]] > 0]
@@ -170,21 +194,23 @@ def _cheapest_move(values, signs, all_signs, apart, distance):
     return None
 
 
-def load_codebook(path, num_bits=None):
-    """Reads a codebook from a `.npy` file of real values, or from a run folder holding codebook.npy -> float32 tensor.
+def load_codebook(path: str | os.PathLike, num_bits: int | None = None) -> torch.Tensor:
+    """Reads a codebook from a `.npy` file, or from codebook.npy in a run folder.
 
-    The array is [num_classes, num_bits], with any axes of length 1 behind, as the original's convolutions have them; or, where num_bits
-    is given, flat. Raises UserError when it is missing, not such an array of plain numbers, not finite, or not of num_bits.
+    Returns a tensor float32 [num_classes, num_bits]. The file holds real numbers [num_classes, num_bits].
+    Further axes of length 1 may follow, as in the convolutions of the original code. If num_bits is given,
+    the array may also be flat. Raises UserError if the file cannot be read, if it holds something else, NaN
+    or infinity, or if its number of bits is not num_bits.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "codebook.npy"
     try:
-        # mapped, not read: a header that claims more than the file holds is an error before anything is allocated
+        # mapped, not read: a header that claims more than the file holds fails before memory is allocated
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"codebook {path}: cannot be read: {error}") from error
-    except Exception as error:  # numpy parses the header as Python's syntax and raises many kinds
+    except Exception as error:  # numpy parses the header as Python, which can raise many kinds of errors
         raise UserError(f"codebook {path}: not a .npy file of plain numbers: {error}") from error
     found = (
         f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
@@ -204,34 +230,38 @@ def load_codebook(path, num_bits=None):
     if num_bits and values.shape[1] != num_bits:
         raise UserError(f"codebook {path}: {values.shape[1]} bits ({found}); {num_bits} are needed")
     if not np.isfinite(values).all():
-        raise UserError(f"codebook {path}: holds values that are not finite")
+        raise UserError(f"codebook {path}: holds NaN or infinite values")
     return torch.from_numpy(values.astype(np.float32))
 
 
-def save_codebook(path, codebook):
-    """Writes real values float32 [num_classes, num_bits] as .npy, whole or not at all."""
-    atomic_write(
-        path, lambda file: np.save(file, codebook.detach().float().cpu().numpy(), allow_pickle=False)
-    )
+def save_codebook(path: str | os.PathLike, codebook: torch.Tensor) -> None:
+    """Writes a codebook as .npy, float32 [num_classes, num_bits]; the file is written whole or not at all."""
+    values = codebook.detach().float().cpu().numpy()
+    atomic_write(path, lambda file: np.save(file, values, allow_pickle=False))
 
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """What a codebook's class codes are like. Distances in bits; `balance` is the share of ones, per bit."""
+    """Statistics of the class codes of a codebook.
+
+    Distances are in bits. The balance of a bit is the fraction of class codes in which it is 1. collisions:
+    (class, the lowest class with the same code) for every class whose code an earlier class has. Decoding
+    never returns these classes.
+    """
 
     num_classes: int
     num_bits: int
-    collisions: tuple  # (class, the lowest class with the same code), of every class whose code an earlier class has: never decoded
+    collisions: tuple[tuple[int, int], ...]
     min_distance: int
     mean_distance: float
     min_balance: float
     max_balance: float
 
     @property
-    def num_collisions(self):
+    def num_collisions(self) -> int:
         return len(self.collisions)
 
-    def __str__(self):
+    def __str__(self) -> str:
         named = ", ".join(f"class {c} = {first}" for c, first in self.collisions[:5]) + (
             ", ..." if len(self.collisions) > 5 else ""
         )
@@ -243,8 +273,8 @@ class Health:
         )
 
 
-def health(codebook):
-    """Health of a codebook (real values [num_classes, num_bits])."""
+def health(codebook: torch.Tensor) -> Health:
+    """The Health of a codebook, real values [num_classes, num_bits]."""
     codes = pack_bits(codebook.detach().cpu())
     bits = unpack_bits(codes, codebook.shape[1]).double()
     num_classes, num_bits = bits.shape

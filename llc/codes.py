@@ -1,44 +1,47 @@
 """Binary codes: the sign, with its straight-through gradient, and its packed form.
 
-One rule, everywhere: bit = 1 iff value > 0 (so zero and NaN give 0). Packed codes are uint8 [n, code_size] with
-code_size = ceil(num_bits / 8), in the bit order of numpy.packbits (the first bit is the highest of the first byte); the padding bits
-at the end of the last byte are 0.
+One rule holds everywhere: a bit is 1 if and only if the value is > 0, so zero and NaN give 0. Packed codes
+are uint8 [n, code_size] with code_size = ceil(num_bits / 8), in the bit order of numpy.packbits: the first
+bit is the highest bit of the first byte. The padding bits at the end of the last byte are 0.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+# A function that takes Array and returns Array returns the kind that it was given: torch or numpy.
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
 
 def code_size(num_bits: int) -> int:
-    """Bytes of a packed code of `num_bits` bits."""
+    """The number of bytes in a packed code of `num_bits` bits."""
     return (num_bits + 7) // 8
 
 
 class _StraightThroughSign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values):
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
         # Not in place: under torch.compile of torch 2.11 the codebook would then get a gradient of 0.
         return (values > 0).to(values.dtype) * 2 - 1
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
 
 def binarize(values: torch.Tensor) -> torch.Tensor:
-    """+1 where values > 0, else -1, in the values' shape and dtype; the gradient passes through unchanged.
+    """+1 where values > 0, else -1, in the shape and dtype of the values; the gradient passes unchanged.
 
-    The straight-through estimator of Bengio et al., 2013 (arXiv 1308.3432), in its identity form, as LLC uses it.
+    This is the straight-through estimator of Bengio et al., 2013 (arXiv 1308.3432), with the identity as its
+    gradient, as LLC uses it.
     """
     return _StraightThroughSign.apply(values)
 
 
-# A value is > 0 iff its bits, read as an integer, lie between 1 and those of the largest number of its type (infinity; not NaN).
-# So packing needs no arithmetic on floats and works for types, such as bfloat16, that numpy and numba do not know.
+# The largest number of each dtype (infinity for floats), as the integer that has the same bits. A value is >
+# 0 if and only if its own bits, read as an integer, lie between 1 and this; NaN lies above. So packing needs
+# no arithmetic on floats, and works for dtypes that numpy and numba do not know, such as bfloat16.
 _LARGEST = {
     "bool": 1,
     "float16": 0x7C00,
@@ -51,21 +54,19 @@ _LARGEST = {
 
 
 def pack_bits(values: Array) -> Array:
-    """Packs the signs of values [n, num_bits] (torch or numpy; float, integer or bool) -> uint8 [n, code_size].
+    """Packs the signs of values [n, num_bits] into codes uint8 [n, code_size].
 
-    Equals numpy.packbits(values > 0, axis=-1); a tensor stays on its device, CPU or CUDA. Raises ValueError unless `values` is real and
-    2-D with num_bits >= 1.
+    The values are floats, integers or bools in a numpy array or a torch tensor. The result equals
+    numpy.packbits(values > 0, axis=-1). A tensor stays on its device, which is a CPU or CUDA. Raises
+    ValueError unless the values are real and two-dimensional with num_bits >= 1.
     """
-    dtype = (
-        str(values.dtype).removeprefix("torch.")
-        if isinstance(values, torch.Tensor)
-        else values.dtype.name
-        if isinstance(values, np.ndarray)
-        else None
-    )
+    if isinstance(values, torch.Tensor):
+        dtype = str(values.dtype).removeprefix("torch.")
+    else:
+        dtype = values.dtype.name if isinstance(values, np.ndarray) else ""
     if dtype not in _LARGEST:
         raise ValueError(
-            f"values: expected real numbers in a torch tensor or numpy array, got {_kind(values)}"
+            f"values: expected real numbers in a torch tensor or numpy array, got {_describe(values)}"
         )
     if values.ndim != 2 or values.shape[1] < 1:
         raise ValueError(f"values: expected shape [n, num_bits] with num_bits >= 1, got {list(values.shape)}")
@@ -81,14 +82,17 @@ def pack_bits(values: Array) -> Array:
     return torch.from_numpy(_pack_on_cpu(values.detach().contiguous().view(as_bits).numpy(), dtype))
 
 
-def _pack_on_cpu(values, dtype):
-    from llc.kernels import pack_cpu  # numba is loaded by the first that needs it
+def _pack_on_cpu(values: np.ndarray, dtype: str) -> np.ndarray:
+    from llc.kernels import pack_cpu  # here, so that importing llc does not load numba
 
     return pack_cpu.pack(values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads())
 
 
 def unpack_bits(codes: Array, num_bits: int) -> Array:
-    """The inverse: packed codes uint8 [n, code_size] -> uint8 0/1 [n, num_bits]. Raises ValueError on a wrong dtype or width."""
+    """The inverse of pack_bits: codes uint8 [n, code_size] -> bits uint8 [n, num_bits], each 0 or 1.
+
+    Raises ValueError if num_bits < 1 or if the codes are not uint8 [n, ceil(num_bits / 8)].
+    """
     if num_bits < 1:
         raise ValueError(f"num_bits: expected 1 or more, got {num_bits}")
     if (
@@ -98,20 +102,19 @@ def unpack_bits(codes: Array, num_bits: int) -> Array:
         or codes.shape[1] != code_size(num_bits)
     ):
         raise ValueError(
-            f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, got {_kind(codes)}"
+            f"codes: expected uint8 [n, {code_size(num_bits)}] for {num_bits} bits, got {_describe(codes)}"
         )
     if isinstance(codes, np.ndarray):
         return np.unpackbits(codes, axis=1, count=num_bits)
     if codes.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(codes.numpy(), axis=1, count=num_bits))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=codes.device)
-    return (
-        ((codes[:, :, None] >> shifts) & 1).reshape(len(codes), 8 * codes.shape[1])[:, :num_bits].contiguous()
-    )
+    bits = (codes[:, :, None] >> shifts) & 1
+    return bits.reshape(len(codes), 8 * codes.shape[1])[:, :num_bits].contiguous()
 
 
-def _kind(values):
-    """What was given, for an error message."""
-    return (
-        f"{values.dtype} {list(values.shape)}" if hasattr(values, "dtype") else f"a {type(values).__name__}"
-    )
+def _describe(values: Any) -> str:
+    """What an argument is, for an error message."""
+    if hasattr(values, "dtype"):
+        return f"{values.dtype} {list(values.shape)}"
+    return f"a {type(values).__name__}"

@@ -1,4 +1,7 @@
-"""Processes: the one module that knows there may be several. With one process every function here does nothing or returns its input."""
+"""The processes of a run; no other module communicates between processes.
+
+With one process every function here does nothing or returns its input.
+"""
 
 import contextlib
 import ctypes
@@ -7,44 +10,51 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llc import gpu
+from llc import environment, gpu
 from llc.errors import UserError
 
-_SECONDS_FOR_TORCHRUN = 1.0  # it looks at its processes ten times a second
+_SECONDS_FOR_TORCHRUN = 1.0  # torchrun checks its processes ten times a second
 
 
 class Processes:
-    """This process among all: rank, world_size, device. `start` joins the group that torchrun describes; plain python: one process."""
+    """This process and its group: rank, world_size, device.
 
-    def __init__(self, rank=0, world_size=1, device="cpu", control=None):
+    `start` joins the group that torchrun describes. Without torchrun there is one process.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1, device: str = "cpu", control: Any = None) -> None:
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
-        self._control = control  # a gloo group, for what the hosts tell each other without their devices
+        self._control = control  # a gloo group, for Python objects and numbers that are not on the device
 
     @classmethod
-    def start(cls, timeout_minutes, deterministic=False, backend="auto"):
-        """Reads torchrun's environment, picks the device (CUDA by local rank, else CPU) and joins.
+    def start(cls, timeout_minutes: float, deterministic: bool = False, backend: str = "auto") -> "Processes":
+        """Joins the processes that torchrun started, and chooses this process's device.
 
-        deterministic: the same bits on CUDA each time, for some speed; on a CPU they are anyway, for the same number of threads.
-        backend: auto (NCCL on CUDA, else gloo), nccl or gloo; with gloo several processes can share a GPU.
-        Raises UserError when there are too few GPUs.
+        The device is the GPU of the local rank, or the CPU if there is no CUDA.
+
+        timeout_minutes: how long a process waits for the others before it fails.
+
+        deterministic: compute the same bits on CUDA each time, at some cost in speed. On a CPU results are
+        always the same for the same number of threads.
+
+        backend: auto (nccl on CUDA, else gloo), nccl or gloo. With gloo several processes can share a GPU.
+
+        Raises UserError if there are too few GPUs, if two processes have the same one, or if torchrun has
+        ended.
         """
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank, local_size = (
-            int(os.environ.get("LOCAL_RANK", 0)),
-            int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        )
+        rank, world_size = environment.rank(), environment.world_size()
+        local_rank, local_size = environment.local_rank(), environment.local_world_size()
         if deterministic:
-            os.environ.setdefault(
-                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-            )  # cuBLAS asks for this, before it is first used
-            torch.use_deterministic_algorithms(
-                True, warn_only=True
-            )  # a warning names an operation that has no such algorithm
-            # By default Inductor times some of its choices, and another process may choose differently.
+            environment.set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+            # torch warns of operations that have no deterministic algorithm
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # By default Inductor chooses some kernels by timing them, and processes may choose differently.
             from torch._inductor import config as inductor  # here, because few runs need it
 
             inductor.deterministic = True
@@ -57,7 +67,7 @@ class Processes:
             torch.cuda.set_device(index)
             torch.backends.cudnn.benchmark = not deterministic
         else:
-            # torchrun sets one thread a process; on a CPU the step needs all cores, shared among the processes here
+            # torchrun sets one thread per process, but a step on a CPU needs all cores of the machine
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
             _keep_freed_memory()
         control = None
@@ -66,9 +76,9 @@ class Processes:
             _find_torchrun()
             timeout = datetime.timedelta(minutes=timeout_minutes)
             store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-            # torchrun may keep one store for all its --max-restarts, and what an earlier start left there must not be found: the addresses
-            # of processes that are gone, which a process quicker than the others would try to reach
-            store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # torchrun may keep one store for all its restarts. The prefix hides what earlier processes left
+            # there: without it a fast process could find their addresses and try to reach them.
+            store = dist.PrefixStore(f"start_{environment.torchrun_restarts()}", store)
             if backend == "nccl":
                 gpu.one_gpu_each(store, rank, world_size, index)
             dist.init_process_group(
@@ -83,31 +93,34 @@ class Processes:
         return cls(rank, world_size, f"cuda:{index}" if cuda else "cpu", control)
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
+        """Whether this is the process of rank 0."""
         return self.rank == 0
 
-    def stop(self):
+    def stop(self) -> None:
+        """Leaves the group; called once, at the end."""
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def on_main(self, function):
-        """The result of function() on the main process, on every process; a UserError that it raises is raised on every process."""
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """Calls function() on the main process; all processes get its result, or the UserError it raised."""
         if self.world_size == 1:
             return function()
-        told = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.is_main:
             try:
-                told[0] = function()
+                outcome[0] = function()
             except UserError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, group=self._control)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._control)
+        result, refusal = outcome
+        if refusal is not None:
+            raise refusal
+        return result
 
     @contextlib.contextmanager
-    def watched(self):
-        """What fails in here because other processes are gone, or did not answer in time, raises a UserError."""
+    def watched(self) -> Iterator[None]:
+        """A context that raises a UserError if communication fails because other processes ended or hang."""
         try:
             yield
         except (RuntimeError, ValueError) as error:
@@ -117,28 +130,30 @@ class Processes:
             )
             if self.world_size == 1 or not lost:
                 raise
-            # so that torchrun sees the others' end before this process's own, and reports theirs as the cause
+            # torchrun shall see first that the others ended, and report them as the cause
             time.sleep(_SECONDS_FOR_TORCHRUN)
             raise UserError(
-                f"process {self.rank} lost the others: one of them ended, or did not answer within dist.timeout_minutes; torchrun's report "
-                f"names the one that failed first ({text.splitlines()[0][:200]})"
+                f"process {self.rank} lost the others: one of them ended, or did not answer within "
+                "dist.timeout_minutes; torchrun's report names the one that failed first "
+                f"({text.splitlines()[0][:200]})"
             ) from error
 
-    def barrier(self):
+    def barrier(self) -> None:
+        """Waits until every process has called this."""
         if self.world_size > 1:
             dist.barrier()
 
-    def sum(self, tensor):
-        """Sums a tensor over all processes, in place."""
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sums a tensor over all processes, in place, and returns it."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, tensor):
-        """Tensors [n_r, ...] of all processes, n_r may differ, as a list in the order of ranks, on every process."""
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors [n_r, ...] of all processes, in order of rank, on every process; n_r may differ."""
         if self.world_size == 1:
             return [tensor]
-        if tensor.is_cuda and dist.get_backend() == "gloo":  # which gathers on the host
+        if tensor.is_cuda and dist.get_backend() == "gloo":  # gloo gathers tensors on the CPU
             return [part.to(tensor.device) for part in self.gather(tensor.cpu())]
         sizes = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(self.world_size)]
         dist.all_gather(sizes, torch.tensor([len(tensor)], device=tensor.device))
@@ -149,16 +164,16 @@ class Processes:
         dist.all_gather(parts, padded)
         return [part[: int(size)] for part, size in zip(parts, sizes)]
 
-    def gather_objects(self, value):
-        """Values of all processes, of any kind that pickles, as a list in the order of ranks, on every process."""
+    def gather_objects(self, value: Any) -> list[Any]:
+        """The values of all processes, which must pickle, in order of rank, on every process."""
         if self.world_size == 1:
             return [value]
-        values = [None] * self.world_size
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def average(self, tensors):
-        """Replaces floating tensors by their means over the processes, in place."""
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Replaces each floating-point tensor by its mean over all processes, in place."""
         if self.world_size > 1:
             together = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(together)
@@ -168,18 +183,19 @@ class Processes:
 
 
 class Agreement:
-    """Small numbers that all processes agree on, step after step, without waiting for each other or for the device.
+    """Small numbers that all processes agree on at each step, without waiting for each other or the device.
 
-    `exchange(*flags)` starts adding up this step's flags (the highest of all processes counts) and returns those of the step before, so
-    every process learns of a flag at the same step, one after it was raised. With one process there is nothing to wait for: its flags
-    come back at once. All processes must call it equally often.
+    `exchange(*flags)` starts to compute the maximum of each flag over all processes, and returns the maxima
+    of the step before. So every process learns of a flag at the same step, one step after it was set. A
+    single process gets its flags back at once. All processes must call it equally often.
     """
 
-    def __init__(self, processes):
-        self._processes, self._pending = processes, None
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._pending: tuple[Any, torch.Tensor] | None = None
 
-    def exchange(self, *flags):
-        """ints, as many at each call -> list of ints."""
+    def exchange(self, *flags: int) -> list[int]:
+        """The maximum of each flag at the step before; 0 at the first. Every call passes as many flags."""
         if self._processes.world_size == 1:
             return list(flags)
         before = self._finish() or [0] * len(flags)
@@ -188,8 +204,8 @@ class Agreement:
         self._pending = work, highest
         return before
 
-    def forget(self):
-        """Drops what was raised at the last step; on all processes, or on none."""
+    def forget(self) -> None:
+        """Drops the flags of the last step. All processes must call this, or none."""
         self._finish()
 
     def _finish(self):
@@ -202,43 +218,45 @@ class Agreement:
 
 
 def _end_with_torchrun():
-    """Has Linux send SIGTERM to this process when torchrun, its parent, dies without ending it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    """Makes Linux send SIGTERM to this process if torchrun, its parent, dies without ending it."""
+    if environment.under_torchrun():
         with contextlib.suppress(OSError, AttributeError):  # not Linux
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
 
 
 def _find_torchrun():
-    """Raises UserError where the torchrun that started this process ended before `_end_with_torchrun` tied them together.
+    """Raises UserError if the torchrun that started this process has already ended.
 
-    It holds the store in which its processes meet, and had opened it before it started them: a refusal means that it is gone. Joining
-    would go on asking for all of the time-out.
+    It may have ended before `_end_with_torchrun` was called. torchrun opens the store through which its
+    processes find each other before it starts them, so a refused connection means that torchrun is gone.
+    Joining the group would keep trying until the time-out.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    address = environment.torchrun_store()
+    if address is None:
         return
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    for wait in (0.5, 1.0, 2.0, None):  # what stands between machines may refuse for a moment
+    for wait in (0.5, 1.0, 2.0, None):  # between machines a connection may be refused for a moment
         try:
             socket.create_connection(address, timeout=10).close()
             return
         except ConnectionRefusedError as error:
             if wait is None:
                 raise UserError(
-                    f"torchrun, which started this process, has ended: nothing listens at {address[0]}:{address[1]}; "
-                    "start it again"
+                    "torchrun, which started this process, has ended: "
+                    f"nothing listens at {address[0]}:{address[1]}; start it again"
                 ) from error
             time.sleep(wait)
         except OSError:
-            return  # joining says what is wrong with the network
+            return  # joining the group will say what is wrong with the network
 
 
 def _keep_freed_memory():
-    """Has glibc keep what this process frees for what it allocates next.
+    """Makes glibc keep the memory that this process frees, and use it for later allocations.
 
-    A step on a CPU frees and allocates hundreds of MB, which glibc by its defaults gives back to Linux and gets again page by page, each
-    cleared first: 8 to 20 % of the step's time. The price is some 20 % more memory at the peak. Other C libraries are left as they are.
+    A step on a CPU frees and allocates hundreds of MB. By default glibc returns them to Linux and gets them
+    back page by page, and Linux clears each page first, which takes 8 to 20 % of the step's time. With this
+    setting the peak of the memory used is about 20 % higher. Other C libraries are not changed.
     """
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
-        mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which freeing would end
+        mallopt(-4, 0)  # M_MMAP_MAX: no block gets its own mapping, which freeing it would remove

@@ -2,18 +2,30 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from llc.errors import UserError
 
 
-def atomic_write(path, write, mode="wb", *, check=None, rotate=None):
-    """Calls write(file) on a temporary file beside `path`, flushes it to disk, then renames it over `path`.
+def atomic_write(
+    path: str | os.PathLike,
+    write: Callable[[Any], Any],
+    mode: str = "wb",
+    *,
+    check: Callable[[str], Any] | None = None,
+    rotate: Callable[[], Any] | None = None,
+) -> None:
+    """Writes a file whole or not at all: a temporary file beside `path` is renamed to it when it is complete.
 
-    check(temporary path) is called on what is on the disk, and what it raises leaves `path` as it was; rotate() is called just
-    before the rename, to put what stands at `path` elsewhere. A crash at any moment leaves the old file or the new one, at worst a
-    stray `*.tmp` beside it (with rotate: perhaps neither under this name, but the old one under its other). Raises UserError naming
-    the path when the disk is full or the folder cannot be written.
+    write(file) writes the contents to the temporary file, which is then flushed to disk. check(temporary
+    path) may read it back; if it raises an error, `path` stays as it was. rotate() is called just before the
+    rename, and may move the old file at `path` elsewhere.
+
+    A crash at any moment leaves the old file or the new one at `path`, and perhaps a stray `*.tmp` beside it.
+    With rotate there may also be no file at `path`; then the old one is where rotate() put it. Raises
+    UserError with the path if the disk is full or the folder cannot be written to.
     """
     path = Path(path)
     temporary = None
@@ -37,8 +49,8 @@ def atomic_write(path, write, mode="wb", *, check=None, rotate=None):
             os.unlink(temporary)
 
 
-def _sync_folder(folder):
-    """Puts renames on the disk too; without it a power failure may undo one that a later file relies on."""
+def _sync_folder(folder: Path) -> None:
+    """Flushes renames to disk; otherwise a power failure may undo one that a later file relies on."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Health of a codebook against its definition."""
+"""Health, separated codes and moved codes, against their definitions."""
 
 import itertools
 
@@ -112,7 +112,7 @@ def test_codes_are_moved_apart_and_no_more_than_asked(num_classes, num_bits, dis
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_class_moves_that_gets_clear_at_the_least_sum(seed):
-    """Of all sets of flips of all classes that are too near, by trying them."""
+    """All sets of flips of all classes that are too near are tried."""
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randperm(32, generator=generator)[:20, None] >> torch.arange(5) & 1
     codes[4] = codes[1]

@@ -1,4 +1,4 @@
-"""The sign, its gradient and the packed form, against numpy and against definitions anyone can check by eye."""
+"""The sign, its gradient and packed codes, against numpy and definitions that anyone can check."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ INTEGERS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8]
 
 
 def special_values(dtype):
-    """Every kind of float there is around the threshold, in an order that makes the packed bytes irregular."""
+    """Every kind of float around the threshold, in an order that makes the packed bytes irregular."""
     tiny = torch.finfo(dtype).smallest_normal
     return torch.tensor(
         [1.0, -1.0, 0.0, -0.0, tiny, -tiny, float("inf"), -float("inf"), float("nan"), -float("nan"), 3.5],
@@ -51,9 +51,8 @@ def test_binarize_works_under_autocast():
         logits = z @ signs.T
     assert signs.dtype == torch.float32 and logits.dtype == torch.bfloat16
     logits.float().sum().backward()
-    assert torch.allclose(
-        codebook.grad, z.bfloat16().float().sum(0).expand(10, 4), atol=0.05
-    )  # bfloat16 has 8 bits
+    expected = z.bfloat16().float().sum(0).expand(10, 4)
+    assert torch.allclose(codebook.grad, expected, atol=0.05)  # bfloat16 has 8 bits of precision
 
 
 @given(n=st.integers(0, 20), num_bits=st.integers(1, 130), seed=st.integers(0, 999))

@@ -1,4 +1,4 @@
-"""Processes: what a start changes in this process."""
+"""What starting and ending one of several processes changes in it."""
 
 import os
 import signal
@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.waiting import seconds
 
 FAULTS = """
 import resource, sys, torch
@@ -20,7 +21,7 @@ def faults_of(count):
     for _ in range(count):
         torch.ones(16 << 20)  # 64 MB, freed at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-faults_of(30)  # until the pieces that alignment leaves have settled
+faults_of(30)  # until the allocator's small leftovers of alignment stop changing
 print(faults_of(5))
 """
 
@@ -28,7 +29,7 @@ print(faults_of(5))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
 def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
     def faults(how):
-        # without a CUDA device the process is one on a CPU
+        # no visible GPU, so that the process runs on the CPU
         run = subprocess.run(
             [sys.executable, "-c", FAULTS, how],
             capture_output=True,
@@ -39,14 +40,14 @@ def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
         return int(run.stdout)
 
     assert faults("plain") > 10_000, (
-        "this C library keeps freed memory by itself: the setting would be of no use"
+        "this C library keeps freed memory anyway, so the setting would be useless"
     )
     assert faults("started") < 100
 
 
 def test_a_process_whose_torchrun_has_ended_ends_too():
     with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]  # free again: nothing will listen there
+        port = server.getsockname()[1]  # freed again, so nothing will listen there
     torchrun = {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": "test",
@@ -62,7 +63,7 @@ def test_a_process_whose_torchrun_has_ended_ends_too():
         [sys.executable, "-c", "from llc.distributed import Processes; Processes.start(timeout_minutes=5)"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=seconds(60),
         env={**os.environ, **torchrun, "CUDA_VISIBLE_DEVICES": ""},
     )
     assert (
@@ -73,7 +74,10 @@ def test_a_process_whose_torchrun_has_ended_ends_too():
 
 
 def test_a_deterministic_start_has_inductor_measure_nothing():
-    script = "from llc.distributed import Processes; Processes.start(1, deterministic=True); import torch._inductor.config as c; print(c.deterministic)"
+    script = (
+        "from llc.distributed import Processes; Processes.start(1, deterministic=True);"
+        "import torch._inductor.config as c; print(c.deterministic)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -98,8 +102,8 @@ config.run(main)
 
 
 @pytest.mark.parametrize("words, status", [((), 0), (("75",), 75)])
-def test_one_of_several_processes_ends_without_the_interpreters_clearing_away(tmp_path, words, status):
-    """In which gloo's threads abort a process, now and then, that was done."""
+def test_one_of_several_processes_ends_without_the_interpreters_clean_up(tmp_path, words, status):
+    """It skips the interpreter's clean-up, in which gloo's threads sometimes abort a process that is done."""
     (tmp_path / "aborting.py").write_text(ABORTING)
 
     def end(world_size):

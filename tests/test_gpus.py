@@ -1,4 +1,4 @@
-"""What can be wrong with a machine's GPUs is an error that says what to do. The GPUs here are made up; tests/gpu has real ones."""
+"""Problems with GPUs raise errors that say what to do. GPUs are simulated here, but not in tests/gpu."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.conftest import ROOT
     [
         (8, 5, False, 5),
         (1, 0, False, 0),
-        (1, 3, False, 0),  # a task a GPU, each of which sees its own only
+        (1, 3, False, 0),  # a cluster that shows each process only its own GPU
         (2, 5, True, 1),
     ],
 )
@@ -69,7 +69,7 @@ def test_two_processes_on_one_gpu_are_found_before_nccl_is_asked(monkeypatch):
         (["a", "b", "a"], "processes 0 and 2 have the same GPU, a of .*--dist.backend=gloo"),
     ):
         store = torch.distributed.HashStore()
-        for rank in range(2):  # what these processes have told before the last one asks
+        for rank in range(2):  # what the other processes stored before the last one asks
             store.set(f"gpu_{rank}", f"{uuids[rank]} of {gpu.socket.gethostname()}")
         if error is None:
             gpu.one_gpu_each(store, 2, 3, 2)
@@ -89,7 +89,7 @@ def test_nccl_without_a_gpu_is_refused(monkeypatch):
     "text, status",
     [
         ("torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')", 2),
-        ("RuntimeError('CUDA error: out of memory')", 2),  # a GPU that other programs fill, at its first use
+        ("RuntimeError('CUDA error: out of memory')", 2),  # the first use of a GPU that other programs fill
         ("RuntimeError('GET was unable to find an engine to execute this computation')", 2),
         ("RuntimeError('CUDA error: an illegal memory access')", 1),
     ],
@@ -119,6 +119,6 @@ def test_the_message_says_who_holds_the_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 30_000_000_000)
     text = str(gpu.memory_error(torch.OutOfMemoryError("CUDA out of memory.")))
     assert (
-        "of the 80.0 GB of cuda:1 this process holds 30.0 GB and other programs (with CUDA's own needs) 49.0 GB"
-        in text
+        "of the 80.0 GB of cuda:1 this process holds 30.0 GB "
+        "and other programs (with CUDA's own needs) 49.0 GB" in text
     )

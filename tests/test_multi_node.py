@@ -1,4 +1,4 @@
-"""Two machines on loopback: two torchrun agents of one process each, with c10d rendezvous, as README says."""
+"""Two machines, simulated on loopback: two torchrun agents of one process each, with c10d rendezvous."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT, SMALL
+from tests.waiting import seconds
 
 CHANCE = 1 / 6
 
@@ -37,7 +38,7 @@ def test_two_agents_train_one_run(betons, tmp_path):
     cores = sorted(os.sched_getaffinity(0))
 
     def start(agent):
-        """On a core of its own where there are two: two machines do not take each other's."""
+        """Each agent has a core of its own, if there are two, because machines do not share cores."""
         return subprocess.Popen(
             command,
             cwd=ROOT,
@@ -49,12 +50,12 @@ def test_two_agents_train_one_run(betons, tmp_path):
 
     agents = [start(agent) for agent in range(2)]
     try:
-        texts = [agent.communicate(timeout=240)[0] for agent in agents]
+        texts = [agent.communicate(timeout=seconds(240))[0] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], texts
-    assert sum("2 process(es) on cpu" in text for text in texts) == 1  # the main process speaks for all
+    assert sum("2 process(es) on cpu" in text for text in texts) == 1  # only the main process prints
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 3 + 2 and lines[-1]["top1_mhd_flip"] > 1.5 * CHANCE

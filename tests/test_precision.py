@@ -1,4 +1,4 @@
-"""Float32 products are exact to float32 wherever a network runs, and the process's own settings come back afterwards."""
+"""Products are computed in full float32 wherever a network runs, and PyTorch's settings are restored."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def settings():
 
 @pytest.fixture
 def tf32_allowed():
-    """As PyTorch's users set it for speed."""
+    """TF32 is allowed everywhere, as many users of PyTorch set it for speed."""
     before = settings()
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True

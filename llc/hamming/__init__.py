@@ -1,9 +1,12 @@
-"""Hamming distances, search and the two decoders, on packed codes (uint8 [n, code_size], see llc.codes), CPU or CUDA.
+"""Hamming distances, search and decoding of packed codes, on the CPU or on CUDA.
 
-Torch tensors in, torch tensors out, on the device they came from; numpy arrays in, numpy arrays out. Every result is exact and sorted
-by (distance, index), so ties go to the lowest index: the same on every device and for any number of threads. The CPU uses as many
-threads as torch (torch.get_num_threads(), which torchrun's OMP_NUM_THREADS sets). Work proceeds in tiles, so the [n, m] matrix is made
-by `pairwise` alone. Codes may have up to 65,528 bits.
+Packed codes are uint8 [n, code_size], see llc.codes; they may have up to 65,528 bits. For torch tensors the
+results are torch tensors on the same device; for numpy arrays they are numpy arrays.
+
+Every result is exact. Results are sorted by distance, then by index, so a tie goes to the lowest index; they
+are the same on every device and for any number of threads. The CPU uses torch.get_num_threads() threads;
+under torchrun OMP_NUM_THREADS sets that number. Only `pairwise` allocates the whole [n, m] matrix of
+distances, because the other functions work tile by tile.
 """
 
 from llc.hamming.decoders import Decoder, decode_ed, decode_mhd

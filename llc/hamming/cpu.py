@@ -1,20 +1,24 @@
-"""Distances and search on the CPU, by numba. All functions take and give numpy arrays that llc.hamming has checked.
+"""Distances and search on the CPU, by numba. Arguments are numpy arrays that llc.hamming has checked.
 
-How the scan works. A tile of the database is turned into planes: byte 0 of all its codes, byte 1 of all its codes, and so on, so that
-neighbouring lanes of a vector hold the same byte of neighbouring codes. For each query the tile's distances are then sums of bit counts of
-bytes, 8 bits a lane. The tile's distances and the lowest of them are what everything else is made from: a tile whose lowest distance
-cannot matter to a query is left after one comparison.
+The scan works on tiles of the database. A tile is first turned into planes: plane 0 holds byte 0 of all its
+codes, plane 1 holds byte 1, and so on. So neighbouring lanes of a vector hold the same byte of neighbouring
+codes. The distances of a tile to a query are then sums over the planes: each lane adds up the bit counts of
+its bytes. Everything else is made from a tile's distances and the lowest of them. If the lowest one is too
+far away to matter to the query, the tile is skipped after one comparison.
 
-`_counting` emits that for vectors of LANES bytes in LLVM's own language, which makes of them what the processor has. In the generated assembly
+`_counting` emits the scan as LLVM code for vectors of LANES bytes, and LLVM turns it into instructions of
+this processor. The generated assembly has, for 8 bits of each code,
 
-    AVX-512 BITALG   vpxorq, vpopcntb, vpaddusb in 64-byte registers: 3 instructions for 8 bits of 64 codes
-    AVX2             vpxor, a lookup of the count of either nibble (vpshufb, twice), vpaddusb in 32-byte registers: 8 for 32 codes
+    AVX-512 BITALG   3 instructions for 64 codes: vpxorq, vpopcntb, vpaddusb in 64-byte registers
+    AVX2             8 instructions for 32 codes: vpxor, a lookup of the count of either nibble
+                     (vpshufb, twice), vpaddusb in 32-byte registers
     64-bit ARM       eor, cnt, uqadd in 16-byte registers (compiled, not run)
 
-The nearest code is found in registers too: in each lane the lowest count, and the vector that it came from. Plain loops, which LLVM
-vectorised as well, went through memory between counting, the minimum and its place: 2.2 times the time for 20 bits and 1,000 codes, 1.3 times
-for 256 bits. vpopcntq on 64-bit words takes as many instructions to count, but leaves the distances in 8 times the registers, and AVX2
-would have to add up the bytes of every word besides.
+The nearest code is found in registers too: each lane keeps its lowest count and the vector that it came
+from. Plain loops were slower, though LLVM vectorised them as well, because counts, minimum and position
+went through memory. They took 2.2 times as long for 1,000 codes of 20 bits, and 1.3 times as long for 256
+bits. Counting 64-bit words by vpopcntq takes as many instructions, but the distances then fill 8 times as
+many registers, and AVX2 would also have to add up the bytes of every word.
 """
 
 import numpy as np
@@ -25,21 +29,24 @@ from numba.extending import intrinsic
 
 from llc.kernels import address_of, kernel, load_word64, share
 
-LANES = 64  # codes whose distances are compared at once; tiles are whole multiples
-TILE_BYTES = 32 << 10  # planes of a tile: they stay in a first-level cache
-MAX_TILE = 4096  # codes
-CHUNK = 28  # planes whose counts, at most 224, are summed in bytes before they are added to 16-bit distances
-WIDE = 64  # bytes of codes whose nearest is often further than the 254 bits that are counted in a byte
-FEW_QUERIES = 3  # so few are scanned code by code: 0.5 ns a code of 64 bits; planes take 1.1 ns to make and 0.04 ns to scan
+LANES = 64  # codes whose distances are computed at once; the size of a tile is a multiple of it
+TILE_BYTES = 32 << 10  # the size of a tile's planes, so that they stay in the first-level cache
+MAX_TILE = 4096  # the most codes in a tile
+CHUNK = 28  # planes whose counts (at most 224) are summed in bytes, then added to 16-bit distances
+WIDE = 64  # code size from which the nearest code is often more than 254 bits away, too many for a byte
+# Up to this many queries are scanned code by code, which takes 0.5 ns per code of 64 bits. Making the planes
+# takes 1.1 ns per code, and scanning them 0.04 ns per code and query.
+FEW_QUERIES = 3
 BLOCK_QUERIES = 4096  # queries that share the planes of a tile
-BLOCK_PAIRS = 1 << 34  # pairs of codes in one call of a kernel, a second or so: it cannot be interrupted
+BLOCK_PAIRS = 1 << 34  # the most pairs of codes in a kernel call, about a second: it cannot be interrupted
 BLOCK_CANDIDATES = 4 << 20  # candidates kept for a block of queries: 32 MB
-THREAD_BYTES = 1 << 22  # query bytes x database codes that pay for starting a thread (some 50 us)
+THREAD_BYTES = 1 << 22  # query bytes x database codes that are worth starting a thread for (about 50 us)
 INDEX_BITS = 40  # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
 
 
-# By numba: passing arrays to a function costs some ns each, for a small tile as much as the work. So the kernels' inner loops are
-# written out, too: a function for what they share made decoding 20 bits 15 % slower.
+# Inlined by numba: passing an array to a function costs a few ns, as much as the work on a small tile. For
+# the same reason the kernels repeat their inner loops: with a function for these, decoding 20 bits took 15 %
+# longer.
 _inlined = njit(inline="always")
 
 
@@ -47,7 +54,7 @@ _VECTOR = ir.VectorType(ir.IntType(8), LANES)
 
 
 def _on_vectors(builder, name, *vectors, result=_VECTOR):
-    """Calls LLVM's intrinsic `name` for vectors of LANES bytes."""
+    """Emits a call of LLVM's intrinsic `name` on vectors of LANES bytes."""
     name = f"llvm.{name}.v{LANES}i8"
     function = builder.module.globals.get(name) or ir.Function(
         builder.module, ir.FunctionType(result, [_VECTOR] * len(vectors)), name
@@ -56,7 +63,7 @@ def _on_vectors(builder, name, *vectors, result=_VECTOR):
 
 
 def _everywhere(builder, number):
-    """A number in all lanes of a vector."""
+    """Emits a vector that holds a number in all lanes."""
     undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(
@@ -66,7 +73,7 @@ def _everywhere(builder, number):
 
 @intrinsic
 def _differing_bits(typing, a, b):
-    """The number of bits in which two bytes or two words differ, in their type."""
+    """The number of bits in which two bytes or two words differ; it has their type."""
 
     def generate(context, builder, signature, arguments):
         return builder.ctpop(builder.xor(*arguments))
@@ -76,7 +83,10 @@ def _differing_bits(typing, a, b):
 
 @intrinsic
 def _within(typing, distances, position, limit):
-    """distances[position:position + LANES] -> uint64, bit i set iff distance i <= limit, which must fit the distances' type."""
+    """distances[position:position + LANES] -> uint64, whose bit i is 1 if and only if distance i <= limit.
+
+    The limit must fit the type of the distances.
+    """
 
     def generate(context, builder, signature, arguments):
         element = ir.IntType(signature.args[0].dtype.bitwidth)
@@ -92,7 +102,7 @@ def _within(typing, distances, position, limit):
 
 @intrinsic
 def _lowest_bit(typing, mask):
-    """The number of the lowest bit set in a uint64 that is not 0."""
+    """The position of the lowest bit that is 1 in a uint64 other than 0."""
 
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
@@ -101,10 +111,12 @@ def _lowest_bit(typing, mask):
 
 
 def _counting(builder, pointers, stride, first, last, num_lanes, use):
-    """Emits a loop over the lanes, and in it what use(first lane, counts) emits for the counts of differing bits of LANES codes in the planes first
-    to last; 255 stands for 255 and more.
+    """Emits a loop over the lanes that counts the differing bits of LANES codes at a time.
 
-    Four vectors of codes at a time share what is loaded of the query and give the processor sums that do not wait for each other.
+    Planes first to last are counted. pointers: to the planes and to the query. use(first lane, counts)
+    emits, inside the loop, what is done with the counts. A count of 255 means 255 or more. Four vectors of
+    codes are counted together: they share the query's loaded bytes, and their sums do not depend on each
+    other, so the processor can overlap them.
     """
     planes, query = pointers
     intp = num_lanes.type
@@ -136,7 +148,10 @@ def _counting(builder, pointers, stride, first, last, num_lanes, use):
 
 @intrinsic
 def _count(typing, planes, first, last, query, counts):
-    """The number of bits in which each lane of the planes first to last differs from the query, into uint8 [lanes] -> the lowest. At most 31 planes."""
+    """Counts, for each lane, the bits of planes first to last that differ from the query -> the lowest count.
+
+    The counts are written into uint8 [lanes]. There may be at most 31 planes, so that a count fits a byte.
+    """
 
     def generate(context, builder, signature, arguments):
         planes, query, counts = (
@@ -163,7 +178,10 @@ def _count(typing, planes, first, last, query, counts):
 
 @intrinsic
 def _nearest_lane(typing, planes, query, num_lanes):
-    """The first of the lanes nearest to the query -> its distance << 32 | lane. A distance of 255 stands for 255 and more, from lane 0 on."""
+    """The first lane among those nearest to the query -> its distance << 32 | lane.
+
+    A distance of 255 means 255 or more; the lane then means nothing.
+    """
 
     def generate(context, builder, signature, arguments):
         planes, query = (
@@ -176,7 +194,7 @@ def _nearest_lane(typing, planes, query, num_lanes):
         builder.store(ir.Constant(_VECTOR, None), numbers)
 
         def use(lane, sums):
-            """In each lane: the lowest so far, and the number of the vector that it came from."""
+            """Keeps, in each lane, the lowest count so far and the number of the vector that it came from."""
             number = _everywhere(
                 builder,
                 builder.trunc(builder.lshr(lane, ir.Constant(lane.type, LANES.bit_length() - 1)), byte),
@@ -210,14 +228,14 @@ def _nearest_lane(typing, planes, query, num_lanes):
     return types.int64(planes, query, types.intp), generate
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
+# ---- tiles -------------------------------------------------------------------------------------------
 
 
 def _scratch(code_size, m):
-    """What a kernel works in: planes uint8 [code_size, tile], query uint8 [code_size], counts uint8 [tile], distances uint8 or
-    uint16 [tile].
+    """The working memory of a kernel: (planes, query, counts, distances).
 
-    Distances that fit in bytes are the counts themselves.
+    planes uint8 [code_size, tile], query uint8 [code_size], counts uint8 [tile], distances uint8 or uint16
+    [tile]. Where distances fit in bytes, counts and distances are the same array.
     """
     tile = min(MAX_TILE, TILE_BYTES // code_size, m)
     tile = max(1, -(-tile // LANES)) * LANES
@@ -232,7 +250,7 @@ def _scratch(code_size, m):
 
 
 def _aligned_zeros(length, dtype):
-    """Begins where a cache line does: vectors of 64 bytes that straddle lines made the scan 1.5 times slower."""
+    """Zeros that begin at a cache line: 64-byte vectors across two lines made the scan 1.5 times slower."""
     memory = np.zeros(length * np.dtype(dtype).itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + length * np.dtype(dtype).itemsize].view(dtype)
@@ -240,7 +258,7 @@ def _aligned_zeros(length, dtype):
 
 @njit
 def _fill_planes(database, start, size, planes):
-    """database[start:start + size] as planes; the last code fills the LANES up."""
+    """Writes database[start:start + size] into planes and repeats the last code up to a multiple of LANES."""
     code_size = database.shape[1]
     flat = database[start:].reshape(-1)
     num_words = code_size // 8
@@ -275,8 +293,10 @@ def _whole_lanes(size):
 
 @njit
 def _begin_tile(database, start, size, num_queries, scratch):
-    """Makes the planes of database[start:start + size], unless the queries are few -> scratch's counts and distances, as many LANES as
-    that takes."""
+    """Makes the planes of database[start:start + size], unless the queries are few.
+
+    Returns scratch's counts and distances, cut to `size` rounded up to a multiple of LANES.
+    """
     planes, _, counts, distances = scratch
     if num_queries > FEW_QUERIES:
         _fill_planes(database, start, size, planes)
@@ -286,7 +306,7 @@ def _begin_tile(database, start, size, num_queries, scratch):
 
 @_inlined
 def _scan_planes(planes, query, counts, distances):
-    """Distances of query uint8 [planes] to the tile -> the lowest."""
+    """Writes the distances of the tile to a query, uint8 [planes] -> the lowest distance."""
     if distances.itemsize == 1:
         return _count(planes, 0, len(planes), query, distances)
     distances[:] = 0
@@ -307,10 +327,13 @@ def _lowest(distances):
 
 @njit
 def _scan_rows(database, start, size, query, distances):
-    """The same without planes, word by word along each code of database[start:start + size]: for few queries."""
+    """Does the same without planes, word by word along each code of database[start:start + size].
+
+    This is faster for few queries.
+    """
     code_size = database.shape[1]
     flat = database[start:].reshape(-1)
-    if code_size == 8:  # a stride that LLVM knows, and so vectorises
+    if code_size == 8:  # a constant stride, which LLVM vectorises
         for lane in range(size):
             distances[lane] = _differing_bits(load_word64(flat, 8 * lane), load_word64(query, 0))
     else:
@@ -325,12 +348,12 @@ def _scan_rows(database, start, size, query, distances):
     return _lowest(distances)
 
 
-# ---- the nearest code ------------------------------------------------------------------------------------------------
+# ---- the nearest code --------------------------------------------------------------------------------
 
 
 @kernel
 def _nearest(scratch, queries, database, first, last, distances, indices):
-    """The nearest of database[first:last] to each query, into int32 [n] and int64 [n]."""
+    """Writes the nearest of database[first:last] to each query: distances int32 [n], indices int64 [n]."""
     code_size = queries.shape[1]
     planes, query, few = scratch[0], scratch[1], len(queries) <= FEW_QUERIES
     tile = planes.shape[1]
@@ -367,15 +390,18 @@ def _first_within(distances, limit):
     return position + _lowest_bit(mask)
 
 
-# ---- the k nearest codes ---------------------------------------------------------------------------------------------
-# Each query keeps the candidates that it has seen, in a list of about twice k. When the list is full, a counting sort by distance
-# leaves the best k, and from then on only what is nearer than the worst of them becomes a candidate. The sort is stable and candidates
-# come by rising index, so equal distances stay in the order of their indices.
+# ---- the k nearest codes -----------------------------------------------------------------------------
+# Each query has a list of candidates, with room for about 2 k. When it is full, a counting sort by distance
+# keeps the best k, and from then on only a code nearer than the worst of them becomes a candidate. The sort
+# is stable and candidates come in ascending order of their indices, so equal distances stay in that order.
 
 
 @kernel
 def _k_nearest(scratch, queries, database, first, last, candidates, distances, indices):
-    """The k nearest of database[first:last] to each query, into int32 [n, k] and int64 [n, k]; candidates is int64 [n, k or more]."""
+    """Writes the k nearest of database[first:last] to each query into distances and indices.
+
+    distances int32 [n, k], indices int64 [n, k]; candidates, int64 [n, k or more], is working memory.
+    """
     n, code_size = queries.shape
     planes, query, few = scratch[0], scratch[1], n <= FEW_QUERIES
     k, tile = distances.shape[1], planes.shape[1]
@@ -405,14 +431,17 @@ def _k_nearest(scratch, queries, database, first, last, candidates, distances, i
 
 @njit
 def _add_candidates(distances, size, first_index, candidates, count, limit, starts, spare):
-    """Adds those of the first `size` distances that are within the limit -> the new count and limit."""
+    """Adds the codes whose distance is within the limit to the candidates -> (new count, new limit).
+
+    Only the first `size` distances count; the rest belongs to repeated codes.
+    """
     k = len(spare)
     for position in range(0, size, LANES):
         mask = _within(distances, position, limit)
         while mask != 0:
             lane = position + _lowest_bit(mask)
             mask &= mask - np.uint64(1)
-            if lane >= size:  # what fills the tile up
+            if lane >= size:  # a repeated code at the end of the tile
                 break
             distance = np.int64(distances[lane])
             if distance > limit:  # the limit has fallen since the mask was made
@@ -430,7 +459,7 @@ def _add_candidates(distances, size, first_index, candidates, count, limit, star
 
 @njit
 def _keep_best(candidates, count, starts, spare):
-    """The best k = len(spare) of candidates[:count] (k or more) come to its front, in order."""
+    """Moves the best k = len(spare) of candidates[:count], count >= k, to the front, sorted."""
     starts[:] = 0
     for i in range(count):
         starts[(candidates[i] >> INDEX_BITS) + 1] += 1
@@ -445,12 +474,14 @@ def _keep_best(candidates, count, starts, spare):
     candidates[: len(spare)] = spare
 
 
-def search(queries, database, k, num_threads):
-    """As llc.hamming.search: queries uint8 [n, code_size], database uint8 [m, code_size], 1 <= k <= m."""
+def search(
+    queries: np.ndarray, database: np.ndarray, k: int, num_threads: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """llc.hamming.search on the CPU, for 1 <= k <= m."""
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = min(_block_size(n, m, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
-    # With fewer blocks of queries than threads the database is shared out too, and the parts' results are merged.
+    # If there are fewer blocks of queries than threads, the database is divided too, and results are merged.
     num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
     bounds = [m * part // num_parts for part in range(num_parts + 1)]
     results = [
@@ -472,23 +503,25 @@ def search(queries, database, k, num_threads):
     if num_parts == 1:
         return results[0]
     distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
-    order = np.argsort(distances, axis=1, kind="stable")[
-        :, :k
-    ]  # parts come by rising index, so ties stay in order
+    # the parts are in ascending order of indices, so a stable sort leaves ties in that order too
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def _capacity(k, m):
-    """Candidates that a query can have: with few to spare the limit falls soon, with many the list is rarely sorted."""
+    """The room in a query's list of candidates.
+
+    With little room beyond k the limit falls early; with much room the list is rarely sorted.
+    """
     return min(k + max(k, 32), m)
 
 
-# ---- all within a radius, and all ------------------------------------------------------------------------------------
+# ---- all codes within a radius, and all distances ----------------------------------------------------
 
 
 @kernel
 def _within_radius(scratch, queries, database, radius, ends, write, distances, indices):
-    """Moves each query's end on by the codes within the radius, and writes them there if asked to."""
+    """Adds the number of codes within the radius to each query's end; if `write`, also writes them there."""
     m, code_size = database.shape
     planes, query, few = scratch[0], scratch[1], len(queries) <= FEW_QUERIES
     tile = planes.shape[1]
@@ -511,7 +544,7 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
                 while mask != 0:
                     lane = position + _lowest_bit(mask)
                     mask &= mask - np.uint64(1)
-                    if lane >= size:  # what fills the tile up
+                    if lane >= size:  # a repeated code at the end of the tile
                         break
                     if write:
                         distances[end], indices[end] = tile_distances[lane], start + lane
@@ -519,8 +552,13 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
             ends[q] = end
 
 
-def range_search(queries, database, radius, num_threads):
-    """As llc.hamming.range_search. Scans twice, to count and to write: nothing larger than the result is ever held."""
+def range_search(
+    queries: np.ndarray, database: np.ndarray, radius: int, num_threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """llc.hamming.range_search on the CPU.
+
+    It scans twice, first to count and then to write, so it never holds more than the result.
+    """
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = _block_size(n, m, num_threads)
@@ -552,6 +590,7 @@ def range_search(queries, database, radius, num_threads):
 
 @kernel
 def _all(scratch, queries, database, distances):
+    """Writes every distance into int32 [n, m]."""
     m, code_size = database.shape
     planes, query, few = scratch[0], scratch[1], len(queries) <= FEW_QUERIES
     tile = planes.shape[1]
@@ -569,8 +608,8 @@ def _all(scratch, queries, database, distances):
                 distances[q, start + lane] = tile_distances[lane]
 
 
-def pairwise(queries, database, num_threads):
-    """As llc.hamming.pairwise."""
+def pairwise(queries: np.ndarray, database: np.ndarray, num_threads: int) -> np.ndarray:
+    """llc.hamming.pairwise on the CPU."""
     n, (m, code_size) = len(queries), database.shape
     distances = np.empty((n, m), np.int32)
     if m == 0:
@@ -587,13 +626,14 @@ def pairwise(queries, database, num_threads):
     return distances
 
 
-# ---- sharing out -----------------------------------------------------------------------------------------------------
+# ---- dividing the work -------------------------------------------------------------------------------
 
 
 def _threads_worth(n, m, code_size, num_threads):
+    """The number of threads that are worth starting, 1 to num_threads."""
     return max(1, min(num_threads, n * m * code_size // THREAD_BYTES))
 
 
 def _block_size(n, m, num_threads):
-    """Queries of a block: such that each thread has some blocks, but not too small ones."""
+    """The number of queries in a block: each thread gets several blocks, but not very small ones."""
     return max(1, min(BLOCK_QUERIES, BLOCK_PAIRS // max(1, m), max(64, -(-n // (3 * num_threads)))))

@@ -1,8 +1,8 @@
-"""Distances and search on CUDA, by Triton, of tensors on one device that llc.hamming has checked.
+"""Distances and search on CUDA, by Triton. Arguments are tensors on one device that llc.hamming has checked.
 
-Two modules compute distances: cuda_popc by the instruction that counts bits, cuda_dot by int8 tensor cores.
-They give the same results; _takes_dot chooses. Under TRITON_INTERPRET=1 the kernels run on CPU tensors, for
-tests.
+Two modules compute distances: cuda_popc uses the instruction that counts bits, and cuda_dot uses int8
+tensor cores. They give the same results, and _takes_dot chooses between them. Under TRITON_INTERPRET=1 the
+kernels run on CPU tensors, for tests.
 """
 
 import torch
@@ -11,16 +11,19 @@ from llc.hamming import cuda_dot, cuda_popc
 from llc.hamming.cuda_popc import INDEX_BITS
 from llc.kernels.cuda_launch import check_grid
 
-# "popc" or "dot" makes every search take that way where it can, to test it or time it; None: see _takes_dot
+# "popc" or "dot" makes every search use that module where it can, for tests and timings. None: see
+# _takes_dot.
 METHOD = None
-DOT_QUERIES = 256  # at least so many make the tensor cores faster, see _takes_dot
-MAX_CODES = (1 << 31) - (1 << 16)  # kernels number codes by int32; whole tiles reach beyond the last code
-QUERY_TILE = 8192  # queries of a top-k or range search that are counted together
-MAX_CANDIDATES = 1 << 25  # of a top-k search, at once, unless one query alone has more
+DOT_QUERIES = 256  # from this many queries on tensor cores are faster, see _takes_dot
+MAX_CODES = (1 << 31) - (
+    1 << 16
+)  # kernels number codes by int32, and the last tile reaches beyond the last code
+QUERY_TILE = 8192  # queries of a top-k or range search that are processed together
+MAX_CANDIDATES = 1 << 25  # candidates of a top-k search at a time, unless a single query has more
 
 
-def pairwise(queries, database):
-    """As llc.hamming.pairwise."""
+def pairwise(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    """llc.hamming.pairwise on CUDA."""
     _check_numbers(queries, database)
     if len(queries) == 0 or len(database) == 0:
         return _empty(torch.int32, (len(queries), len(database)), queries)
@@ -28,8 +31,8 @@ def pairwise(queries, database):
     return cuda_popc.pairwise(queries, cuda_popc.prepare(database))
 
 
-def search(queries, database, k):
-    """As llc.hamming.search, 1 <= k <= m."""
+def search(queries: torch.Tensor, database: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """llc.hamming.search on CUDA, for 1 <= k <= m."""
     _check_numbers(queries, database)
     if len(queries) == 0:
         return _empty(torch.int32, (0, k), queries), _empty(torch.int64, (0, k), queries)
@@ -46,23 +49,24 @@ def search(queries, database, k):
         else:
             nearest = cuda_popc.nearest_in_lanes(part, words, 4 * k)
         parts.append(_k_nearest(part, words, k, _radii(nearest, k)))
-    return tuple(torch.cat(part) for part in zip(*parts))
+    distances, indices = (torch.cat(part) for part in zip(*parts))
+    return distances, indices
 
 
 def _radii(nearest, k):
     """A distance within which each query has at least k codes -> int32 [n].
 
-    nearest: int32 [n, lanes], the lowest distance in each lane. Its k-th lowest value is such a distance,
-    because k lanes hold a code within it. Where there are fewer lanes than k, all codes are candidates.
+    nearest: int32 [n, lanes], the lowest distance in each lane. The k-th lowest of these is such a distance,
+    because k lanes have a code within it. If there are fewer than k lanes, all codes are candidates.
     """
     if k > nearest.shape[1]:
         return nearest.new_full((len(nearest),), (1 << 16) - 1)
-    # not kthvalue, of which torch warns that its choice among equals is not deterministic
+    # not kthvalue: torch warns that its choice among equal values is not deterministic
     return nearest.topk(k, dim=1, largest=False).values[:, -1].contiguous()
 
 
 def _k_nearest(queries, database, k, radii):
-    """The k nearest codes of each query, all of them within radii int32 [n]."""
+    """The k nearest codes of each query, given radii int32 [n] within which they lie."""
     n = len(queries)
     splits, steps = cuda_popc.split(n, database)
     counts = cuda_popc.count_within(queries, database, radii, splits, steps)
@@ -74,40 +78,47 @@ def _k_nearest(queries, database, k, radii):
         return tuple(torch.cat(half) for half in zip(*halves))
     lims, distances, indices = cuda_popc.write_within(queries, database, radii, counts, steps)
     query = torch.repeat_interleave(torch.arange(n, device=queries.device), lims.diff())
-    # candidates come by query and rising index, so a stable sort leaves ties in the order of their indices
+    # candidates are in order of query, then index, so a stable sort leaves ties in the order of their indices
     order = torch.argsort((query << 16) + distances, stable=True)
     chosen = order[lims[:-1, None] + torch.arange(k, device=queries.device)]
     return distances[chosen], indices[chosen]
 
 
-def range_search(queries, database, radius):
-    """As llc.hamming.range_search. Scans twice, to count and to write."""
+def range_search(
+    queries: torch.Tensor, database: torch.Tensor, radius: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """llc.hamming.range_search on CUDA. It scans twice, first to count and then to write."""
     _check_numbers(queries, database)
     if len(queries) == 0 or len(database) == 0:
-        lims = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
-        return lims, _empty(torch.int32, (0,), queries), _empty(torch.int64, (0,), queries)
-    database = cuda_popc.prepare(database)
+        zeros = torch.zeros(len(queries) + 1, dtype=torch.int64, device=queries.device)
+        return zeros, _empty(torch.int32, (0,), queries), _empty(torch.int64, (0,), queries)
+    words = cuda_popc.prepare(database)
     lims, parts = [torch.zeros(1, dtype=torch.int64, device=queries.device)], []
     for part in queries.split(QUERY_TILE):
-        splits, steps = cuda_popc.split(len(part), database)
-        widest = min(radius, 8 * part.shape[1])  # in 32 bits, whatever the radius is
+        splits, steps = cuda_popc.split(len(part), words)
+        widest = min(radius, 8 * part.shape[1])  # fits in 32 bits, however large the radius is
         radii = torch.full((len(part),), widest, dtype=torch.int32, device=part.device)
-        counts = cuda_popc.count_within(part, database, radii, splits, steps)
-        part_lims, *found = cuda_popc.write_within(part, database, radii, counts, steps)
+        counts = cuda_popc.count_within(part, words, radii, splits, steps)
+        part_lims, distances, indices = cuda_popc.write_within(part, words, radii, counts, steps)
         lims.append(part_lims[1:] + lims[-1][-1])
-        parts.append(found)
-    return torch.cat(lims), *(torch.cat(part) for part in zip(*parts))
+        parts.append((distances, indices))
+    distances, indices = (torch.cat(part) for part in zip(*parts))
+    return torch.cat(lims), distances, indices
 
 
 def _takes_dot(queries, database):
-    """Whether tensor cores find the nearest codes.
+    """Whether to find the nearest codes by tensor cores (cuda_dot) instead of by POPC (cuda_popc).
 
-    The rule rests on arithmetic on the compiled kernels and has not been measured on a GPU. In a clock cycle
-    a multiprocessor of an H100 (A100) computes and compares the distances of 8 pairs of 64-bit codes by POPC,
-    and about 20 (16) by products; of 256-bit codes 4 by POPC, and about 10 (6) by products. Unpacking the
-    database costs what products gain on 120 queries (64 bits) to 240 (256 bits). Codes of one word gain
-    nothing, because comparing the distances takes most of their time. Triton has no int8 products before
-    compute capability 8.0. For 10.0 and later nothing was computed.
+    The rule follows from counting instructions of the compiled kernels; it has not been measured on a GPU.
+    Per clock cycle a multiprocessor computes and compares the distances of so many pairs of codes:
+
+                     POPC   products on an H100   products on an A100
+        64 bits         8              about 20              about 16
+        256 bits        4              about 10               about 6
+
+    Unpacking the database takes as long as products save on 120 queries (64 bits) to 240 queries (256 bits).
+    Codes of one word gain nothing, because comparing the distances takes most of their time. Triton has no
+    int8 products for compute capabilities below 8.0. For 10.0 and above the instructions were not counted.
     """
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:
@@ -122,6 +133,7 @@ def _takes_dot(queries, database):
 
 
 def _check_numbers(queries, database):
+    """Raises ValueError if there are more codes than the kernels can number."""
     for name, codes in (("queries", queries), ("database", database)):
         if len(codes) > MAX_CODES:
             advice = " and merge the results" if name == "database" else ""

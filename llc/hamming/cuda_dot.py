@@ -1,13 +1,13 @@
 """Distances on CUDA by int8 tensor cores, for many queries and codes of up to MAX_BITS bits.
 
-A bit becomes a byte of +1 or -1. The product of two such codes is the number of equal bits minus the number
-of differing ones, so the distance of K bits is (K - product) / 2. Codes are padded to K bits, a power of two;
-the padding is equal in all codes, so it adds nothing.
+Each bit is unpacked to a byte of +1 or -1. The dot product of two such codes is the number of equal bits
+minus the number of differing bits, so the distance of two codes of K bits is (K - product) / 2. Codes are
+padded to K bits, a power of two. The padding is equal in all codes, so it adds nothing to a distance.
 
-A kernel of its own makes the bytes once a call, in parts of at most MAX_BYTES: for many queries, writing and
-reading 8 times the memory of the codes takes little time beside the products. The kernel of the products
-could unpack bits itself, but each of its row blocks would unpack the whole database again, and copies to
-shared memory could not run while the tensor cores work.
+A separate kernel unpacks the codes once per call, in parts of at most MAX_BYTES. The bytes take 8 times the
+memory of the codes, but for many queries writing and reading them takes little time compared with the
+products. If the product kernel unpacked the bits itself, each of its row blocks would unpack the whole
+database again, and copies to shared memory could not overlap with the work of the tensor cores.
 """
 
 import torch
@@ -17,10 +17,12 @@ import triton.language as tl
 from llc.hamming.cuda_popc import INDEX_BITS, STEP_BITS, splits_and_steps, store_nearest
 from llc.kernels.cuda_launch import launch
 
-MAX_BITS = 256  # a tile of queries stays in shared memory, 32 KB, beside two tiles of codes
-BLOCK_N = BLOCK_M = 128  # of a tile: its products and the best so far take 128 registers a thread of 8 warps
-PROGRAMS = 2048  # keep 132 multiprocessors busy for a few waves: an assumption, not measured
-MAX_BYTES = 1 << 28  # of +-1 bytes of queries, and of codes, at a time: positions in them fit in int32
+MAX_BITS = 256  # so that a tile of queries (32 KB) and two tiles of codes fit into shared memory
+# Queries and codes of a tile. Its products and the best keys so far take 128 registers per thread, for 8
+# warps.
+BLOCK_N = BLOCK_M = 128
+PROGRAMS = 2048  # enough for a few waves on 132 multiprocessors: an assumption, not measured
+MAX_BYTES = 1 << 28  # unpacked bytes of queries, and of codes, at a time: positions in them fit in int32
 BLOCK_BYTES = 128  # packed bytes that a program unpacks
 
 
@@ -54,8 +56,8 @@ def _product_kernel(
 ):
     """The nearest code of each query, or of each lane, as store_nearest stores it.
 
-    Queries and codes beyond n and m repeat the last one. Programs that run at the same time scan the same
-    split of the database, so that it comes from the second-level cache.
+    Queries beyond n and codes beyond m repeat the last one. Programs that run at the same time scan the same
+    split of the database, so most of its loads hit the second-level cache.
     """
     num_row_blocks = tl.cdiv(n, BLOCK_N)
     split = tl.program_id(0) // num_row_blocks
@@ -66,7 +68,8 @@ def _product_kernel(
     for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
         columns = (split * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
         code = tl.load(database + tl.minimum(columns, m - 1)[None, :] * K + k[:, None])
-        # distance << STEP_BITS | step, less the constant K << STEP_BITS - 1, which is added after the loop
+        # distance << STEP_BITS | step, minus K << (STEP_BITS - 1); the loop leaves adding this constant to
+        # the end
         key = step - tl.dot(query, code, out_dtype=tl.int32) * (1 << (STEP_BITS - 1))
         if EACH_LANE:
             key = tl.where((columns < m)[None, :], key, 0x7FFFFFFF - (K << (STEP_BITS - 1)))
@@ -75,10 +78,10 @@ def _product_kernel(
     store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS, INDEX_BITS, EACH_LANE)
 
 
-def nearest(queries, database):
-    """The nearest of database uint8 [m, code_size], m >= 1, to each of queries uint8 [n, code_size], n >= 1.
+def nearest(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
+    """The nearest database code of each query, as a key int64 [n] = distance << INDEX_BITS | index.
 
-    -> keys int64 [n], distance << INDEX_BITS | index.
+    queries uint8 [n, code_size], n >= 1; database uint8 [m, code_size], m >= 1.
     """
     keys = []
     for part in queries.split(_codes_at_a_time(queries)):
@@ -87,15 +90,15 @@ def nearest(queries, database):
     return torch.cat(keys)
 
 
-def nearest_in_lanes(queries, database, lanes):
-    """As llc.hamming.cuda_popc.nearest_in_lanes, with the database as `nearest` takes it."""
+def nearest_in_lanes(queries: torch.Tensor, database: torch.Tensor, lanes: int) -> torch.Tensor:
+    """Does the same as cuda_popc.nearest_in_lanes; the database is packed codes, as for `nearest`."""
     lanes_a_part = triton.cdiv(lanes, triton.cdiv(len(database), _codes_at_a_time(database)))
     parts = _products(queries, database, lanes_a_part, each_lane=True)
     return torch.cat([found for _, found in parts], dim=1)
 
 
 def _products(queries, database, lanes, each_lane):
-    """Yields, for each part of the database, the number of its first code and what _product_kernel stores."""
+    """Yields (index of the first code, what _product_kernel stores) for each part of the database."""
     n, K = len(queries), 8 * _padded_size(queries.shape[1])
     query_signs, num_row_blocks = _unpack(queries), triton.cdiv(n, BLOCK_N)
     for first in range(0, len(database), _codes_at_a_time(database)):
@@ -146,7 +149,7 @@ def _unpack(codes):
 
 
 def _padded_size(code_size):
-    """K / 8: a power of two, as Triton's tiles need, of at least 32 bits, as tensor cores need."""
+    """K / 8, where K is a power of two, as Triton's tiles need, and at least 32, as tensor cores need."""
     return max(4, triton.next_power_of_2(code_size))
 
 

@@ -1,14 +1,13 @@
-"""Distances on CUDA by the instruction that counts bits (POPC), for any number of queries and any length of
-codes.
+"""Distances on CUDA by POPC, the instruction that counts bits, for codes of any length.
 
-Codes become 32-bit words, word by word [words, n], so that neighbouring threads read neighbouring words. The
-last code is repeated up to a whole tile, so that no load needs a mask. A program holds the distances of a
-tile of BLOCK_N queries x block_m codes in registers. The database is cut into splits of `steps` tiles, so
-that a few queries occupy the device too.
+Codes are stored as 32-bit words in the shape [words, n], so that neighbouring threads read neighbouring
+words. The last code is repeated until the last tile is full, so no load needs a mask. A program holds the
+distances of one tile in registers: BLOCK_N queries x block_m codes. The database is cut into splits of
+`steps` tiles each, so that a few queries also keep the whole device busy.
 
-Carry-save adders come before the counting: a full adder turns three words of differing bits into a word of
-sums and a word of carries by two LOP3 instructions, which take 2 cycles each, and saves one POPC, which takes
-8. Eight words then need 4 POPC instead of 8, and both units are equally busy.
+Carry-save adders reduce the number of words to count. A full adder turns three words of differing bits into
+a word of sums and a word of carries, by two LOP3 instructions of 2 cycles each, and so saves one POPC,
+which takes 8 cycles. Eight words then need 4 POPC instead of 8, and both instructions take equally long.
 """
 
 from typing import NamedTuple
@@ -19,15 +18,15 @@ import triton.language as tl
 
 from llc.kernels.cuda_launch import launch
 
-BLOCK_N = 8  # queries of a tile: they share each word of the database that is loaded
-BLOCK_M = 512  # codes of a tile: 8 x 4 pairs a thread
-LONG_BLOCK_M = 256  # the same for codes of more than two words: the carry-save adders need registers too
-GROUP = 8  # words that pass through carry-save adders together
+BLOCK_N = 8  # queries of a tile: they share each database word that is loaded
+BLOCK_M = 512  # codes of a tile: 8 x 4 pairs per thread
+LONG_BLOCK_M = 256  # the same for codes of more than two words, as carry-save adders need registers too
+GROUP = 8  # words that go through the carry-save adders together
 PART = 64  # codes of a tile that are written at a time
-PROGRAMS = 4096  # keep 132 multiprocessors busy for a few waves: an assumption, not measured
+PROGRAMS = 4096  # enough for a few waves on 132 multiprocessors: an assumption, not measured
 STEP_BITS = 15  # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
 INDEX_BITS = 40  # a query's key is distance << INDEX_BITS | index
-MAX_QUERIES = 1 << 22  # of one launch, so that its grid stays below CUDA's limit for any size of database
+MAX_QUERIES = 1 << 22  # of one launch: its grid then stays within CUDA's limit for any size of database
 
 
 # ---- kernels ------------------------------------------------------------------------------------------
@@ -35,11 +34,11 @@ MAX_QUERIES = 1 << 22  # of one launch, so that its grid stays below CUDA's limi
 
 @triton.jit
 def _count_bits(x):
-    """The number of bits set in uint32 x -> int32.
+    """The number of bits that are 1 in uint32 x -> int32.
 
-    LLVM recognises the pattern and makes one popc of it. Without the minimum it would first merge the last
-    shift with one that follows, which hides the pattern. The minimum costs nothing: LLVM knows that a popc is
-    at most 32.
+    LLVM recognises this pattern and replaces it by one popc. The minimum keeps LLVM from merging the last
+    shift with a later one first, which would hide the pattern. It costs nothing, because LLVM knows that a
+    popc is at most 32 and removes it.
     """
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
@@ -49,7 +48,7 @@ def _count_bits(x):
 
 @triton.jit
 def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
-    """The bits in which word number `word` differs -> uint32 [BLOCK_N, BLOCK_M]."""
+    """The differing bits of word number `word` -> uint32 [BLOCK_N, BLOCK_M]."""
     a = tl.load(query + word * query_stride).to(tl.uint32, bitcast=True)
     b = tl.load(code + word * code_stride).to(tl.uint32, bitcast=True)
     return a[:, None] ^ b[None, :]
@@ -65,13 +64,13 @@ def _two_words(query, code, word: tl.constexpr, query_stride, code_stride):
 
 @triton.jit
 def _full_add(a, b, c):
-    """The sum and the carry of each bit: one LOP3 each."""
+    """The sum and the carry of each bit of three words, by one LOP3 each."""
     return a ^ b ^ c, (a & b) | (c & (a ^ b))
 
 
 @triton.jit
 def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr):
-    """The number of differing bits in 1 to GROUP words. The names say how much a bit of them counts."""
+    """The number of differing bits in 1 to GROUP words. The names ones, twos, fours give a bit's weight."""
     ones = _differing(query, code, 0, query_stride, code_stride)
     if words >= 3:
         a, b = _two_words(query, code, 1, query_stride, code_stride)
@@ -126,10 +125,10 @@ def store_nearest(
     INDEX_BITS: tl.constexpr,
     EACH_LANE: tl.constexpr,
 ):
-    """Stores the result of a split, best int32 [BLOCK_N, BLOCK_M], which holds distance << STEP_BITS | step.
+    """Stores the result of a split: best int32 [BLOCK_N, BLOCK_M], which is distance << STEP_BITS | step.
 
-    EACH_LANE stores the lowest distance of each lane into nearest int32 [n, splits * BLOCK_M]. Otherwise the
-    lowest key of each query goes into nearest int64 [splits, n].
+    With EACH_LANE it stores the lowest distance of each lane into nearest int32 [n, splits * BLOCK_M].
+    Otherwise it stores the lowest key of each query into nearest int64 [splits, n].
     """
     BLOCK_M: tl.constexpr = best.shape[1]
     lanes = tl.arange(0, BLOCK_M)
@@ -142,9 +141,9 @@ def store_nearest(
         tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
 
 
-# By default Triton compiles a kernel anew for numbers that are 1 or multiples of 16, which gains nothing
-# here. If it knew how the database is aligned, a thread would load 4 neighbouring words, and the words would
-# have to pass through shared memory to the threads that need them.
+# By default Triton compiles a kernel again for numbers that are 1 or multiples of 16, which gains nothing
+# here. If Triton knew the alignment of the database, each thread would load 4 neighbouring words, and these
+# would have to go through shared memory to the threads that need them.
 _unspecialised = triton.jit(
     do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
     do_not_specialize_on_alignment=["database"],
@@ -166,7 +165,7 @@ def _all_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Every distance, into int32 [n, m]; each tile of the database is a split."""
+    """Writes every distance into int32 [n, m]. Each tile of the database is a split."""
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(0) % splits * BLOCK_M + tl.arange(0, BLOCK_M)
     distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
@@ -197,8 +196,8 @@ def _nearest_kernel(
 ):
     """The nearest code of each query, or of each lane, as store_nearest stores it.
 
-    Codes beyond m repeat the last one. As the nearest code the last one itself wins against them, but a lane
-    that holds only such a code must count as empty.
+    Codes beyond m repeat the last one. They never become the nearest code, because the last one itself has
+    the same distance and a lower index. But a lane that has only such codes must count as empty.
     """
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -219,7 +218,7 @@ def _nearest_kernel(
 def _within(
     queries, database, radius, rows, columns, n, m, code_stride, words: tl.constexpr, GROUP: tl.constexpr
 ):
-    """Distances int32 [BLOCK_N, BLOCK_M], and a mask of the codes within the query's radius."""
+    """Distances int32 [BLOCK_N, BLOCK_M], and a mask of the codes within each query's radius."""
     distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
     return distance, (distance <= radius[:, None]) & (columns < m)[None, :]
 
@@ -240,7 +239,7 @@ def _count_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """The number of codes of each split within each query's radius, into counts int64 [n, splits]."""
+    """Counts each split's codes within each query's radius, into counts int64 [n, splits]."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     radius = tl.load(radii + rows, mask=rows < n, other=-1)
@@ -271,7 +270,7 @@ def _write_kernel(
     BLOCK_M: tl.constexpr,
     PART: tl.constexpr,
 ):
-    """Writes each split's codes within each query's radius from position starts, int64 [n, splits], on."""
+    """Writes each split's codes within each query's radius, from position starts int64 [n, splits] on."""
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
     radius = tl.load(radii + rows, mask=rows < n, other=-1)
@@ -280,9 +279,9 @@ def _write_kernel(
         start = (split * steps + step) * BLOCK_M
         tile = start + tl.arange(0, BLOCK_M)
         _, inside_tile = _within(queries, database, radius, rows, tile, n, m, code_stride, words, GROUP)
-        # Few tiles hold a code to write. They are computed once more in parts, because positions and pointers
-        # for a whole tile would take 250 registers in every tile. The loop has no or all parts, because
-        # Triton 3.6 fails to compile a loop over all parts inside an `if`.
+        # Few tiles have a code to write. These are computed again in parts, because the positions and
+        # pointers of a whole tile would need 250 registers, for every tile. The number of parts is 0 or all,
+        # because Triton 3.6 fails to compile a loop inside an `if` here.
         any_inside = tl.max(tl.max(inside_tile.to(tl.int32), axis=1), axis=0)
         for part in range(any_inside * (BLOCK_M // PART)):
             columns = start + part * PART + tl.arange(0, PART)
@@ -301,19 +300,19 @@ def _write_kernel(
 
 
 class Database(NamedTuple):
-    """Codes as the kernels read them."""
+    """Codes in the layout that the kernels read."""
 
     words: torch.Tensor  # int32 [ceil(code_size / 4), num_tiles * block_m]
     length: int
     block_m: int  # codes of a tile
 
     @property
-    def num_tiles(self):
+    def num_tiles(self) -> int:
         return self.words.shape[1] // self.block_m
 
 
-def prepare(codes):
-    """uint8 [m, code_size], m >= 1 -> Database."""
+def prepare(codes: torch.Tensor) -> Database:
+    """Packed codes uint8 [m, code_size], m >= 1, in the kernels' layout."""
     block_m = BLOCK_M if codes.shape[1] <= 8 else LONG_BLOCK_M
     return Database(_words(codes, block_m), len(codes), block_m)
 
@@ -321,7 +320,7 @@ def prepare(codes):
 def _words(codes, tile):
     """uint8 [n, code_size] -> int32 [ceil(code_size / 4), n rounded up to a multiple of tile].
 
-    Zeros follow a code's last byte, and the last code is repeated.
+    Each code is padded with zeros, and the last code is repeated until the last tile is full.
     """
     n, code_size = codes.shape
     shape = triton.cdiv(n, tile) * tile, triton.cdiv(code_size, 4) * 4
@@ -331,22 +330,24 @@ def _words(codes, tile):
     return padded.view(torch.int32).T.contiguous()
 
 
-def pairwise_programs(n, m):
-    """The most programs that `pairwise` launches for n queries and m codes."""
+def pairwise_programs(n: int, m: int) -> int:
+    """The largest number of programs that `pairwise` launches for n queries and m codes."""
     return triton.cdiv(n, BLOCK_N) * triton.cdiv(m, LONG_BLOCK_M)
 
 
-def split(n, database, lanes=0):
-    """-> (splits, steps) for n queries; at least `lanes` lanes where the database has as many codes."""
+def split(n: int, database: Database, lanes: int = 0) -> tuple[int, int]:
+    """(splits, steps) for n queries: at least `lanes` lanes, if the database has that many codes."""
     num_splits = triton.cdiv(lanes, database.block_m)
     return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, num_splits)
 
 
-def splits_and_steps(num_row_blocks, num_tiles, num_programs, num_splits):
+def splits_and_steps(
+    num_row_blocks: int, num_tiles: int, num_programs: int, num_splits: int
+) -> tuple[int, int]:
     """Cuts num_tiles tiles into splits of `steps` tiles -> (splits, steps).
 
-    There are about num_programs programs and at least num_splits splits, if the tiles suffice, and no split
-    has more steps than STEP_BITS can number.
+    If there are enough tiles, this gives about num_programs programs and at least num_splits splits. No
+    split has more steps than STEP_BITS bits can number.
     """
     at_least = max(num_splits, triton.cdiv(num_tiles, 1 << STEP_BITS))
     wanted = max(triton.cdiv(num_programs, num_row_blocks), at_least)
@@ -354,15 +355,18 @@ def splits_and_steps(num_row_blocks, num_tiles, num_programs, num_splits):
     return triton.cdiv(num_tiles, steps), steps
 
 
-def pairwise(queries, database):
-    """queries uint8 [n, code_size], n >= 1 -> int32 [n, m]."""
+def pairwise(queries: torch.Tensor, database: Database) -> torch.Tensor:
+    """Every distance: queries uint8 [n, code_size], n >= 1 -> int32 [n, m]."""
     distances = torch.empty(len(queries), database.length, dtype=torch.int32, device=queries.device)
     _launch(_all_kernel, queries, database, database.num_tiles, 1, distances)
     return distances
 
 
-def nearest(queries, database):
-    """queries uint8 [n, code_size], n >= 1 -> int64 [n], distance << INDEX_BITS | index of the nearest."""
+def nearest(queries: torch.Tensor, database: Database) -> torch.Tensor:
+    """The nearest code of each query, as a key int64 [n] = distance << INDEX_BITS | index.
+
+    queries: uint8 [n, code_size], n >= 1.
+    """
     keys = []
     for part in queries.split(MAX_QUERIES):
         splits, steps = split(len(part), database)
@@ -372,11 +376,10 @@ def nearest(queries, database):
     return torch.cat(keys)
 
 
-def nearest_in_lanes(queries, database, lanes):
-    """The codes are dealt out to at least `lanes` lanes, or m -> each lane's lowest distance, int32 [n,
-    num_lanes].
+def nearest_in_lanes(queries: torch.Tensor, database: Database, lanes: int) -> torch.Tensor:
+    """The lowest distance in each lane -> int32 [n, num_lanes].
 
-    A lane without a code has a distance above all others.
+    The codes are divided among at least min(lanes, m) lanes. An empty lane has a distance above all others.
     """
     splits, steps = split(len(queries), database, lanes)
     found = torch.empty(len(queries), splits * database.block_m, dtype=torch.int32, device=queries.device)
@@ -398,15 +401,19 @@ def _launch_nearest(queries, database, splits, steps, found, each_lane):
     )
 
 
-def count_within(queries, database, radii, splits, steps):
+def count_within(
+    queries: torch.Tensor, database: Database, radii: torch.Tensor, splits: int, steps: int
+) -> torch.Tensor:
     """The number of codes of each split within each query's radius, radii int32 [n] -> int64 [n, splits]."""
     counts = torch.empty(len(queries), splits, dtype=torch.int64, device=queries.device)
     _launch(_count_kernel, queries, database, splits, steps, radii, counts)
     return counts
 
 
-def write_within(queries, database, radii, counts, steps):
-    """What count_within counted, in CSR form -> lims int64 [n + 1], distances int32, indices int64."""
+def write_within(
+    queries: torch.Tensor, database: Database, radii: torch.Tensor, counts: torch.Tensor, steps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The codes that count_within counted: lims int64 [n + 1], distances int32, indices int64."""
     ends = counts.flatten().cumsum(0)
     lims = torch.cat([ends.new_zeros(1), ends[counts.shape[1] - 1 :: counts.shape[1]]])
     starts = ends - counts.flatten()
@@ -431,8 +438,8 @@ def write_within(queries, database, radii, counts, steps):
 
 def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
     num_words, code_stride = database.words.shape
-    # For 7 and 8 words ptxas takes 168 registers, though 128 suffice and allow 4 programs a multiprocessor
-    # instead of 3. Longer codes and the writing kernel would spill.
+    # For 7 and 8 words ptxas would use 168 registers, though 128 are enough and let 4 programs instead of 3
+    # run on a multiprocessor. With this limit longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
     row_blocks = triton.cdiv(len(queries), BLOCK_N)
     launch(

@@ -1,9 +1,10 @@
-"""pairwise, search and range_search: they check arguments; llc.hamming.cpu or llc.hamming.cuda does the work.
+"""pairwise, search and range_search: they check their arguments, and llc.hamming.cpu or .cuda does the work.
 
-On CUDA one call takes up to 2^31 - 2^16 queries and as many codes; with more, all three raise ValueError.
+On CUDA one call takes up to 2^31 - 2^16 queries and as many codes. All three raise ValueError for more.
 """
 
 import operator
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +15,20 @@ MAX_CODE_SIZE = 8191  # bytes: distances fit in 16 bits
 
 
 def pairwise(queries: Array, database: Array) -> Array:
-    """Hamming distance from every query uint8 [n, code_size] to every database code uint8 [m, code_size] -> int32 [n, m].
+    """The Hamming distance from every query to every database code.
 
-    Raises ValueError when dtypes, widths or devices do not match.
+    queries uint8 [n, code_size], database uint8 [m, code_size] -> distances int32 [n, m]. Raises ValueError
+    if one of them is not an array of packed codes, or if their code sizes, kinds or devices differ.
     """
     check_codes(queries=queries, database=database)
     return _run("pairwise", queries, database)
 
 
 def search(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
-    """The k nearest database codes of each query, sorted by (distance, index).
+    """The k nearest database codes of each query, exactly, sorted by distance, then by index.
 
-    queries uint8 [n, code_size], database uint8 [m, code_size] -> (distances int32 [n, k], indices int64 [n, k]).
-    Exact. Raises ValueError when the two do not match or unless 1 <= k <= m.
+    queries uint8 [n, code_size], database uint8 [m, code_size] -> (distances int32 [n, k], indices int64
+    [n, k]). Raises ValueError as `pairwise` does, and unless 1 <= k <= m.
     """
     check_codes(queries=queries, database=database)
     if len(database) == 0:
@@ -38,11 +40,13 @@ def search(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
 
 
 def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, Array, Array]:
-    """Every database code at distance <= radius from each query, in FAISS's CSR form: (lims, distances, indices).
+    """Every database code within a radius of each query: distance <= radius.
 
-    Query i's answers are distances[lims[i]:lims[i + 1]] (int32) and indices[lims[i]:lims[i + 1]] (int64), by rising index;
-    lims is int64 [n + 1]. Note that FAISS's own range_search takes distances strictly below its radius. Raises ValueError when the
-    two do not match or radius < 0.
+    queries uint8 [n, code_size], database uint8 [m, code_size] -> (lims int64 [n + 1], distances int32
+    [total], indices int64 [total]), the CSR form that FAISS uses too. The codes found for query i are
+    indices[lims[i]:lims[i + 1]], in ascending order, and distances[lims[i]:lims[i + 1]] are their distances.
+    FAISS's own range_search differs in one point: it finds distances strictly below its radius. Raises
+    ValueError as `pairwise` does, and if radius < 0.
     """
     check_codes(queries=queries, database=database)
     radius = _integer("radius", radius)
@@ -51,9 +55,9 @@ def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, A
     return _run("range_search", queries, database, radius)
 
 
-def _run(function, queries, database, *arguments):
+def _run(function: str, queries: Array, database: Array, *arguments: int) -> Any:
     if is_cuda(queries):
-        from llc.hamming import cuda  # Triton and numba are loaded by the first that needs them
+        from llc.hamming import cuda  # here, as cpu below, so that Triton and numba are loaded only if needed
 
         return getattr(cuda, function)(queries, database, *arguments)
     from llc.hamming import cpu
@@ -66,12 +70,16 @@ def _run(function, queries, database, *arguments):
     return tuple(map(torch.from_numpy, result)) if isinstance(result, tuple) else torch.from_numpy(result)
 
 
-def check_codes(**arguments):
-    """Raises ValueError unless all the (named) arguments are packed codes of one width, of one library, on one device."""
+def check_codes(**arguments: Any) -> None:
+    """Raises ValueError unless all arguments are packed codes of one code size and kind, on one device.
+
+    The kind is a numpy array or a torch tensor. The arguments' names appear in the messages.
+    """
     for name, codes in arguments.items():
         if not isinstance(codes, (np.ndarray, torch.Tensor)):
             raise ValueError(
-                f"{name}: expected packed codes in a torch tensor or numpy array, got a {type(codes).__name__}"
+                f"{name}: expected packed codes in a torch tensor or numpy array, "
+                f"got a {type(codes).__name__}"
             )
         if (
             codes.dtype not in (torch.uint8, np.dtype("uint8"))
@@ -86,11 +94,13 @@ def check_codes(**arguments):
     for other_name, other in others:
         if isinstance(codes, np.ndarray) != isinstance(other, np.ndarray):
             raise ValueError(
-                f"{name} are a {type(codes).__name__}, {other_name} a {type(other).__name__}: pass two of one kind"
+                f"{name} are a {type(codes).__name__}, {other_name} a {type(other).__name__}: "
+                "pass two of one kind"
             )
         if codes.shape[1] != other.shape[1]:
             raise ValueError(
-                f"{name} have {codes.shape[1]} bytes a code, {other_name} {other.shape[1]}: the code sizes differ"
+                f"{name} have {codes.shape[1]} bytes per code, {other_name} {other.shape[1]}: "
+                "the code sizes differ"
             )
         if isinstance(codes, torch.Tensor) and codes.device != other.device:
             raise ValueError(
@@ -102,16 +112,17 @@ def check_codes(**arguments):
         )
 
 
-def is_cuda(codes):
+def is_cuda(codes: np.ndarray | torch.Tensor) -> bool:
+    """Whether the codes are a torch tensor on a CUDA device."""
     return isinstance(codes, torch.Tensor) and codes.is_cuda
 
 
-def as_array(codes):
-    """Codes on the CPU as a contiguous numpy array."""
+def as_array(codes: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Codes on the CPU as a contiguous numpy array, which shares their memory where it can."""
     return np.ascontiguousarray(codes if isinstance(codes, np.ndarray) else codes.numpy())
 
 
-def _integer(name, value):
+def _integer(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError as error:

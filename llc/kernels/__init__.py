@@ -1,12 +1,14 @@
-"""What the CPU kernels of this project have in common: how numba compiles them, and how they are shared out to threads.
+"""What the CPU kernels of this project share: how numba compiles them, and how threads divide their work.
 
-Why not numba's own threads (`prange`): its default layer aborts the process when two Python threads use it at once, as FFCV's loader
-and an evaluation beside it do. A kernel here is plain code that releases the interpreter lock, and Python threads call it.
-The intrinsics take the CPU to be little-endian, as x86 and ARM are.
+A kernel is plain code that releases the interpreter lock, and Python threads call it. Numba's own threads
+(`prange`) are not used, because their default layer aborts the process if two Python threads use it at once,
+as an evaluation beside FFCV's loader would. The intrinsics assume a little-endian CPU, as x86 and ARM are.
 """
 
 import itertools
 import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numba
 from llvmlite import ir
@@ -15,17 +17,26 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 
 
-def kernel(function):
-    """Decorator: compiled by numba when it first meets a kind of arguments, and kept in numba's cache on disk (`__pycache__`, or the
-    user's cache folder where that is read-only), so that the next process only loads it. Runs without the interpreter lock."""
+def kernel(function: Callable[..., Any]) -> Any:
+    """A decorator: numba compiles the function, which then runs without the interpreter lock.
+
+    It is compiled at the first call with arguments of a new type. Numba keeps the result in its cache on
+    disk, so that the next process only loads it: in `__pycache__`, or in the user's cache folder if that is
+    read-only.
+    """
+    compiled: Any
     try:
         compiled = numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # numba finds no folder to write to: each process compiles for itself
+    except RuntimeError:  # numba finds no folder that it can write to, so each process compiles for itself
         compiled = numba.njit(nogil=True)(function)
     compile_for = compiled._compile_for_args
 
     def one_at_a_time(*arguments, **keywords):
-        """Numba locks its compiler, but not what it looks at before and after: threads that met a kernel together got a KeyError."""
+        """Compiles in one thread at a time.
+
+        Numba locks its compiler, but not the tables that it reads before and writes after compiling. Threads
+        that called a new kernel at the same time got a KeyError.
+        """
         with global_compiler_lock:
             return compile_for(*arguments, **keywords)
 
@@ -33,15 +44,17 @@ def kernel(function):
     return compiled
 
 
-def share(work, pieces, num_threads):
-    """Calls work(*piece) for every piece, on this thread and up to num_threads - 1 others that live for this call alone.
+def share(work: Callable[..., Any], pieces: Sequence[tuple], num_threads: int) -> None:
+    """Calls work(*piece) for every piece, on up to num_threads threads.
 
-    Pieces are taken in order, each as soon as a thread is free. After an error no further piece is begun, and the error is raised here.
+    These are the calling thread and threads that are started for this call alone. They take the pieces in
+    order, each when it is free. After an error no further piece is started, and the error is raised here.
     """
-    numbers, errors = itertools.count(), []
+    numbers = itertools.count()
+    errors: list[BaseException] = []
 
     def run():
-        for number in numbers:  # next() of a count is atomic
+        for number in numbers:  # next() on a count is atomic, so each number is taken once
             if number >= len(pieces) or errors:
                 return
             try:
@@ -60,7 +73,10 @@ def share(work, pieces, num_threads):
 
 
 def address_of(context, builder, array_type, array, position, element):
-    """For intrinsics: the address of element `position` of a flat contiguous array, as a pointer to LLVM's type `element`."""
+    """Emits the address of element `position` of a flat contiguous array.
+
+    element: an LLVM type; the address is a pointer to it.
+    """
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [position]), element.as_pointer())
 
@@ -79,5 +95,5 @@ def _load_word(bits):
     return load
 
 
-# The 4 or 8 bytes of a flat uint8 array from `position` on as one number, the first byte highest.
+# (flat, position) -> 4 or 8 bytes of a uint8 array from `position` on as one number, the first byte highest.
 load_word32, load_word64 = _load_word(32), _load_word(64)

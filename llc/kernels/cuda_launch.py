@@ -1,12 +1,15 @@
-"""Where all Triton kernels are launched: on the tensors' device, with errors that say what to install."""
+"""Launches Triton kernels on their tensors' device, and says what to install if that fails."""
 
 import contextlib
-import os
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from llc import environment
 from llc.errors import UserError
 
 MAX_PROGRAMS = (1 << 31) - 1  # CUDA's limit for the first axis of a grid
@@ -14,20 +17,20 @@ NEEDED = "Triton needs a C compiler to launch kernels on CUDA"
 INSTALL = "install gcc and Python's headers (on Debian and Ubuntu the packages gcc and python3-dev)"
 
 
-def launch(kernel, num_programs, *arguments, **options):
+def launch(kernel: Any, num_programs: int, *arguments: Any, **options: Any) -> None:
     """Runs num_programs programs of a Triton kernel on the device of arguments[0], a tensor.
 
-    Triton itself would launch on the process's current device, wherever the tensors are. Raises UserError
-    where Triton finds no C compiler or no Python.h, because it builds the code that launches kernels when it
-    first needs it.
+    Triton itself would launch on the process's current device, wherever the tensors are. At the first launch
+    Triton builds the code that launches kernels; UserError is raised if it finds no C compiler or no Python.h
+    for that. Raises ValueError as `check_grid` does.
     """
     check_grid(num_programs)
     with torch.cuda.device_of(arguments[0]), missing_compiler_explained():
         kernel[num_programs,](*arguments, **options)
 
 
-def check_grid(num_programs):
-    """Raises ValueError when CUDA cannot launch so many programs."""
+def check_grid(num_programs: int) -> None:
+    """Raises ValueError if these are more programs than CUDA can launch at once."""
     if num_programs > MAX_PROGRAMS:
         raise ValueError(
             f"{num_programs:,} programs exceed CUDA's limit of {MAX_PROGRAMS:,}: "
@@ -36,7 +39,7 @@ def check_grid(num_programs):
 
 
 @contextlib.contextmanager
-def missing_compiler_explained():
+def missing_compiler_explained() -> Iterator[None]:
     """Turns Triton's errors about its C compiler into a UserError that says what to install."""
     try:
         yield
@@ -45,25 +48,25 @@ def missing_compiler_explained():
             raise
         raise UserError(f"{NEEDED} and finds none: {INSTALL}") from error
     except FileNotFoundError as error:
-        if error.filename is None or error.filename != os.environ.get("CC"):
+        if error.filename is None or error.filename != environment.c_compiler():
             raise
         advice = f"correct CC, or unset it and {INSTALL}"
         raise UserError(f"{NEEDED}, but CC={error.filename} is not there: {advice}") from error
     except subprocess.CalledProcessError as error:
         if not isinstance(error.cmd, list) or "-shared" not in error.cmd:
             raise
-        header = os.path.join(sysconfig.get_paths()["include"], "Python.h")
-        found = "failed" if os.path.exists(header) else f"found no {header}"
+        header = Path(sysconfig.get_paths()["include"], "Python.h")
+        problem = "it failed" if header.exists() else f"it found no {header}"
         command = " ".join(map(str, error.cmd))
-        raise UserError(f"{NEEDED}, but it {found}: {INSTALL}; the command was {command}") from error
+        raise UserError(f"{NEEDED}, but {problem}: {INSTALL}; the command was {command}") from error
 
 
-def check_launch(device):
-    """Packs one value on a CUDA device, to find out before a long run whether kernels can be launched there.
+def check_launch(device: torch.device) -> None:
+    """Packs one value on a CUDA device, to find out before a long run whether kernels run there.
 
-    Raises UserError as `launch` does, RuntimeError when the result is wrong.
+    Raises UserError as `launch` does, and RuntimeError if the result is wrong.
     """
-    from llc.codes import pack_bits  # imports this module for tensors on CUDA
+    from llc.codes import pack_bits  # here, because it imports this module for tensors on CUDA
 
     packed = pack_bits(torch.ones(1, 1, device=device)).tolist()
     if packed != [[128]]:

@@ -1,7 +1,8 @@
-"""Packing on the CPU: the sign and the packing in one pass over the values.
+"""Packing on the CPU: signs are taken and packed in one pass over the values.
 
-Eight values become one byte by a subtraction, a comparison and a move of the comparison's mask. For eight float32 the generated assembly
-is vpshufd, vpaddd, vpermq, vpcmpltud, kmovb with AVX-512, and vpaddd, vpmaxud, vpcmpeqd, four to narrow and reverse, vpmovmskb with AVX2.
+Eight values become one byte by a subtraction, a comparison, and a move of the comparison's mask. For eight
+float32 values the generated assembly is, with AVX-512, vpshufd, vpaddd, vpermq, vpcmpltud, kmovb; with AVX2
+it is vpaddd, vpmaxud, vpcmpeqd, four instructions that narrow and reverse, and vpmovmskb.
 """
 
 import numpy as np
@@ -11,11 +12,14 @@ from numba.extending import intrinsic
 
 from llc.kernels import address_of, kernel, share
 
-VALUES_PER_THREAD = 1 << 21  # with fewer, starting a thread (some 50 us) costs more than it saves
+VALUES_PER_THREAD = 1 << 21  # for fewer values, starting a thread (about 50 us) costs more than it saves
 
 
-def pack(values, limit, num_threads):
-    """values: uint8, 16, 32 or 64 [n, num_bits], C-contiguous -> uint8 [n, code_size]; bit = 1 iff 0 < value <= limit."""
+def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
+    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 iff 0 < value <= limit.
+
+    The values are C-contiguous, uint8, uint16, uint32 or uint64.
+    """
     n, num_bits = values.shape
     codes = np.empty((n, (num_bits + 7) // 8), np.uint8)
     num_threads = max(1, min(num_threads, values.size // VALUES_PER_THREAD))
@@ -30,7 +34,7 @@ def pack(values, limit, num_threads):
 
 @intrinsic
 def _byte_of_signs(typing, flat, position, limit):
-    """The byte whose highest bit says whether flat[position] is in 1..limit, and so on for the seven after it."""
+    """The byte of flat[position:position + 8]: a bit is 1 iff 0 < value <= limit, the first bit highest."""
 
     def generate(context, builder, signature, arguments):
         element = ir.IntType(signature.args[0].dtype.bitwidth)
@@ -43,7 +47,7 @@ def _byte_of_signs(typing, flat, position, limit):
             ir.Constant(vector, ir.Undefined), limit, ir.Constant(ir.IntType(32), 0)
         )
         limits = builder.shuffle_vector(limit, limit, ir.Constant(lanes, [0] * 8))
-        # 0 < value <= limit in one unsigned comparison, where 0 - 1 is the largest number there is
+        # 0 < value <= limit as one unsigned comparison, value - 1 < limit: 0 - 1 is the largest number
         inside = builder.icmp_unsigned("<", builder.sub(loaded, ir.Constant(vector, [1] * 8)), limits)
         inside = builder.shuffle_vector(inside, inside, ir.Constant(lanes, list(range(7, -1, -1))))
         return builder.bitcast(inside, ir.IntType(8))
@@ -57,7 +61,7 @@ def _pack(values, limit, codes):
     code_size = codes.shape[1]
     flat = values.reshape(n * num_bits)
     padding = np.uint8(255 << (8 * code_size - num_bits) & 255)
-    # A row's last byte may read some values of the rows after it (the mask takes them away), but nothing after the array.
+    # A row's last byte may read values of the next rows, which the mask removes, but none beyond the array.
     num_fast = max(0, (n * num_bits - 8 * code_size) // num_bits + 1)
     for row in range(num_fast):
         position = row * num_bits

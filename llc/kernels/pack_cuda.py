@@ -6,18 +6,18 @@ import triton.language as tl
 
 from llc.kernels.cuda_launch import check_grid, launch
 
-BLOCK = 128  # bytes that a program makes, of 8 values each
+BLOCK = 128  # bytes that a program writes; each takes 8 values
 
 
-def pack(values, limit):
-    """values: uint8, 16, 32 or 64 [n, num_bits] -> uint8 [n, code_size]; bit = 1 iff 0 < value <= limit.
+def pack(values: torch.Tensor, limit: int) -> torch.Tensor:
+    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 iff 0 < value <= limit.
 
-    The values may have any strides.
+    The values are uint8, uint16, uint32 or uint64, with any strides.
     """
     n, num_bits = values.shape
     code_size = (num_bits + 7) // 8
     num_programs = triton.cdiv(n * code_size, BLOCK)
-    check_grid(num_programs)  # before the codes are allocated
+    check_grid(num_programs)  # before memory for the codes is allocated
     codes = torch.empty(n, code_size, dtype=torch.uint8, device=values.device)
     if n:
         launch(

@@ -1,11 +1,10 @@
-"""Compiles the Triton kernels of llc for a GPU that need not be there, as the project's own code would launch
-them.
+"""Compiles the Triton kernels of llc for a GPU, without one, for the arguments that llc's own code passes.
 
     python tests/hamming/compile_kernels.py 90      # for compute capability 9.0
 
-Prints a JSON line for each variant that Triton compiled: what ptxas and nvdisasm, both from Triton's wheel,
-say of it; and one with the names of all kernels there are. Nothing is launched: Triton's driver is a stub,
-and the tensors are on the CPU.
+Prints one JSON line for each variant that Triton compiled, with the registers, memory and instructions that
+the tools in Triton's wheel report, and a last line with the names of all kernels. Nothing is launched:
+Triton's driver is a stub, and the tensors are on the CPU.
 """
 
 import ast
@@ -33,7 +32,7 @@ OPCODE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", re.MUL
 
 
 class Driver:
-    """As much of Triton's driver as compiling needs."""
+    """The part of Triton's driver that compiling needs."""
 
     def get_current_target(self):
         return GPUTarget("cuda", int(sys.argv[1]), 32)
@@ -49,7 +48,7 @@ class Driver:
 
 
 def all_kernels():
-    """Names of the Triton functions in llc that no other Triton function calls: they can only be launched."""
+    """The names of the Triton functions that no other Triton function calls: only these can be launched."""
     functions, called = set(), set()
     for path in (ROOT / "llc").rglob("*.py"):
         if "triton.jit" in path.read_text():
@@ -63,7 +62,7 @@ def all_kernels():
 
 
 def launch_all():
-    """Every kernel: short and long codes, one query and one code, numbers that 16 divides and others."""
+    """Launches every kernel for short and long codes, one or many, numbers divisible by 16 and others."""
     for num_bits in (20, 64, 128, 256, 4096):
         for n, m in ((16, 4096), (1, 1), (9, 1001)):
             queries, codes = as_codes(n, num_bits), as_codes(m, num_bits)

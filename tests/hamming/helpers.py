@@ -1,4 +1,4 @@
-"""Codes to test on, and the slow definitions that anyone can check: Python integers' bit_count, sorted."""
+"""Random codes, and slow reference implementations that anyone can check: bit_count of integers, sorted."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from llc.codes import pack_bits
 
 
 def random_codes(n, num_bits, seed, distinct=None):
-    """uint8 [n, code_size]; with `distinct`, only so many different codes, so that duplicates and ties abound."""
+    """uint8 [n, code_size]; with `distinct`, only that many different codes, so that there are many ties."""
     rng = np.random.default_rng(seed)
     codes = pack_bits(rng.normal(size=(distinct or n, num_bits)))
     return codes if distinct is None else codes[rng.integers(0, distinct, n)]
@@ -28,6 +28,6 @@ def slow_search(queries, database, k):
 
 
 def slow_range_search(queries, database, radius):
-    """-> (lims, [(distance, index), ...])"""
+    """Returns (lims, [(distance, index), ...])."""
     found = [[(d, i) for i, d in enumerate(row) if d <= radius] for row in slow_pairwise(queries, database)]
     return np.cumsum([0] + [len(row) for row in found]).tolist(), [pair for row in found for pair in row]

@@ -1,4 +1,4 @@
-"""What numba compiles: right for other CPUs than this one, and kept on disk for the next process."""
+"""Numba's kernels are right when compiled for older CPUs, and are kept on disk for the next process."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.waiting import seconds
 
 WORK = """
 import json, sys, numpy as np
@@ -26,18 +27,23 @@ for num_bits in map(int, sys.argv[1:]):
     order = np.argsort(distances, axis=1, kind="stable")
     for k in (1, 30):
         found = cpu.search(queries, codes, k, 1)
-        assert np.array_equal(found[1], order[:, :k]) and np.array_equal(found[0], np.take_along_axis(distances, order, 1)[:, :k])
-    assert np.array_equal(cpu.range_search(queries, codes, num_bits // 3, 1)[0][1:], (distances <= num_bits // 3).sum(1).cumsum())
+        assert np.array_equal(found[1], order[:, :k])
+        assert np.array_equal(found[0], np.take_along_axis(distances, order, 1)[:, :k])
+    lims = cpu.range_search(queries, codes, num_bits // 3, 1)[0]
+    assert np.array_equal(lims[1:], (distances <= num_bits // 3).sum(1).cumsum())
 decoder, codes = Decoder(codes[:50, :2], table=True), codes[:, :2]
-assert np.array_equal(decoder.mhd(codes), Decoder(codes[:50], table=False).mhd(codes)) and (decoder.ed(codes) >= 0).sum() >= 50
-kernels = [cpu._nearest, cpu._k_nearest, cpu._within_radius, cpu._all, table._grow, table._look_up, table.keep_exact, pack_cpu._pack]
+assert np.array_equal(decoder.mhd(codes), Decoder(codes[:50], table=False).mhd(codes))
+assert (decoder.ed(codes) >= 0).sum() >= 50
+kernels = [cpu._nearest, cpu._k_nearest, cpu._within_radius, cpu._all]
+kernels += [table._grow, table._look_up, table.keep_exact, pack_cpu._pack]
 print(json.dumps([[sum(k.stats.cache_hits.values()), sum(k.stats.cache_misses.values())] for k in kernels]))
 """
 AVX2 = {
     "NUMBA_CPU_NAME": "haswell",
-    "NUMBA_CPU_FEATURES": "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt,+movbe,+f16c",
+    "NUMBA_CPU_FEATURES": "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2"
+    ",+fma,+bmi,+bmi2,+lzcnt,+movbe,+f16c",
 }
-# Nothing that this CPU has beyond the first 64-bit ones, so that no vector instruction counts bits: the code that any CPU can run.
+# Only what every 64-bit x86 CPU has; such code has no vector instruction that counts bits.
 SSE2 = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse,+sse2"}
 
 
@@ -54,14 +60,16 @@ def start(folder, *lengths, **variables):
 
 
 def counts(process):
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=seconds(200))
     assert process.returncode == 0, errors
     return json.loads(output)
 
 
 def test_the_second_process_compiles_nothing(tmp_path):
     variables = SSE2 if platform.machine() == "x86_64" else {}
-    first = [start(tmp_path, 20, **variables) for _ in range(2)]  # two at once, as torchrun's processes are
+    first = [
+        start(tmp_path, 20, **variables) for _ in range(2)
+    ]  # two at once, like the processes of torchrun
     assert all(hits + misses > 0 for process in first for hits, misses in counts(process))
     assert all(hits > 0 and misses == 0 for hits, misses in counts(start(tmp_path, 20, **variables)))
 

@@ -1,4 +1,4 @@
-"""Launches of a fake Triton kernel: which device is current, and the errors where Triton finds no compiler."""
+"""Launches of a fake Triton kernel: the current device, and the errors if Triton finds no compiler."""
 
 import contextlib
 import subprocess
@@ -9,13 +9,13 @@ import torch
 from llc.errors import UserError
 from llc.kernels import cuda_launch
 
-# As triton.runtime.build runs it (3.6 and 3.8), when it builds what launches a kernel.
+# The command by which triton.runtime.build (3.6 and 3.8) builds the code that launches kernels.
 COMMAND = ["/usr/bin/gcc", "/tmp/tmpx/main.c", "-O3", "-shared", "-fPIC", "-o", "/tmp/tmpx/cuda_utils.so"]
 NO_COMPILER = "Failed to find C compiler. Please specify via CC environment variable or set triton.knobs."
 
 
 class Kernel:
-    """Launched as Triton's kernels are: kernel[grid](...)."""
+    """Launched like a Triton kernel: kernel[grid](...)."""
 
     def __init__(self, run):
         self.run = run
@@ -77,7 +77,7 @@ def test_a_missing_compiler_is_named(monkeypatch, error, message):
 
 def test_tritons_own_build_step_fails_like_that(monkeypatch, tmp_path):
     build = pytest.importorskip("triton.runtime.build", reason="a torch without CUDA brings none")
-    monkeypatch.setenv("CC", "false")  # a command that is there, and fails
+    monkeypatch.setenv("CC", "false")  # a command that exists and fails
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = Kernel(lambda *arguments: build.compile_module_from_src("#include <Python.h>", "launcher"))
     forget = getattr(getattr(build, "_find_compiler", None), "cache_clear", lambda: None)
@@ -110,7 +110,7 @@ def test_other_errors_pass(error):
 
 
 def test_a_launch_is_checked_by_its_result(monkeypatch):
-    cuda_launch.check_launch(torch.device("cpu"))  # where pack_bits needs no launch
+    cuda_launch.check_launch(torch.device("cpu"))  # pack_bits needs no launch on a CPU
     monkeypatch.setattr("llc.codes.pack_bits", lambda values: torch.zeros(1, 1, dtype=torch.uint8))
     with pytest.raises(
         RuntimeError, match=r"packing the value 1 on cpu gave \[\[0\]\] instead of \[\[128\]\]"

@@ -1,8 +1,7 @@
-"""What Triton and ptxas make of the CUDA kernels, on a machine without a GPU: instructions, registers,
-nothing spilled.
+"""The instructions and registers of the compiled CUDA kernels, checked on a machine without a GPU.
 
-The kernels are launched by the project's own code on a stub driver (tests/hamming/compile_kernels.py), so
-they are compiled for the arguments that they get on a GPU. Takes some 50 s on 2 cores.
+The project's own code launches the kernels on a stub driver (tests/hamming/compile_kernels.py), so they are
+compiled for the same arguments as on a GPU. This takes about 50 s on 2 cores.
 """
 
 import json
@@ -13,15 +12,17 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.waiting import seconds
 
 triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
 as_measured = pytest.mark.skipif(
     not triton.__version__.startswith("3.8."), reason="registers are known for Triton 3.8"
 )
 
-# At most so many registers a thread: a little above what Triton 3.8's ptxas takes for compute capability 8.0
-# and 9.0, the more of both. 65,536 registers a multiprocessor make 4 programs of 128 threads of 128
-# registers, 3 of 168, 1 of 256 threads of 255.
+# The most registers per thread that a kernel may use: a little above what Triton 3.8's ptxas uses for compute
+# capability 8.0 or 9.0, whichever is more. With its 65,536 registers a multiprocessor runs 4 programs of 128
+# threads if a thread has 128 registers, and 3 if it has 168; it runs 1 program of 256 threads of 255
+# registers.
 REGISTERS = {
     "_nearest_kernel": {
         "20 bits": 80,
@@ -39,14 +40,14 @@ REGISTERS = {
     "_unpack_kernel": {"64 bits": 16},
     "_pack_kernel": {"torch.uint8": 64, "torch.uint64, by columns": 64},
 }
-# POPC for each pair of codes that a thread holds, 32 of up to 64 bits and 16 of longer ones: 1, 2, 3 of 4
-# words, 4 of 8.
+# The number of POPC in a kernel. A thread holds 32 pairs of codes of up to 64 bits, or 16 pairs of longer
+# codes. A pair takes 1 POPC for 1 word, 2 for 2 words, 3 for 4 words and 4 for 8 words.
 POPC = {"20 bits": 32, "64 bits": 64, "128 bits": 48, "256 bits": 64, "4096 bits": 64}
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """{compute capability: the lines of compile_kernels.py}; both at once."""
+    """{compute capability: the lines that compile_kernels.py prints}; both processes run at once."""
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "0",
@@ -66,7 +67,7 @@ def compiled(tmp_path_factory):
 
     processes, lines = {capability: start(capability) for capability in ("80", "90")}, {}
     for capability, process in processes.items():
-        output, errors = process.communicate(timeout=400)
+        output, errors = process.communicate(timeout=seconds(400))
         assert process.returncode == 0, errors[-4000:]
         lines[capability] = [json.loads(line) for line in output.splitlines()]
     return lines
@@ -74,7 +75,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(params=["80", "90"])
 def variants(request, compiled):
-    """{(kernel, what for): its measurements}"""
+    """{(kernel, what it was launched for): its measurements}"""
     return {(line["kernel"], line["for"]): line for line in compiled[request.param] if "kernel" in line}
 
 
@@ -85,7 +86,7 @@ def test_every_kernel_was_compiled(compiled):
 
 
 def test_few_variants_are_compiled(compiled):
-    """One for a length of codes, whatever their number: the first search waits a second for each."""
+    """One for each length of codes, whatever their number: the first search waits a second for each."""
     for lines in compiled.values():
         kernels = [(line["kernel"], line["for"]) for line in lines[:-1] if "pack" not in line["kernel"]]
         assert len(kernels) == len(set(kernels))
@@ -107,14 +108,14 @@ def test_registers(variants):
 def test_bits_are_counted_by_popc_after_carry_save_adders(variants):
     for (kernel, bits), line in variants.items():
         popc, bits = line["opcodes"].get("POPC", 0), bits.removesuffix(", lanes")
-        if kernel == "_write_kernel":  # which computes an eighth or a quarter of a tile, too
+        if kernel == "_write_kernel":  # it also computes parts, an eighth or a quarter of a tile
             assert POPC[bits] < popc <= POPC[bits] * 5 / 4
         elif kernel in ("_nearest_kernel", "_count_kernel", "_all_kernel"):
             assert popc == POPC.get(bits, 64)
         else:
             assert popc == 0
-    # For 16 pairs of 8 words: xor, and 4 full adders of two instructions. Some more find the minimum over a
-    # program's threads.
+    # For 16 pairs of 8 words: one xor per word, and 4 full adders of two instructions each. Up to 128 more
+    # find the minimum over a program's threads.
     logic = variants["_nearest_kernel", "256 bits"]["opcodes"]["LOP3"]
     assert 16 * (8 + 2 * 4) <= logic <= 16 * (8 + 2 * 4) + 128
 
@@ -129,4 +130,4 @@ def test_products_use_tensor_cores(variants):
         found = [name for name in line["opcodes"] if name in ("IMMA", "IGMMA")]  # of capability 8.0 and 9.0
         assert len(found) == (kernel == "_product_kernel")
         if found:
-            assert line["shared"] <= 99 << 10  # all that GPUs of capability 8.6 and 8.9 let a program have
+            assert line["shared"] <= 99 << 10  # the most that GPUs of capability 8.6 and 8.9 give a program

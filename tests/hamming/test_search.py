@@ -50,10 +50,9 @@ def test_range_search_finds_all_within_the_radius(n, m, num_bits, seed, distinct
 @pytest.mark.parametrize("n", [2, 2 * cpu.FEW_QUERIES])
 @pytest.mark.parametrize("num_bits", [24, 64, 248, 249, 256, 257, 2048, 4096])
 def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits, n):
-    """Up to 31 bytes distances are summed in bytes; the largest distance is all bits. Few queries are scanned in another way."""
-    queries = np.packbits(
-        np.arange(n)[:, None].repeat(num_bits, 1).astype(bool), axis=1
-    )  # all zeros, then all ones
+    """For codes of up to 31 bytes distances are summed in bytes. Few queries are scanned in another way."""
+    # the first query is all zeros, the others are all ones
+    queries = np.packbits(np.arange(n)[:, None].repeat(num_bits, 1).astype(bool), axis=1)
     database = np.concatenate([queries[:1].repeat(65, 0), queries[1:2], random_codes(70, num_bits, 1)])
     assert pairwise(queries, database).tolist() == slow_pairwise(queries, database)
     for k in (1, 3, len(database)):
@@ -67,12 +66,12 @@ def test_extreme_distances_at_the_lengths_where_the_arithmetic_changes(num_bits,
     "weights", [(256, 255, 255, 256), (256, 254, 255, 254), (254, 253, 256, 256), (256, 256, 256, 255)]
 )
 def test_nearest_codes_that_are_further_than_a_byte_counts(num_bits, weights):
-    """Weight i of a code is its distance to 0, a tile after a tile; 255 is where distances in bytes end."""
+    """In tile i the codes are weights[i] or one more away from 0; 255 is the largest distance in a byte."""
     queries = np.zeros((2 * cpu.FEW_QUERIES, num_bits), np.uint8)
-    queries[1::2, -1] = 1  # a bit in which all codes of the database are 0, where they have one
+    queries[1::2, -1] = 1  # a bit that is 0 in all database codes that are long enough
     database = np.zeros((4 * 1100, num_bits), np.uint8)
     for i, row in enumerate(database):
-        row[: weights[i // 1100] + (0 if i % 1100 == 1099 else i % 2)] = 1  # some one bit further
+        row[: weights[i // 1100] + (0 if i % 1100 == 1099 else i % 2)] = 1  # some are one bit further away
     queries, database = (np.packbits(bits, axis=1) for bits in (queries, database))
     for k in (1, 2):
         assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
@@ -80,7 +79,7 @@ def test_nearest_codes_that_are_further_than_a_byte_counts(num_bits, weights):
 
 @pytest.mark.parametrize("num_bits", [20, 64, 300])
 def test_many_candidates_of_many_queries(num_bits):
-    """Enough to fill the lists of candidates several times, over several tiles, with ties."""
+    """There are enough to fill the lists of candidates several times, over several tiles, with ties."""
     queries, database = random_codes(5, num_bits, 0), random_codes(5000, num_bits, 1, 2500)
     for k in (2, 40, 700):
         assert tuple(a.tolist() for a in search(queries, database, k)) == slow_search(queries, database, k)
@@ -215,7 +214,7 @@ CODES = torch.zeros(4, 3, dtype=torch.uint8)
         (CODES[0], CODES, r"queries: .* got torch.uint8 \[3\]"),
         (CODES[:, :0], CODES[:, :0], r"queries: .* got torch.uint8 \[4, 0\]"),
         (CODES.repeat(1, 3000), CODES, "queries: .* code_size 1 to 8191"),
-        (CODES, CODES[:, :2], "queries have 3 bytes a code, database 2"),
+        (CODES, CODES[:, :2], "queries have 3 bytes per code, database 2"),
         (CODES, CODES.numpy(), "queries are a Tensor, database a ndarray"),
         (
             CODES.tolist(),

@@ -1,7 +1,7 @@
 """The CUDA implementation, run by Triton's interpreter on CPU tensors, against the CPU implementation.
 
-On a machine with a CUDA device tests/gpu runs the same kernels for real. test_kernels_compiled.py tests what they
-are compiled to.
+On a machine with a CUDA device tests/gpu runs the same kernels on it. test_kernels_compiled.py checks the
+compiled code.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ if torch.cuda.is_available():
 triton = pytest.importorskip("triton", reason="a torch without CUDA brings none")
 from triton.runtime import interpreter  # noqa: E402
 
-# TRITON_INTERPRET is read when Triton is imported and when a kernel is made, both by tests/conftest.py, and when a kernel runs
+# Triton reads TRITON_INTERPRET when it is imported and when a kernel is defined, both in tests/conftest.py,
+# and when a kernel runs.
 from llc.hamming import cuda, cuda_dot, cuda_popc  # noqa: E402
 from llc.kernels import pack_cuda  # noqa: E402
 
@@ -32,7 +33,7 @@ PART = cuda_popc.PART
 def interpreted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(cuda_popc, "PART", 256)  # the interpreter's time goes with the number of operations
+        patch.setattr(cuda_popc, "PART", 256)  # the interpreter's time grows with the number of operations
         if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8):
             patched = functools.partial(_patch_lang_tensor, interpreter._patch_lang_tensor)
             patch.setattr(interpreter, "_patch_lang_tensor", patched)
@@ -40,7 +41,7 @@ def interpreted():
 
 
 def _patch_lang_tensor(original, tensor, scope):
-    """Interpreted numbers are arrays of shape (1,). Older interpreters call int() on them, which numpy 2.4 refuses."""
+    """Older interpreters call int() on their numbers, arrays of shape (1,), which numpy 2.4 refuses."""
     original(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
@@ -53,7 +54,7 @@ def same(found, expected):
 
 def test_kernels_are_interpreted():
     assert type(cuda_popc._nearest_kernel).__name__ == "InterpretedFunction", (
-        "the kernels were made before tests/conftest.py did"
+        "the kernels were defined before tests/conftest.py set TRITON_INTERPRET"
     )
 
 
@@ -80,7 +81,7 @@ def test_equals_the_cpu(n, m, num_bits, seed, distinct, data):
 
 
 def test_tiles_are_written_in_parts(monkeypatch):
-    """With as many parts as on a GPU, of which some hold nothing to write."""
+    """There are as many parts as on a GPU, some of which have nothing to write."""
     monkeypatch.setattr(cuda_popc, "PART", PART)
     queries, database = random_codes(9, 70, 0), random_codes(1001, 70, 1)
     found = cuda.range_search(torch.from_numpy(queries), torch.from_numpy(database), 22)
@@ -89,7 +90,7 @@ def test_tiles_are_written_in_parts(monkeypatch):
 
 
 def test_carry_save_adders_count_any_number_of_words():
-    """1 to 8 words, whole groups of 8, and what is left after them; bytes that do not fill a word."""
+    """1 to 8 words, whole groups of 8, groups and a rest, and bytes that do not fill a word."""
     for num_bits in (*range(32, 289, 32), 257, 300, 512, 600):
         queries, database = random_codes(3, num_bits, 0), random_codes(5, num_bits, 1)
         queries[0], database[0], database[1] = 255, 0, queries[1]  # all bits differ, and none
@@ -120,7 +121,7 @@ def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts,
         patch.setattr(cuda_dot, "MAX_BYTES", max(n, m) // parts * 8 * cuda_dot._padded_size(queries.shape[1]))
         same(cuda.search(*tensors, 1), cpu.search(queries, database, 1, 1))
         found = cuda_dot.nearest_in_lanes(*tensors, min(k, 9))
-    # However the codes are dealt out to lanes: the lowest distance is found, and no code is in two lanes.
+    # However the codes are divided among lanes, the lowest distance is found, and no code is in two lanes.
     distances = torch.from_numpy(cpu.pairwise(queries, database, 1))
     assert torch.equal(found.amin(1), distances.amin(1)) and ((found < 1 << 15).sum(1) <= m).all()
     ranked, in_lanes = distances.sort(dim=1).values, found.sort(dim=1).values
@@ -162,9 +163,8 @@ def test_products_are_for_many_queries_and_codes_of_two_to_eight_words(monkeypat
     for capability, n, num_bits, expected in table:
         queries = torch.empty(n, (num_bits + 7) // 8, dtype=torch.uint8)
         assert cuda._takes_dot(queries, queries) is expected, (capability, n, num_bits)
-    assert (
-        asked == [torch.device("cpu")] * 5
-    )  # of the tensors' device, where the numbers leave the question open
+    # the capability of the tensors' device was asked for only where sizes alone did not decide
+    assert asked == [torch.device("cpu")] * 5
 
 
 def test_no_queries():
@@ -207,7 +207,7 @@ def test_packing_equals_the_cpu(dtype, largest, num_bits):
 
 
 def test_kernels_run_on_the_tensors_device(monkeypatch):
-    """Every launch is within torch.cuda.device_of(one of its tensors): Triton takes the current device."""
+    """Every launch is inside torch.cuda.device_of(a tensor of it), as Triton uses the current device."""
     inside, launched = [], []
     run = type(cuda_popc._nearest_kernel).run
 
@@ -244,7 +244,7 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
 
 
 def test_more_codes_than_int32_can_number_are_refused():
-    """Before anything is allocated: these take no memory themselves, but their words would."""
+    """They are refused before anything is allocated; the expanded tensors here take no memory."""
     few, many = torch.zeros(1, 8, dtype=torch.uint8), torch.zeros(1, 8, dtype=torch.uint8).expand(1 << 31, 8)
     for call in (
         lambda q, d: cuda.search(q, d, 1),
@@ -265,15 +265,15 @@ def test_more_codes_than_int32_can_number_are_refused():
 
 
 def test_numbers_up_to_the_limit_fit_in_int32():
-    """What the kernels compute in int32 from what is passed to them, for the most codes and queries there may be."""
+    """All that the kernels compute in int32, for the largest numbers of codes and queries."""
     for block_m in (cuda_popc.BLOCK_M, cuda_popc.LONG_BLOCK_M):
         tiles = -(-cuda.MAX_CODES // block_m)
-        assert tiles * block_m + block_m < 1 << 31  # columns, the stride of words, cdiv
+        assert tiles * block_m + block_m < 1 << 31  # columns, the stride of words, the sums in cdiv
         for row_blocks in (1, 1024, cuda_popc.MAX_QUERIES // cuda_popc.BLOCK_N):
             splits, steps = cuda_popc.splits_and_steps(row_blocks, tiles, cuda_popc.PROGRAMS, 1)
             assert splits * row_blocks < 1 << 31 and steps <= 1 << cuda_popc.STEP_BITS
             assert splits * steps >= tiles
     assert (65528 << cuda_popc.STEP_BITS) + (1 << cuda_popc.STEP_BITS) - 1 < 0x7FFFFFFF  # the highest key
-    # positions in the +-1 bytes, of which a tile reaches beyond the last; keys from -K to K
+    # positions in the unpacked bytes, the last tile included; keys from -K to K
     assert cuda_dot.MAX_BYTES + cuda_dot.BLOCK_M * cuda_dot.MAX_BITS < 1 << 31
     assert 2 * cuda_dot.MAX_BITS << cuda_dot.STEP_BITS < 1 << 31
