@@ -21,7 +21,8 @@ from llc.options import option
 from llc.training import config as training_config
 from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
-from llc.training.trainer import Progress, Trainer
+from llc.training.state import Progress
+from llc.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)

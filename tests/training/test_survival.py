@@ -600,18 +600,18 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, 
 def test_so_many_batches_are_left_out_as_allowed(command, tmp_path, monkeypatch, capsys, request):
     """The end is that of a run that had never seen these batches."""
     with monkeypatch.context() as patch:
-        patch.setattr("llc.training.trainer.Progress.__init__", _with_left_out([[1, 1], [1, 2]]))
+        patch.setattr("llc.training.state.Progress.__init__", _with_left_out([[1, 1], [1, 2]]))
         train_llc.main(command(tmp_path / "without"))
     request.getfixturevalue("poisoned")
     train_llc.main(command(tmp_path / "run", "--training.skip_non_finite=1"))
-    assert "leaves out batch 2 and the one before it" in capsys.readouterr().out
+    assert "skips batch 2 and the one before it" in capsys.readouterr().out
     assert last(tmp_path / "run")["progress"]["num_non_finite"] == 1
     found = differences(end_of(tmp_path / "run"), end_of(tmp_path / "without"))
     assert found == ["last.pth/progress/num_non_finite"]
 
 
 def _with_left_out(batches):
-    from llc.training.trainer import Progress
+    from llc.training.state import Progress
 
     made = Progress.__init__
 
