@@ -42,18 +42,23 @@ class RunFolder:
         try:
             (path / "checkpoints").mkdir(parents=True)
         except FileExistsError:
-            if run._has_begun():
-                raise UserError(
-                    f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}"
-                ) from None
+            run.check_unused()
         except OSError as error:
             raise UserError(f"run folder {path}: cannot be made: {error.strerror}") from error
         run._take_lock()
-        if run._has_begun():  # by whoever had the lock
+        if run._has_begun():  # by the process that held the lock
             raise UserError(
                 f"run folder {path}: another process has begun a run there; choose another logging.name"
             )
         return run
+
+    def check_unused(self):
+        """Raises UserError if a run has begun in this folder."""
+        if self._has_begun():
+            raise UserError(
+                f"run folder {self.path} exists already; choose another logging.name, or continue it with "
+                f"--resume={self.path}"
+            ) from None
 
     def _has_begun(self):
         """Whether there is anything but what `create` makes."""
