@@ -88,19 +88,19 @@ def check_sizes(config, num_classes, world_size):
     if batch_size % parts:
         raise UserError(
             f"training.batch_size = {batch_size} is the total over {world_size} processes with "
-            f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a multiple "
-            f"of {parts}"
+            f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a "
+            f"multiple of {parts}"
         )
     if codes.normalize == "batchnorm" and batch_size == parts:
         raise UserError(
-            f"codes.normalize = batchnorm needs at least 2 images at once; training.batch_size = {parts} leaves "
-            f"1 for each of {parts} parts (processes x training.accumulation_steps)"
+            f"codes.normalize = batchnorm needs at least 2 images at once; training.batch_size = {parts} "
+            f"leaves 1 for each of {parts} parts (processes x training.accumulation_steps)"
         )
     # the Singleton bound
     if codes.min_distance and num_classes > 2 ** (codes.num_bits - codes.min_distance + 1):
         raise UserError(
-            f"codes.min_distance = {codes.min_distance}: no code of {codes.num_bits} bits has this distance between "
-            f"{num_classes} classes; lower it, or raise codes.num_bits"
+            f"codes.min_distance = {codes.min_distance}: no code of {codes.num_bits} bits has this distance "
+            f"between {num_classes} classes; lower it, or raise codes.num_bits"
         )
 
 
@@ -129,8 +129,8 @@ def given_codebook(config, num_classes, resumes=False):
     codebook = load_codebook(source, num_bits)
     if codebook.shape != (num_classes, num_bits):
         raise UserError(
-            f"codes.init_codebook = {source}: {list(codebook.shape)}, but the data has {num_classes} classes and "
-            f"codes.num_bits = {num_bits}"
+            f"codes.init_codebook = {source}: {list(codebook.shape)}, but the data has {num_classes} classes "
+            f"and codes.num_bits = {num_bits}"
         )
     return codebook
 

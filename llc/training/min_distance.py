@@ -21,7 +21,7 @@ def enforce(network, distance, processes, whose=""):
         say(f"codes.min_distance = {distance}: {count} class codes{whose} were moved", processes)
     if len(after) > 1 and health(after).min_distance < distance:
         say(
-            f"warning: codes.min_distance = {distance}: there is no room to move some class codes apart, so they "
-            "stay closer to each other; lower it, or raise codes.num_bits",
+            f"warning: codes.min_distance = {distance}: there is no room to move some class codes apart, so "
+            "they stay closer to each other; lower it, or raise codes.num_bits",
             processes,
         )

@@ -33,8 +33,8 @@ from llc.training.stage_module import StageModule
 def describe(config, world_size=1, resume=None):
     """The plan of a run, as text of several lines.
 
-    world_size: number of processes. resume: what --resume names, as for a run; None: a new run. Raises UserError
-    as the run itself would.
+    world_size: number of processes. resume: what --resume names, as for a run; None: a new run. Raises
+    UserError as the run itself would.
     """
     path = _run_path(config, resume)
     resumes = bool(resume) and (path / "checkpoints").exists()

@@ -11,9 +11,10 @@ class NonFinite(Exception):
 def report(config, parts, processes, progress, first):
     """Finds out which samples led to a NaN or infinite loss. All processes must call it.
 
-    first: (batch, loss) of the first such loss of this process, or None. Returns the content of non_finite.json, the
-    batches to skip as [global epoch, batch], and a sentence that says what happened. To be skipped are the batch and
-    the one before it, because the loss was computed with the weights that the one before had updated.
+    first: (batch, loss) of the first such loss of this process, or None. Returns the content of
+    non_finite.json, the batches to skip as [global epoch, batch], and a sentence that says what happened. To
+    be skipped are the batch and the one before it, because the loss was computed with the weights that the
+    one before had updated.
     """
     name = config.stages[progress.stage]
     found = processes.gather_objects(first)
@@ -49,6 +50,6 @@ def check_allowed(config, progress, what):
     if progress.num_non_finite >= config.training.skip_non_finite:
         name = config.stages[progress.stage]
         raise UserError(
-            f"{what}; checkpoints/last.pth is from before. Lower {name}.lr, lengthen {name}.lr_peak_epoch, or skip "
-            f"such batches: training.skip_non_finite={progress.num_non_finite + 1}"
+            f"{what}; checkpoints/last.pth is from before. Lower {name}.lr, lengthen {name}.lr_peak_epoch, "
+            f"or skip such batches: training.skip_non_finite={progress.num_non_finite + 1}"
         )

@@ -8,9 +8,9 @@ WARMUP_START = 1e-4  # fraction of the peak; ffcv-imagenet's
 def learning_rate(stage, step, steps_per_epoch):
     """Learning rate of optimiser step `step` (from 0) of a stage (llc.stages.Stage).
 
-    Linear from 1e-4 of the peak to the peak at lr_peak_epoch. Then linear to 0 (triangular), half a cosine to 0
-    (cosine; Loshchilov and Hutter, arXiv 1608.03983), or multiplied by step_ratio every step_length epochs, counted
-    from the start (step).
+    Linear from 1e-4 of the peak to the peak at lr_peak_epoch. Then linear to 0 (triangular), half a cosine to
+    0 (cosine; Loshchilov and Hutter, arXiv 1608.03983), or multiplied by step_ratio every step_length epochs,
+    counted from the start (step).
     """
     epoch = step / steps_per_epoch
     if epoch < stage.lr_peak_epoch:

@@ -1,8 +1,8 @@
 """The state of a run: where it stands, and what last.pth holds of it.
 
-A run can be stopped at any step and resumed, because everything that its next step depends on is here: `Progress`,
-the network, the engine, and for each process batch norm's running statistics and the sum of its losses. Batches,
-learning rates and resolutions are functions of the position alone.
+A run can be stopped at any step and resumed, because everything that its next step depends on is here:
+`Progress`, the network, the engine, and for each process batch norm's running statistics and the sum of its
+losses. Batches, learning rates and resolutions are functions of the position alone.
 """
 
 import dataclasses
@@ -132,9 +132,9 @@ class RunState:
             else:
                 values = of_process.mean(0)
                 say(
-                    f"warning: {len(of_process)} processes were at work before, now {self._processes.world_size}: "
-                    "each resumes from the mean of their running statistics of batch norm, so the result will "
-                    "differ as between two runs",
+                    f"warning: {len(of_process)} processes were at work before, now "
+                    f"{self._processes.world_size}: each resumes from the mean of their running statistics "
+                    "of batch norm, so the result will differ as between two runs",
                     self._processes,
                 )
             for tensor, value in zip(own, values.split([tensor.numel() for tensor in own]), strict=True):

@@ -23,8 +23,8 @@ from llc.training.state import RunState, networks
 class Trainer:
     """One run. run_folder is None on all but the main process.
 
-    checkpoint: the content of checkpoints/last.pth, to resume from; anyway: even if resume.check finds differences.
-    Raises UserError if the data, the configuration and the checkpoint do not fit each other.
+    checkpoint: the content of checkpoints/last.pth, to resume from; anyway: even if resume.check finds
+    differences. Raises UserError if the data, the configuration and the checkpoint do not fit each other.
     """
 
     def __init__(self, config, run_folder, processes, checkpoint=None, anyway=False):
@@ -48,9 +48,9 @@ class Trainer:
         config, parts = self.config, self.parts
         for stage in map(config.stage, config.stages):
             self.say(
-                f"{stage.name} stage: {stage.epochs} epochs of {parts.steps} steps, {config.training.batch_size} "
-                f"images per step, peak lr {stage.lr:g}, {self.processes.world_size} process(es) on "
-                f"{self.processes.device.type}"
+                f"{stage.name} stage: {stage.epochs} epochs of {parts.steps} steps, "
+                f"{config.training.batch_size} images per step, peak lr {stage.lr:g}, "
+                f"{self.processes.world_size} process(es) on {self.processes.device.type}"
             )
         self.saver = Saver(self.run_folder, config.training.checkpoint_minutes, config.training.keep)
         try:
@@ -60,8 +60,9 @@ class Trainer:
                     self.saver.submit("save", "initial", {"network": self.network.state_dict()})
                 elif self.progress.stage < len(config.stages):
                     self.say(
-                        f"continues in epoch {self.progress.epoch + 1} of the {config.stages[self.progress.stage]} "
-                        f"stage, after {self.progress.batch} of {parts.steps} steps"
+                        f"continues in epoch {self.progress.epoch + 1} of the "
+                        f"{config.stages[self.progress.stage]} stage, after {self.progress.batch} of "
+                        f"{parts.steps} steps"
                     )
                     self.saver.submit("log", self.progress.lines)
                 while self.progress.stage < len(config.stages):
@@ -238,9 +239,9 @@ class Trainer:
         self.progress.num_non_finite = progress.num_non_finite + 1
         self.watch = LossWatch()
         self.say(
-            f"warning: {what}. {self.progress.num_non_finite} of {self.config.training.skip_non_finite}: returns to "
-            f"step {self.progress.batch} of epoch {self.progress.epoch + 1} and skips batch {content['batch']} and "
-            "the one before it"
+            f"warning: {what}. {self.progress.num_non_finite} of {self.config.training.skip_non_finite}: "
+            f"returns to step {self.progress.batch} of epoch {self.progress.epoch + 1} and skips batch "
+            f"{content['batch']} and the one before it"
         )
 
     def _finish(self):
