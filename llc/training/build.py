@@ -1,4 +1,4 @@
-"""Everything that a run trains with, built from its configuration: data, network, initial codebook, loaders."""
+"""Builds what a run trains with from its configuration: data, network, initial codebook, loaders."""
 
 import dataclasses
 from pathlib import Path
@@ -19,7 +19,10 @@ from llc.training import resume
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a run trains with. The network is on the process's device; `identity` is what checkpoints are known by."""
+    """What a run trains with.
+
+    The network is on the process's device; identity: of llc.training.resume, to compare with a checkpoint's.
+    """
 
     network: Network
     train_shards: Shards
@@ -82,7 +85,7 @@ def open_data(config):
 
 
 def check_sizes(config, num_classes, world_size):
-    """Raises UserError if the batch cannot be divided, or the codes are too short for their minimum distance."""
+    """Raises UserError if the batch cannot be divided, or the codes are too short for codes.min_distance."""
     batch_size, codes = config.training.batch_size, config.codes
     parts = world_size * config.training.accumulation_steps
     if batch_size % parts:

@@ -18,7 +18,9 @@ from llc.training.stage_module import StageModule
 
 
 class Engine:
-    """A network in one stage, with its optimiser. `step` trains it; `ema` is the average of its weights, or None.
+    """A network in one stage, with its optimiser.
+
+    `step` trains it; `ema` is the moving average of its weights, or None.
 
     While `codebook_frozen`, which may change between steps, the codebook and its momentum do not change.
 
@@ -84,8 +86,9 @@ class Engine:
             )
 
     def step(self, images, labels, lr):
-        """images uint8 [B, 3, H, W], labels int64 [B] of this process -> its mean loss, a scalar tensor on the device.
+        """Trains on a batch of this process; returns its mean loss, a scalar tensor on the device.
 
+        images uint8 [B, 3, H, W], labels int64 [B].
         B is a multiple of accumulation_steps: the gradient is the mean over the parts, and batch norm sees
         one part at a time.
         """

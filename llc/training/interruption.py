@@ -1,4 +1,4 @@
-"""What a run does beside its steps: it listens for signals, writes files in a thread, and watches its losses."""
+"""What a run does beside its steps: listens for signals, writes files in a thread, watches its losses."""
 
 import collections
 import contextlib

@@ -1,11 +1,11 @@
-"""codes.min_distance: class codes that are too close to each other are moved apart when the codebook is frozen."""
+"""Moves class codes apart that are closer to each other than codes.min_distance, when the codebook freezes."""
 
 from llc.codebook import health, move_apart
 from llc.progress import say
 
 
 def enforce(network, distance, processes, whose=""):
-    """Gives the network's class codes the minimum Hamming distance `distance`, as far as there is room; 0: nothing.
+    """Gives the network's class codes a minimum Hamming distance, as far as there is room; 0: does nothing.
 
     The same on all processes. whose: words for the message, if it is not the trained network's codebook.
     """

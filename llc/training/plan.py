@@ -133,7 +133,7 @@ def _stage_lines(config, stage, num_classes, steps):
 
 
 def _check_weights(config, network):
-    """What model.weights gives, in words. Weights that would be downloaded are only named. Raises UserError."""
+    """Loads model.weights and says what they are; names those that would be downloaded. Raises UserError."""
     source = config.model.weights
     if not source:
         return ""

@@ -17,7 +17,7 @@ def epoch_text(stage, line, metrics, flip):
 
 
 def rows(config, progress):
-    """The rows of results.csv: STAGE/METRIC, its final value, its value in the best epoch, whether it is a headline.
+    """The rows of results.csv: STAGE/METRIC, final value, value in the best epoch, whether it is a headline.
 
     The best epoch of a resumed run may lack a metric, because its decoder was added since: its value is nan.
     """
@@ -32,7 +32,7 @@ def rows(config, progress):
 
 
 def headline_texts(config, progress):
-    """A line for each headline metric: class codes after the codebook stage, MHD and ED after the instance stage."""
+    """A line for each headline metric of each stage."""
     return [
         f"{name} stage, {metric}: {100 * value:.2f} %"
         for name in config.stages

@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, class_names.json, log.jsonl, results.csv, codebook.npy, checkpoints/, events."""
+"""The run folder: writes and locks the configuration, logs, results, codebook and checkpoints of a run."""
 
 import contextlib
 import csv
@@ -78,7 +78,7 @@ class RunFolder:
 
     @classmethod
     def open_to_continue(cls, path):
-        """An existing run folder. Waits if another process still writes to it; raises UserError if it goes on to."""
+        """An existing run folder. Waits while another process writes to it, then raises UserError."""
         run = cls(path)
         if not (run.path / "checkpoints").is_dir():
             raise UserError(f"{path}: not a run folder (it has no checkpoints/); choose another logging.name")
@@ -121,7 +121,7 @@ class RunFolder:
         return read_torch_file(self.checkpoint(name))
 
     def save_last(self, state, keep):
-        """Writes last.pth, reads it back, and only then renames the one before to previous_1.pth and puts it there.
+        """Writes a new last.pth and reads it back; only then the one before becomes previous_1.pth.
 
         keep: how many checkpoints stay, last.pth among them. A kill between the two renames leaves
         previous_1.pth without a last.pth, which `load_last` understands.
@@ -194,7 +194,7 @@ class RunFolder:
         return path
 
     def log(self, lines):
-        """Writes log.jsonl, a line per epoch; the numbers of the last line go to TensorBoard, at its global epoch.
+        """Writes log.jsonl, a line per epoch, and gives the last line's numbers to TensorBoard.
 
         If that fails (a full disk), a single warning says so and nothing is raised, because the same lines
         are printed, and kept in last.pth.
@@ -238,7 +238,7 @@ class RunFolder:
         self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def save_results(self, rows):
-        """results.csv, a row per metric: name, final value, value in the best epoch, whether it is a headline.
+        """Writes results.csv. A row: metric, final value, value in the best epoch, whether it is a headline.
 
         The best epoch was chosen on val, so its values are too optimistic.
         """

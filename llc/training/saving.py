@@ -8,9 +8,10 @@ from llc.training.interruption import BackgroundWriter, snapshot
 
 
 class Saver:
-    """Has a RunFolder's methods called in the background. On all but the main process `run_folder` is None: no calls.
+    """Calls a RunFolder's methods in the background.
 
-    minutes: between two checkpoints within an epoch; 0: none there. keep: how many checkpoints stay.
+    run_folder is None on all but the main process, because the others write nothing. minutes: between two
+    checkpoints within an epoch; 0: none there. keep: how many checkpoints stay.
     """
 
     def __init__(self, run_folder, minutes, keep):

@@ -37,7 +37,7 @@ def resolution_at(resolution, epoch):
 
 
 def stage_resolution(stage, resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of a stage: max_res, unless it learns the codebook (`resolution_at`)."""
+    """Pixels in epoch `epoch` (from 0) of a stage: rising if it learns the codebook, otherwise max_res."""
     return resolution_at(resolution, epoch) if stage.learns_codebook else resolution.max_res
 
 

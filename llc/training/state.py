@@ -119,7 +119,7 @@ class RunState:
         self._checkpoint = checkpoint
 
     def restore_engine(self, engine):
-        """Gives the engine, and this process's statistics and loss sum, what the checkpoint holds. Raises UserError."""
+        """Restores the engine, and this process's statistics and loss sum. Raises UserError."""
         checkpoint, self._checkpoint = self._checkpoint, None
         saved = checkpoint["engine"]
         own = [*running_statistics(*networks(engine if saved else None, self.network)), self.loss_sum]
@@ -146,7 +146,7 @@ class RunState:
 
 
 def networks(engine, network=None):
-    """The networks whose running statistics differ between processes: the trained one, and its moving average."""
+    """The networks whose running statistics differ between processes: the trained one and its average."""
     if engine is None:
         return [network]
     return [engine.network] + ([engine.ema.module] if engine.ema is not None else [])

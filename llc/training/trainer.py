@@ -5,19 +5,18 @@ import time
 
 from llc import progress as display
 from llc.codebook import health
-from llc.distributed import Agreement
 from llc.evaluation import metrics as metric_names
-from llc.evaluation.predict import predict
 from llc.network import running_statistics
-from llc.precision import autocast_for
-from llc.training import min_distance, recovery, results
+from llc.training import min_distance, results
 from llc.training.build import build
 from llc.training.engine import Engine
-from llc.training.interruption import LossWatch, Stopped, StopSignals
+from llc.training.interruption import StopSignals
 from llc.training.recovery import NonFinite
 from llc.training.saving import Saver
 from llc.training.schedules import learning_rate, resolutions, stage_resolution
 from llc.training.state import RunState, networks
+from llc.training.supervisor import Supervisor
+from llc.training.validation import Validation
 
 
 class Trainer:
@@ -33,8 +32,7 @@ class Trainer:
         self.network, self.state = self.parts.network, RunState(config, self.parts, processes)
         if checkpoint is not None:
             self.state.restore(checkpoint, anyway)
-        self.autocast, _ = autocast_for(config.training.precision, processes.device)
-        self.agreement, self.watch = Agreement(processes), LossWatch()
+        self.validation = Validation(config, self.parts, processes)
 
     @property
     def progress(self):
@@ -54,7 +52,8 @@ class Trainer:
             )
         self.saver = Saver(self.run_folder, config.training.checkpoint_minutes, config.training.keep)
         try:
-            with StopSignals() as self.signals:
+            with StopSignals() as signals:
+                self.supervisor = Supervisor(config, parts, self.state, self.saver, signals, self.processes)
                 if not self.state.resumed:
                     self.saver.submit("save_class_names", parts.class_names)
                     self.saver.submit("save", "initial", {"network": self.network.state_dict()})
@@ -69,7 +68,7 @@ class Trainer:
                     try:
                         self._run_stage(config.stage(config.stages[self.progress.stage]))
                     except NonFinite:
-                        self._recover()
+                        self.supervisor.recover()
                 self._finish()
         finally:
             self.saver.close()
@@ -84,7 +83,7 @@ class Trainer:
         if self.state.resumed:
             self.state.restore_engine(engine)
         elif not progress.global_epoch:
-            self._save_last(engine)  # so that there is always a checkpoint to return to
+            self.supervisor.save_last(engine)  # so that there is always a checkpoint to return to
         if engine.compiled and progress.epoch < stage.epochs:
             self.say("compiling the first step, which can take minutes")
         while progress.epoch < stage.epochs:
@@ -94,7 +93,8 @@ class Trainer:
         if engine.ema is not None:
             self.saver.submit("save", f"{stage.name}_ema", {"network": engine.ema.module.state_dict()})
         progress.end_stage()
-        self._save_last(None)
+        self.state.loss_sum.zero_()
+        self.supervisor.save_last(None)
 
     def _train_epoch(self, stage, engine):
         """Trains what is left of an epoch; returns its part of the log line. Raises NonFinite, Stopped."""
@@ -106,13 +106,13 @@ class Trainer:
         title = f"{stage.name} {progress.epoch + 1}/{stage.epochs}"
         with display.bar(steps, title, "step", first, disable=not self.processes.is_main) as bar:
             for batch, (images, labels) in enumerate(batches, start=first):
-                self._between_steps(engine)
+                self.supervisor.between_steps(engine)
                 lr = learning_rate(stage, progress.epoch * steps + batch, steps)
                 if batch not in skipped:
                     self._freeze_if_due(stage, engine, progress.epoch + batch / steps)
                     loss = engine.step(images, labels, lr)
                     state.loss_sum += loss
-                    self.watch.add(batch, loss)
+                    self.supervisor.watch.add(batch, loss)
                 progress.batch = batch + 1
                 if bar.due:  # each time the host waits for the device
                     bar.note(loss=state.loss_sum.item() / max(1, batch + 1 - len(skipped)), lr=lr)
@@ -141,9 +141,7 @@ class Trainer:
     def _end_epoch(self, stage, engine, line):
         """Validates, then writes down what was found."""
         progress, flip, started = self.progress, self.config.validation.lr_tta, time.perf_counter()
-        metrics = self._validate(engine, self.network)
-        if engine.ema is not None:
-            metrics |= self._validate(engine, engine.ema.module, ema=True)
+        metrics = self.validation.run(engine, lambda: self.supervisor.between_steps(engine, validating=True))
         line |= {"val_seconds": time.perf_counter() - started, "compiled": engine.compiled, **metrics}
         progress.end_epoch()
         self.state.loss_sum.zero_()
@@ -158,30 +156,7 @@ class Trainer:
         self.saver.submit("save_codebook", self.network.codebook)
         progress.finals[stage.name], progress.bests[stage.name] = metrics, progress.best_metrics
         if progress.epoch < stage.epochs:
-            self._save_last(engine)
-
-    def _validate(self, engine, network, ema=False):
-        """{metric: value} of a network, over all processes."""
-        parts, num_batches = self.parts, self.parts.num_val_batches
-        title = f"validation{' of the moving average' if ema else ''}"
-
-        def batches():
-            for number, batch in enumerate(parts.val_loader):
-                # only at batches that every process has, or the processes would wait for each other
-                if number < parts.num_shared_val_batches:
-                    self._between_steps(engine, validating=True)
-                yield batch
-
-        hidden = not self.processes.is_main
-        predictions = predict(
-            network,
-            display.each(batches(), num_batches, title, "batch", disable=hidden),
-            self.processes,
-            flip=self.config.validation.lr_tta,
-            autocast=self.autocast,
-            num_classes=parts.num_classes,
-        )
-        return metric_names.evaluate(predictions, parts.num_classes, ema)
+            self.supervisor.save_last(engine)
 
     def _freeze_if_due(self, stage, engine, epoch):
         frozen = stage.is_frozen(epoch)
@@ -192,57 +167,6 @@ class Trainer:
     def _enforce_min_distance(self, network):
         whose = "" if network is self.network else " of the weights' moving average"
         min_distance.enforce(network, self.config.codes.min_distance, self.processes, whose)
-
-    def _between_steps(self, engine, validating=False):
-        """Reacts to a signal, a NaN or infinite loss, a failed compiler, and the time for a checkpoint.
-
-        All processes do the same at the same step. Raises NonFinite, or Stopped.
-        """
-        self.saver.check()
-        save, stop, non_finite, eager = self.agreement.exchange(
-            not validating and self.saver.is_due(),
-            bool(self.signals.received),
-            self.watch.found is not None,
-            engine.compiler_failed,
-        )
-        if eager:
-            engine.run_eagerly()
-        if non_finite:
-            raise NonFinite
-        if stop:
-            self._save_last(engine)
-            self.saver.wait()
-            if self.run_folder:
-                cause = self.signals.received or "a signal to another process"
-                self.say(f"stopped by {cause}; continue with --resume={self.run_folder.path}")
-            raise Stopped
-        if save and not validating:
-            self._save_last(engine)
-
-    def _save_last(self, engine):
-        self.saver.save_last(self.state.as_dict(engine))
-
-    def _recover(self):
-        """After a NaN or infinite loss: returns to last.pth and skips what led to it, or raises UserError."""
-        progress = self.progress
-        self.agreement.forget()
-        self.watch.look(wait=True)
-        content, suspects, what = recovery.report(
-            self.config, self.parts, self.processes, progress, self.watch.found
-        )
-        path = self.processes.on_main(lambda: self.run_folder.save_non_finite(content))
-        what += f"; {path} names the batch's samples"
-        recovery.check_allowed(self.config, progress, what)
-        self.saver.wait()
-        self.state.restore(self.processes.on_main(lambda: self.run_folder.load_last()))
-        self.progress.left_out = progress.left_out + suspects
-        self.progress.num_non_finite = progress.num_non_finite + 1
-        self.watch = LossWatch()
-        self.say(
-            f"warning: {what}. {self.progress.num_non_finite} of {self.config.training.skip_non_finite}: "
-            f"returns to step {self.progress.batch} of epoch {self.progress.epoch + 1} and skips batch "
-            f"{content['batch']} and the one before it"
-        )
 
     def _finish(self):
         """Writes results.csv and prints the headlines."""
