@@ -1,4 +1,4 @@
-"""Moves class codes apart that are closer to each other than codes.min_distance, when the codebook freezes."""
+"""Moves class codes apart that are closer to each other than codes.min_distance, as the codebook freezes."""
 
 from llc.codebook import health, move_apart
 from llc.progress import say

@@ -1,4 +1,4 @@
-"""A stage from outside the package: a plugin file adds it, the command line trains with it, everything finds it."""
+"""A stage from a plugin file: the command line trains with it, and the library and evaluate find it."""
 
 import csv
 import json
