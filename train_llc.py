@@ -2,11 +2,13 @@
 
     torchrun --nproc_per_node=8 train_llc.py --config rn50_configs/llc_20bit.yaml \
         --data.train_dataset=train.beton --data.val_dataset=val.beton
-    torchrun ... train_llc.py --config ... --logging.name=NAME --resume=auto     starts the run or continues it: can be repeated for ever
-    python train_llc.py --resume=runs/NAME [--config ... to change nothing but the paths]
+    python train_llc.py --config ... --dry_run            checks everything, prints the plan and writes
+    nothing torchrun ... train_llc.py --config ... --logging.name=NAME --resume=auto       starts the run or
+    resumes it python train_llc.py --resume=runs/NAME                resumes it; --config may change paths
 
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 have the run write a checkpoint after the current step and exit with status 75 (torchrun, which
-passes on the first two, exits with 1). Status 0: finished, also where --resume=auto finds the run finished; 2: an error, which is printed.
+After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the run writes a checkpoint after the current step and exits with
+status 75 (torchrun, which passes on the first two, exits with 1). Status 0: finished, also if --resume=auto
+finds that the run was finished before; 2: an error, which is printed.
 """
 
 import contextlib
@@ -15,23 +17,25 @@ import sys
 from pathlib import Path
 
 from llc import config as edge
+from llc import environment
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.options import option
 from llc.training import config as training_config
+from llc.training import plan
 from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
-from llc.training.trainer import Progress, Trainer
+from llc.training.state import Progress
+from llc.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """How a run starts."""
 
-    resume: str = option(
-        "", help="continue this run folder; auto: start or continue logging.folder/logging.name"
-    )
-    resume_anyway: bool = option(False, help="continue although the configuration or the data is another")
+    resume: str = option("", help="resume this run folder; auto: start or resume logging.folder/logging.name")
+    resume_anyway: bool = option(False, help="resume although the configuration or the data has changed")
+    dry_run: bool = option(False, help="print what the run would do, check it, and write nothing")
 
 
 def main(argv):
@@ -40,6 +44,10 @@ def main(argv):
         argv = ["--config", str(RunFolder.open(source).path / "config.yaml"), *argv]
     config, options = training_config.read(argv, description=__doc__, options=Options)
     source, anyway = options.resume or None, options.resume_anyway
+    if options.dry_run:
+        if environment.rank() == 0:
+            print(plan.describe(config, environment.world_size(), source), flush=True)
+        return
     processes = Processes.start(
         config.dist.timeout_minutes, config.training.deterministic, config.dist.backend
     )
@@ -78,7 +86,7 @@ def _is_finished(state, num_stages):
 
 
 def _open_run(config, source):
-    """(RunFolder, state to continue from or None). `source`: None, auto, or a run folder."""
+    """(RunFolder, state to resume from or None). `source`: None, auto, or a run folder."""
     folder, name = config.logging.folder, config.logging.name
     if source == "auto":
         if not name:

@@ -6,6 +6,7 @@ an unknown key is an error that names the nearest known one, and every error exi
 """
 
 import dataclasses
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -59,7 +60,11 @@ class _Command:
             raise UserError(
                 f"{where}: {key} is now called {self.formerly[key]}: write --{self.formerly[key]}=VALUE"
             )
-        hint = did_you_mean(key, [*self.flags, "config", "plugin"])
+        section = key.rpartition(".")[0]
+        if section and not difflib.get_close_matches(section, list(self.sections), n=1):
+            hint = f"; if {section} is an addition from outside llc, name its file with --plugin=FILE.py"
+        else:
+            hint = did_you_mean(key, [*self.flags, "config", "plugin"])
         raise UserError(f"{where}: {key} is not a key{hint} (--help lists all keys)")
 
 

@@ -1,4 +1,4 @@
-"""The README's command lines, on small real image files: convert, train (two processes), evaluate, resume, and their errors."""
+"""The README's command lines on small image files: convert, train, evaluate, resume, and their errors."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_ru
 
 
 def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, run_llc, tmp_path):
-    """The state after an epoch, put back, is gone on from: its later lines are made again, its earlier ones stay."""
+    """The state after an epoch, put back, is resumed: earlier lines stay, later ones are made again."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)

@@ -67,11 +67,11 @@ from llc.gpu import is_out_of_memory
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.precision import autocast_for, float32_precision
 from llc.training import config as training_config
+from llc.training.build import build_network, initial_codebook, make_train_loader, make_val_loader
 from llc.training.engine import Engine
 from llc.training.optimizer import parameter_groups
 from llc.training.schedules import stage_resolution
 from llc.training.stage_module import StageModule
-from llc.training.trainer import build_network, initial_codebook, make_train_loader, make_val_loader
 
 OPTIONS = {
     "stage": "codebook, instance or joint (default: the recipe's first)",

@@ -6,8 +6,8 @@ from llc import config, recipe
 def read(argv, *, description, options=None):
     """argv -> (llc.recipe.Config, options): YAML files by --config, then --section.key=value.
 
-    options: a dataclass of a command's own keys, which have no section; without one the second result is None.
-    Raises UserError.
+    options: a dataclass of a command's own keys, which have no section; if it is None, so is the second
+    result. Raises UserError.
     """
     sections = ({"": options} if options is not None else {}) | recipe.sections()
     values = config.read(sections, argv, description=description)

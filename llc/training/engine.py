@@ -1,4 +1,4 @@
-"""What one optimiser step does, on any device and for any number of processes: forward, backward, gradients together, step."""
+"""One optimiser step on any device and any number of processes: forward, backward, all-reduce, step."""
 
 import contextlib
 import inspect
@@ -18,14 +18,16 @@ from llc.training.stage_module import StageModule
 
 
 class Engine:
-    """A network in one stage, with its optimiser. `step` trains it; `ema` is the average of its weights, or None.
+    """A network in one stage, with its optimiser.
 
-    While `codebook_frozen`, which may change between steps, the codebook stands still, and its momentum too.
+    `step` trains it; `ema` is the moving average of its weights, or None.
 
-    stage: llc.stages.Stage; training, dist: llc.recipe.Training and Dist. num_resolutions: how many resolutions
-    the stage's images will have; each is compiled by itself. On CUDA the step never waits for the device: the
-    loss stays there, the learning rate is a number, and with fp16 the fused optimiser reads what the scaler
-    found.
+    While `codebook_frozen`, which may change between steps, the codebook and its momentum do not change.
+
+    stage: llc.stages.Stage; training, dist: llc.recipe.Training and Dist. num_resolutions: how many
+    resolutions the stage's images will have, because a graph is compiled for each. On CUDA the step never
+    waits for the device: the loss stays there, the learning rate is a number, and with fp16 the fused
+    optimiser reads the scaler's overflow flag on the device.
     """
 
     def __init__(self, network, stage, training, dist, processes, num_resolutions=1):
@@ -44,8 +46,8 @@ class Engine:
             self._compiled = module = _Compiled(module, num_resolutions)
         self.module = module
         if processes.world_size > 1:
-            # batch norm's statistics are averaged once an epoch (the trainer does) instead of being sent at every step
-            # newer releases of torch call it so
+            # The trainer averages batch norm's statistics once per epoch, so DDP need not send them at every
+            # step. Newer releases of torch have renamed the argument for that.
             sync = (
                 "forward_sync_buffers"
                 if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -60,7 +62,7 @@ class Engine:
             )
             if dist.grad_compression == "bf16":
                 self.module.register_comm_hook(None, bf16_compress_hook)
-        self._settled = processes.world_size <= 2
+        self._buckets_are_final = processes.world_size <= 2
         self.module.train()
 
     @property
@@ -84,9 +86,11 @@ class Engine:
             )
 
     def step(self, images, labels, lr):
-        """images uint8 [B, 3, H, W], labels int64 [B] of this process -> its mean loss, a scalar tensor on the device.
+        """Trains on a batch of this process; returns its mean loss, a scalar tensor on the device.
 
-        B is a multiple of accumulation_steps: the gradient is the mean over the parts, batch norm sees a part at a time.
+        images uint8 [B, 3, H, W], labels int64 [B].
+        B is a multiple of accumulation_steps: the gradient is the mean over the parts, and batch norm sees
+        one part at a time.
         """
         with float32_precision(self._precision):  # the backward pass, too
             return self._step(images, labels, lr)
@@ -96,17 +100,16 @@ class Engine:
             group["lr"] = lr
         total = 0.0
         parts = list(zip(images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps)))
-        if not self._settled:
-            self._settle(*parts[0])
+        if not self._buckets_are_final:
+            self._finalise_buckets(*parts[0])
         for number, part in enumerate(parts, start=1):
-            with self._gradients_stay_here() if number < len(parts) else contextlib.nullcontext():
+            with self._without_all_reduce() if number < len(parts) else contextlib.nullcontext():
                 loss = self._loss(*part) / len(parts)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         if self.codebook_frozen:
-            self.network.codebook.grad = (
-                None  # which the optimiser passes over; a rate of 0 would still add to its momentum
-            )
+            # The optimiser skips a parameter without gradient; a rate of 0 would still change its momentum.
+            self.network.codebook.grad = None
         if self.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_grad_norm)
@@ -117,10 +120,13 @@ class Engine:
             self.ema.update()
         return total
 
-    def _settle(self, images, labels):
-        """Two passes that change nothing. After its first backward pass, with static_graph its second, DDP arranges the gradients in its
-        buckets anew; with three or more processes the place of a gradient there decides in which order they add it up. Without this the
-        first steps after a start would be rounded otherwise than the same steps of a run that was not stopped before them.
+    def _finalise_buckets(self, images, labels):
+        """Two throw-away backward passes, after which DDP no longer rearranges the gradients in its buckets.
+
+        DDP rebuilds its buckets after the first backward pass, or with static_graph after the second. With
+        three or more processes a gradient's place in them decides the order of summation. Without this, the
+        first steps of a resumed run would be rounded differently from the same steps of a run that was not
+        stopped.
         """
         buffers = list(self.network.buffers())
         before = [buffer.clone() for buffer in buffers]
@@ -129,13 +135,13 @@ class Engine:
             self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, before):
             buffer.copy_(value)
-        self._settled = True
+        self._buckets_are_final = True
 
     def _loss(self, images, labels):
         with self.autocast():
             return self.module(images, labels)
 
-    def _gradients_stay_here(self):
+    def _without_all_reduce(self):
         return (
             self.module.no_sync()
             if isinstance(self.module, DistributedDataParallel)
@@ -152,7 +158,7 @@ class Engine:
         return state
 
     def load_state_dict(self, state):
-        """Raises UserError where the state is of an engine without what this one has."""
+        """Raises UserError if this engine has a moving average or a teacher that the state lacks."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name, module, key in (
@@ -163,15 +169,16 @@ class Engine:
                 continue
             if name not in state:
                 raise UserError(
-                    f"{key} was 0 when the checkpoint's stage began, and what it needs is not in the checkpoint; continue with 0"
+                    f"{key} was 0 when the checkpoint's stage began, so the checkpoint lacks the weights "
+                    "that it needs; resume with 0"
                 )
             module.load_state_dict(state[name])
 
 
 class _Compiled(nn.Module):
-    """A stage's module under torch.compile, which runs eagerly from the first failure of the compiler on.
+    """A stage's module under torch.compile, which runs eagerly after the compiler's first failure.
 
-    `forward` catches the failure, so that DDP, which wraps this, sees one forward pass a backward pass.
+    `forward` catches the failure, so that DDP, which wraps this, sees one forward pass per backward pass.
     """
 
     def __init__(self, module, num_graphs):

@@ -1,4 +1,4 @@
-"""What a run does beside its steps: it listens for signals, writes files in a thread, and watches whether its losses are numbers."""
+"""What a run does beside its steps: listens for signals, writes files in a thread, watches its losses."""
 
 import collections
 import contextlib
@@ -10,28 +10,31 @@ import threading
 
 import torch
 
-EXIT_STATUS = (
-    75  # of a run that was told to stop and can be continued: EX_TEMPFAIL, "try again", of sysexits.h
-)
-_MAX_JOBS = 4  # waiting to be written: a disk slower than the run holds it up, rather than filling the memory with states
+from llc import environment
+
+EXIT_STATUS = 75  # of a run that was stopped and can be resumed: EX_TEMPFAIL, "try again", of sysexits.h
+_MAX_JOBS = 4  # waiting to be written; beyond that a slow disk slows the run, instead of filling the memory
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-_SAME_SECONDS = 1.0  # in which two SIGINTs are one Ctrl-C, of the terminal and of a wrapper that passes it on
+_SAME_SECONDS = (
+    1.0  # two SIGINTs within it are one Ctrl-C: the terminal's, and that of a wrapper that passes it on
+)
 
 _set_handler = ctypes.CDLL(None).signal
 _set_handler.argtypes, _set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
 
 
 class Stopped(Exception):
-    """The run was told to stop, and its state is on the disk."""
+    """A signal has stopped the run, and its state is on the disk."""
 
 
 class StopSignals:
-    """`with StopSignals() as signals:` SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's warning) no longer end the process: they set
-    `signals.received`, the signal's name, until then "".
+    """`with StopSignals() as signals:` signals set `signals.received` instead of ending the process.
 
-    A second Ctrl-C, from a second after the first on, ends a process of its own at once, even one that waits in native code (which must have
-    released the GIL). Under torchrun it does not: torchrun passes on the Ctrl-C that the terminal has sent to its processes already, and kills
+    It is the signal's name, "" until then; the signals are SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (Slurm's
+    warning). A second Ctrl-C, sent at least 1 s after the first, kills a process that torchrun did not start
+    immediately, even if it waits in native code (which must have released the GIL). Under torchrun it does
+    not, because torchrun passes on the Ctrl-C that the terminal has already sent to its processes; it kills
     what has not ended after 30 seconds.
     """
 
@@ -40,10 +43,11 @@ class StopSignals:
 
     def __enter__(self):
         self._before = {number: signal.signal(number, self._receive) for number in _SIGNALS}
-        # Python calls `_receive` when the main thread is back from native code, which may be never; the pipe hears of a signal without it.
-        self._heard, self._told = os.pipe()
-        os.set_blocking(self._told, False)
-        self._fd_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
+        # Python calls `_receive` when the main thread returns from native code, which it may never do. The
+        # pipe gets the signal's number at once.
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._fd_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._listener = threading.Thread(target=self._listen, name="llc-signals", daemon=True)
         self._listener.start()
         return self
@@ -51,13 +55,12 @@ class StopSignals:
     def __exit__(self, *exception):
         signal.set_wakeup_fd(self._fd_before)
         self._ended.set()
-        with contextlib.suppress(BlockingIOError):  # full: there is something to read
-            os.write(self._told, b"\0")
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, so the listener will wake up anyway
+            os.write(self._write_end, b"\0")
         self._listener.join()
-        os.close(self._told)
-        os.close(
-            self._heard
-        )  # not by the listener: it may have ended, on a last signal's byte, before it is told to
+        os.close(self._write_end)
+        # not closed by the listener, which a last signal's byte may have ended before the write above
+        os.close(self._read_end)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -66,22 +69,24 @@ class StopSignals:
 
     def _listen(self):
         while True:
-            (number,) = os.read(self._heard, 1)
+            (number,) = os.read(self._read_end, 1)
             if self._ended.is_set():
                 return
             if (
                 number == signal.SIGINT
-                and "TORCHELASTIC_RUN_ID" not in os.environ
+                and not environment.under_torchrun()
                 and not self._ended.wait(_SAME_SECONDS)
             ):
-                # C's, as Python's own may be called by the main thread only. The next Ctrl-C is the kernel's affair.
+                # C's function, because only the main thread may call Python's. The kernel handles the next
+                # Ctrl-C.
                 _set_handler(signal.SIGINT, signal.SIG_DFL)
 
 
 class BackgroundWriter:
-    """Calls functions in a thread, one after the other, at most _MAX_JOBS behind.
+    """Calls functions in a thread, one after the other; at most _MAX_JOBS wait.
 
-    What one raises is raised by the next `check`, `submit` or `wait`; those submitted after it are not called, as they may rely on it.
+    If one raises, the next `check`, `submit` or `wait` raises its error, and later functions are not called,
+    because they may rely on it.
     """
 
     def __init__(self):
@@ -116,12 +121,12 @@ class BackgroundWriter:
             except BaseException as error:
                 self._error = error
             finally:
-                del job, function, arguments  # a state's memory is not kept until the next one comes
+                del job, function, arguments  # or a state's memory would be kept until the next one comes
                 self._jobs.task_done()
 
 
 def snapshot(state):
-    """A copy of nested dicts, lists and tuples, its tensors in memory of their own on the CPU."""
+    """A copy of nested dicts, lists and tuples, with copies of their tensors on the CPU."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
@@ -132,9 +137,10 @@ def snapshot(state):
 
 
 class LossWatch:
-    """Looks at every loss, on CUDA when it has arrived on the host by itself: no step waits for the device.
+    """Looks for a NaN or infinite loss without waiting for the device.
 
-    found: (batch, value) of the first loss seen that is not finite, or None.
+    On CUDA each loss is copied to the host in the background and looked at once it has arrived. found:
+    (batch, value) of the first NaN or infinite loss, or None.
     """
 
     def __init__(self):
@@ -144,7 +150,7 @@ class LossWatch:
         """loss: a scalar tensor on the device, of step `batch`."""
         arrived = None
         if loss.device.type == "cuda":
-            # PyTorch's allocator gives the page-locked memory away again only after the copy
+            # PyTorch's allocator reuses the page-locked memory only after the copy
             loss = torch.empty_like(loss, device="cpu", pin_memory=True).copy_(loss, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
@@ -152,7 +158,7 @@ class LossWatch:
         self.look()
 
     def look(self, wait=False):
-        """Looks at what has arrived; wait: at everything."""
+        """Looks at the losses that have arrived; wait: waits for all of them."""
         while self._pending:
             batch, loss, arrived = self._pending[0]
             if arrived is not None:

@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with the run that continues from it."""
+"""What a checkpoint must have in common with the run that resumes from it."""
 
 import dataclasses
 import hashlib
@@ -7,9 +7,9 @@ from llc import recipe
 from llc.data.storage import read_sample
 from llc.errors import UserError
 
-_NUM_SAMPLES = 32  # that a dataset is known by, beside its tables
+_NUM_SAMPLES = 32  # whose bytes identify a dataset, beside its tables
 
-# Keys that may change between two parts of a run: they say where things are and how far to go on, not what is computed.
+# Keys that may change when a run resumes, because they do not change what is computed.
 _FREE = {
     "data.train_dataset",
     "data.val_dataset",
@@ -23,12 +23,12 @@ _FREE = {
     "logging.folder",
     "logging.name",
 }
-# Keys without which the state does not fit the network, or has no meaning.
+# Keys that must not change, because the state would not fit the network or would have no meaning.
 _FIXED = {"model.arch", "model.width", "codes.num_bits", "codes.normalize", "training.stages"}
 
 
 def _defaults():
-    """{key: default}: what a checkpoint from before a key existed was trained with."""
+    """{key: default}: the values that a checkpoint from before a key existed was trained with."""
     return {
         f"{section}.{field.name}": field.default
         for section, kind in recipe.sections().items()
@@ -37,8 +37,9 @@ def _defaults():
 
 
 def identity(config, train_shards, val_shards, init_codebook):
-    """What is stored in a checkpoint to know the run by: plain values. init_codebook: the tensor that codes.init_codebook names, or None
-    where there is none, or no longer.
+    """What a checkpoint stores to identify its run, in plain values.
+
+    init_codebook: the tensor that codes.init_codebook names; None if it names none, or its file is gone.
     """
     values = {
         f"{section}.{key}": value for section, keys in config.as_dict().items() for key, value in keys.items()
@@ -60,7 +61,7 @@ def identity(config, train_shards, val_shards, init_codebook):
 
 
 def _digest(shards):
-    """Of all tables, and of the data of some samples: raw images of one size have the same tables whatever they show."""
+    """SHA-256 of the tables and of some samples, because raw images of one size have the same tables."""
     digest = hashlib.sha256(shards.manifest.tables_sha256.encode())
     for index in range(0, len(shards), -(-len(shards) // _NUM_SAMPLES)):
         digest.update(read_sample(shards, index))
@@ -68,9 +69,10 @@ def _digest(shards):
 
 
 def check(stored, now, where, anyway):
-    """Compares two identities; returns lines that say what differs, for `anyway`. Else raises UserError with them.
+    """Compares two identities. Raises UserError if they differ; with `anyway`, returns lines that say how.
 
-    where: what to call the checkpoint in messages. What a state cannot do without is an error in either case.
+    where: what to call the checkpoint in messages. A difference in a key of _FIXED or in the classes is an
+    error in either case.
     """
     differences, fatal, defaults = [], [], _defaults()
     for key, value in now["config"].items():
@@ -79,19 +81,20 @@ def check(stored, now, where, anyway):
             (fatal if key in _FIXED else differences).append(f"{key} was {before!r} and is {value!r}")
     if stored["class_names"] != now["class_names"]:
         fatal.append(
-            f"the train data has other classes: {len(stored['class_names'])} before, {len(now['class_names'])} now, or other names"
+            f"the train data has other classes, or other names for them: {len(stored['class_names'])} "
+            f"classes before, {len(now['class_names'])} now"
         )
     elif stored["train_data"] != now["train_data"]:
-        differences.append("data.train_dataset is another beton than it was trained on")
+        differences.append("data.train_dataset is another beton than the one it was trained on")
     if stored["val_data"] != now["val_data"]:
-        differences.append("data.val_dataset is another beton than it was validated on")
+        differences.append("data.val_dataset is another beton than the one it was validated on")
     if now["init_codebook"] is not None and stored["init_codebook"] != now["init_codebook"]:
         differences.append("codes.init_codebook holds other values than the run started from")
     if fatal or differences and not anyway:
         advice = (
-            "it cannot be continued with these; give it back what it had, or start a new run"
+            "it cannot be continued with these; restore what it had, or start a new run"
             if fatal
-            else "give it back what it had, or continue all the same with --resume_anyway=1"
+            else "restore what it had, or resume nevertheless with --resume_anyway=1"
         )
         raise UserError(
             f"{where} is of a run that differs:\n  " + "\n  ".join(fatal + differences) + f"\n{advice}"

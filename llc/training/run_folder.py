@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, class_names.json, log.jsonl, results.csv, TensorBoard events, checkpoints/, codebook.npy."""
+"""The run folder: writes and locks the configuration, logs, results, codebook and checkpoints of a run."""
 
 import contextlib
 import csv
@@ -19,14 +19,15 @@ from llc.errors import UserError
 from llc.files import atomic_write
 from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
 
-_LOCK_SECONDS = 60.0  # a run that was told to stop may still be writing when its successor starts
+_LOCK_SECONDS = 60.0  # a run that was stopped may still be writing when the next process resumes it
 
 
 class RunFolder:
-    """One run's files; used by the main process alone, which holds a lock on the folder from `create` or `open_to_continue` on.
+    """One run's files. Only the main process uses it; from `create` or `open_to_continue` on it holds a lock.
 
-    checkpoints/: initial.pth, codebook.pth and instance.pth, or joint.pth (network at the end of each stage), model_best.pth (best epoch of the last
-    stage); last.pth, everything needed to continue, and before it previous_1.pth, previous_2.pth, ...
+    checkpoints/: initial.pth; STAGE.pth, the network at the end of each stage; model_best.pth, of the best
+    epoch of the last stage; last.pth, everything needed to resume, and before it previous_1.pth,
+    previous_2.pth, ...
     """
 
     def __init__(self, path):
@@ -36,27 +37,32 @@ class RunFolder:
 
     @classmethod
     def create(cls, folder, name):
-        """A new run folder, or one that a start left behind which failed before its run began (a missing beton, say)."""
+        """A new run folder; or reuses the folder of a start that failed before training began."""
         path = Path(folder) / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
         run = cls(path)
         try:
             (path / "checkpoints").mkdir(parents=True)
         except FileExistsError:
-            if run._has_begun():
-                raise UserError(
-                    f"run folder {path} exists already; choose another logging.name, or continue it with --resume={path}"
-                ) from None
+            run.check_unused()
         except OSError as error:
             raise UserError(f"run folder {path}: cannot be made: {error.strerror}") from error
         run._take_lock()
-        if run._has_begun():  # by whoever had the lock
+        if run._has_begun():  # by the process that held the lock
             raise UserError(
                 f"run folder {path}: another process has begun a run there; choose another logging.name"
             )
         return run
 
+    def check_unused(self):
+        """Raises UserError if a run has begun in this folder."""
+        if self._has_begun():
+            raise UserError(
+                f"run folder {self.path} exists already; choose another logging.name, or continue it with "
+                f"--resume={self.path}"
+            ) from None
+
     def _has_begun(self):
-        """Whether there is anything but what `create` makes."""
+        """Whether the folder holds anything but what `create` makes."""
         with contextlib.suppress(OSError):
             return {*os.listdir(self.path)} - {".lock"} != {"checkpoints"} or bool(
                 os.listdir(self.path / "checkpoints")
@@ -72,17 +78,17 @@ class RunFolder:
 
     @classmethod
     def open_to_continue(cls, path):
-        """A run folder that nobody else writes to any more. Waits for a while where somebody does, then raises UserError."""
+        """An existing run folder. Waits while another process writes to it, then raises UserError."""
         run = cls(path)
         if not (run.path / "checkpoints").is_dir():
             raise UserError(f"{path}: not a run folder (it has no checkpoints/); choose another logging.name")
         run._take_lock()
         for stray in [*run.path.glob(".*.tmp"), *(run.path / "checkpoints").glob(".*.tmp")]:
-            stray.unlink()  # a process was killed while it wrote
+            stray.unlink()  # left by a process that was killed while it wrote
         return run
 
     def _take_lock(self):
-        """The kernel gives the lock back however its holder ends."""
+        """Locks the folder. The kernel releases the lock, however its holder ends. Raises UserError."""
         try:
             self._lock = open(self.path / ".lock", "w")
         except OSError as error:
@@ -94,13 +100,15 @@ class RunFolder:
             except BlockingIOError:
                 if attempt == 10:
                     _warn(
-                        f"{self.path}: another process still writes to this run folder; waiting for up to {_LOCK_SECONDS:.0f} s"
+                        f"{self.path}: another process still writes to this run folder; waiting for up to "
+                        f"{_LOCK_SECONDS:.0f} s"
                     )
                 time.sleep(0.1)
             except OSError:
                 return  # a file system without locks
         raise UserError(
-            f"{self.path}: another process is at work in this run folder; stop it first, or choose another logging.name"
+            f"{self.path}: another process is at work in this run folder; stop it first, or choose another "
+            "logging.name"
         )
 
     def checkpoint(self, name):
@@ -113,9 +121,10 @@ class RunFolder:
         return read_torch_file(self.checkpoint(name))
 
     def save_last(self, state, keep):
-        """Writes last.pth, reads it back, and only then puts it in the place of the one before, which becomes previous_1.pth.
+        """Writes a new last.pth and reads it back; only then the one before becomes previous_1.pth.
 
-        keep: number of checkpoints that stay, last.pth among them. A kill between the two renames leaves previous_1.pth alone.
+        keep: how many checkpoints stay, last.pth among them. A kill between the two renames leaves
+        previous_1.pth without a last.pth, which `load_last` understands.
         """
 
         def rotate():
@@ -133,9 +142,10 @@ class RunFolder:
         )
 
     def load_last(self):
-        """The newest state that can be read, or None where there is none yet. A damaged file is named, and put aside as NAME.damaged.
+        """The newest state that can be read, or None if there is none yet.
 
-        Raises UserError where there are checkpoints and none can be read.
+        A damaged file is named in a warning and renamed to NAME.damaged. Raises UserError if there are
+        checkpoints and none can be read.
         """
         names = self._to_continue_from()
         problems = []
@@ -157,7 +167,7 @@ class RunFolder:
         return None
 
     def _to_continue_from(self):
-        """Names of the checkpoints that hold everything, the newest first."""
+        """Names of the checkpoints to resume from, the newest first."""
         numbered = sorted(
             int(path.stem.removeprefix("previous_"))
             for path in (self.path / "checkpoints").glob("previous_*.pth")
@@ -184,9 +194,10 @@ class RunFolder:
         return path
 
     def log(self, lines):
-        """log.jsonl becomes `lines`, one an epoch; the numbers of the last go to TensorBoard too, at its global epoch.
+        """Writes log.jsonl, a line per epoch, and gives the last line's numbers to TensorBoard.
 
-        Where that fails (a full disk) a warning says so, once, and nothing is raised: the same lines are printed, and kept in last.pth.
+        If that fails (a full disk), a single warning says so and nothing is raised, because the same lines
+        are printed, and kept in last.pth.
         """
         try:
             self._write_log(lines)
@@ -196,8 +207,8 @@ class RunFolder:
         except (OSError, UserError) as error:
             if not self._logs_failed:
                 _warn(
-                    f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); the run goes on, its lines "
-                    "are printed here and written with the next that can be"
+                    f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); "
+                    "the run continues, and its lines are written as soon as that is possible again"
                 )
             self._logs_failed = True
 
@@ -208,12 +219,12 @@ class RunFolder:
         )
 
     def _write_events(self, line):
-        """TensorBoard's own writer has a thread, which a full disk ends without a word."""
+        """Not by TensorBoard's own writer: a full disk ends its thread silently."""
         if self._events is None:
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
             self._events = RecordWriter(open(self.path / name, "ab"))
             self._write_event(file_version="brain.Event:2")
-            # tells TensorBoard to forget what an earlier process wrote of epochs that are done again
+            # tells TensorBoard to forget what an earlier process wrote about epochs that are repeated
             self._write_event(step=line["global_epoch"], session_log={"status": "START"})
         values = [
             Summary.Value(tag=key, simple_value=value)
@@ -227,7 +238,10 @@ class RunFolder:
         self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def save_results(self, rows):
-        """results.csv: a row a metric: name, final value, value in the best epoch (chosen on val: a selection), headline or not."""
+        """Writes results.csv. A row: metric, final value, value in the best epoch, whether it is a headline.
+
+        The best epoch was chosen on val, so its values are too optimistic.
+        """
 
         def write(file):
             writer = csv.writer(file)
@@ -241,7 +255,7 @@ class RunFolder:
         return (self.path / "results.csv").exists()
 
     def close(self):
-        """Gives the folder back to others."""
+        """Closes the event file and releases the lock."""
         for file in (self._events, self._lock):
             if file is not None:
                 file.close()

@@ -2,14 +2,15 @@
 
 import math
 
-WARMUP_START = 1e-4  # of the peak; ffcv-imagenet's
+WARMUP_START = 1e-4  # fraction of the peak; ffcv-imagenet's
 
 
 def learning_rate(stage, step, steps_per_epoch):
-    """Learning rate of optimiser step `step` (from 0) of a stage (llc.training.config.Stage).
+    """Learning rate of optimiser step `step` (from 0) of a stage (llc.stages.Stage).
 
-    Linear from 1e-4 of the peak to the peak at lr_peak_epoch; then linearly to 0 (triangular), half a cosine to 0 (cosine; Loshchilov
-    and Hutter, arXiv 1608.03983), or times step_ratio every step_length epochs counted from the start (step).
+    Linear from 1e-4 of the peak to the peak at lr_peak_epoch. Then linear to 0 (triangular), half a cosine to
+    0 (cosine; Loshchilov and Hutter, arXiv 1608.03983), or multiplied by step_ratio every step_length epochs,
+    counted from the start (step).
     """
     epoch = step / steps_per_epoch
     if epoch < stage.lr_peak_epoch:
@@ -23,15 +24,23 @@ def learning_rate(stage, step, steps_per_epoch):
 
 
 def resolution_at(resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of a stage that learns the codebook: on the line from min_res to max_res, to the nearest multiple of 32."""
+    """Pixels in epoch `epoch` (from 0) of a stage that learns the codebook.
+
+    On the line from min_res to max_res, rounded to the nearest multiple of 32.
+    """
     if epoch >= resolution.end_ramp:
         return resolution.max_res
     if epoch <= resolution.start_ramp:
         return resolution.min_res
-    share = (epoch - resolution.start_ramp) / (resolution.end_ramp - resolution.start_ramp)
-    return round((resolution.min_res + share * (resolution.max_res - resolution.min_res)) / 32) * 32
+    fraction = (epoch - resolution.start_ramp) / (resolution.end_ramp - resolution.start_ramp)
+    return round((resolution.min_res + fraction * (resolution.max_res - resolution.min_res)) / 32) * 32
 
 
 def stage_resolution(stage, resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of a stage: rising in one that learns the codebook, the last in the instance stage."""
+    """Pixels in epoch `epoch` (from 0) of a stage: rising if it learns the codebook, otherwise max_res."""
     return resolution_at(resolution, epoch) if stage.learns_codebook else resolution.max_res
+
+
+def resolutions(stage, resolution):
+    """Pixels in each epoch of a stage."""
+    return [stage_resolution(stage, resolution, epoch) for epoch in range(stage.epochs)]

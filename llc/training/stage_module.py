@@ -17,9 +17,9 @@ class StageModule(nn.Module):
     """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. The trainer wraps it in DDP.
 
     teacher: with distillation a frozen copy of the network as it is when the stage begins, else None. Where a
-    class is uncertain, taking the most likely value of each bit by itself often gives a code that belongs to no
-    class; the teacher's predicted class always has a valid code (cf. the hard bootstrapping of Reed et al.,
-    arXiv 1412.6596).
+    class is uncertain, taking the most likely value of each bit by itself often gives a code that belongs to
+    no class; the teacher's predicted class always has a valid code (cf. the hard bootstrapping of Reed et
+    al., arXiv 1412.6596).
     """
 
     def __init__(self, network, stage, label_smoothing):

@@ -8,9 +8,9 @@ from torch._functorch.aot_autograd import make_boxed_func
 
 @pytest.fixture
 def quick_compiler(monkeypatch):
-    """A function that has torch.compile run its graphs without making code of them. fail(backward) may raise for a graph.
+    """start(fail) -> a list; makes torch.compile run its graphs without generating code.
 
-    It returns a list that will hold, for each graph, whether it is of a backward pass.
+    The list will hold, for each graph, whether it is of a backward pass. fail(backward) may raise in a graph.
     """
     compile_fx, graphs = torch._inductor.compile_fx.compile_fx, []
 

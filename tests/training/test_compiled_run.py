@@ -1,4 +1,4 @@
-"""A run whose compiler fails, here or in another process, ends as it should and says in log.jsonl which epochs ran compiled."""
+"""A run whose compiler fails, here or in another process, finishes, and log.jsonl says what ran compiled."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One optimiser step against plain PyTorch: accumulation, clipping, averaged weights, compilation and its fall-back."""
+"""One optimiser step against plain PyTorch: accumulation, clipping, averaged weights, compilation."""
 
 import copy
 import dataclasses
@@ -23,6 +23,7 @@ from llc.training.optimizer import make_sgd
 
 TRAINING = Training(weight_decay=0.01, label_smoothing=0.1)
 LR = 0.1
+CODEBOOK = CodebookStage()
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def tiny(network):
     return network
 
 
-def engine(network, stage=CodebookStage(), num_resolutions=1, **changes):
+def engine(network, stage=CODEBOOK, num_resolutions=1, **changes):
     return Engine(
         network, stage, dataclasses.replace(TRAINING, **changes), Dist(), Processes(), num_resolutions
     )
@@ -103,7 +104,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient(network, batch):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_fused_sgd_survives_a_first_gradient_that_overflows(momentum):
-    """As fp16's scaler starts on CUDA. Uninitialised memory holds NaN here, as with training.deterministic."""
+    """As fp16's scaler starts on CUDA. Uninitialised memory holds NaN, as with training.deterministic."""
     values = [torch.nn.Parameter(torch.arange(4.0)) for _ in range(2)]
     fused, plain = (
         make_sgd([{"params": [value], "weight_decay": 0.1}], momentum, fused)

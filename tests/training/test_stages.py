@@ -113,7 +113,7 @@ def test_the_other_weights_add_the_other_loss():
     network = Network("resnet18", 8, 4, width=8, logit_scale=0.5)
     nn.init.normal_(network.codebook)
     z, labels = torch.randn(6, 8), torch.arange(6) % 4
-    ce = codebook_loss(z, network.class_logits(z), labels, 0.1).item()
+    ce = codebook_loss(network.class_logits(z), labels, 0.1).item()
     bce = instance_loss(z, network.codebook, labels).item()
     for stage, expected in (
         (CodebookStage(), ce),

@@ -1,6 +1,6 @@
-"""Runs that are stopped, damaged, refused, spoilt by a loss that is no number, or out of disk, and what becomes of them.
+"""Runs that are stopped, damaged, refused, hit by a NaN loss, or out of disk, and how they end.
 
-Everything goes through train_llc.main on little betons, in this process unless processes are what is tested.
+Everything goes through train_llc.main on small betons, in this process unless processes are what is tested.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
 from tests.chaos import ROOT, Training, chaos, differences, end_of, make_betons
+from tests.waiting import seconds
 
 SHORT = (
     "--model.arch=resnet18",
@@ -49,7 +50,7 @@ STEPS = 5  # an epoch of SHORT
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Threads cost these little networks more than they save: twenty times as much while the machine is busy."""
+    """Threads cost these small networks more time than they save, on a busy machine twenty times as much."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAL_WORLD_SIZE", str(len(os.sched_getaffinity(0))))
         yield
@@ -86,7 +87,7 @@ def undisturbed(command, tmp_path_factory):
 
 
 class Saboteur:
-    """Wraps Engine.step: calls before(number, images) at every step, counted from the start of this process's training."""
+    """Wraps Engine.step: calls before(number, images) at every step; number counts them from the start."""
 
     def __init__(self, monkeypatch, before):
         self.number, step = 0, Engine.step
@@ -107,7 +108,7 @@ def last(run):
     return torch.load(run / "checkpoints" / "last.pth", weights_only=True)
 
 
-# ---- stopped and continued ---------------------------------------------------------------------------------------------------
+# ---- stopped and resumed -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_a_run_stopped_by_a_signal_ends_with_its_status_and_continues_to_the_sam
 def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undisturbed, tmp_path, monkeypatch):
     run = tmp_path / "run"
     saboteur = stop_at(monkeypatch, 0)
-    for stops in range(STEPS * 4 + 1):
+    for stops in range(STEPS * 4 + 1):  # noqa: B007
         saboteur.number = 0
         try:
             train_llc.main(command(run))
@@ -149,7 +150,7 @@ def test_stopped_at_every_step_a_run_ends_as_if_it_had_not_been(command, undistu
 def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_not_been(
     command, undisturbed, tmp_path, monkeypatch
 ):
-    """The teacher that it continues with is the network at the end of the codebook stage, no longer that of the checkpoint."""
+    """Its teacher is the network at the end of the codebook stage, not that of the checkpoint."""
     teacher = "--instance.distillation=1"
     train_llc.main(command(tmp_path / "whole", teacher))
     weights = [
@@ -202,7 +203,7 @@ def test_a_signal_at_the_very_end_breaks_nothing(monkeypatch):
     """Whose byte the listener takes for the one that tells it to end."""
     with StopSignals() as signals:
         set_ended, listener = signals._ended.set, signals._listener
-        monkeypatch.setattr(signals._ended, "set", lambda: (set_ended(), listener.join(20)))
+        monkeypatch.setattr(signals._ended, "set", lambda: (set_ended(), listener.join(seconds(20))))
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
     assert signals.received == "SIGINT" and not listener.is_alive()
@@ -222,7 +223,7 @@ JOINT = (
 def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it_had_not_been(
     command, tmp_path, monkeypatch
 ):
-    """Frozen from step 7 on: the codebook of the second epoch is that of the end, to the bit, and moved until then."""
+    """The codebook freezes at step 7: it changes until then and stays equal to the bit afterwards."""
     codebooks = []
     with monkeypatch.context() as patch:
         seen = Engine.step
@@ -262,10 +263,10 @@ def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it
         (("--codebook.freeze_epoch=0",), (2,)),
     ],
 )
-def test_classes_of_one_code_are_moved_apart_once_it_stands_still(
+def test_classes_of_one_code_are_moved_apart_when_the_codebook_freezes(
     command, tmp_path, monkeypatch, capsys, options, steps
 ):
-    """And are so in every file of the run, the average's too; a run that was stopped, before and after, ends as if it had not been."""
+    """In every file of the run, the moving average's too; a run stopped before or after ends the same."""
     np.save(tmp_path / "same.npy", np.full((5, 7), 0.3, np.float32))
     options += (f"--codes.init_codebook={tmp_path / 'same.npy'}", "--codes.min_distance=2")
     train_llc.main(command(tmp_path / "whole", *options))
@@ -313,7 +314,7 @@ def test_a_joint_stage_needs_its_own_length_and_rate(command, tmp_path):
         train_llc.main(command(tmp_path / "run", "--training.stages=joint"))
 
 
-def test_a_run_from_before_a_key_existed_goes_on_as_with_its_default(command, copy, undisturbed):
+def test_a_run_from_before_a_key_existed_resumes_with_the_keys_default(command, copy, undisturbed):
     state = last(copy)
     later = (
         "joint.",
@@ -487,7 +488,7 @@ def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
     assert differences(end_of(copy), end_of(undisturbed)) == []
 
 
-# ---- damaged ------------------------------------------------------------------------------------------------------------------
+# ---- damaged -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flip", "gone"])
@@ -554,12 +555,12 @@ def test_as_many_checkpoints_as_asked_for_are_kept(tmp_path):
     assert [run.load(name)["number"] for name in ("last", "previous_1", "previous_2")] == [5, 4, 3]
 
 
-# ---- a loss that is no number ----------------------------------------------------------------------------------------------------
+# ---- a NaN or infinite loss --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Makes the loss of one batch no number, whenever it comes: the first batch seen at step 7, which is batch 2 of the second epoch."""
+    """Makes the loss of one batch NaN whenever it comes: the batch of step 7, which is batch 2 of epoch 2."""
     found, loss_of = [], Engine._loss
     Saboteur(monkeypatch, lambda n, images: found.append(images.clone()) if n == 7 and not found else None)
 
@@ -570,7 +571,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(Engine, "_loss", loss)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, command, tiny, tmp_path):
+def test_a_nan_loss_stops_the_run_and_names_its_samples(poisoned, command, tiny, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(
         UserError, match=r"became nan at step 7 of the codebook stage \(epoch 2, batch 2, lr 0.03\)"
@@ -597,21 +598,21 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_samples(poisoned, 
     )
 
 
-def test_so_many_batches_are_left_out_as_allowed(command, tmp_path, monkeypatch, capsys, request):
+def test_as_many_batches_are_skipped_as_allowed(command, tmp_path, monkeypatch, capsys, request):
     """The end is that of a run that had never seen these batches."""
     with monkeypatch.context() as patch:
-        patch.setattr("llc.training.trainer.Progress.__init__", _with_left_out([[1, 1], [1, 2]]))
+        patch.setattr("llc.training.state.Progress.__init__", _with_left_out([[1, 1], [1, 2]]))
         train_llc.main(command(tmp_path / "without"))
     request.getfixturevalue("poisoned")
     train_llc.main(command(tmp_path / "run", "--training.skip_non_finite=1"))
-    assert "leaves out batch 2 and the one before it" in capsys.readouterr().out
+    assert "skips batch 2 and the one before it" in capsys.readouterr().out
     assert last(tmp_path / "run")["progress"]["num_non_finite"] == 1
     found = differences(end_of(tmp_path / "run"), end_of(tmp_path / "without"))
     assert found == ["last.pth/progress/num_non_finite"]
 
 
 def _with_left_out(batches):
-    from llc.training.trainer import Progress
+    from llc.training.state import Progress
 
     made = Progress.__init__
 
@@ -621,7 +622,7 @@ def _with_left_out(batches):
     return init
 
 
-def test_weights_that_are_no_numbers_are_never_the_last_checkpoint(command, tmp_path):
+def test_nan_weights_are_never_the_last_checkpoint(command, tmp_path):
     with pytest.raises(UserError, match="the loss became"):
         train_llc.main(
             command(tmp_path / "run", "--codebook.lr=1e30", "--training.checkpoint_minutes=0.00001")
@@ -629,7 +630,7 @@ def test_weights_that_are_no_numbers_are_never_the_last_checkpoint(command, tmp_
     assert all(torch.isfinite(value).all() for value in last(tmp_path / "run")["network"].values())
 
 
-# ---- a full disk ------------------------------------------------------------------------------------------------------------------
+# ---- a full disk -------------------------------------------------------------------------------------------
 
 
 def test_logs_that_cannot_be_written_do_not_stop_a_run(command, undisturbed, tmp_path, monkeypatch, capsys):
@@ -673,7 +674,7 @@ def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
     assert differences(end_of(run), end_of(undisturbed)) == []
 
 
-# ---- processes ----------------------------------------------------------------------------------------------------------------------
+# ---- processes ---------------------------------------------------------------------------------------------
 
 
 def test_kills_at_random_moments_lose_nothing():
@@ -684,7 +685,7 @@ def test_kills_at_random_moments_lose_nothing():
 
 
 def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
-    """A sample of the second process only is damaged; both end at once, and torchrun's report tells which and why."""
+    """A sample of the second process alone is damaged; both end at once, and torchrun's report says why."""
     from llc.data.beton import read_tables
 
     folder = tmp_path / "data"
@@ -701,7 +702,7 @@ def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
     training = Training(betons, tmp_path / "run", 2)
     started = time.monotonic()
     assert training.wait() == 1
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < seconds(60)
     report = training.text().partition("Root Cause")[2]
     assert f"sample {broken} of {betons[0]} cannot be decoded" in report and "rank      : 1" in report, (
         training.text()
@@ -728,7 +729,7 @@ def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
         for _ in range(20):  # two that come before a busy machine lets the process run are one to the system
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(3)
+                process.wait(seconds(3))
                 break
         assert process.returncode == -signal.SIGINT
     finally:
@@ -760,8 +761,8 @@ config.run(train_llc.main)
 """
 
 
-def test_a_loss_that_is_no_number_on_one_process_is_left_out_on_all(command, tmp_path, monkeypatch):
-    """Batch 1 of the second epoch, on the second process, at first without leave."""
+def test_a_nan_loss_on_one_process_is_skipped_on_all(command, tmp_path, monkeypatch):
+    """Batch 1 of epoch 2, on the second process; at first without permission to skip."""
     script, run = tmp_path / "poison.py", tmp_path / "run"
     script.write_text(POISON)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -780,7 +781,7 @@ def test_a_loss_that_is_no_number_on_one_process_is_left_out_on_all(command, tmp
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=seconds(120),
         )
 
     done = train()
@@ -838,7 +839,8 @@ def main(argv):
     train(engine, processes.rank, 0, 6)
     stopped, engine = start(processes)
     train(engine, processes.rank, 0, 3)
-    state, statistics = copy.deepcopy((stopped.state_dict(), engine.state_dict())), copy.deepcopy(running_statistics(stopped))
+    state = copy.deepcopy((stopped.state_dict(), engine.state_dict()))
+    statistics = copy.deepcopy(running_statistics(stopped))
     continued, engine = start(processes)
     continued.load_state_dict(state[0])
     engine.load_state_dict(state[1])
@@ -846,7 +848,8 @@ def main(argv):
         tensor.copy_(value)
     train(engine, processes.rank, 3, 6)
     assert not torch.equal(whole.projection.weight, stopped.projection.weight)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), continued.state_dict().values()))
+    states = whole.state_dict(), continued.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(*(state.values() for state in states)))
     processes.stop()
 
 config.run(main)

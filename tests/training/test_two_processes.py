@@ -1,4 +1,4 @@
-"""DDP with compilation, a frozen codebook, compressed gradients, accumulation and averaged weights equals one process; see two_processes.py."""
+"""Training in two processes equals training in one; the cases are in two_processes.py."""
 
 from tests.conftest import ROOT
 from tests.training.two_processes import CASES

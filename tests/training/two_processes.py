@@ -1,4 +1,6 @@
-"""Trains in two processes and compares with one process that accumulates the same parts of a batch. test_two_processes.py runs it:
+"""Trains in two processes and compares with one that accumulates the same parts of a batch.
+
+test_two_processes.py runs it:
 
     torchrun --nproc_per_node=2 tests/training/two_processes.py [CASE ...]
 
@@ -26,7 +28,7 @@ PART, RESOLUTION, NUM_CLASSES = 6, 24, 5
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """changes: of Training. tolerance: largest difference between parameters that training moves by 0.01 and more."""
+    """changes: of Training. tolerance: of parameters that training moves by 0.01 and more."""
 
     changes: dict
     stage: object = CodebookStage()

@@ -1,0 +1,165 @@
+"""Builds what a run trains with from its configuration: data, network, initial codebook, loaders."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from llc.checkpoints import load_weights
+from llc.codebook import load_codebook, random_codebook
+from llc.data.loaders import TrainLoader, ValLoader
+from llc.data.manifest import check_same_classes
+from llc.data.shards import Shards, open_shards
+from llc.errors import UserError
+from llc.kernels.cuda_launch import check_launch
+from llc.network import Network
+from llc.progress import say
+from llc.training import resume
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a run trains with.
+
+    The network is on the process's device; identity: of llc.training.resume, to compare with a checkpoint's.
+    """
+
+    network: Network
+    train_shards: Shards
+    train_loader: TrainLoader
+    val_loader: ValLoader
+    class_names: tuple
+    num_val_batches: int  # of the main process
+    num_shared_val_batches: int  # that every process has
+    identity: dict
+
+    @property
+    def num_classes(self):
+        return len(self.class_names)
+
+    @property
+    def steps(self):
+        """Steps per epoch."""
+        return self.train_loader.batches_per_epoch
+
+
+def build(config, processes, resumes=False):
+    """The Parts of a run. resumes: the run's own checkpoint will replace the initial values.
+
+    Raises UserError if the data, the configuration and the number of processes do not fit each other.
+    """
+    say(f"opening {config.data.train_dataset} and {config.data.val_dataset}", processes)
+    train_shards, val_shards = open_data(config)
+    num_classes = train_shards.manifest.num_classes
+    check_sizes(config, num_classes, processes.world_size)
+    say(
+        f"building {config.model.arch} for {num_classes:,} classes and {config.codes.num_bits} bits",
+        processes,
+    )
+    network = build_network(config, num_classes)
+    given = given_codebook(config, num_classes, resumes)
+    network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
+    identity = resume.identity(config, train_shards, val_shards, given)
+    if config.model.weights and not resumes:
+        say(load_weights(network, config.model.weights, config.model.arch), processes)
+    network.to(processes.device, memory_format=torch.channels_last)
+    if processes.device.type == "cuda":
+        check_launch(processes.device)
+    return Parts(
+        network,
+        train_shards,
+        make_train_loader(config, train_shards, processes),
+        make_val_loader(config, val_shards, processes),
+        train_shards.manifest.class_names,
+        -(-len(val_shards) // (processes.world_size * config.validation.batch_size)),
+        len(val_shards) // processes.world_size // config.validation.batch_size,
+        identity,
+    )
+
+
+def open_data(config):
+    """(train, val) Shards of a configuration. Raises UserError if they have different classes."""
+    train, val = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
+    check_same_classes(train.manifest, val.manifest, str(train.paths[0]), str(val.paths[0]))
+    return train, val
+
+
+def check_sizes(config, num_classes, world_size):
+    """Raises UserError if the batch cannot be divided, or the codes are too short for codes.min_distance."""
+    batch_size, codes = config.training.batch_size, config.codes
+    parts = world_size * config.training.accumulation_steps
+    if batch_size % parts:
+        raise UserError(
+            f"training.batch_size = {batch_size} is the total over {world_size} processes with "
+            f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a "
+            f"multiple of {parts}"
+        )
+    if codes.normalize == "batchnorm" and batch_size == parts:
+        raise UserError(
+            f"codes.normalize = batchnorm needs at least 2 images at once; training.batch_size = {parts} "
+            f"leaves 1 for each of {parts} parts (processes x training.accumulation_steps)"
+        )
+    # the Singleton bound
+    if codes.min_distance and num_classes > 2 ** (codes.num_bits - codes.min_distance + 1):
+        raise UserError(
+            f"codes.min_distance = {codes.min_distance}: no code of {codes.num_bits} bits has this distance "
+            f"between {num_classes} classes; lower it, or raise codes.num_bits"
+        )
+
+
+def build_network(config, num_classes):
+    """The network of a configuration, on the CPU, with seeded random values."""
+    torch.manual_seed(config.training.seed)
+    return Network(**config.network_options(num_classes))
+
+
+def initial_codebook(config, num_classes):
+    """The random codebook of a configuration, seeded: real values float32 [num_classes, num_bits]."""
+    codes = config.codes
+    return random_codebook(
+        num_classes, codes.num_bits, config.training.seed, codes.init_scale, codes.init_distance
+    )
+
+
+def given_codebook(config, num_classes, resumes=False):
+    """The codebook that codes.init_codebook names, float32 [num_classes, num_bits], or None.
+
+    None too if the run resumes and the file is gone: the checkpoint holds the codebook. Raises UserError.
+    """
+    source, num_bits = config.codes.init_codebook, config.codes.num_bits
+    if not source or resumes and not Path(source).exists():
+        return None
+    codebook = load_codebook(source, num_bits)
+    if codebook.shape != (num_classes, num_bits):
+        raise UserError(
+            f"codes.init_codebook = {source}: {list(codebook.shape)}, but the data has {num_classes} classes "
+            f"and codes.num_bits = {num_bits}"
+        )
+    return codebook
+
+
+def make_train_loader(config, shards, processes):
+    """The TrainLoader of this process's part of every batch."""
+    return TrainLoader(
+        shards,
+        batch_size=config.training.batch_size // processes.world_size,
+        num_workers=config.data.num_workers,
+        processes=processes,
+        seed=config.training.seed,
+        min_scale=config.data.min_scale,
+        in_memory=config.data.in_memory,
+        on_error=config.data.on_error,
+    )
+
+
+def make_val_loader(config, shards, processes):
+    """The ValLoader of this process's part of the validation images."""
+    return ValLoader(
+        shards,
+        batch_size=config.validation.batch_size,
+        num_workers=config.data.num_workers,
+        processes=processes,
+        resolution=config.validation.resolution,
+        crop_ratio=config.validation.crop_ratio,
+        in_memory=config.data.in_memory,
+    )

@@ -1,0 +1,155 @@
+"""What a run would do, as train_llc.py --dry_run prints it. Nothing is trained and nothing is written.
+
+The same checks of configuration, data and number of processes are made as at the start of a run.
+"""
+
+import itertools
+import math
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model_weights
+
+from llc.checkpoints import load_weights
+from llc.distributed import Processes
+from llc.errors import UserError
+from llc.training.build import (
+    build_network,
+    check_sizes,
+    given_codebook,
+    initial_codebook,
+    make_train_loader,
+    make_val_loader,
+    open_data,
+)
+from llc.training.run_folder import RunFolder
+from llc.training.schedules import learning_rate, resolutions
+from llc.training.stage_module import StageModule
+
+
+def describe(config, world_size=1, resume=None):
+    """The plan of a run, as text of several lines.
+
+    world_size: number of processes. resume: what --resume names, as for a run; None: a new run. Raises
+    UserError as the run itself would.
+    """
+    path = _run_path(config, resume)
+    resumes = bool(resume) and (path / "checkpoints").exists()
+    train_shards, val_shards = open_data(config)
+    num_classes = train_shards.manifest.num_classes
+    check_sizes(config, num_classes, world_size)
+    network = build_network(config, num_classes)
+    if given_codebook(config, num_classes, resumes) is None:
+        initial_codebook(config, num_classes)
+    weights = _check_weights(config, network) if not resumes else ""
+    alone = Processes()
+    steps = make_train_loader(config, train_shards, alone).batches_per_epoch
+    make_val_loader(config, val_shards, alone)
+    batch_size, parts = config.training.batch_size, config.training.accumulation_steps
+    per_process = batch_size // world_size
+    lines = [
+        yaml.safe_dump(config.as_dict(), sort_keys=False).rstrip(),
+        "",
+        f"train: {len(train_shards):,} images of {num_classes:,} classes in {config.data.train_dataset}",
+        f"val: {len(val_shards):,} images in {config.data.val_dataset}",
+        f"processes: {world_size}",
+        f"images per step: {batch_size:,}; of each process: {per_process:,}"
+        + (f", in {parts} parts of {per_process // parts:,}" if parts > 1 else ""),
+        *([weights] if weights else []),
+    ]
+    for name in config.stages:
+        lines += ["", *_stage_lines(config, config.stage(name), num_classes, steps)]
+    verb = "would resume and update" if resumes else "would write"
+    lines += ["", f"{verb} {path}/", *(f"  {name}" for name in files(config))]
+    return "\n".join(lines)
+
+
+def files(config):
+    """The files that a run leaves in its folder, as texts."""
+    saved = [f"checkpoints/{name}.pth" for name in ("initial", *config.stages)]
+    if config.training.ema_decay:
+        saved += [f"checkpoints/{name}_ema.pth" for name in config.stages]
+    previous = [f"checkpoints/previous_{number}.pth" for number in range(1, config.training.keep)]
+    return [
+        "config.yaml",
+        "class_names.json",
+        "log.jsonl",
+        "events.out.tfevents.*",
+        "codebook.npy",
+        "results.csv",
+        *saved,
+        "checkpoints/model_best.pth",
+        "checkpoints/last.pth",
+        *previous,
+    ]
+
+
+def flops_per_image(config, stage, num_classes, resolution):
+    """Floating-point operations of the forward and backward pass per image; a multiply-add counts as two.
+
+    Counted on the meta device, on shapes alone, with two images.
+    """
+    with torch.device("meta"):
+        module = StageModule(build_network(config, num_classes), stage, config.training.label_smoothing)
+        images = torch.empty(2, 3, resolution, resolution, dtype=torch.uint8)
+        labels = torch.zeros(2, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            module(images, labels).backward()
+    return counter.get_total_flops() / 2
+
+
+def _stage_lines(config, stage, num_classes, steps):
+    total = stage.epochs * steps
+    peak = min(math.ceil(stage.lr_peak_epoch * steps), total - 1)
+    corners = {"start": 0, "end of warm-up": peak, "middle": total // 2, "end": total - 1}
+    if not stage.lr_peak_epoch:
+        del corners["end of warm-up"]
+    rates = ", ".join(
+        f"{name} {learning_rate(stage, step, steps):.4g} (step {step:,})" for name, step in corners.items()
+    )
+    with torch.device("meta"):
+        network = StageModule(build_network(config, num_classes), stage, 0.0).network
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    in_total, codebook = sum(p.numel() for p in network.parameters()), network.codebook.numel()
+    lines = [
+        f"{stage.name} stage: {stage.epochs} epochs of {steps:,} steps, {total:,} steps in total",
+        f"  learning rate ({stage.lr_schedule_type}): {rates}",
+        f"  parameters: {trainable:,} trainable of {in_total:,}, {codebook:,} of them the codebook"
+        + ("" if stage.learns_codebook else ", which is frozen"),
+    ]
+    for pixels, epochs in itertools.groupby(
+        enumerate(resolutions(stage, config.resolution), start=1), key=lambda pair: pair[1]
+    ):
+        numbers = [number for number, _ in epochs]
+        flops = flops_per_image(config, stage, num_classes, pixels)
+        lines.append(
+            f"  epochs {numbers[0]} to {numbers[-1]}: {pixels} pixels, {flops / 1e9:.4g} GFLOP per image, "
+            f"{flops * config.training.batch_size / 1e12:.4g} TFLOP per step"
+        )
+    return lines
+
+
+def _check_weights(config, network):
+    """Loads model.weights and says what they are; names those that would be downloaded. Raises UserError."""
+    source = config.model.weights
+    if not source:
+        return ""
+    if not Path(source).exists() and source in get_model_weights(config.model.arch).__members__:
+        return f"backbone weights: {source} of torchvision, which a run downloads unless it has them"
+    return load_weights(network, source, config.model.arch)
+
+
+def _run_path(config, resume):
+    """The run folder. Raises UserError if the run could not begin in it."""
+    folder, name = Path(config.logging.folder), config.logging.name
+    if resume and resume != "auto":
+        return RunFolder.open(resume).path
+    if resume == "auto" and not name:
+        raise UserError("--resume=auto needs the name of the run: give it as --logging.name=NAME")
+    path = folder / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if path.exists() and resume != "auto":
+        RunFolder(path).check_unused()
+    return path
