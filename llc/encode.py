@@ -2,8 +2,8 @@
 
     python -m llc.encode MODEL --data=val.beton --out=codes.npz
 
-MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder with
-one folder of images per class, or a folder of images. The file holds plain arrays for numpy.load:
+MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder
+with one folder of images per class, or a folder of images. The file holds plain arrays for numpy.load:
 
     codes        uint8 [n, ceil(num_bits / 8)], packed as llc.pack_bits does
     num_bits     int
@@ -15,8 +15,9 @@ one folder of images per class, or a folder of images. The file holds plain arra
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ from llc.options import option
 class Encoding:
     """The flags of every command that encodes."""
 
-    checkpoint: str = option("", help="of a run folder: instance, joint, codebook, ...; empty: in this order")
+    checkpoint: str = option(
+        "", help="of a run folder: instance, joint, codebook, ...; empty: the first of these"
+    )
     device: str = option("auto", help="cpu, cuda, or cuda:N for GPU number N; auto: cuda if there is a GPU")
     batch_size: int = option(256, minimum=1, help="images per step")
     num_workers: int = option(-1, minimum=-1, help="threads that decode images, not 0; -1: one per core")
@@ -74,7 +77,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_out(path: str, flag: str) -> None:
-    """Raises UserError if no file can be written at `path`, which `flag` named: before the work, not after it."""
+    """Raises UserError if no file can be written at `path`, given by `flag`. For use before long work."""
     out = Path(path)
     folder = out.parent
     if not folder.is_dir():
@@ -87,7 +90,7 @@ def check_out(path: str, flag: str) -> None:
         raise UserError(f"{flag}={path}: the folder {folder} cannot be written")
 
 
-def write_arrays(path: str, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
     """Writes arrays as .npz, whole or not at all. Raises UserError."""
     # Given a name instead of a file, numpy would add .npz to it.
     atomic_write(path, lambda file: np.savez(file, **arrays))
@@ -135,7 +138,10 @@ def encode(
 
 
 def _on_host(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Yields tuples of tensors on the CPU. A GPU's come a batch late, so that it computes while the host stores."""
+    """Yields tuples of tensors on the CPU.
+
+    A GPU's tensors come a batch late, so that it computes while the host stores.
+    """
     underway: collections.deque = collections.deque()
     for batch in batches:
         if not batch[0].is_cuda:

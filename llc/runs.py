@@ -17,8 +17,8 @@ from llc.yaml_file import read_yaml
 def read_config(folder: str | PathLike[str]) -> recipe.Config:
     """The configuration of a run folder.
 
-    Raises UserError if the folder is not a run folder, or if its config.yaml is damaged or has a section that is
-    not registered here; for a stage from outside llc the message says how to load its plugin.
+    Raises UserError if the folder is not a run folder, or if its config.yaml is damaged or has a section that
+    is not registered here; for a stage from outside llc the message says how to load its plugin.
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
@@ -31,16 +31,14 @@ def read_config(folder: str | PathLike[str]) -> recipe.Config:
     unknown = [str(name) for name in content if name not in known]
     if unknown:
         raise UserError(
-            f"{path}: {', '.join(unknown)}: not a section of a recipe; if it is a stage from outside llc, name "
-            "its file with --plugin=FILE.py (in Python: import it)"
+            f"{path}: {', '.join(unknown)}: not a section of a recipe; if it is a stage from outside llc, "
+            "name its file with --plugin=FILE.py (in Python: import it)"
         )
     values = {}
     for name, kind in known.items():
         section = content.get(name) or {}
         if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
-            raise UserError(
-                f"{path}: {name} is {section!r:.60}; expected names of keys, each with a value"
-            )
+            raise UserError(f"{path}: {name} is {section!r:.60}; expected names of keys, each with a value")
         values[name] = build(kind, section, f"{path}: {name}.")
     try:
         return recipe.Config.of(values)

@@ -3,8 +3,8 @@
     python -m llc.search codes.npz --queries=more.npz [--k=10] [--out=neighbours.npz]
     python -m llc.search codes.npz --queries=cat.jpg --model=MODEL
 
-codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or an image, a folder of images or a
-beton; these are encoded by MODEL, which must be the model that encoded the database. --out holds distances
+codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or an image, a folder of images or
+a beton; these are encoded by MODEL, which must be the model that encoded the database. --out holds distances
 int32 [n, k] and indices int64 [n, k], positions in the database, sorted by distance, then index.
 """
 
@@ -85,7 +85,10 @@ def _queries(options: Options) -> dict[str, Any]:
 
 
 def read_codes(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `python -m llc.encode`, by name. Raises UserError naming a file of another kind."""
+    """The arrays of a file of `python -m llc.encode`, by name.
+
+    Raises UserError naming the file if it is of another kind.
+    """
     not_codes = f"{path}: not a file of codes as python -m llc.encode writes"
     try:
         with np.load(path, allow_pickle=False) as file:
