@@ -1,4 +1,4 @@
-"""A decoder from outside the package: in training, in the evaluation command and in the library, checked by hand."""
+"""A decoder from outside the package, in training, evaluation and the library; its values checked by hand."""
 
 import csv
 import json
