@@ -7,7 +7,7 @@ tensor([[160],
 """
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llc import codes, hamming
@@ -30,7 +30,8 @@ __all__ = [
     "unpack_bits",
 ]
 
-# Loaded when they are first used: torch and torchvision are seconds that writing a beton, and each of its workers, need not pay.
+# Names are imported when they are first used: torch and torchvision take seconds to import, and the commands
+# that write betons, and their worker processes, do without them.
 _HOMES = {
     "Classes": "llc.encoder",
     "Encoder": "llc.encoder",
@@ -43,7 +44,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in ("codes", "hamming"):
         return importlib.import_module(f"llc.{name}")
     if name not in _HOMES:
@@ -51,5 +52,5 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

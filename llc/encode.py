@@ -1,18 +1,23 @@
-"""Packed codes of many images, into one file.
+"""Packed codes of many images, written to one file.
 
-    python -m llc.encode MODEL --data=val.beton --out=codes.npz        (MODEL: a run folder, a saved encoder, the original's model_best.pth)
+    python -m llc.encode MODEL --data=val.beton --out=codes.npz
 
---data is a beton, a folder with one folder a class, or a folder of images. The file, plain arrays for numpy.load, holds
+MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder
+with one folder of images per class, or a folder of images. The file holds plain arrays for numpy.load:
 
     codes        uint8 [n, ceil(num_bits / 8)], packed as llc.pack_bits does
     num_bits     int
-    labels       int64 [n], in the order of class_names; -1 where the data has no classes
+    labels       int64 [n], in the order of class_names; -1 if the data has no classes
     class_names  text [num_classes], the data's
-    files        text [n], paths below the folder; not there for a beton, whose images have no names
+    files        text [n], paths below the folder; a beton's images have no names, and then it is missing
 """
 
-import argparse
 import collections
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,61 +29,88 @@ from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
 from llc.data.sources import printable
 from llc.distributed import Processes
-from llc.encoder import load
+from llc.encoder import Encoder, load
+from llc.errors import UserError
 from llc.files import atomic_write
+from llc.options import option
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m llc.encode",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", help="what llc.load takes")
-    parser.add_argument("--data", required=True, help="a beton or a folder of images")
-    parser.add_argument("--out", required=True, help="the .npz to write")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    found = encode(load(arguments.model, checkpoint=arguments.checkpoint), arguments.data, arguments)
-    # a file object: numpy would add .npz to a name that lacks it
-    atomic_write(arguments.out, lambda file: np.savez(file, **found))
-    num_images, size = found["codes"].shape
-    print(f"{arguments.out}: {num_images:,} codes of {found['num_bits']} bits, {size} bytes each")
-
-
-def add_arguments(parser):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoding:
     """The flags of every command that encodes."""
-    parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s"
+
+    checkpoint: str = option(
+        "", help="of a run folder: instance, joint, codebook, ...; empty: the first of these"
     )
-    parser.add_argument(
-        "--batch_size", type=at_least_1, default=256, help="images a step (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--num_workers", type=at_least_1, default=-1, help="threads that decode images (default: one a core)"
-    )
+    device: str = option("auto", help="cpu, cuda, or cuda:N for GPU number N; auto: cuda if there is a GPU")
+    batch_size: int = option(256, minimum=1, help="images per step")
+    num_workers: int = option(-1, minimum=-1, help="threads that decode images, not 0; -1: one per core")
+
+    def __post_init__(self) -> None:
+        if self.num_workers == 0:
+            raise UserError("--num_workers=0: expected 1 or more, or -1 for one per core")
 
 
-def at_least_1(text):
-    """argparse's type of a count."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return int(text)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Encoding):
+    """What is encoded."""
+
+    model: str = option(positional=True, help="what llc.load takes: a run folder or a file")
+    data: str = option(help="a beton or a folder of images")
+    out: str = option(help="the .npz to write")
+
+
+def main(argv: list[str]) -> None:
+    options = edge.read_one(Options, argv, description=__doc__)
+    check_out(options.out, "--out")
+    encoder = load(options.model, checkpoint=options.checkpoint or None)
+    arrays = encode(
+        encoder,
+        options.data,
+        device=options.device,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+    )
+    write_arrays(options.out, arrays)
+    num_images, size = arrays["codes"].shape
+    print(f"{options.out}: {num_images:,} codes of {arrays['num_bits']} bits, {size} bytes each")
+
+
+def check_out(path: str, flag: str) -> None:
+    """Raises UserError if no file can be written at `path`, given by `flag`. For use before long work."""
+    out = Path(path)
+    folder = out.parent
+    if not folder.is_dir():
+        raise UserError(f"{flag}={path}: there is no folder {folder}; make it first")
+    if out.is_dir():
+        raise UserError(f"{flag}={path}: this is a folder; expected the name of a file to write")
+    if out.exists() and not out.is_file():
+        raise UserError(f"{flag}={path}: it exists and is not a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{flag}={path}: the folder {folder} cannot be written")
+
+
+def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as .npz, whole or not at all. Raises UserError."""
+    # Given a name instead of a file, numpy would add .npz to it.
+    atomic_write(path, lambda file: np.savez(file, **arrays))
 
 
 @torch.inference_mode()
-def encode(encoder, data, arguments):
-    """The arrays of the file, by name, of the images at `data`. One batch of images is in memory at a time, and one ahead."""
-    processes = Processes(device=gpu.device(arguments.device))
+def encode(
+    encoder: Encoder, data: str | os.PathLike[str], *, device: str, batch_size: int, num_workers: int
+) -> dict[str, np.ndarray]:
+    """The arrays of the file, by name, of the images at `data`; the encoder is moved to `device`.
+
+    device: cpu, cuda, cuda:N or auto; num_workers: threads, -1 for one per core. Two batches of images are in
+    memory at a time. Raises UserError.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    processes = Processes(device=gpu.device(device))
     encoder.to(processes.device)
     images = open_images(
-        data,
-        encoder.preprocessing,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        processes=processes,
+        data, encoder.preprocessing, batch_size=batch_size, num_workers=num_workers, processes=processes
     )
     for note in images.notes:
         print(printable(note))
@@ -94,26 +126,29 @@ def encode(encoder, data, arguments):
             codes[part], labels[part] = batch_codes, batch_labels
             done += len(batch_codes)
             bar.update(len(batch_codes))
-    found = {
+    arrays = {
         "codes": codes,
-        "num_bits": np.int64(encoder.num_bits),
+        "num_bits": np.array(encoder.num_bits),
         "labels": labels,
         "class_names": np.array(images.class_names, "U"),
     }
     if images.files is not None:
-        found["files"] = np.array([printable(name) for name in images.files], "U")
-    return found
+        arrays["files"] = np.array([printable(name) for name in images.files], "U")
+    return arrays
 
 
-def _on_host(batches):
-    """Yields tuples of tensors on the CPU. A GPU's come a batch late: it computes while the host stores."""
-    underway = collections.deque()
+def _on_host(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yields tuples of tensors on the CPU.
+
+    A GPU's tensors come a batch late, so that it computes while the host stores.
+    """
+    underway: collections.deque = collections.deque()
     for batch in batches:
         if not batch[0].is_cuda:
             yield batch
             continue
-        # such a copy goes to page-locked memory and must not be read before its event
-        copies = [tensor.to("cpu", non_blocking=True) for tensor in batch]
+        # The copy goes to page-locked memory, which must not be read before the event.
+        copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in batch)
         underway.append((copies, torch.cuda.current_stream(batch[0].device).record_event()))
         if len(underway) > 1:
             yield _arrived(*underway.popleft())

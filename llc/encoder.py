@@ -1,4 +1,4 @@
-"""A trained model as a library: images of any kind in, packed codes or classes out; one file that another machine loads.
+"""A trained model as a library: images of any kind in, packed codes or classes out.
 
 encoder = llc.load("runs/NAME")
 codes = encoder.encode(["cat.jpg", "dog.jpg"])
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import safetensors.torch
@@ -26,7 +26,7 @@ from llc.data.batches import prepare
 from llc.data.images import load_rgb
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
-from llc.evaluation.decoders import DECODERS
+from llc.evaluation.decoders import DECODERS, bind
 from llc.files import atomic_write
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network, average_over_flip
 from llc.precision import PRECISIONS, autocast_for
@@ -39,10 +39,10 @@ FORMAT = 1  # of a saved encoder
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """What `Encoder.classify` found, best first.
+    """The result of `Encoder.classify`, best class first.
 
-    labels int64 [n, k], -1 for no class; names: n lists of k, None for no class; scores [n, k]: Hamming distances int32 (mhd, ed; less
-    is better) or class logits float32 (class; more is better).
+    labels int64 [n, k], -1 for no class; names: n lists of k, None for no class; scores [n, k]: of mhd and ed
+    Hamming distances int32 (less is better), of class the class logits float32 (more is better).
     """
 
     labels: torch.Tensor
@@ -53,15 +53,17 @@ class Classes:
 class Encoder(nn.Module):
     """A network with all that turning images into codes and classes needs; `llc.load` makes one from files.
 
-    network: llc.network.Network; preprocessing: what it wants images to be; class_names: in label order (default: the label numbers);
-    flip: whether z is averaged over an image and its mirror image, which costs twice the time; precision: as in training; stage: "codebook",
-    "instance" or "joint", whose end this is the network of; recipe: the configuration that it was trained with, for the reader.
+    network: llc.network.Network; preprocessing: how images are cropped, resized and normalised; class_names:
+    in label order (default: the label numbers); flip: whether z is averaged over an image and its mirror
+    image, which takes twice the time; precision: as in training; stage: the name of the stage (llc.stages) at
+    whose end the network was saved; recipe: the configuration that it was trained with, for the reader.
 
     >>> import torch, llc
     >>> from llc.data.preprocessing import Preprocessing
     >>> from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
     >>> network = Network("resnet18", num_bits=20, num_classes=3, width=8)
-    >>> encoder = llc.Encoder(network, Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD), ["cat", "dog", "eel"])
+    >>> preprocessing = Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD)
+    >>> encoder = llc.Encoder(network, preprocessing, ["cat", "dog", "eel"])
     >>> encoder.encode(torch.zeros(2, 3, 48, 64, dtype=torch.uint8)).shape
     torch.Size([2, 3])
     """
@@ -75,7 +77,7 @@ class Encoder(nn.Module):
         flip: bool = False,
         precision: str = "auto",
         stage: str | None = None,
-        recipe: Mapping | None = None,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         num_classes = len(network.codebook)
@@ -83,16 +85,21 @@ class Encoder(nn.Module):
             raise UserError(
                 f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes"
             )
-        if type(flip) is not bool or precision not in PRECISIONS or stage not in (*stages.STAGES, None):
+        if type(flip) is not bool:
+            raise UserError(f"flip = {flip!r}: expected True or False")
+        if precision not in PRECISIONS:
+            raise UserError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        if stage not in (*stages.STAGES, None):
             raise UserError(
-                f"flip = {flip!r}, precision = {precision!r}, stage = {stage!r}: expected a bool, one of {', '.join(PRECISIONS)}, "
-                f"and one of {', '.join(map(str, (*stages.STAGES, None)))}"
+                f"stage = {stage!r}: expected one of {', '.join(stages.STAGES)}, or None; if it is a stage "
+                "from outside llc, import it first (commands: --plugin=FILE.py)"
             )
         self.network = network.to(memory_format=torch.channels_last)
         self.preprocessing, self.flip, self.precision = preprocessing, flip, precision
         self.stage, self.recipe = stage, dict(recipe or {})
         self.named = class_names is not None  # whether class_names are names, not label numbers
-        self.class_names: tuple[str, ...] = tuple(class_names if self.named else map(str, range(num_classes)))
+        names = map(str, range(num_classes)) if class_names is None else class_names
+        self.class_names: tuple[str, ...] = tuple(names)
         for name in ("mean", "std"):
             getattr(network, name).copy_(255 * torch.tensor(getattr(preprocessing, name))[:, None, None])
         self.eval()
@@ -104,7 +111,10 @@ class Encoder(nn.Module):
 
     @property
     def codebook(self) -> torch.Tensor:
-        """Real values float32 [num_classes, num_bits]; their signs are the class codes. num_classes is 0 where no codebook was given."""
+        """Real values float32 [num_classes, num_bits], whose signs are the class codes.
+
+        num_classes is 0 if the model has no codebook.
+        """
         return self.network.codebook.detach()
 
     @property
@@ -118,10 +128,14 @@ class Encoder(nn.Module):
         return self.network.codebook.device
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Ready images, uint8 [b, 3, H, W] as `preprocess` gives them, on the encoder's device -> z float32 [b, num_bits]."""
+        """Ready images -> z float32 [b, num_bits].
+
+        images: uint8 [b, 3, H, W] as `preprocess` returns them, on the encoder's device.
+        """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise UserError(
-                f"images: expected uint8 [b, 3, H, W], got {images.dtype} {list(images.shape)}; preprocess() makes them so"
+                f"images: expected uint8 [b, 3, H, W], as preprocess() returns them, "
+                f"got {images.dtype} {list(images.shape)}"
             )
         autocast, _ = autocast_for(self.precision, self.device)
         with autocast():
@@ -131,9 +145,9 @@ class Encoder(nn.Module):
     def preprocess(self, images: Images) -> torch.Tensor:
         """Images of any size -> uint8 [n, 3, resolution, resolution] on the CPU, by this model's own rule.
 
-        images: uint8 or float (0..1, rounded to 8 bits) of [n, 3, H, W] or [3, H, W]; a PIL image, the path of an image file; or a list
-        of such images, of any sizes. Files are read as conversion to a beton reads them: upright, 8-bit RGB. Raises UserError naming what
-        cannot be read.
+        images: a tensor [n, 3, H, W] or [3, H, W], uint8 or float (0..1, rounded to 8 bits); a PIL image; the
+        path of an image file; or a list of such images, of any sizes. Files are read as conversion to a beton
+        reads them: upright, 8-bit RGB. Raises UserError naming the image that cannot be read.
         """
         pixels_of, count = _as_pixels(images)
         parts = list(prepare(pixels_of, range(count), self.preprocessing, batch_size=256))
@@ -142,25 +156,31 @@ class Encoder(nn.Module):
 
     @torch.inference_mode()
     def project(self, images: Images, batch_size: int = 256) -> torch.Tensor:
-        """Images, as preprocess takes them -> z float32 [n, num_bits] on the encoder's device; its signs are the codes."""
+        """Images, as `preprocess` takes them -> z float32 [n, num_bits], whose signs are the codes.
+
+        The result is on the encoder's device.
+        """
         pixels_of, count = _as_pixels(images)
         batches = prepare(pixels_of, range(count), self.preprocessing, batch_size=batch_size)
         parts = [self(batch.to(self.device, non_blocking=True)) for batch in batches]
         return torch.cat(parts) if parts else torch.empty(0, self.num_bits, device=self.device)
 
     def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
-        """Images, as preprocess takes them -> packed codes uint8 [n, ceil(num_bits / 8)] on the encoder's device (see llc.codes).
+        """Images, as `preprocess` takes them -> packed codes uint8 [n, ceil(num_bits / 8)] (see llc.codes).
 
-        The codes that the trainer's evaluation makes of the same pixels. A value of z within float rounding of 0 may fall to either
-        side in another batch or on another device.
+        They are the codes that the trainer's evaluation computes from the same pixels. If a value of z is
+        within float rounding of 0, its bit may differ in another batch or on another device. The result is on
+        the encoder's device.
         """
         return pack_bits(self.project(images, batch_size))
 
     def classify(self, images: Images, decode: str = "mhd", k: int = 5, batch_size: int = 256) -> Classes:
-        """The k best classes of each image, fewer where there are fewer.
+        """The k best classes of each image, or all of them if there are fewer.
 
-        decode: "mhd", the nearest class codes by Hamming distance, ties to the lowest class; "ed", the class whose code equals the
-        image's or none (one answer, whatever k); "class", the highest class logits. Raises UserError where there is no codebook.
+        decode: the name of a decoder in llc.evaluation.decoders.DECODERS: "mhd", the nearest class codes by
+        Hamming distance, ties to the lowest class; "ed", the class whose code equals the image's, or none
+        (one answer, whatever k is); "class", the highest class logits; or one that was registered from
+        outside. Raises UserError if the model has no codebook.
         """
         if decode not in DECODERS:
             raise UserError(f"decode = {decode!r}: expected one of {', '.join(DECODERS)}")
@@ -172,14 +192,16 @@ class Encoder(nn.Module):
             )
         z = self.project(images, batch_size)
         with torch.inference_mode():
-            labels, scores = DECODERS[decode].bind(self.network)(z, min(k, len(self.codebook)))
+            labels, scores = bind(decode, self.network)(z, min(k, len(self.codebook)))
         names = [
             [self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()
         ]
         return Classes(labels, names, scores)
 
     def save(self, path: StrPath) -> None:
-        """Writes everything into one file that `llc.load` takes: safetensors, with the rest as JSON in its metadata.
+        """Writes everything into one file that `llc.load` takes.
+
+        The file is safetensors; its metadata holds, as JSON, what is not a tensor.
 
         >>> import llc, tempfile
         >>> from llc.data.preprocessing import Preprocessing
@@ -208,7 +230,10 @@ class Encoder(nn.Module):
 
 
 def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
-    """(function from a position to uint8 [H, W, 3], number of images). Raises UserError for what is no image."""
+    """(function from a position to uint8 [H, W, 3], number of images).
+
+    Raises UserError for something that is not an image.
+    """
     if (
         isinstance(images, (str, os.PathLike, Image.Image))
         or isinstance(images, torch.Tensor)
@@ -216,15 +241,18 @@ def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
     ):
         images = [images]
     if isinstance(images, torch.Tensor):
-        images = _as_uint8(images, "images")
-        return lambda i: images[i].permute(1, 2, 0).numpy(), len(images)
+        ready = _as_uint8(images, "images")
+        return lambda i: ready[i].permute(1, 2, 0).numpy(), len(ready)
     if not isinstance(images, Sequence) or isinstance(images, bytes):
         raise UserError(
-            f"images: expected a tensor [n, 3, H, W], an image, a path, or a list of them, got a {type(images).__name__}"
+            "images: expected a tensor [n, 3, H, W], an image, a path, or a list of them, "
+            f"got a {type(images).__name__}"
         )
 
-    def pixels_of(i):
-        image = images[i]
+    several = images
+
+    def pixels_of(i: int) -> np.ndarray:
+        image = several[i]
         if isinstance(image, torch.Tensor):
             return _as_uint8(image[None], f"images[{i}]")[0].permute(1, 2, 0).numpy()
         if isinstance(image, Image.Image):
@@ -235,10 +263,10 @@ def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:
             f"images[{i}]: expected a tensor, a PIL image or a path, got a {type(image).__name__}"
         )
 
-    return pixels_of, len(images)
+    return pixels_of, len(several)
 
 
-def _as_uint8(images, name):
+def _as_uint8(images: torch.Tensor, name: str) -> torch.Tensor:
     """Checks a tensor of images -> uint8 [n, 3, H, W] on the CPU."""
     if (
         images.ndim != 4
@@ -247,15 +275,16 @@ def _as_uint8(images, name):
         or not (images.dtype == torch.uint8 or images.is_floating_point())
     ):
         raise UserError(
-            f"{name}: expected RGB images, uint8 or float [n, 3, H, W], got {images.dtype} {list(images.shape)}"
+            f"{name}: expected RGB images, uint8 or float [n, 3, H, W], "
+            f"got {images.dtype} {list(images.shape)}"
         )
     images = images.detach().cpu()
     if images.dtype == torch.uint8:
         return images
     if not bool(((images >= 0) & (images <= 1)).all()):  # NaN is in neither
         raise UserError(
-            f"{name}: floats are expected within 0..1, found {images.min():g} to {images.max():g}; give images before they are "
-            "normalised, and values of 0..255 as uint8"
+            f"{name}: floats are expected within 0..1, found {images.min():g} to {images.max():g}; give "
+            "images before they are normalised, and values of 0..255 as uint8"
         )
     return (images.float() * 255).round().to(torch.uint8)
 
@@ -270,15 +299,18 @@ def load(
     checkpoint: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Encoder:
-    """An Encoder, on the CPU, from a run folder, a file that `Encoder.save` wrote, or a checkpoint of the original LLC code.
+    """An Encoder, on the CPU, from a run folder, a saved encoder, or a checkpoint of the original LLC code.
 
-    codebook     `.npy` of real values [num_classes, num_bits], in place of the model's own; the original's instance-code models have
-                 none, and without it they can encode, not classify
-    checkpoint   of a run folder: which of checkpoints/ (default: "instance", else "joint" or "codebook"). The codebook stage's network has the best
-                 class-code decisions, the instance stage's the codes for Hamming distance, the joint stage's both.
-    class_names  in label order; the original's files have none
+    path: a run folder, a file that `Encoder.save` wrote, or the original's model_best.pth
+    codebook: `.npy` of real values [num_classes, num_bits], in place of the model's own. The original's
+        models of instance codes have none; without it they can encode but not classify.
+    checkpoint: of a run folder, which of checkpoints/ (default: "instance", else "joint" or "codebook"). The
+        codebook stage's network is the best for class codes, the instance stage's for Hamming distance, and
+        the joint stage's is for both.
+    class_names: in label order; the original's files have none
 
-    Everything read is data: no file can run code. Raises UserError naming the file, and the keys that do not fit.
+    All files are read as data: none can run code. Raises UserError naming the file, and the keys that do not
+    fit.
 
     >>> import llc
     >>> llc.load("no/such/run")
@@ -304,7 +336,7 @@ def load(
     return Encoder(**arguments)
 
 
-def _from_run(folder, checkpoint):
+def _from_run(folder: Path, checkpoint: str | None) -> dict[str, Any]:
     """Encoder's arguments. The preprocessing is that of the run's validation."""
     config, found = runs.read_config(folder), runs.checkpoints(folder)
     if checkpoint is None:
@@ -334,7 +366,7 @@ def _from_run(folder, checkpoint):
     }
 
 
-def _from_saved(path):
+def _from_saved(path: Path) -> dict[str, Any]:
     """Encoder's arguments from a file of Encoder.save."""
     state, metadata = checkpoints.read_safetensors(path)
     try:
@@ -362,18 +394,21 @@ def _from_saved(path):
         raise UserError(f"{path}: not an encoder saved by llc: {type(error).__name__}: {error}") from error
 
 
-def _from_original(path):
-    """Encoder's arguments from the original code's model_best.pth: its own preprocessing, 256 pixels, then a crop of 224."""
+def _from_original(path: Path) -> dict[str, Any]:
+    """Encoder's arguments from the original code's model_best.pth.
+
+    Its preprocessing is to resize the shorter side to 256 pixels and to crop 224.
+    """
     state = checkpoints.read_state(path)
     if checkpoints.is_ours(state):
         raise UserError(
-            f"{path}: a checkpoint of a run, which does not say how the network is built: load the run folder, with "
-            "checkpoint= (or --checkpoint=) for one of its checkpoints"
+            f"{path}: a checkpoint of a run, which does not say how the network is built: load the run "
+            "folder, with checkpoint= (or --checkpoint=) for one of its checkpoints"
         )
     if not checkpoints.is_original(state):
         raise UserError(
-            f"{path}: holds no projection to codes (fc_lr.weight): a dense model can start a run (model.weights={path}), not "
-            "make codes"
+            f"{path}: holds no projection to codes (fc_lr.weight): a dense model cannot make codes, "
+            f"but it can start a run (model.weights={path})"
         )
     state = checkpoints.from_original(state, path)
     return {

@@ -1,38 +1,40 @@
 """Evaluates a trained model from its packed codes (also under torchrun).
 
     python -m llc.evaluate RUN [--data.val_dataset=val.beton] [--predictions=FILE.npz]
-    python -m llc.evaluate FILE --data.val_dataset=val.beton                                    (an encoder saved by llc)
+    python -m llc.evaluate FILE --data.val_dataset=val.beton                         (an encoder saved by llc)
     python -m llc.evaluate --original=model_best.pth [--codebook=codebook.npy] --data.val_dataset=val.beton
 
-RUN is a run folder; each of its stages is evaluated, with its validation settings. A file is evaluated with its own preprocessing; that of
-the original (github.com/RAIVNLab/LLC) is a shorter side of 256 pixels, then a centre crop of 224. --validation.KEY=VALUE changes either.
---data.val_dataset is a beton or a folder with one folder of images a class.
+RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
+of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own
+preprocessing, which --validation.KEY=VALUE changes; that of the original code (github.com/RAIVNLab/LLC) is to
+resize the shorter side to 256 pixels and to crop the central 224. --data.val_dataset is a beton or a folder
+with one folder of images per class.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
-
-import numpy as np
+from typing import Any
 
 from llc import config as edge
-from llc import runs
+from llc import recipe, runs
 from llc.codebook import health
 from llc.data.batches import open_images
 from llc.data.preprocessing import RESIZES, Preprocessing
 from llc.data.sources import printable
 from llc.distributed import Processes
-from llc.encoder import load
+from llc.encode import check_out, write_arrays
+from llc.encoder import Encoder, load
 from llc.errors import UserError
 from llc.evaluation.decoders import DECODERS
 from llc.evaluation.metrics import FLIP, evaluate, name, stage_of
 from llc.evaluation.predict import predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
-from llc.options import option
+from llc.options import BOOLEANS, item_type, option
 from llc.precision import autocast_for
-from llc.training import config as training_config
 
-# % top-1 of the published ResNet50 with 20 bits on ImageNet-1K: LLC, Kusupati et al., NeurIPS 2021, arXiv 2106.01487
+# % top-1 of the published ResNet50 with 20 bits on ImageNet-1K: LLC, Kusupati et al., NeurIPS 2021,
+# arXiv 2106.01487
 PUBLISHED = {"class": 75.5, "mhd": 74.5, "ed": 68.9}
 
 
@@ -50,18 +52,25 @@ class Options:
 class Data:
     """What a file is evaluated on."""
 
-    val_dataset: str = option(help="a beton, or a folder with one folder of images a class")
-    num_workers: int = option(-1, minimum=-1, help="threads of each process; -1: one a core")
+    val_dataset: str = option(help="a beton, or a folder with one folder of images per class")
+    num_workers: int = option(-1, minimum=-1, help="threads of each process, not 0; -1: one per core")
+
+    def __post_init__(self) -> None:
+        if self.num_workers == 0:
+            raise UserError("--data.num_workers=0: expected 1 or more, or -1 for one per core")
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
     """How a file is evaluated: with its own preprocessing, but for what is given here."""
 
-    batch_size: int = option(256, minimum=1, help="images a step, of each process")
+    batch_size: int = option(256, minimum=1, help="images per step of each process")
     resolution: int = option(0, minimum=0, help="pixels of the centre crop; 0: the model's own")
     crop_ratio: float = option(
-        0.0, minimum=0, maximum=1, help="side of the crop, as a share of the shorter side; 0: the model's own"
+        0.0,
+        minimum=0,
+        maximum=1,
+        help="side of the crop, as a fraction of the shorter side; 0: the model's own",
     )
     resize: str = option(
         "",
@@ -85,80 +94,132 @@ class Dist:
     )
 
 
-def main(argv):
-    path = next((word for word in argv if not word.startswith("--")), "")
-    if Path(path).is_dir():
-        _evaluate_run(path, argv)
+def main(argv: list[str]) -> None:
+    model = _model_in(argv)
+    if model and Path(model).is_dir():
+        _evaluate_run(model, argv)
     else:
-        _evaluate_file(argv)
+        _evaluate_file(model, argv)
 
 
-def _evaluate_run(path, argv):
-    words = ["--config", str(Path(path) / "config.yaml"), *argv]
-    config, options = training_config.read(words, description=__doc__, options=Options)
+def _model_in(argv: list[str]) -> str:
+    """MODEL in argv: the first word that is neither a flag nor a flag's value, or "" if there is none.
+
+    It decides which keys there are, so it must be found before llc.config can read argv.
+    """
+    bools = {
+        f"--{section}.{field.name}"
+        for section, kind in recipe.sections().items()
+        for field in dataclasses.fields(kind)
+        if item_type(field)[0] is bool
+    }
+    words = [word for word in argv if word not in ("--help", "-h")]
+    for before, word in zip(["", *words], words):
+        takes_word = before.startswith("--") and "=" not in before
+        if takes_word and before in bools:  # such a flag may stand alone
+            takes_word = word.lower() in BOOLEANS
+        if not takes_word and not word.startswith("--"):
+            return word
+    return ""
+
+
+def _evaluate_run(path: str, argv: list[str]) -> None:
+    asks_for_help = "--help" in argv or "-h" in argv
+    if not asks_for_help:
+        runs.read_config(path)  # its messages are about run folders, those of llc.config about flags
+    argv = ["--config", str(Path(path) / "config.yaml"), *argv]
+    values = edge.read({"": Options, **recipe.sections()}, argv, description=__doc__)
+    options = values.pop("")
+    config = recipe.Config.of(values)
+    for flag in ("original", "codebook"):
+        if getattr(options, flag):
+            raise UserError(f"--{flag}={getattr(options, flag)}: not together with a run folder ({path})")
     stages = runs.finished_stages(path)
     if not stages:
         raise UserError(
             f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
         )
-    encoders = {name: load(path, checkpoint=name) for name in stages}
+    encoders = {stage: load(path, checkpoint=stage) for stage in stages}
     preprocessing = Preprocessing(
         config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
     )
     for encoder in encoders.values():
         encoder.flip, encoder.precision = config.validation.lr_tta, config.training.precision
-    _evaluate(encoders, path, preprocessing, config, options.predictions)
+    _evaluate(encoders, path, preprocessing, config.data, config.validation, config.dist, options.predictions)
 
 
-def _evaluate_file(argv):
+def _evaluate_file(model: str, argv: list[str]) -> None:
+    asks_for_help = "--help" in argv or "-h" in argv
+    original = any(word.split("=")[0] == "--original" for word in argv)
+    if not model and not original and not asks_for_help:
+        raise UserError("MODEL is missing: a run folder, a file, or --original=FILE (--help lists all keys)")
     sections = {"": Options, "data": Data, "validation": Validation, "dist": Dist}
-    config = SimpleNamespace(**edge.read(sections, argv, description=__doc__))
-    options = vars(config)[""]
-    path, original = options.original or options.model, bool(options.original)
-    if not path:
-        raise UserError("MODEL is missing: a run folder, a file, or --original=FILE")
+    values = edge.read(sections, argv, description=__doc__)
+    options, validation = values[""], values["validation"]
+    if options.model and options.original:
+        raise UserError(f"--original={options.original}: not together with MODEL ({options.model})")
+    path = options.original or options.model
     encoder = load(path, options.codebook or None)
     if not len(encoder.codebook):
         raise UserError(
-            f"{path} holds no codebook (a model of instance codes has none): give one with --codebook=FILE.npy"
+            f"{path} holds no codebook (a model of instance codes has none): give one with "
+            "--codebook=FILE.npy"
         )
-    given = {name: getattr(config.validation, name) for name in ("resolution", "crop_ratio", "resize")}
+    given = {key: getattr(validation, key) for key in ("resolution", "crop_ratio", "resize")}
     preprocessing = dataclasses.replace(
-        encoder.preprocessing, **{name: value for name, value in given.items() if value}
+        encoder.preprocessing, **{key: value for key, value in given.items() if value}
     )
     _evaluate(
         {encoder.stage or "codebook": encoder},
         path,
         preprocessing,
-        config,
+        values["data"],
+        validation,
+        values["dist"],
         options.predictions,
-        PUBLISHED if original else None,
+        PUBLISHED if options.original else {},
     )
 
 
-def _evaluate(encoders, title, preprocessing, config, predictions_file, published=None):
-    """encoders: {stage: Encoder}, of one codebook and one flip; config: with data, validation and dist."""
+def _evaluate(
+    encoders: dict[str, Encoder],
+    title: str,
+    preprocessing: Preprocessing,
+    data: Any,
+    validation: Any,
+    dist: Any,
+    predictions_file: str,
+    published: Mapping[str, float] = {},
+) -> None:
+    """Runs the encoders over the data; the main process prints the report and writes the predictions.
+
+    encoders: {stage: Encoder}, all with the same codebook and flip, the one for image codes last; data,
+    validation, dist: the sections of a recipe, or those of this module.
+    """
     first, last = list(encoders.values())[0], list(encoders.values())[-1]
     num_classes = len(last.codebook)
-    processes = Processes.start(config.dist.timeout_minutes, backend=config.dist.backend)
+    processes = Processes.start(dist.timeout_minutes, backend=dist.backend)
     try:
+        if predictions_file:
+            processes.on_main(lambda: check_out(predictions_file, "--predictions"))
         images = open_images(
-            config.data.val_dataset,
+            data.val_dataset,
             preprocessing,
-            batch_size=config.validation.batch_size,
-            num_workers=config.data.num_workers,
+            batch_size=validation.batch_size,
+            num_workers=data.num_workers,
             processes=processes,
             class_names=first.class_names if first.named else None,
         )
         if len(images.class_names) != num_classes:
             raise UserError(
-                f"data.val_dataset = {config.data.val_dataset} has {len(images.class_names)} classes, {title} has {num_classes}"
+                f"data.val_dataset = {data.val_dataset} has {len(images.class_names)} classes, "
+                f"{title} has {num_classes}"
             )
-        found = {}
+        predictions = {}
         for stage, encoder in encoders.items():
             encoder.to(processes.device)
             autocast, _ = autocast_for(encoder.precision, processes.device)
-            found[stage] = predict(
+            predictions[stage] = predict(
                 encoder.network,
                 images.loader,
                 processes,
@@ -170,37 +231,47 @@ def _evaluate(encoders, title, preprocessing, config, predictions_file, publishe
             return
         for note in images.notes:
             print(printable(note))
-        metrics = {stage: evaluate(predictions, num_classes) for stage, predictions in found.items()}
+        metrics = {stage: evaluate(of_stage, num_classes) for stage, of_stage in predictions.items()}
         _report(title, images.num_samples, metrics, last, published)
         if predictions_file:
-            np.savez(predictions_file, **found[last.stage][FLIP if last.flip else ""].arrays())
+            of_last = list(predictions.values())[-1]
+            write_arrays(predictions_file, of_last[FLIP if last.flip else ""].arrays())
     finally:
         processes.stop()
 
 
-def _report(title, num_images, metrics, encoder, published):
-    """metrics: {stage: its metrics}. Each decoder's are those of the stage that learns what it reads."""
+def _report(
+    title: str,
+    num_images: int,
+    metrics: dict[str, dict[str, float]],
+    encoder: Encoder,
+    published: Mapping[str, float],
+) -> None:
+    """Prints a line per decoder.
+
+    metrics: {stage: its metrics}; a decoder's line shows those of the stage that learns what it reads.
+    """
     flipped = ", left-right flips averaged" if encoder.flip else ""
     print(f"{title}: {num_images} images, {encoder.num_bits} bits{flipped}")
     if published:
         print(
-            f"  (the network of the {encoder.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class codes "
-            "by the codebook stage's network, MHD and ED by the instance stage's)"
+            f"  (the network of the {encoder.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class "
+            "codes by the codebook stage's network, MHD and ED by the instance stage's)"
         )
     for decoder in DECODERS.values():
         of_stage = metrics[stage_of(decoder, metrics)]
-
-        def percent(metric):
-            value = of_stage.get(name(metric, decoder.name, encoder.flip))
-            return None if value is None else 100 * value
-
-        line = f"  {decoder.title:12s} top-1 {percent('top1'):6.2f} %"
-        if published and decoder.name in published:
+        percent = {
+            metric: 100 * of_stage[full_name]
+            for metric in ("top1", "top5", *decoder.details)
+            if (full_name := name(metric, decoder.name, encoder.flip)) in of_stage
+        }
+        line = f"  {decoder.title:12s} top-1 {percent['top1']:6.2f} %"
+        if decoder.name in published:
             line += f"   published {published[decoder.name]} %"
-        if percent("top5") is not None:
-            line += f"   top-5 {percent('top5'):6.2f} %"
+        if "top5" in percent:
+            line += f"   top-5 {percent['top5']:6.2f} %"
         for metric, words in decoder.details.items():
-            line += f"   {words} {percent(metric):.2f} %"
+            line += f"   {words} {percent[metric]:.2f} %"
         print(line)
     print(f"  {health(encoder.codebook)}")
 

@@ -4,7 +4,9 @@ A run folder is written by llc.training.run_folder. Everything read here is data
 """
 
 import json
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from llc import recipe, stages
 from llc.errors import UserError
@@ -12,42 +14,51 @@ from llc.options import build
 from llc.yaml_file import read_yaml
 
 
-def read_config(folder):
-    """The llc.recipe.Config of a run folder. Raises UserError if the folder is not one, or its file is damaged.
+def read_config(folder: str | PathLike[str]) -> recipe.Config:
+    """The configuration of a run folder.
 
-    A key of a stage that is not registered here is an error; the message says how to load its plugin.
+    Raises UserError if the folder is not a run folder, or if its config.yaml is damaged or has a section that
+    is not registered here; for a stage from outside llc the message says how to load its plugin.
     """
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
-    content, known = read_yaml(path), recipe.sections()
-    for name in content:
-        if name not in known:
-            raise UserError(
-                f"{path}: {name} is not a section; if it is a stage from outside llc, name its file with --plugin="
-            )
+    known = recipe.sections()
+    try:
+        content = read_yaml(path)
+    except UserError as error:  # it speaks of a flag, which nobody gave
+        raise UserError(str(error).removeprefix("--config ")) from error
+    unknown = [str(name) for name in content if name not in known]
+    if unknown:
+        raise UserError(
+            f"{path}: {', '.join(unknown)}: not a section of a recipe; if it is a stage from outside llc, "
+            "name its file with --plugin=FILE.py (in Python: import it)"
+        )
     values = {}
     for name, kind in known.items():
-        section = content.get(name)
-        if section is not None and not isinstance(section, dict):
-            raise UserError(f"{path}: {name} is a {type(section).__name__}; expected keys with values")
-        values[name] = build(kind, section or {}, f"{path}: {name}.")
-    return recipe.Config.of(values)
+        section = content.get(name) or {}
+        if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
+            raise UserError(f"{path}: {name} is {section!r:.60}; expected names of keys, each with a value")
+        values[name] = build(kind, section, f"{path}: {name}.")
+    try:
+        return recipe.Config.of(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def checkpoints(folder):
-    """{name: path} of the networks in a run folder: one for each finished stage, initial, model_best, ..."""
-    found = {path.stem: path for path in sorted((Path(folder) / "checkpoints").glob("*.pth"))}
-    return {name: path for name, path in found.items() if name != "last" and not name.startswith("previous_")}
+def checkpoints(folder: str | PathLike[str]) -> dict[str, Path]:
+    """{name: path} of the networks in a run folder: one per finished stage, initial, model_best, ..."""
+    paths = {path.stem: path for path in sorted((Path(folder) / "checkpoints").glob("*.pth"))}
+    return {name: path for name, path in paths.items() if name != "last" and not name.startswith("previous_")}
 
 
-def finished_stages(folder):
+def finished_stages(folder: str | PathLike[str]) -> list[str]:
     """Names of the finished stages of a run folder, in order of preference for class codes (llc.stages)."""
-    found = checkpoints(folder)
-    return stages.by_class_codes([name for name in stages.STAGES if name in found])
+    names = checkpoints(folder)
+    return stages.by_class_codes([name for name in stages.STAGES if name in names])
 
 
-def read_class_names(folder):
+def read_class_names(folder: str | PathLike[str]) -> list[str] | None:
     """The class names of a run folder, in label order, or None if it has none. Raises UserError."""
     path = Path(folder) / "class_names.json"
     try:
@@ -60,8 +71,8 @@ def read_class_names(folder):
         raise UserError(f"{path}: not a JSON list of names: {error}") from error
 
 
-def check_class_names(names, source):
-    """`names` if it is a list of texts. Raises UserError."""
+def check_class_names(names: Any, source: str | PathLike[str]) -> list[str]:
+    """`names`, if it is a list of texts. Raises UserError naming the source."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{source}: class names are not a list of names")
     return names

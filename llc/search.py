@@ -1,103 +1,106 @@
 """The nearest codes of a database, by Hamming distance, exactly.
 
-    python -m llc.search codes.npz --queries=more.npz [--k=10] [--out=found.npz]
+    python -m llc.search codes.npz --queries=more.npz [--k=10] [--out=neighbours.npz]
     python -m llc.search codes.npz --queries=cat.jpg --model=MODEL
 
-codes.npz is what `python -m llc.encode` wrote. Queries are such a file too, or an image, a folder of images or a beton, which MODEL encodes:
-the one that encoded the database, or its neighbours mean nothing. --out holds distances int32 [n, k] and indices int64 [n, k], positions in
-the database, sorted by distance, then index.
+codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or an image, a folder of images or
+a beton; these are encoded by MODEL, which must be the model that encoded the database. --out holds distances
+int32 [n, k] and indices int64 [n, k], positions in the database, sorted by distance, then index.
 """
 
-import argparse
+import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llc import config as edge
 from llc.codes import code_size
 from llc.data.sources import printable
-from llc.encode import add_arguments, at_least_1, encode
+from llc.encode import Encoding, check_out, encode, write_arrays
 from llc.encoder import load
 from llc.errors import UserError
-from llc.files import atomic_write
 from llc.hamming import search
+from llc.options import option
 
 _MAX_SHOWN = 20  # queries on the screen
 
 
-def main(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m llc.search",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("database", help="codes.npz")
-    parser.add_argument("--queries", required=True, help="codes.npz, an image, a folder of images or a beton")
-    parser.add_argument("--model", help="what encodes the queries that are images: what llc.load takes")
-    parser.add_argument(
-        "--k", type=at_least_1, default=10, help="neighbours of each query (default: %(default)s)"
-    )
-    parser.add_argument("--out", help="an .npz to write")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    database = read_codes(arguments.database)
-    queries = _queries(arguments)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Encoding):
+    """What is searched for, and where."""
+
+    database: str = option(positional=True, help="codes.npz, a file of python -m llc.encode")
+    queries: str = option(help="codes.npz, an image, a folder of images or a beton")
+    model: str = option("", help="the model that encodes queries that are images: what llc.load takes")
+    k: int = option(10, minimum=1, help="number of neighbours of each query")
+    out: str = option("", help="an .npz to write")
+
+
+def main(argv: list[str]) -> None:
+    options = edge.read_one(Options, argv, description=__doc__)
+    if options.out:
+        check_out(options.out, "--out")
+    database = read_codes(options.database)
+    queries = _queries(options)
     if queries["num_bits"] != database["num_bits"]:
         raise UserError(
-            f"{arguments.queries} has codes of {queries['num_bits']} bits, {arguments.database} of {database['num_bits']}: they were "
-            "made by different models"
+            f"{options.queries} has codes of {queries['num_bits']} bits, {options.database} of "
+            f"{database['num_bits']}: they were made by different models"
         )
-    distances, indices = search(queries["codes"], database["codes"], min(arguments.k, len(database["codes"])))
+    k = min(options.k, len(database["codes"]))
+    distances, indices = search(queries["codes"], database["codes"], k)
     for i in range(min(len(indices), _MAX_SHOWN)):
-        found = ", ".join(
+        neighbours = ", ".join(
             f"{_name(database, j)} ({d})" for d, j in zip(distances[i].tolist(), indices[i].tolist())
         )
-        print(f"{_name(queries, i)}: {found}")
+        print(f"{_name(queries, i)}: {neighbours}")
     if len(indices) > _MAX_SHOWN:
-        print(
-            f"... and {len(indices) - _MAX_SHOWN:,} more queries"
-            + ("" if arguments.out else "; --out=FILE.npz keeps them all")
-        )
-    if arguments.out:
-        atomic_write(arguments.out, lambda file: np.savez(file, distances=distances, indices=indices))
+        more = f"... and {len(indices) - _MAX_SHOWN:,} more queries"
+        print(more if options.out else f"{more}; --out=FILE.npz keeps them all")
+    if options.out:
+        write_arrays(options.out, {"distances": distances, "indices": indices})
 
 
-def _queries(arguments):
-    path = Path(arguments.queries)
+def _queries(options: Options) -> dict[str, Any]:
+    path = Path(options.queries)
     if path.suffix == ".npz":
         return read_codes(path)
-    if not arguments.model:
+    if not options.model:
         raise UserError(
-            f"--queries={path} are images: say with --model= what encodes them, or give codes (.npz of python -m llc.encode)"
+            f"--queries={path}: images need --model=MODEL, the model that encoded the database; codes need a "
+            "file .npz of python -m llc.encode"
         )
-    encoder = load(arguments.model, checkpoint=arguments.checkpoint)
+    encoder = load(options.model, checkpoint=options.checkpoint or None)
     if path.is_dir() or path.suffix == ".beton":
-        return encode(encoder, path, arguments)
+        return encode(
+            encoder,
+            path,
+            device=options.device,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+        )
     return {"codes": encoder.encode(path).numpy(), "num_bits": encoder.num_bits, "files": [path.name]}
 
 
-def read_codes(path):
-    """The arrays of a file of `python -m llc.encode`, by name. Raises UserError naming the file where it is none."""
+def read_codes(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of `python -m llc.encode`, by name.
+
+    Raises UserError naming the file if it is of another kind.
+    """
+    not_codes = f"{path}: not a file of codes as python -m llc.encode writes"
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = dict(file)
+            arrays = dict(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (
-        ValueError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:  # a lone array is not a context manager
-        raise UserError(f"{path}: not a file of codes as python -m llc.encode writes: {error}") from error
-    codes, num_bits = found.get("codes"), found.get("num_bits")
+    # TypeError and AttributeError: a .npy of one array cannot be used in a `with` statement.
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{not_codes}: {error}") from error
+    codes, num_bits = arrays.get("codes"), arrays.get("num_bits")
     if codes is None or num_bits is None or num_bits.shape != () or num_bits.dtype.kind not in "iu":
-        raise UserError(
-            f"{path}: not a file of codes as python -m llc.encode writes; it holds {', '.join(found) or 'nothing'}"
-        )
+        raise UserError(f"{not_codes}; it holds {', '.join(arrays) or 'nothing'}")
     if (
         codes.dtype != np.uint8
         or codes.ndim != 2
@@ -108,17 +111,16 @@ def read_codes(path):
         raise UserError(
             f"{path}: codes are {codes.dtype} {list(codes.shape)}; expected uint8 [n, ceil({num_bits} / 8)]"
         )
-    return found
+    return arrays
 
 
-def _name(arrays, i):
-    """An image's file, else its position and class."""
+def _name(arrays: dict[str, Any], i: int) -> str:
+    """An image's file, or its position and class."""
     if "files" in arrays:
         return printable(str(arrays["files"][i]))
     label = int(arrays["labels"][i]) if "labels" in arrays else -1
-    return f"{i}" + (
-        f" {arrays['class_names'][label]}" if 0 <= label < len(arrays.get("class_names", ())) else ""
-    )
+    named = 0 <= label < len(arrays.get("class_names", ()))
+    return f"{i} {arrays['class_names'][label]}" if named else str(i)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""llc as a library: codes equal to the trainer's, every kind of image, decoders against loops, one safe file."""
+"""llc as a library: the trainer's codes, every kind of image, decoders against loops, one safe file."""
 
 import inspect
 import json
@@ -44,7 +44,7 @@ def evaluated(finished_run, run_llc, tmp_path_factory):
     return dict(np.load(path))
 
 
-# ------------------------------------------------------------------------------------------------ the trainer's codes
+# ---------------------------------------------------------------------------------------- the trainer's codes
 
 
 def test_the_library_gives_the_codes_of_the_trainers_evaluation(
@@ -71,7 +71,7 @@ def test_the_library_gives_the_codes_of_the_trainers_evaluation(
 def test_image_files_have_the_codes_that_the_evaluation_gave_their_pixels(
     finished_run, image_tree, betons, evaluated, tmp_path
 ):
-    """The whole path of the library, decoding and resizing, against the trainer's: of the PNG files that the beton holds as they are."""
+    """Decoding and resizing by the library against the trainer's, for PNG files that the beton keeps."""
     encoder = llc.load(finished_run)
     images = BetonImages.of(open_shards(betons[1]))
     files = sorted((image_tree / "val").rglob("*.*g"), key=lambda path: path.relative_to(image_tree))
@@ -154,7 +154,7 @@ def test_a_long_line_of_pixels_is_resized_without_the_whole_of_it():
     assert abs(difference).max() <= 1  # Pillow rounds its box to float32
 
 
-# ------------------------------------------------------------------------------------------------ every kind of image
+# ---------------------------------------------------------------------------------------- every kind of image
 
 
 def test_every_way_to_give_images_gives_the_same_codes(tmp_path):
@@ -272,7 +272,7 @@ def test_classify_equals_a_loop_over_classes():
             encoder.classify(images, **wrong)
 
 
-# ------------------------------------------------------------------------------------------------ one file, and only data
+# ------------------------------------------------------------------------------------ one file, and only data
 
 
 def test_a_saved_encoder_is_the_encoder(tmp_path):

@@ -1,4 +1,4 @@
-"""python -m llc.search against a loop over Python integers."""
+"""python -m llc.search against a loop over Python integers; flags of the commands on codes; damaged runs."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import llc
-from llc import search
+from llc import encode, evaluate, runs, search
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
@@ -103,3 +103,78 @@ def test_files_that_hold_no_codes_are_refused(tmp_path):
             search.main([str(good), f"--queries={tmp_path / name}"])
     with pytest.raises(UserError, match="nowhere.npz: cannot be read"):
         search.main([str(tmp_path / "nowhere.npz"), f"--queries={good}"])
+
+
+# ------------------------------------------------------------------------------------------------ flags
+
+
+@pytest.mark.parametrize(
+    "command, words, message",
+    [
+        (encode, [], "model is required"),
+        (encode, ["m", "--data=d"], "out is required"),
+        (encode, ["m", "--data=d", "--out=nowhere/x.npz"], "there is no folder nowhere"),
+        (encode, ["m", "--data=d", "--out=."], "this is a folder"),
+        (encode, ["m", "--data=d", "--out=/dev/null"], "it exists and is not a file"),
+        (encode, ["m", "--data=d", "--out=x", "--num_workers=0"], "num_workers=0: expected 1 or more, or -1"),
+        (encode, ["m", "--data=d", "--out=x", "--num_workers=-2"], "at least -1"),
+        (encode, ["m", "--data=d", "--out=x", "--batch_size=0"], "at least 1"),
+        (encode, ["m", "--data=d", "--out=x", "--batchsize=1"], "did you mean batch_size"),
+        (search, ["x.npz"], "queries is required"),
+        (search, ["x.npz", "--queries=y.npz", "--k=0"], "at least 1"),
+        (search, ["x.npz", "--queries=y.npz", "--out=nowhere/x.npz"], "there is no folder nowhere"),
+        (evaluate, [], "MODEL is missing"),
+        (evaluate, ["--predictions", "p.npz"], "MODEL is missing"),
+        (evaluate, ["."], "not a run folder"),
+        (evaluate, ["m", "--original=o", "--data.val_dataset=v"], "not together with MODEL"),
+        (evaluate, ["m", "--data.val_dataset=v", "--data.num_workers=0"], "num_workers=0"),
+    ],
+)
+def test_flags_that_are_wrong_are_named_before_any_work(command, words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        command.main(words)
+
+
+@pytest.mark.parametrize(
+    "command, keys",
+    [
+        (encode, "MODEL data= out= checkpoint= device= batch_size= num_workers="),
+        (search, "DATABASE queries= model= k= out= checkpoint= device= batch_size= num_workers="),
+        (evaluate, "MODEL original= codebook= predictions= data.val_dataset= validation.resize="),
+    ],
+)
+def test_help_lists_every_key(command, keys, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and all(key in said for key in keys.split())
+    assert "all keys of" in " ".join(said.split()) or command is not evaluate
+
+
+def test_evaluate_takes_all_keys_of_a_recipe_with_a_run_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions", "p.npz", str(tmp_path), "--help"])
+    assert "--codebook.lr=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "config.yaml: not a YAML file"),
+        ("[1]", "expected sections with keys, found list"),
+        ("hashing: {epochs: 3}", "hashing: not a section of a recipe; .*--plugin=FILE.py"),
+        ("codes: 3", "codes is 3; expected names of keys"),
+        ("codes: {1: 2}", "codes is {1: 2}; expected names of keys"),
+        ("codes: {num_bit: 3}", "codes.num_bit is not a key; did you mean num_bits"),
+        (
+            "data: {train_dataset: a, val_dataset: b}\ntraining: {stages: hashing}",
+            "config.yaml: training.stages",
+        ),
+    ],
+)
+def test_a_damaged_configuration_of_a_run_is_named(content, message, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        runs.read_config(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "--config" not in str(caught.value)

@@ -1,34 +1,48 @@
-"""The metrics by name: DECODER's top-1 is `top1_DECODER`, followed by `_flip` and `_ema` where these apply.
+"""The metrics by name: a decoder's top-1 is `top1_DECODER`, followed by `_flip` and `_ema` where these apply.
 
-`_flip`: z is averaged over each image and its mirror image. `_ema`: of the moving average of the weights.
+`_flip`: z is averaged over each image and its mirror image. `_ema`: the network has the moving average of the
+weights.
 """
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from llc import stages
-from llc.evaluation.decoders import DECODERS
+from llc.evaluation.decoders import DECODERS, Decoder
+
+if TYPE_CHECKING:
+    from llc.evaluation.predict import Predictions
 
 FLIP, EMA = "_flip", "_ema"
 
 
-def name(metric, decoder, flip=False, ema=False):
+def name(metric: str, decoder: str, flip: bool = False, ema: bool = False) -> str:
     """The full name of a decoder's metric: ("top1", "mhd", flip=True) -> top1_mhd_flip."""
     return f"{metric}_{decoder}{FLIP if flip else ''}{EMA if ema else ''}"
 
 
-def evaluate(predictions, num_classes, ema=False):
-    """{full name: value} of every decoder over the result of llc.evaluation.predict.predict."""
-    found = {}
+def evaluate(predictions: "dict[str, Predictions]", num_classes: int, ema: bool = False) -> dict[str, float]:
+    """{full name: value} of every decoder in the result of llc.evaluation.predict.predict.
+
+    Raises ValueError if a decoder's metrics lack top1 or one that its `details` name.
+    """
+    values: dict[str, float] = {}
     for suffix, of_view in predictions.items():
-        for decoder in DECODERS.values():
-            values = decoder.metrics(of_view.labels, *of_view.answers[decoder.name], num_classes)
-            for metric, value in values.items():
-                found[name(metric, decoder.name, suffix == FLIP, ema)] = value
-    return found
+        for decoder, (classes, scores) in of_view.answers.items():
+            own = DECODERS[decoder].metrics(of_view.labels, classes, scores, num_classes)
+            missing = [metric for metric in ("top1", *DECODERS[decoder].details) if metric not in own]
+            if missing:
+                raise ValueError(
+                    f"decoder {decoder!r}: its metrics are {', '.join(own)}; missing: {', '.join(missing)}"
+                )
+            values |= {name(metric, decoder, suffix == FLIP, ema): value for metric, value in own.items()}
+    return values
 
 
-def headlines(stage, flip):
+def headlines(stage: stages.Stage | type[stages.Stage], flip: bool) -> list[str]:
     """Names of a stage's headline metrics: the top-1 of each decoder that reads what the stage learns.
 
-    stage: llc.stages.Stage, or the class. The order is that of DECODERS.
+    In the order of DECODERS.
     """
     return [
         name("top1", decoder.name, flip)
@@ -37,7 +51,7 @@ def headlines(stage, flip):
     ]
 
 
-def stage_of(decoder, names):
+def stage_of(decoder: Decoder, names: Iterable[str]) -> str:
     """Which of the stages `names` a decoder's figures are from: the one that learns what it reads."""
     order = stages.by_image_codes if decoder.of_image_codes else stages.by_class_codes
     return order(names)[0]

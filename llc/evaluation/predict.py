@@ -2,29 +2,37 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
+import numpy as np
 import torch
+from torch import nn
 
 from llc.codes import pack_bits
-from llc.evaluation.decoders import DECODERS
+from llc.distributed import Processes
+from llc.evaluation.decoders import DECODERS, bind
 from llc.evaluation.metrics import FLIP
 from llc.gpu import is_out_of_memory
-from llc.network import average_over_flip
+from llc.network import Network, average_over_flip
+
+Answers: TypeAlias = dict[str, tuple[torch.Tensor, torch.Tensor]]
+_Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, Answers]  # labels, codes, answers
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What was found for N images, in dataset order.
+    """Codes and decoded classes of N images, in dataset order.
 
-    labels int64 [N]; codes uint8 [N, code_size]; answers: {decoder's name: (classes int64 [N, d], scores [N, d])}
+    labels int64 [N]; codes uint8 [N, code_size]; answers: {decoder: (classes int64 [N, d], scores [N, d])}
     with d at most the decoder's depth.
     """
 
     labels: torch.Tensor
     codes: torch.Tensor
-    answers: dict
+    answers: Answers
 
-    def arrays(self):
+    def arrays(self) -> dict[str, np.ndarray]:
         """{name: numpy array}: labels, codes, and top_NAME, the classes of each decoder."""
         tensors = {"labels": self.labels, "codes": self.codes}
         tensors |= {f"top_{decoder}": classes for decoder, (classes, _) in self.answers.items()}
@@ -32,55 +40,72 @@ class Predictions:
 
 
 @torch.inference_mode()
-def predict(network, loader, processes, *, flip, autocast, num_classes):
-    """-> {"": Predictions} and, with flip, {"_flip": ...} from the mean of z over an image and its mirror image.
+def predict(
+    network: Network,
+    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    processes: Processes,
+    *,
+    flip: bool,
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    num_classes: int,
+) -> dict[str, Predictions]:
+    """{"": Predictions} and, with flip, {"_flip": those of the mean of z over an image and its mirror image}.
 
-    Each process sees a part of the images; every process gets the predictions for all N, each image exactly
-    once. Tensors stay on the device. A batch that exceeds a GPU's memory is processed in parts. The network's
-    training mode is restored at the end.
+    loader: batches (images uint8 [B, 3, H, W], labels int64 [B]) on the network's device. Each process sees a
+    part of the images; every process gets the predictions for all N, each image exactly once. Tensors stay on
+    the device. A batch that exceeds a GPU's memory is processed in parts. The network is in evaluation mode;
+    afterwards each of its modules has the mode that it had before.
     """
     project = _InParts(network)
-    decoders = {name: decoder.bind(network) for name, decoder in DECODERS.items()}
-    depths = {name: min(decoder.depth, num_classes) for name, decoder in DECODERS.items()}
-    collected = {"": [], FLIP: []} if flip else {"": []}
+    ranks = {name: bind(name, network) for name in DECODERS}
+
+    def decode(z: torch.Tensor) -> Answers:
+        depths = {name: min(DECODERS[name].depth, num_classes) for name in ranks}
+        return {name: rank(z.float(), depths[name]) for name, rank in ranks.items()}
+
+    collected: dict[str, list[_Batch]] = {"": [], FLIP: []} if flip else {"": []}
     with _evaluating(network):
         for images, labels in loader:
             with autocast():
                 z = project(images)
                 views = {"": z, FLIP: average_over_flip(project, images, z)} if flip else {"": z}
             for view, values in views.items():
-                answers = {name: rank(values.float(), depths[name]) for name, rank in decoders.items()}
-                collected[view].append((labels, pack_bits(values), answers))
+                collected[view].append((labels, pack_bits(values), decode(values)))
     if not collected[""]:
         # A process without images takes part in the exchange with empty tensors of the right shapes.
         z = torch.zeros(1, network.codebook.shape[1], device=network.codebook.device)
-        answers = {name: rank(z, depths[name]) for name, rank in decoders.items()}
-        empty = (torch.zeros(1, dtype=torch.int64, device=z.device), pack_bits(z), answers)
-        collected = {view: [_first_rows(empty, 0)] for view in collected}
+        labels = torch.zeros(1, dtype=torch.int64, device=z.device)
+        empty = _first_rows((labels, pack_bits(z), decode(z)), 0)
+        collected = {view: [empty] for view in collected}
     return {view: _together(batches, processes) for view, batches in collected.items()}
 
 
-def _first_rows(batch, n):
+def _first_rows(batch: _Batch, n: int) -> _Batch:
     labels, codes, answers = batch
-    return labels[:n], codes[:n], {name: tuple(t[:n] for t in found) for name, found in answers.items()}
+    return (
+        labels[:n],
+        codes[:n],
+        {name: (classes[:n], scores[:n]) for name, (classes, scores) in answers.items()},
+    )
 
 
-def _together(batches, processes):
+def _together(batches: list[_Batch], processes: Processes) -> Predictions:
     """Predictions from the batches of all processes."""
 
-    def whole(parts):
-        return _in_order(torch.cat(parts), processes)
+    def whole(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+        return _in_order(torch.cat(list(parts)), processes)
 
     labels, codes, answers = zip(*batches)
     decoded = {
-        name: tuple(whole([batch[name][i] for batch in answers]) for i in range(2)) for name in answers[0]
+        name: (whole(batch[name][0] for batch in answers), whole(batch[name][1] for batch in answers))
+        for name in answers[0]
     }
     return Predictions(whole(labels), whole(codes), decoded)
 
 
 @contextlib.contextmanager
-def _evaluating(network):
-    """Evaluation mode, and at the end for each module the mode that it had."""
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; at the end, for each module the mode that it had."""
     before = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -91,12 +116,16 @@ def _evaluating(network):
 
 
 class _InParts:
-    """network(images), in as few parts as fit into the device's memory: each failure halves the size for good."""
+    """network(images), in as few parts as fit into the device's memory.
 
-    def __init__(self, network):
-        self.network, self.size = network, None
+    Each failure halves the size of the parts, for later batches too.
+    """
 
-    def __call__(self, images):
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.size: int | None = None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         while True:
             size = self.size or len(images)
             try:
@@ -110,7 +139,7 @@ class _InParts:
             torch.cuda.empty_cache()
 
 
-def _in_order(own, processes):
+def _in_order(own: torch.Tensor, processes: Processes) -> torch.Tensor:
     """Tensors of all processes in dataset order; that of rank r holds the samples r, r + world_size, ..."""
     of_rank = processes.gather(own)
     whole = own.new_empty((sum(map(len, of_rank)), *own.shape[1:]))
