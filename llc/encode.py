@@ -40,7 +40,13 @@ def main(argv):
     parser.add_argument("--out", required=True, help="the .npz to write")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    found = encode(load(arguments.model, checkpoint=arguments.checkpoint), arguments.data, arguments)
+    found = encode(
+        load(arguments.model, checkpoint=arguments.checkpoint),
+        arguments.data,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+    )
     # a file object: numpy would add .npz to a name that lacks it
     atomic_write(arguments.out, lambda file: np.savez(file, **found))
     num_images, size = found["codes"].shape
@@ -69,15 +75,15 @@ def at_least_1(text):
 
 
 @torch.inference_mode()
-def encode(encoder, data, arguments):
+def encode(encoder, data, *, device, batch_size, num_workers):
     """The arrays of the file, by name, of the images at `data`. One batch of images is in memory at a time, and one ahead."""
-    processes = Processes(device=gpu.device(arguments.device))
+    processes = Processes(device=gpu.device(device))
     encoder.to(processes.device)
     images = open_images(
         data,
         encoder.preprocessing,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
+        batch_size=batch_size,
+        num_workers=num_workers,
         processes=processes,
     )
     for note in images.notes:

@@ -74,7 +74,13 @@ def _queries(arguments):
         )
     encoder = load(arguments.model, checkpoint=arguments.checkpoint)
     if path.is_dir() or path.suffix == ".beton":
-        return encode(encoder, path, arguments)
+        return encode(
+            encoder,
+            path,
+            device=arguments.device,
+            batch_size=arguments.batch_size,
+            num_workers=arguments.num_workers,
+        )
     return {"codes": encoder.encode(path).numpy(), "num_bits": encoder.num_bits, "files": [path.name]}
 
 
