@@ -151,7 +151,8 @@ def describe(report):
         ]
         extremes = f"({min(by_second):.0f}-{max(by_second):.0f})"
         lines.append(
-            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}   {extremes:>11}"
+            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}"
+            f"   {extremes:>11}"
             f"   {ratios[0]:>6}   {statistics.median(by_cpu):>14.0f}   {ratios[1]:>6}"
             f"   {figure['peak_rss_bytes'] / 1e6:>5.0f} MB   {figure['first_batch_seconds']:>8.2f} s"
         )

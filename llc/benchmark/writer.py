@@ -251,8 +251,8 @@ def describe(report):
     settings = report["settings"]
     lines = [
         _machine.first_line(report),
-        f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality {settings['jpeg_quality']},"
-        f" {settings['workers']} workers, {settings['rounds']} rounds",
+        f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality "
+        f"{settings['jpeg_quality']}, {settings['workers']} workers, {settings['rounds']} rounds",
         "",
         "mode        writer   images/s (range)         ratio   CPU ms/image   ratio   start      MB",
     ]

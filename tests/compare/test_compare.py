@@ -239,7 +239,7 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, run_llc, tmp_path):
             "onehot needs codes.num_bits: num_classes, which is 5; it is 7",
         ),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
-        ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true of one, two"),
+        ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, message, command, tmp_path):
