@@ -93,7 +93,7 @@ class _FFCV(_EagerStep):
 
 
 class _Torchvision(_EagerStep):
-    """DataLoader, PIL and torchvision's transforms on the beton's samples; an eager loop in mixed precision."""
+    """DataLoader, PIL and torchvision's transforms on the beton's samples; eager, in mixed precision."""
 
     PREFETCH_FACTOR = 2  # batches of a worker; PyTorch's default
 
