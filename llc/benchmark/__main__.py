@@ -18,7 +18,7 @@ MOVED = {
 def main(argv):
     """Passes the rest of argv to `main` of llc.benchmark.NAME. Only that module is imported."""
     modules = _modules()
-    name = argv[0] if argv else "nothing"
+    name = argv[0] if argv else ""
     if name in modules:
         importlib.import_module(f"llc.benchmark.{name}").main(argv[1:])
         return
@@ -28,7 +28,9 @@ def main(argv):
         return
     if name in MOVED:
         raise UserError(f"`python -m llc.benchmark {name}` is now called `{MOVED[name]}` (--help says more)")
-    raise UserError(f"{name} is not a benchmark; NAME is one of\n{listing}")
+    raise UserError(
+        f"{f'{name} is not a benchmark' if name else 'NAME is missing'}; NAME is one of\n{listing}"
+    )
 
 
 def _modules():

@@ -90,8 +90,8 @@ def describe(report):
     """The table for people."""
     lines = [
         _machine.first_line(report),
-        f"{report['settings']['images']:,} images, {report['settings']['rounds']} rounds; microseconds of CPU "
-        "per image",
+        f"{report['settings']['images']:,} images, {report['settings']['rounds']} rounds; "
+        "microseconds of CPU time per image",
         "",
         "kind   restart blocks    px     bytes     ours (range)           FFCV's way (range)     ratio",
     ]

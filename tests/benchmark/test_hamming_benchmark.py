@@ -1,5 +1,6 @@
 """python -m llc.benchmark hamming, small: it runs, compares what it measures, and writes what it prints."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import llc.benchmark.__main__ as benchmark
 from llc.benchmark import hamming
 from llc.errors import UserError
 from llc.hamming import cuda, search
@@ -130,18 +132,33 @@ def test_ways_that_disagree_are_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["hamming", "top7"], ["hamming", "--scale=2"], ["hamming", "--repeats=0"], ["nothing"], []]
+    "words, message",
+    [
+        (["hamming", "top7"], "top100_64"),
+        (["hamming", "--scale=2"], "scale = '2'"),
+        (["hamming", "--scale=0"], "scale = '0'"),
+        (["hamming", "--repeats=0"], "repeats = '0'"),
+        (["hamming", "--cpu-time"], "cpu-time is now called cpu_time"),
+        (["nothing"], "nothing is not a benchmark"),
+        ([], "NAME is missing"),
+    ],
 )
-def test_wrong_words_are_refused_with_what_there_is(words):
-    done = subprocess.run(
-        [sys.executable, "-m", "llc.benchmark", *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "error:" in done.stderr
-    assert (
-        "top100_64" in done.stderr
-        if words[-1:] == ["top7"]
-        else "repeats" in done.stderr or "hamming" in done.stderr
-    )
+def test_wrong_words_are_refused_with_what_there_is(words, message, capsys):
+    with pytest.raises(UserError) as error:
+        benchmark.main(words)
+    assert message in str(error.value) and not capsys.readouterr().out
+
+
+def test_the_command_lists_the_benchmarks_and_their_arguments():
+    command = [sys.executable, "-m", "llc.benchmark"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "error:" in refused.stderr
+    for name in ("decoder", "epoch", "hamming", "loader", "writer"):
+        assert f"    {name} " in refused.stderr
+    listed = subprocess.run([*command, "hamming", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0
+    for field in dataclasses.fields(hamming.Settings):
+        assert field.metadata["help"] in listed.stdout
 
 
 def test_words_that_are_measured(capsys):
