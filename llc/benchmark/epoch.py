@@ -111,7 +111,7 @@ class _Plan:
     batches: int
     rounds: int
     peers: tuple
-    keeps_batch_size: bool  # the command line gave it
+    keeps_batch_size: bool  # because the command line gave it
 
     @classmethod
     def of(cls, options, config, argv):
@@ -134,11 +134,11 @@ class _Plan:
         return max(self.measured(ahead) + 3 * ahead for ahead in depths)
 
 
-# ---- batches that this machine can do ----------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ batches that this machine can do
 
 
 def with_batch_size(config, batch_size, why, processes):
-    """The configuration with another batch; says so."""
+    """The configuration with another batch size, which is printed."""
     if processes.is_main:
         print(f"{why}: measured with {batch_size} instead (--training.batch_size=N sets it)", flush=True)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=batch_size))
@@ -166,7 +166,7 @@ def affordable(config, plan, processes):
 
 
 def measure_what_fits(config, plan, processes):
-    """`measure`; on a single GPU whose memory is too small for the batch with half of it, and so on."""
+    """`measure`. If the batch does not fit into the memory of a single GPU, it is halved until it does."""
     while True:
         try:
             return measure(config, plan, processes)
@@ -177,11 +177,11 @@ def measure_what_fits(config, plan, processes):
                 raise
         # Outside of the handler, because its traceback kept the tensors alive.
         torch.cuda.empty_cache()
-        why = f"{batch_size:,} images a step do not fit into the GPU's memory"
+        why = f"{batch_size:,} images per step do not fit into the GPU's memory"
         config = with_batch_size(config, batch_size // (2 * parts) * parts, why, processes)
 
 
-# ---- measuring ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ measuring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,13 +275,13 @@ def measure(config, plan, processes):
         batches.close()
         if device.type == "cuda":
             memory["peers"][name] = {"device_bytes": _device_peaks(device)["device_bytes"] - before}
-    seconds = {}  # way -> seconds a batch, one entry a round
+    seconds = {}  # way -> seconds per batch, one entry per round
     for _ in range(plan.rounds):
         for name, way in ways.items():
             seconds.setdefault(name, []).append(clock.per_batch(way, plan.measured(way.ahead)))
-        with clock("validation", found := {}):
+        with clock("validation", took := {}):
             validate()
-        seconds.setdefault("validation", []).append(found["validation"])
+        seconds.setdefault("validation", []).append(took["validation"])
     train, val = train_shards.manifest, val_shards.manifest
     report = _figures(config, plan, processes, train, val, resolution, seconds, starting)
     report["config"] |= {"compiled": engine.compiled, "compiler_failed": engine.compiler_failed}
@@ -332,11 +332,11 @@ class _Clock:
         )
 
     @contextlib.contextmanager
-    def __call__(self, name, found):
+    def __call__(self, name, seconds):
         self.processes.barrier()
         started = self.now()
         yield
-        found[name] = self._slowest(self.now() - started)
+        seconds[name] = self._slowest(self.now() - started)
 
     def per_batch(self, way, count):
         """Seconds per batch, over `count` of them, after those that the way's loader may have had ready.
@@ -421,7 +421,7 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting)
 def describe(report):
     """The figures of `measure` as a text for people."""
     c, m, d, p, rates = (report[key] for key in ("config", "machine", "data", "plan", "images_per_second"))
-    step = f"{c['batch_size']:,} images a step"
+    step = f"{c['batch_size']:,} images per step"
     if c["batch_size"] != c["recipe_batch_size"]:
         step += f" (the recipe's: {c['recipe_batch_size']:,})"
     not_compiled = "compilation failed" if c["compiler_failed"] else "not compiled"
@@ -551,7 +551,7 @@ def _chart(report, path):
     c, m = report["config"], report["machine"]
     axes.set_xlabel("images/s")
     axes.set_title(
-        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} a step, {m['device']} x {m['processes']}",
+        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} per step, {m['device']} x {m['processes']}",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)

@@ -82,12 +82,12 @@ def main(argv):
         return
     farm.end_like_ctrl_c()
     with comparison.alone():
-        found = run(comparison, options.jobs, argv)
-    text = tables.table(found)
+        results = run(comparison, options.jobs, argv)
+    text = tables.table(results)
     for name, content in (
-        ("results.json", json.dumps(found, indent=1)),
+        ("results.json", json.dumps(results, indent=1)),
         ("table.txt", text),
-        ("table.md", tables.table(found, markdown=True)),
+        ("table.md", tables.table(results, markdown=True)),
     ):
         write_text(comparison.out / name, content + "\n")
     print(f"\n{text}\n\n{comparison.out}: results.json, table.md, table.txt")

@@ -183,16 +183,16 @@ def _figures(comparison, run, description):
     Each decoder's are from the stage that learns what it reads. A decoder that was not registered when the
     run was trained has none.
     """
-    values, codebook, found = description["metrics"], description["codebook"], {}
+    values, codebook, of_decoders = description["metrics"], description["codebook"], {}
     for column in decoder_columns():
         metric, decoder = column.source
         stage = metrics.stage_of(decoder, run.config.stages)
         key = f"{stage}/{suffixed(metrics.name(metric, decoder.name), run.config)}"
         if key in values:
-            found[column.figure] = values[key]
+            of_decoders[column.figure] = values[key]
     return {
         "headline": comparison.headline(run, values),
-        **found,
+        **of_decoders,
         "collisions": len(codebook["collisions"]),
         "min_distance": codebook["min_distance"],
         "mean_distance": codebook["mean_distance"],
@@ -206,14 +206,14 @@ def retrieval(run_folder, config):
     """{"knn", "map", "k"} of a finished run's codes of val, each image against all others."""
     encoder = load(run_folder, checkpoint=config.stages[-1])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its bar
-        found = encode(
+        arrays = encode(
             encoder,
             config.data.val_dataset,
             device="cuda" if torch.cuda.is_available() else "cpu",
             batch_size=config.validation.batch_size,
             num_workers=-1,
         )
-    return leave_one_out(found["codes"], found["labels"], min(NEIGHBOURS, len(found["labels"]) - 1))
+    return leave_one_out(arrays["codes"], arrays["labels"], min(NEIGHBOURS, len(arrays["labels"]) - 1))
 
 
 def _over_seeds(values):
@@ -238,11 +238,11 @@ def _at_an_end(method, point):
 # ------------------------------------------------------------------------------------------------ text
 
 
-def table(found, markdown=False):
+def table(results, markdown=False):
     """A report as text: the table, a sentence on what it shows, and what went wrong."""
     columns = [*decoder_columns(), *OTHER_COLUMNS]
     cells = [["method", "chosen", "n", *(column.title for column in columns), "gap"]]
-    for row in found["table"]:
+    for row in results["table"]:
         cells.append(
             [
                 row["method"],
@@ -258,19 +258,19 @@ def table(found, markdown=False):
     else:
         widths = [max(map(len, column)) for column in zip(*cells)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    notes = [f"{row['method']}: {note}" for row in found["table"] for note in row["notes"]]
+    notes = [f"{row['method']}: {note}" for row in results["table"] for note in row["notes"]]
     if markdown:
         notes = ["", *(f"- {note}" for note in notes)] if notes else []
-    return "\n".join([*lines, "", _caption(found), *notes])
+    return "\n".join([*lines, "", _caption(results), *notes])
 
 
-def _caption(found):
-    train, val = found["train"], found["val"]
-    threads = max(1, found["cores"] // found["jobs"])
-    hardware = ", ".join(found["gpus"]) or f"{threads} CPU thread(s) per training"
+def _caption(results):
+    train, val = results["train"], results["val"]
+    threads = max(1, results["cores"] // results["jobs"])
+    hardware = ", ".join(results["gpus"]) or f"{threads} CPU thread(s) per training"
     return (
         f"{train['images']:,} train and {val['images']:,} val images of {train['classes']} classes; mean ± "
-        f"standard deviation over seeds, final epoch, %; tuned on {100 * found['held_out']:g} % of train; "
-        f"kNN (k = {found['neighbours']}) and mAP: val against itself, leave-one-out; gap: to the ceiling's "
-        f"headline, points; {found['jobs']} job(s), {hardware}, torch {found['torch']}"
+        f"standard deviation over seeds, final epoch, %; tuned on {100 * results['held_out']:g} % of train; "
+        f"kNN (k = {results['neighbours']}) and mAP: val against itself, leave-one-out; gap: to the ceiling's "
+        f"headline, points; {results['jobs']} job(s), {hardware}, torch {results['torch']}"
     )

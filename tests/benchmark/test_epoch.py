@@ -187,7 +187,7 @@ def test_a_gpu_with_too_little_memory_gets_half_of_the_batch(monkeypatch, capsys
     monkeypatch.setattr(epoch, "measure", measure)
     assert epoch.measure_what_fits(*read(RN50), Processes()) == 1024
     said = capsys.readouterr().out
-    assert "2,048 images a step do not fit into the GPU's memory: measured with 1024 " in said
+    assert "2,048 images per step do not fit into the GPU's memory: measured with 1024 " in said
     with pytest.raises(torch.OutOfMemoryError):
         epoch.measure_what_fits(*read(RN50, "--training.batch_size=4096"), Processes())
 
