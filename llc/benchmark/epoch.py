@@ -134,7 +134,7 @@ class _Plan:
         return max(self.measured(ahead) + 3 * ahead for ahead in depths)
 
 
-# ------------------------------------------------------------------------------------------------ batches that this machine can do
+# ---------------------------------------------------------------- batches that this machine can do
 
 
 def with_batch_size(config, batch_size, why, processes):

@@ -271,6 +271,6 @@ def _caption(results):
     return (
         f"{train['images']:,} train and {val['images']:,} val images of {train['classes']} classes; mean ± "
         f"standard deviation over seeds, final epoch, %; tuned on {100 * results['held_out']:g} % of train; "
-        f"kNN (k = {results['neighbours']}) and mAP: val against itself, leave-one-out; gap: to the ceiling's "
-        f"headline, points; {results['jobs']} job(s), {hardware}, torch {results['torch']}"
+        f"kNN (k = {results['neighbours']}) and mAP: val against itself, leave-one-out; gap: to the "
+        f"ceiling's headline, points; {results['jobs']} job(s), {hardware}, torch {results['torch']}"
     )
