@@ -13,7 +13,6 @@ from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.precision import autocast_for, float32_precision
 from llc.training.optimizer import parameter_groups
 from llc.training.stage_module import StageModule
-from llc.training.trainer import build_network, initial_codebook
 
 LR = 1e-3  # small, so that the losses of thousands of steps on one batch stay finite
 
@@ -21,12 +20,9 @@ LR = 1e-3  # small, so that the losses of thousands of steps on one batch stay f
 class _EagerStep:
     """The plain loop: forward, loss, scaled backward, SGD, nothing compiled or fused."""
 
-    def __init__(self, config, stage, num_classes, processes, channels_last):
-        self.network = build_network(config, num_classes)
-        self.network.codebook.data.copy_(initial_codebook(config, num_classes))
-        self.network.to(
-            processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
+    def __init__(self, network, config, stage, processes, channels_last):
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(processes.device, memory_format=memory_format)
         self.device = processes.device
         self.loss = StageModule(self.network, stage, config.training.label_smoothing)
         self.optimizer = torch.optim.SGD(
@@ -62,13 +58,13 @@ class _FFCV(_EagerStep):
     def ahead(cls, config):
         return cls.BATCHES_AHEAD + 1  # and one that waits for a place in it
 
-    def __init__(self, config, stage, shards, resolution, processes):
+    def __init__(self, network, config, stage, shards, resolution, processes):
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
 
-        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=True)
+        super().__init__(network, config, stage, processes, channels_last=True)
         to_device = [ToDevice(self.device, non_blocking=True)] if self.device.type == "cuda" else []
         decoder = RandomResizedCropRGBImageDecoder(
             (resolution, resolution), scale=(config.data.min_scale, 1.0)
@@ -101,12 +97,12 @@ class _Torchvision(_EagerStep):
     def ahead(cls, config):
         return _workers(config) * cls.PREFETCH_FACTOR
 
-    def __init__(self, config, stage, shards, resolution, processes):
-        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
-        network = self.network
+    def __init__(self, network, config, stage, shards, resolution, processes):
+        super().__init__(network, config, stage, processes, channels_last=False)
+        # The transforms normalise, so the network must not do it again.
         network.forward = lambda images: network.normalization(
             network.projection(network.backbone(images)).float()
-        )  # the transforms normalise
+        )
         transform = transforms.Compose(
             [
                 transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)),

@@ -211,9 +211,7 @@ def measure(config, plan, processes):
     num_classes = train_shards.manifest.num_classes
     stage = config.stage(plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
-    network = build_network(config, num_classes)
-    network.codebook.data.copy_(initial_codebook(config, num_classes))
-    network.to(device, memory_format=torch.channels_last)
+    network = _new_network(config, num_classes).to(device, memory_format=torch.channels_last)
     clock = _Clock(processes)
     starting = {}  # what -> seconds
 
@@ -264,7 +262,8 @@ def measure(config, plan, processes):
         ways["copy"] = _Way(fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        peer = PEERS[name](config, stage, train_shards, resolution, processes)
+        of_peer = _new_network(config, num_classes)
+        peer = PEERS[name](of_peer, config, stage, train_shards, resolution, processes)
         from_peer = functools.partial(endless, peer, resolution)
         ways[f"{name} epoch"] = _Way(from_peer, peer.step, peer.ahead(config))
         batches = from_peer()
@@ -292,6 +291,13 @@ def measure(config, plan, processes):
         "longest": plan.longest(config),
     }
     return report | {"memory": memory}
+
+
+def _new_network(config, num_classes):
+    """A network on the CPU as training starts with it."""
+    network = build_network(config, num_classes)
+    network.codebook.data.copy_(initial_codebook(config, num_classes))
+    return network
 
 
 def _reset_device_peaks(device):
