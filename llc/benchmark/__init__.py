@@ -1,1 +1,1 @@
-"""Throughput of loader, writer, epoch and decoders, and ways to learn codes compared: python -m llc.benchmark NAME."""
+"""Throughput of loader, writer, epoch and Hamming search: python -m llc.benchmark NAME."""

@@ -1,98 +1,95 @@
-"""What an epoch costs on this machine and what limits it: loader, step, copy, the two together, validation.
+"""What an epoch costs on this machine and what limits it: loader, step, copy, all together, validation.
 
     python -m llc.benchmark epoch --config rn50_configs/llc_20bit.yaml --vs=all          (also under torchrun)
         [--data.train_dataset=FILE --data.val_dataset=FILE] [--stage=joint] [--batches=20] [--rounds=3]
         [--json=FILE] [--chart=FILE.png]
 
-Every key of a recipe can be given, as for train_llc.py. `--vs` measures other ways beside ours, in turns, on
+Every key of a recipe can be given, as for train_llc.py. --vs measures other ways beside ours, in turns, on
 the same beton and network: `torchvision` (DataLoader, PIL, eager mixed precision) and `ffcv` (FFCV's own
-loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds.
+loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds; beside each stands
+its range, highest minus lowest, as a percentage of the median.
 
 The clock. Loaders work ahead, so before the clock of a measurement starts, as many batches are taken and
 dropped as the loader can have ready by then (workers x prefetch_factor of a DataLoader, the depth of FFCV's
 queue and of ours): every batch that counts was made while the clock ran. At least --batches count, in
-multiples of that number. On a CPU, where loader and step share the cores, as many steps run before the clock.
-Starting is timed apart: first batches, the first step with its compilation, and validation's first round, in
-which cuDNN chooses its algorithms and Triton compiles.
+multiples of that number. On a CPU, where loader and step share the cores, as many steps also run before the
+clock starts. Starting is measured separately: first batches, the first step with its compilation, and
+validation's first round, in which cuDNN chooses its algorithms and Triton compiles.
 
-Memory is ours alone: read after a few steps of ours (and, on a GPU, a validation) and before the other ways
-exist; the first step, in which cuDNN tries algorithms, does not count. Speed is not: all ways share the
-process, and with it what `Processes.start` sets, so that on a CPU the other ways gain by our keeping of freed
-memory too.
+Memory is ours alone: it is read after a few steps of ours (and, on a GPU, a validation) and before the other
+ways exist; the first step, in which cuDNN tries algorithms, does not count. Speed is not ours alone: all ways
+share the process and what `Processes.start` sets, so on a CPU the other ways gain too from our keeping freed
+memory.
 
-Synthetic data. Without data, betons of smooth noise are made for the run (photographs decode somewhat
-slower): 256 images, which the beton's samples refer to again and again, so that an epoch is long enough for
+Synthetic data. Without data, betons of smooth noise are made for the run (photographs decode somewhat more
+slowly): 256 images, which the beton's samples refer to over and over, so that an epoch is long enough for
 every measurement.
 
-Smaller batches. On a CPU a batch of a recipe that was made for GPUs takes minutes a step, so it is cut to the
-largest power of two that does at most 0.25 TFLOP; on a single GPU it is halved until all ways fit into its
-memory. The output says so. A --training.batch_size on the command line is kept as it is.
+Smaller batches. On a CPU, a step with the batch of a recipe for GPUs takes minutes, so the batch is cut to
+the largest power of two that does at most 0.25 TFLOP; on a single GPU it is halved until all ways fit into
+its memory. The output says so. A --training.batch_size on the command line is kept as it is.
 """
 
 import contextlib
 import dataclasses
 import functools
-import io
 import itertools
 import json
-import os
 import platform
 import resource
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
 
 from llc import config as edge
 from llc import stages
-from llc.data import beton
-from llc.data.encoding import encode_sample
-from llc.data.loaders import default_workers
-from llc.data.manifest import Manifest
+from llc.benchmark import _machine
+from llc.benchmark._epoch_data import NUM_CLASSES, synthetic_data
+from llc.benchmark._epoch_peers import LR, PEERS
 from llc.data.shards import open_shards
 from llc.data.storage import LIFE
-from llc.data.writer import WriterConfig
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.predict import predict
 from llc.gpu import is_out_of_memory
-from llc.network import IMAGENET_MEAN, IMAGENET_STD
-from llc.precision import autocast_for, float32_precision
+from llc.options import option
+from llc.precision import autocast_for
 from llc.training import config as training_config
 from llc.training.build import build_network, initial_codebook, make_train_loader, make_val_loader
 from llc.training.engine import Engine
-from llc.training.optimizer import parameter_groups
 from llc.training.schedules import stage_resolution
 from llc.training.stage_module import StageModule
 
-OPTIONS = {
-    "stage": "codebook, instance or joint (default: the recipe's first)",
-    "batches": "batches in each measurement (default 20)",
-    "rounds": "measurements (default 3)",
-    "vs": "other ways to measure beside ours: torchvision, ffcv, or all",
-    "json": "write the figures to this file",
-    "chart": "write a bar chart to this PNG (needs matplotlib)",
-}
-NUM_NOISE_IMAGES = 256  # different ones in the synthetic data
-NUM_CLASSES = 100  # of the synthetic data
-MIN_BATCHES = 16  # of a synthetic epoch
-CPU_FLOPS = 0.25e12  # of a step at most on a CPU, unless the command line sets the batch: some 2 s on 2 cores
-LR = 1e-3  # small: the losses of thousands of steps on one batch stay finite
-AHEAD = LIFE + 1  # batches that our loader may have ready or in the making
+CPU_FLOPS = 0.25e12  # the most of a step on a CPU, unless the command line sets the batch: 2 s on 2 cores
+AHEAD = LIFE + 1  # batches that our loader may have ready or be making
+
+
+def _stage_names():
+    return ("", *stages.STAGES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    stage: str = option("", choices=_stage_names, help="the stage; empty: the recipe's first")
+    batches: int = option(20, minimum=1, help="fewest batches in each measurement")
+    rounds: int = option(3, minimum=1, help="measurements of each part; medians are reported")
+    vs: tuple[str, ...] = option(
+        (), choices=("all", *PEERS), help="other ways to measure beside ours; all: each of them"
+    )
+    json: str = option("", help="write the figures to this file")
+    chart: str = option("", help="write a bar chart to this PNG; needs matplotlib")
 
 
 def main(argv):
-    synthetic = not any(word.split("=")[0] == "--data.train_dataset" for word in argv)
+    synthetic = edge.value_of("data.train_dataset", argv) is None
     placeholders = ["--data.train_dataset=synthetic", "--data.val_dataset=synthetic"] if synthetic else []
-    config, options = training_config.read([*argv, *placeholders], description=__doc__, options=OPTIONS)
+    config, options = training_config.read([*argv, *placeholders], description=__doc__, options=Options)
     plan = _Plan.of(options, config, argv)
     processes = Processes.start(config.dist.timeout_minutes, backend=config.dist.backend)
     try:
@@ -114,51 +111,34 @@ class _Plan:
     batches: int
     rounds: int
     peers: tuple
-    keeps_batch_size: bool  # the command line gave it
+    keeps_batch_size: bool  # because the command line gave it
 
     @classmethod
     def of(cls, options, config, argv):
-        def number(name, default):
-            text = options[name] or str(default)
-            if not text.isdigit() or int(text) < 1:
-                raise UserError(f"--{name}={text}: it takes a whole number, at least 1")
-            return int(text)
-
-        stage = options["stage"] or config.stages[0]
-        if stage not in stages.STAGES:
-            raise UserError(f"--stage={stage}: it takes one of {', '.join(stages.STAGES)}")
-        peers = (
-            tuple(PEERS) if options["vs"] == "all" else tuple(filter(None, (options["vs"] or "").split(",")))
-        )
-        unknown = [peer for peer in peers if peer not in PEERS]
-        if unknown:
-            raise UserError(
-                f"--vs={options['vs']}: {unknown[0]} is unknown; it takes {', '.join(PEERS)}, or all"
-            )
         return cls(
-            stage,
-            number("batches", 20),
-            number("rounds", 3),
-            peers,
-            any(word.split("=")[0] == "--training.batch_size" for word in argv),
+            options.stage or config.stages[0],
+            options.batches,
+            options.rounds,
+            tuple(PEERS) if "all" in options.vs else options.vs,
+            edge.value_of("training.batch_size", argv) is not None,
         )
 
     def measured(self, ahead):
-        """Batches in a measurement: a multiple of `ahead`, as a loader's workers may finish together."""
+        """Batches in a measurement: a multiple of `ahead`, because a loader's workers may finish together."""
         return -(-self.batches // max(ahead, 1)) * max(ahead, 1)
 
     def longest(self, config):
-        """Most batches that a measurement takes from an epoch, those read ahead at its end included."""
+        """The most batches that a measurement takes from an epoch, with those read ahead at its end."""
         depths = [AHEAD, *(PEERS[name].ahead(config) for name in self.peers)]
-        # three times: dropped, stepped on a CPU, read ahead at the end
+        # Three times: dropped at first, stepped on a CPU, and read ahead at the end.
         return max(self.measured(ahead) + 3 * ahead for ahead in depths)
 
 
-# ---- batches that this machine can do ----------------------------------------------------------------------
+# ---------------------------------------------------------------- batches that this machine can do
 
 
 def with_batch_size(config, batch_size, why, processes):
-    """The configuration with another batch; says so."""
+    """The configuration with another batch size, which is printed."""
     if processes.is_main:
         print(f"{why}: measured with {batch_size} instead (--training.batch_size=N sets it)", flush=True)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=batch_size))
@@ -186,7 +166,7 @@ def affordable(config, plan, processes):
 
 
 def measure_what_fits(config, plan, processes):
-    """`measure`; on a single GPU whose memory is too small for the batch with half of it, and so on."""
+    """`measure`. If the batch does not fit into the memory of a single GPU, it is halved until it does."""
     while True:
         try:
             return measure(config, plan, processes)
@@ -195,18 +175,18 @@ def measure_what_fits(config, plan, processes):
             kept = plan.keeps_batch_size or processes.world_size > 1 or batch_size < 4 * parts
             if kept or not is_out_of_memory(error):
                 raise
-        # after the handler, whose traceback kept the tensors alive
+        # Outside of the handler, because its traceback kept the tensors alive.
         torch.cuda.empty_cache()
-        why = f"{batch_size:,} images a step do not fit into the GPU's memory"
+        why = f"{batch_size:,} images per step do not fit into the GPU's memory"
         config = with_batch_size(config, batch_size // (2 * parts) * parts, why, processes)
 
 
-# ---- measuring ---------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ measuring
 
 
 @dataclasses.dataclass(frozen=True)
 class _Way:
-    """step(images, labels) for each of the endless batches(), of which a loader may have `ahead` ready."""
+    """Calls step(images, labels) for the endless batches(), of which a loader may have `ahead` ready."""
 
     batches: Callable
     step: Callable
@@ -220,19 +200,18 @@ def endless(loader, resolution):
 
 
 def measure(config, plan, processes):
-    """-> a dict of figures, whole on the main process: images/s over all processes, seconds, bytes. See `describe`."""
+    """-> a dict of figures, complete on the main process: images/s over all processes, seconds, bytes."""
     device = processes.device
     train_shards, val_shards = open_shards(config.data.train_dataset), open_shards(config.data.val_dataset)
     if plan.peers and len(train_shards.paths) > 1:
         raise UserError(
-            f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names {len(train_shards.paths)}"
+            f"--vs reads one beton; data.train_dataset = {config.data.train_dataset} names "
+            f"{len(train_shards.paths)}"
         )
     num_classes = train_shards.manifest.num_classes
     stage = config.stage(plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
-    network = build_network(config, num_classes)
-    network.codebook.data.copy_(initial_codebook(config, num_classes))
-    network.to(device, memory_format=torch.channels_last)
+    network = _new_network(config, num_classes).to(device, memory_format=torch.channels_last)
     clock = _Clock(processes)
     starting = {}  # what -> seconds
 
@@ -283,7 +262,8 @@ def measure(config, plan, processes):
         ways["copy"] = _Way(fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        peer = PEERS[name](config, stage, train_shards, resolution, processes)
+        of_peer = _new_network(config, num_classes)
+        peer = PEERS[name](of_peer, config, stage, train_shards, resolution, processes)
         from_peer = functools.partial(endless, peer, resolution)
         ways[f"{name} epoch"] = _Way(from_peer, peer.step, peer.ahead(config))
         batches = from_peer()
@@ -294,13 +274,13 @@ def measure(config, plan, processes):
         batches.close()
         if device.type == "cuda":
             memory["peers"][name] = {"device_bytes": _device_peaks(device)["device_bytes"] - before}
-    seconds = {}  # way -> seconds a batch, one entry a round
+    seconds = {}  # way -> seconds per batch, one entry per round
     for _ in range(plan.rounds):
         for name, way in ways.items():
             seconds.setdefault(name, []).append(clock.per_batch(way, plan.measured(way.ahead)))
-        with clock("validation", found := {}):
+        with clock("validation", took := {}):
             validate()
-        seconds.setdefault("validation", []).append(found["validation"])
+        seconds.setdefault("validation", []).append(took["validation"])
     train, val = train_shards.manifest, val_shards.manifest
     report = _figures(config, plan, processes, train, val, resolution, seconds, starting)
     report["config"] |= {"compiled": engine.compiled, "compiler_failed": engine.compiler_failed}
@@ -313,6 +293,13 @@ def measure(config, plan, processes):
     return report | {"memory": memory}
 
 
+def _new_network(config, num_classes):
+    """A network on the CPU as training starts with it."""
+    network = build_network(config, num_classes)
+    network.codebook.data.copy_(initial_codebook(config, num_classes))
+    return network
+
+
 def _reset_device_peaks(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -321,7 +308,7 @@ def _reset_device_peaks(device):
 
 
 def _device_peaks(device):
-    """What tensors took at the most since the reset, and what PyTorch's allocator reserved for them."""
+    """The most that tensors took since the reset, and that PyTorch's allocator reserved for them."""
     if device.type != "cuda":
         return {}
     return {
@@ -331,7 +318,7 @@ def _device_peaks(device):
 
 
 class _Clock:
-    """Seconds of the slowest process, the device's work included."""
+    """Measures the seconds of the slowest process, including its device's work."""
 
     def __init__(self, processes):
         self.processes = processes
@@ -351,17 +338,17 @@ class _Clock:
         )
 
     @contextlib.contextmanager
-    def __call__(self, name, found):
+    def __call__(self, name, seconds):
         self.processes.barrier()
         started = self.now()
         yield
-        found[name] = self._slowest(self.now() - started)
+        seconds[name] = self._slowest(self.now() - started)
 
     def per_batch(self, way, count):
-        """Seconds a batch, over `count` of them, after those that the way's loader may have had ready.
+        """Seconds per batch, over `count` of them, after those that the way's loader may have had ready.
 
-        On a CPU as many steps follow before the clock starts: loader and step share the cores, and the way
-        would else be charged for filling its loader's queue, which happens once an epoch.
+        On a CPU as many steps follow before the clock starts: loader and step share the cores there, and
+        otherwise the time would include filling the loader's queue, which happens once per epoch.
         """
         self.processes.barrier()
         batches = way.batches()
@@ -380,7 +367,7 @@ class _Clock:
 
 def _figures(config, plan, processes, train, val, resolution, seconds, starting):
     device, world, batch_size = processes.device, processes.world_size, config.training.batch_size
-    cores = len(os.sched_getaffinity(0))
+    cores = _machine.num_cores()
     rates = {
         name: batch_size / statistics.median(values)
         for name, values in seconds.items()
@@ -417,7 +404,7 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting)
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
             "processes": world,
             "cores": cores,
-            "cpu": _cpu_name(),
+            "cpu": _machine.cpu_name(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -440,7 +427,7 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting)
 def describe(report):
     """The figures of `measure` as a text for people."""
     c, m, d, p, rates = (report[key] for key in ("config", "machine", "data", "plan", "images_per_second"))
-    step = f"{c['batch_size']:,} images a step"
+    step = f"{c['batch_size']:,} images per step"
     if c["batch_size"] != c["recipe_batch_size"]:
         step += f" (the recipe's: {c['recipe_batch_size']:,})"
     not_compiled = "compilation failed" if c["compiler_failed"] else "not compiled"
@@ -448,7 +435,8 @@ def describe(report):
         f"{c['arch']}, {c['num_bits']} bits, {c['stage']} stage, {c['resolution']} px, {step}, "
         f"precision {c['precision']}, {'compiled' if c['compiled'] else not_compiled}"
         + (", BlurPool" if c["use_blurpool"] else ""),
-        f"{m['device']} ({m['cpu']}), {m['processes']} process(es), {m['cores']} cores, torch {m['torch']}; {d['images']:,} "
+        f"{m['device']} ({m['cpu']}), {m['processes']} process(es), {m['cores']} cores, "
+        f"torch {m['torch']}; {d['images']:,} "
         + ("synthetic " if d["synthetic"] else "")
         + f"images; {p['batches']} batches or more, median of {p['rounds']}",
     ]
@@ -457,7 +445,7 @@ def describe(report):
             f"An epoch has {d['batches_of_an_epoch']} batches, fewer than the {p['longest']} that a "
             "measurement may take: starting an epoch is in the figures."
         )
-    lines += ["", f"  {'':22s} {'images/s':>10s} {'per core':>10s} {'spread':>8s}"]
+    lines += ["", f"  {'':22s} {'images/s':>10s} {'per core':>10s} {'range':>8s}"]
     titles = {
         "loader": "loader alone",
         "step": "step alone",
@@ -466,12 +454,13 @@ def describe(report):
     }
     for name, rate in rates.items():
         values = report["seconds_a_batch"][name]
-        spread = 100 * (max(values) - min(values)) / statistics.median(values)
-        lines.append(f"  {titles.get(name, name):22s} {rate:10.1f} {rate / m['cores']:10.1f} {spread:7.0f}%")
+        extent = 100 * (max(values) - min(values)) / statistics.median(values)
+        lines.append(f"  {titles.get(name, name):22s} {rate:10.1f} {rate / m['cores']:10.1f} {extent:7.0f}%")
     lines.append(f"  {'validation':22s} {report['validation_images_per_second']:10.1f}")
     lines += [
         "",
-        f"The {report['limit']} limits the epoch; it runs at {100 * report['share_of_limit']:.1f} % of that part alone.",
+        f"The {report['limit']} limits the epoch; it runs at "
+        f"{100 * report['share_of_limit']:.1f} % of that part alone.",
     ]
     for name in rates:
         if name.endswith(" epoch"):
@@ -481,8 +470,10 @@ def describe(report):
         f"An epoch of {d['images']:,} images with validation of {d['val_images']:,} takes "
         f"{_duration(report['epoch_seconds'])}, the whole recipe {_duration(report['recipe_seconds'])} "
         "(other resolutions by their pixels).",
-        f"The step does {report['step_flops_per_image'] / 1e9:.2f} GFLOP an image, {report['step_flops_per_second'] / 1e12:.3f} TFLOP/s a process: "
-        f"{100 * report['step_flops_per_second'] / rate:.0f} % of the {rate / 1e12:.3f} measured on square matrices.",
+        f"The step does {report['step_flops_per_image'] / 1e9:.2f} GFLOP per image, "
+        f"{report['step_flops_per_second'] / 1e12:.3f} TFLOP/s per process: "
+        f"{100 * report['step_flops_per_second'] / rate:.0f} % of the {rate / 1e12:.3f} measured on square "
+        "matrices.",
         f"Peak memory: {_memory(report['memory'])} (main process)."
         + "".join(f" {name}: {_memory(used)}." for name, used in report["memory"]["peers"].items() if used),
         "Starting: "
@@ -503,7 +494,10 @@ def _memory(used):
 
 
 def flops_of_a_step(config, stage, num_classes, resolution):
-    """Floating-point operations of forward and backward, an image; a multiply-add is two. Counted on shapes alone, with two images."""
+    """Floating-point operations of forward and backward, per image; a multiply-add is two.
+
+    Counted from the shapes of a batch of two images, without computing anything.
+    """
     with torch.device("meta"):
         module = StageModule(build_network(config, num_classes), stage, 0.0)
         images = torch.empty(2, 3, resolution, resolution, dtype=torch.uint8)
@@ -514,7 +508,7 @@ def flops_of_a_step(config, stage, num_classes, resolution):
 
 
 def _matrix_rate(precision, device):
-    """Multiply-adds times two, a second, of square matrices in the precision of the step."""
+    """Floating-point operations per second of a product of square matrices, in the precision of the step."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device)
     autocast, _ = autocast_for(precision, device)
@@ -532,209 +526,12 @@ def _matrix_rate(precision, device):
     return best
 
 
-# ---- other ways ------------------------------------------------------------------------------------------------------
-
-
-class _EagerStep:
-    """The plain loop: forward, loss, scaled backward, SGD, nothing compiled or fused."""
-
-    def __init__(self, config, stage, num_classes, processes, channels_last):
-        self.network = build_network(config, num_classes)
-        self.network.codebook.data.copy_(initial_codebook(config, num_classes))
-        self.network.to(
-            processes.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
-        self.device = processes.device
-        self.loss = StageModule(self.network, stage, config.training.label_smoothing)
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(self.loss, config.training.weight_decay),
-            lr=LR,
-            momentum=config.training.momentum,
-        )
-        self.precision = config.training.precision
-        if self.precision == "auto" and self.device.type == "cuda":
-            self.precision = "fp16"
-        self.autocast, self.scaler = autocast_for(self.precision, self.device)
-        if processes.world_size > 1:
-            self.loss = torch.nn.parallel.DistributedDataParallel(
-                self.loss, device_ids=[self.device] if self.device.type == "cuda" else None
-            )
-
-    def step(self, images, labels):
-        self.optimizer.zero_grad(set_to_none=True)
-        with float32_precision(self.precision):
-            with self.autocast():
-                loss = self.loss(images, labels)
-            self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-
-class _FFCV(_EagerStep):
-    """FFCV's own loader (random order, its crop decoder) and the loop of ffcv-imagenet."""
-
-    BATCHES_AHEAD = 3  # in its queue; FFCV's default
-
-    @classmethod
-    def ahead(cls, config):
-        return cls.BATCHES_AHEAD + 1  # and one that waits for a place in it
-
-    def __init__(self, config, stage, shards, resolution, processes):
-        from ffcv.fields.basics import IntDecoder
-        from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
-        from ffcv.loader import Loader, OrderOption
-        from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToDevice, ToTensor, ToTorchImage
-
-        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=True)
-        to_device = [ToDevice(self.device, non_blocking=True)] if self.device.type == "cuda" else []
-        decoder = RandomResizedCropRGBImageDecoder(
-            (resolution, resolution), scale=(config.data.min_scale, 1.0)
-        )
-        self.loader = Loader(
-            str(shards.paths[0]),
-            batch_size=config.training.batch_size // processes.world_size,
-            num_workers=_workers(config),
-            os_cache=True,
-            order=OrderOption.RANDOM,
-            batches_ahead=self.BATCHES_AHEAD,
-            drop_last=True,
-            distributed=processes.world_size > 1,
-            pipelines={
-                "image": [decoder, RandomHorizontalFlip(), ToTensor(), *to_device, ToTorchImage()],
-                "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
-            },
-        )
-
-    def epoch(self, epoch, resolution):
-        return iter(self.loader)
-
-
-class _Torchvision(_EagerStep):
-    """DataLoader with PIL and torchvision's transforms on the samples of the beton, and an eager loop with mixed precision."""
-
-    PREFETCH_FACTOR = 2  # batches of a worker; PyTorch's default
-
-    @classmethod
-    def ahead(cls, config):
-        return _workers(config) * cls.PREFETCH_FACTOR
-
-    def __init__(self, config, stage, shards, resolution, processes):
-        super().__init__(config, stage, shards.manifest.num_classes, processes, channels_last=False)
-        network = self.network
-        network.forward = lambda images: network.normalization(
-            network.projection(network.backbone(images)).float()
-        )  # the transforms normalise
-        transform = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(resolution, scale=(config.data.min_scale, 1.0)),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )
-        self.loader = torch.utils.data.DataLoader(
-            _BetonImages(shards.paths[0], transform),
-            batch_size=config.training.batch_size // processes.world_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=_workers(config),
-            prefetch_factor=self.PREFETCH_FACTOR,
-            pin_memory=self.device.type == "cuda",
-        )
-
-    def epoch(self, epoch, resolution):
-        # not persistent workers: those would finish what they have queued while another way is measured
-        for images, labels in self.loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-
-class _BetonImages(torch.utils.data.Dataset):
-    def __init__(self, path, transform):
-        self.path, self.tables, self.transform = path, beton.read_tables(path), transform
-
-    def __len__(self):
-        return len(self.tables)
-
-    def __getitem__(self, i):
-        row, size = self.tables.images[i], int(self.tables.sizes[i])
-        with open(self.path, "rb") as file:
-            file.seek(int(row["data_ptr"]))
-            data = file.read(size)
-        if row["mode"] == beton.RAW:
-            image = Image.fromarray(np.frombuffer(data, np.uint8).reshape(row["height"], row["width"], 3))
-        else:
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-        return self.transform(image), int(self.tables.labels[i])
-
-
-PEERS = {"torchvision": _Torchvision, "ffcv": _FFCV}
-
-
-def _workers(config):
-    return config.data.num_workers if config.data.num_workers > 0 else default_workers()
-
-
-# ---- data, output ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def synthetic_data(config, plan, processes):
-    """The configuration with betons of noise; each machine's first process makes them and removes them."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    made = tempfile.mkdtemp(prefix="llc-epoch-") if local_rank == 0 else None
-    try:
-        folder = Path(processes.gather_objects(made)[processes.rank - local_rank])
-        if made:
-            batch_size, noise = config.training.batch_size, _noise()
-            write_samples(noise, folder / "train.beton", max(MIN_BATCHES, plan.longest(config)) * batch_size)
-            val_batch_size = min(batch_size, config.validation.batch_size * processes.world_size)
-            write_samples(noise, folder / "val.beton", 4 * val_batch_size)
-        processes.barrier()
-        betons = {f"{split}_dataset": str(folder / f"{split}.beton") for split in ("train", "val")}
-        yield dataclasses.replace(config, data=dataclasses.replace(config.data, **betons))
-    finally:
-        if made:
-            shutil.rmtree(made)
-
-
-def _noise():
-    """EncodedSamples of smooth noise, 500 x 400 pixels, by the defaults of write_ffcv.py."""
-    samples = []
-    for i in range(NUM_NOISE_IMAGES):
-        small = np.random.default_rng(i).integers(0, 256, (25, 32, 3), np.uint8)
-        image = Image.fromarray(small).resize((500, 400), Image.Resampling.BICUBIC)
-        samples.append(encode_sample(image, i, WriterConfig(write_path="")))
-    return samples
-
-
-def write_samples(samples, path, num_samples):
-    """Writes a beton of `num_samples`: EncodedSamples again and again, whose data it holds once."""
-    metadata, table = np.zeros(num_samples, beton.METADATA_TYPE), np.zeros(num_samples, beton.ALLOC_TYPE)
-    sizes = np.array([sample.data.nbytes for sample in samples])
-    places, end = beton.place(beton.data_start(num_samples), sizes)
-    chosen = np.arange(num_samples) % len(samples)
-    for name in ("mode", "width", "height"):
-        metadata["f0"][name] = np.array([getattr(sample, name) for sample in samples])[chosen]
-    metadata["f0"]["data_ptr"], metadata["f1"] = places[chosen], chosen % NUM_CLASSES
-    table["sample_id"], table["ptr"], table["size"] = np.arange(num_samples), places[chosen], sizes[chosen]
-    with open(path, "wb") as file:
-        file.write(beton.header_bytes(num_samples, beton.next_page(end)) + metadata.tobytes())
-        for sample, where in zip(samples, places):
-            file.seek(where)
-            file.write(sample.data)
-        file.seek(beton.next_page(end))
-        file.write(table.tobytes())
-    tables, names = beton.read_tables(path), tuple(f"class {i:03d}" for i in range(NUM_CLASSES))
-    counts = tuple(tables.class_counts(NUM_CLASSES))
-    Manifest(names, counts, num_samples, tables.file_size, tables.sha256).save(path)
-
-
 def _write(report, options):
     try:
-        if options["json"]:
-            Path(options["json"]).write_text(json.dumps(report, indent=1) + "\n")
-        if options["chart"]:
-            _chart(report, options["chart"])
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+        if options.chart:
+            _chart(report, options.chart)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
@@ -760,7 +557,7 @@ def _chart(report, path):
     c, m = report["config"], report["machine"]
     axes.set_xlabel("images/s")
     axes.set_title(
-        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} a step, {m['device']} x {m['processes']}",
+        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} per step, {m['device']} x {m['processes']}",
         fontsize=10,
     )
     figure.savefig(path, dpi=130)
@@ -770,17 +567,6 @@ def _duration(seconds):
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def _cpu_name():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 if __name__ == "__main__":

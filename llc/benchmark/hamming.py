@@ -1,58 +1,59 @@
-"""Hamming search, decoders and packing beside FAISS, numpy and the product of +-1 floats, on CPU or CUDA.
+"""Hamming search, decoders and packing beside FAISS, numpy and products of +-1 values, on a CPU or on CUDA.
 
-    python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--threads=2] [--repeats=7] [--seconds=0.05] [--json=FILE]
+    python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--threads=2] [--repeats=7]
+        [--seconds=0.05] [--json=FILE]
 
 The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a
 first call of each that is not timed and whose results are compared. A turn repeats a quick way's call for
---seconds and counts the mean: with --seconds=0 it is one call, which finds in the caches what the way
+--seconds and takes the mean: with --seconds=0 it is a single call, which finds in the caches what the way
 before left there. A call goes from packed codes (for products: from +-1 values that are on the device
-already) to indices in memory. Slow ways get fewer queries, as the table says; ratios are of rates, by the
-medians and, for a machine that others use too, by the minima. FAISS is optional: pip install
+already) to indices in memory. Slow ways get fewer queries, as the table says. Ratios are of rates, by the
+medians and, because other programs may use the machine too, by the minima. FAISS is optional: pip install
 'llc[benchmark]'.
 
-On a GPU ours is also measured by either of its two methods, counting bits (popc) and products on tensor
-cores: the first row is the one that it chooses by itself. The product is also made as strong as we can: of
+On a GPU ours is also measured by each of its two methods, counting bits (popc) and products on tensor
+cores; the first row is the one that it chooses by itself. The product is made as fast as we can, too: of
 all queries, on tensor cores, in bf16 and in int8, in tiles of at most 2^28 scores, followed by topk, or by
 argmax for one neighbour. All of them are exact. The product of float32 without tensor cores is the original
 code's.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
 import math
-import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from llc import config as edge
+from llc.benchmark import _machine
 from llc.codes import pack_bits
 from llc.errors import UserError
 from llc.hamming import Decoder, search
+from llc.options import option
 
 try:
     import faiss
 except ImportError:
     faiss = None
 
-TILE = 1 << 22  # entries of the [n, m] matrix that numpy's and the tiled product's ways make at a time
-WHOLE = (
-    1 << 26
-)  # the same where the matrix is made whole, as the original code did, if it can be: 256 MB of floats
-SLOW_QUERIES = 50  # of a large database, for the ways that would take minutes
+TILE = 1 << 22  # entries of the [n, m] matrix that numpy and the tiled product make at a time
+# The same if the matrix is made whole, as the original code did, where it fits: 256 MB of float32.
+WHOLE = 1 << 26
+SLOW_QUERIES = 50  # of a large database, for ways that would take minutes
 GPU_TILE = 1 << 28  # scores that a tiled product on a GPU makes at a time: 0.5 GB in bf16, 1 GB in int32
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 
 @dataclasses.dataclass
 class Way:
-    """One way to do a workload: `call` handles `amount` queries (or values) and gives indices, last if it gives more."""
+    """One way to do a workload: `call` handles `amount` queries or values; indices are its (last) result."""
 
     name: str
     amount: int
@@ -61,8 +62,10 @@ class Way:
 
 @dataclasses.dataclass
 class Workload:
-    """ways[0] is ours. work: pairs of codes for each of a way's amount. check: result -> what all ways must agree on.
-    limits: of pairs per second on this device, {name: rate, or None where torch does not say}."""
+    """ways[0] is ours. work: pairs of codes per query. check: result -> what all ways must agree on.
+
+    limits: of pairs per second on this device, {name: rate, or None if torch does not know it}.
+    """
 
     title: str
     ways: list
@@ -71,71 +74,58 @@ class Workload:
     limits: dict = dataclasses.field(default_factory=dict)
 
 
+def _workload_names():
+    return tuple(WORKLOADS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    workloads: tuple[str, ...] = option(
+        (), positional=True, choices=_workload_names, help="workloads to measure; none: all of them"
+    )
+    device: str = option(
+        "cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"), help="where it runs"
+    )
+    repeats: int = option(7, minimum=1, help="timed turns of each way; the median is reported")
+    seconds: float = option(0.05, minimum=0, help="duration of a turn of a quick way")
+    threads: int = option(torch.get_num_threads(), minimum=1, help="threads of every way but numpy's")
+    cpu_time: bool = option(
+        False,
+        formerly=("cpu-time",),
+        help="measure CPU time, which with --threads=1 other programs do not disturb",
+    )
+    queries: int = option(10_000, minimum=1, help="queries of the searches in a large database")
+    scale: float = option(
+        1.0, minimum=1e-6, maximum=1, help="factor of the numbers of codes, for a quick look"
+    )
+    json: str = option("", help="write the measurements to this file too")
+
+
 def main(argv):
-    parser = argparse.ArgumentParser(
-        "python -m llc.benchmark hamming", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument(
-        "workloads", nargs="*", metavar="WORKLOAD", help=", ".join(WORKLOADS) + " (default: all)"
-    )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=7, help="timed calls of each way; the median is reported"
-    )
-    parser.add_argument("--seconds", type=float, default=0.05, help="that a turn of a quick way lasts")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=torch.get_num_threads(),
-        help="of every way but numpy's (default: torch's)",
-    )
-    parser.add_argument(
-        "--cpu-time",
-        action="store_true",
-        help="count the process's CPU time; with --threads=1 what others take does not count",
-    )
-    parser.add_argument("--queries", type=int, default=10_000, help="of the searches in a large database")
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of codes, for a quick look")
-    parser.add_argument("--json", metavar="FILE", help="write the measurements to this file too")
-    options = parser.parse_args(argv)
-    for name in options.workloads:
-        if name not in WORKLOADS:
-            raise UserError(f"{name} is no workload of hamming: choose from {', '.join(WORKLOADS)}")
-    if min(options.repeats, options.threads, options.queries) < 1 or not 0 < options.scale <= 1:
-        raise UserError(
-            f"--repeats={options.repeats} --threads={options.threads} --queries={options.queries} --scale={options.scale}: "
-            "expected 1 or more of each, and a scale above 0 and up to 1"
-        )
-    if options.device == "cuda" and not torch.cuda.is_available():
+    settings = edge.read_one(Settings, argv, description=__doc__)
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: torch finds no CUDA device")
-    torch.set_num_threads(options.threads)
-    machine = describe_machine(options.device) | {"clock": "CPU time" if options.cpu_time else "wall time"}
+    torch.set_num_threads(settings.threads)
+    machine = describe_machine(settings.device)
+    machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
     print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
-    results = [measure(name, WORKLOADS[name](options), options) for name in options.workloads or WORKLOADS]
-    if options.json:
-        Path(options.json).write_text(
-            json.dumps({"machine": machine, "options": vars(options), "workloads": results})
-        )
+    names = settings.workloads or WORKLOADS
+    results = [measure(name, WORKLOADS[name](settings), settings) for name in names]
+    if settings.json:
+        content = {"machine": machine, "options": dataclasses.asdict(settings), "workloads": results}
+        Path(settings.json).write_text(json.dumps(content))
 
 
 def describe_machine(device):
     """What the figures depend on."""
-    fields = {}
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        fields = {
-            key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)
-        }
+    fields = _machine.cpu_fields()
     flags = set(fields.get("flags", fields.get("Features", "")).split())
+    relevant = ("popcnt", "avx2", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq", "asimd")
     machine = {
-        "cpu": fields.get("model name", platform.processor() or platform.machine()),
-        "flags": " ".join(
-            f
-            for f in ("popcnt", "avx2", "avx512bw", "avx512_bitalg", "avx512_vpopcntdq", "asimd")
-            if f in flags
-        ),
+        "cpu": _machine.cpu_name(),
+        "flags": " ".join(flag for flag in relevant if flag in flags),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -158,7 +148,8 @@ def measure(name, workload, options):
         for way, times in zip(workload.ways, seconds):
             times.append(_seconds_a_call(way.call, options))
     print(
-        f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}{'ours is':>10s}{'by minima':>11s}"
+        f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}"
+        f"{'ours is':>10s}{'by minima':>11s}"
     )
     rates, best_rates, rows = [], [], []
     for way, times in zip(workload.ways, seconds):
@@ -176,14 +167,16 @@ def measure(name, workload, options):
                 "ours_is_by_minima": best_ratio,
             }
         )
-        print(
-            f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{f'{1e3 * min(times):.3f} - {1e3 * max(times):.3f}':>22s}"
-            f"{rates[-1] / 1e9:9.3f}"
-            + (f"{ratio:9.1f}x{best_ratio:10.1f}x" if way is not workload.ways[0] else "")
-        )
+        extremes = f"{1e3 * min(times):.3f} - {1e3 * max(times):.3f}"
+        line = f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{extremes:>22s}{rates[-1] / 1e9:9.3f}"
+        if way is not workload.ways[0]:
+            line += f"{ratio:9.1f}x{best_ratio:10.1f}x"
+        print(line)
     for limit, rate in workload.limits.items():
-        share = f"{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it" if rate else ""
-        print(f"  {limit:36s}" + (share or "not known: torch does not say the device's clocks or bus width"))
+        text = "not known: torch does not say the device's clocks or bus width"
+        if rate:
+            text = f"{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it"
+        print(f"  {limit:36s}{text}")
     if faiss is None and workload.work > 1:
         print("  FAISS is not installed")
     return {
@@ -210,7 +203,7 @@ def _seconds_a_call(call, options):
     return once if once > options.seconds else timed(math.ceil(options.seconds / once))
 
 
-# ---- workloads -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------ workloads
 
 
 def decode(options, num_bits=20, num_classes=1000):
@@ -301,7 +294,7 @@ def _random_codes(n, num_bits, seed):
 
 
 def _distances_of(queries, database):
-    """Ways may resolve ties differently: what they must agree on are the distances of what they found."""
+    """Ways may break ties differently, so what they must agree on are the distances of what they found."""
 
     def check(result):
         indices = result[-1] if isinstance(result, tuple) else result
@@ -314,9 +307,11 @@ def _distances_of(queries, database):
 
 
 def _limits(device, queries, database):
-    """Of a GPU, by its highest clocks: one popc for each 32 bits of a code, 16 a clock and multiprocessor
-    (CUDA's programming guide, compute capability 5 to 9), and reading every code from memory once. Search may
-    exceed the first: carry-save adders count several words by fewer popc, and tensor cores need none.
+    """{name: pairs per second} that bound a GPU at its highest clocks; {} for a CPU.
+
+    One popc for each 32 bits of a code, 16 per clock and multiprocessor (CUDA's programming guide, compute
+    capability 5 to 9); and reading every code from memory once. Search may exceed the first, because
+    carry-save adders count several words by fewer popc and tensor cores need none.
     """
     if device == "cpu":
         return {}
@@ -331,7 +326,7 @@ def _limits(device, queries, database):
 
 
 def _methods(name, amount, call, device):
-    """On a GPU: ours by either method of llc.hamming.cuda, whichever it would choose."""
+    """On a GPU: ours by each of the two methods of llc.hamming.cuda."""
     if device == "cpu":
         return []
     return [
@@ -341,7 +336,7 @@ def _methods(name, amount, call, device):
 
 
 def _by_method(method, call):
-    from llc.hamming import cuda  # here: it imports Triton
+    from llc.hamming import cuda  # imported here, because it imports Triton
 
     before, cuda.METHOD = cuda.METHOD, method
     try:
@@ -375,8 +370,8 @@ def _others(queries, database, num_bits, k, device, slow):
 def _tensor_core_ways(queries, database, num_bits, k, device, entries=GPU_TILE):
     """Products of +-1 in bf16 and int8, about `entries` scores at a time, where they are exact and possible.
 
-    bf16: the sums are float32, and the results whole numbers up to num_bits, which bf16 holds up to 256.
-    int8: torch._int_mm takes more than 16 queries, and multiples of 8 bits and codes, to which zeros fill up.
+    bf16: the sums are float32, and the results are whole numbers up to num_bits, which bf16 holds up to 256.
+    int8: torch._int_mm needs more than 16 queries, and multiples of 8 bits and codes; zeros fill them up.
     """
     pick, name = (_argmax, "argmax") if k == 1 else (functools.partial(_topk, k=k), "topk")
     step = max(64, entries // len(database) // 64 * 64)
@@ -409,7 +404,7 @@ def _product_nearest(signs, database_signs, k, step):
 
 def _tiled_nearest(product, signs, columns, m, step, pick):
     """Indices [n, k] of the highest scores of the first m columns. signs [n, K], columns [K, m or more]."""
-    # equal parts: torch._int_mm wants more than 16 rows in the last one too
+    # Equal parts, because torch._int_mm needs more than 16 rows in the last one too.
     parts = signs.tensor_split(-(-len(signs) // step))
     return torch.cat([pick(product(part, columns)[:, :m]) for part in parts])
 
@@ -423,7 +418,7 @@ def _topk(scores, k):
 
 
 def _words(codes):
-    """Zero padded to the shortest unsigned integer that holds a code, or to several of 64 bits."""
+    """Codes as the shortest unsigned integers that hold one, or as several of 64 bits; zeros fill them up."""
     size = next((size for size in (1, 2, 4) if codes.shape[1] <= size), 8)
     return np.pad(codes, ((0, 0), (0, -codes.shape[1] % size))).view(f"uint{8 * size}")
 
@@ -436,3 +431,7 @@ def _numpy_nearest(queries, database):
             for i in range(0, len(queries), step)
         ]
     )[:, None]
+
+
+if __name__ == "__main__":
+    edge.run(main)

@@ -1,134 +1,126 @@
-"""Batches of random crops on the CPU: ours, FFCV's Loader on the same beton, torchvision and DALI on a folder; side by side in one run.
+"""Batches of random crops on the CPU: ours and FFCV's loader on one beton, torchvision and DALI on a folder.
 
-    python -m llc.benchmark loader --beton=train.beton [--folder=DIR] [--peers=llc,ffcv,torchvision,dali] [--resolutions=160,192,224]
-        [--workers=2] [--batch_size=128] [--rounds=5] [--seconds=3] [--json=FILE]
+    python -m llc.benchmark loader --beton=train.beton [--folder=DIR] [--peers=llc,ffcv,torchvision,dali]
+        [--resolutions=160,192,224] [--workers=2] [--batch_size=128] [--rounds=5] [--seconds=3] [--json=FILE]
 
-Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips, and runs in a process of its own, one for each resolution, so that neither
-memory nor compilation mixes. After the first batch and one whole epoch the peers take turns: a round is as many whole epochs
-as take --seconds, from asking for an epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder
-and DataLoader) and dali (its CPU pipeline, where it is installed) read --folder, one folder of image files a class, so what they decode is
-not the beton's re-encoded images. llc_paged is ours with data.in_memory=0.
+Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips. Each runs in a process of its own, one for
+each resolution, so that neither memory nor compilation mixes. After a first batch and one whole epoch that
+do not count, the peers take turns. A round is as many whole epochs as fill --seconds, from asking for an
+epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder and
+DataLoader) and dali (its CPU pipeline, if it is installed) read --folder, which has one folder of image
+files per class, so they decode other files than the beton's re-encoded images. llc_paged is ours with
+data.in_memory=0.
 
-The table: images/s, median of the rounds and their range; images per second of CPU time, of all processes and threads of the peer, which
-other work on the machine disturbs less; the ratios of both to ffcv's, medians over the rounds; the highest resident memory of
-the peer's processes, libraries and mapped files included; seconds from constructing the loader to its first batch, imports before it not
-counted.
+The table has images per second, as the median of the rounds and their range; images per second of CPU time
+over all processes and threads of the peer, which other work on the machine disturbs less; the ratios of
+both to ffcv's, as medians over the rounds; the highest resident memory of the peer's processes, libraries
+and mapped files included; and the seconds from constructing the loader to its first batch, without imports
+before it.
 """
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from llc import config as edge
+from llc.benchmark import _machine
 from llc.data.beton import JPG
 from llc.data.shards import open_shards
 from llc.errors import UserError
+from llc.options import option
 
-OPTIONS = {
-    "beton": "what llc and ffcv read", "folder": "what torchvision and dali read: a folder of images per class",
-    "peers": "which ones (default: llc, ffcv, and with --folder torchvision and, where it is installed, dali)",
-    "resolutions": "pixels, separated by commas (default 160,192,224)", "workers": "threads or processes of each (default: all cores)",
-    "batch_size": "images (default 128)", "rounds": "measurements of each (default 5)", "seconds": "of a round, at least (default 3)",
-    "json": "write the figures to this file",
-}  # fmt: skip
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+PEER_NAMES = ("llc", "ffcv", "torchvision", "dali", "llc_paged")
+READ_A_FOLDER = ("torchvision", "dali")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    beton: str = option(help="what llc and ffcv read; write_ffcv.py makes one")
+    folder: str = option("", help="what torchvision and dali read: one folder of images per class")
+    peers: tuple[str, ...] = option(
+        (),
+        choices=PEER_NAMES,
+        help="loaders to measure; none: llc, ffcv, and with --folder torchvision and dali (if installed)",
+    )
+    resolutions: tuple[int, ...] = option((160, 192, 224), minimum=1, help="pixels of the crops")
+    workers: int = option(_machine.num_cores(), minimum=1, help="threads or processes of each loader")
+    batch_size: int = option(128, minimum=1, help="images per batch")
+    rounds: int = option(5, minimum=1, help="measurements of each loader")
+    seconds: float = option(3.0, minimum=0.1, help="shortest duration of a round")
+    json: str = option("", help="write the figures to this file")
+
+    def chosen_peers(self):
+        """The names of the peers to measure. Raises UserError if one needs a folder and there is none."""
+        if not self.peers:
+            dali = ["dali"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
+            return ["llc", "ffcv", *(["torchvision", *dali] if self.folder else [])]
+        for peer in self.peers:
+            if peer in READ_A_FOLDER and not self.folder:
+                raise UserError(
+                    f"--peers={','.join(self.peers)}: {peer} reads a folder of images per class; give it as "
+                    "--folder=DIR"
+                )
+        return list(self.peers)
 
 
 def main(argv):
-    options = edge.read({}, argv, description=__doc__, options=OPTIONS).options
-    settings = _Settings(options)
+    settings = edge.read_one(Settings, argv, description=__doc__)
     report = measure(settings)
     print(describe(report))
-    if options["json"]:
-        Path(options["json"]).write_text(json.dumps(report, indent=1) + "\n")
-
-
-class _Settings:
-    """The options, checked: numbers as numbers, and peers that can run."""
-
-    def __init__(self, options):
-        def number(name, default):
-            text = options[name] or str(default)
-            if not text.isdigit() or int(text) < 1:
-                raise UserError(f"--{name}={text}: it takes a whole number, at least 1")
-            return int(text)
-
-        self.beton, self.folder, self.batch_size = (
-            options["beton"],
-            options["folder"],
-            number("batch_size", 128),
-        )
-        self.workers, self.rounds = number("workers", len(os.sched_getaffinity(0))), number("rounds", 5)
-        self.seconds = number("seconds", 3)
-        text = options["resolutions"] or "160,192,224"
-        if not all(part.isdigit() and int(part) for part in text.split(",")):
-            raise UserError(f"--resolutions={text}: it takes whole numbers, separated by commas")
-        self.resolutions = [int(part) for part in text.split(",")]
-        if not self.beton:
-            raise UserError("--beton is required: what llc and ffcv read (write_ffcv.py makes one)")
-        dali = ["dali"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
-        self.peers = (
-            options["peers"].split(",")
-            if options["peers"]
-            else ["llc", "ffcv", *(["torchvision", *dali] if self.folder else [])]
-        )
-        for peer in self.peers:
-            if peer not in PEERS:
-                raise UserError(
-                    f"--peers={options['peers']}: {peer!r} is unknown; it takes {', '.join(PEERS)}"
-                )
-            if peer in ("torchvision", "dali") and not self.folder:
-                raise UserError(
-                    f"--peers={options['peers']}: {peer} reads a folder of images per class; give it as --folder=DIR"
-                )
+    if settings.json:
+        Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 def measure(settings):
-    """-> {"machine", "versions", "beton", "settings", "figures": [a dict for each resolution and peer]}, as written to --json."""
-    shards = open_shards(settings.beton)
+    """-> {"machine", "versions", "beton", "settings", "figures"}, as --json writes it.
+
+    figures: a dict for each resolution and peer.
+    """
+    peers, shards = settings.chosen_peers(), open_shards(settings.beton)
     figures = []
     for resolution in settings.resolutions:
         with contextlib.ExitStack() as stack:
-            runners = {
-                peer: stack.enter_context(_Runner(peer, settings, resolution)) for peer in settings.peers
-            }
-            rounds = {peer: [] for peer in runners}
-            for k in range(settings.rounds):
-                # each goes first as often
-                for peer in [*runners][k % len(runners) :] + [*runners][: k % len(runners)]:
+            runners = {peer: stack.enter_context(_Runner(peer, settings, resolution)) for peer in peers}
+            rounds = {peer: [] for peer in peers}
+            for number in range(settings.rounds):
+                first = number % len(peers)  # so that each goes first equally often
+                for peer in peers[first:] + peers[:first]:
                     rounds[peer].append(runners[peer].run())
             for peer, runner in runners.items():
                 images_per_second, images_per_cpu_second = zip(*rounds[peer])
-                figures.append({
-                    "resolution": resolution, "peer": peer, "images_per_second": images_per_second,
-                    "images_per_cpu_second": images_per_cpu_second, "peak_rss_bytes": runner.peak_rss(),
-                    "first_batch_seconds": runner.first_batch_seconds,
-                })  # fmt: skip
-    jpegs = float((shards.images["mode"] == JPG).mean())
+                figures.append(
+                    {
+                        "resolution": resolution,
+                        "peer": peer,
+                        "images_per_second": images_per_second,
+                        "images_per_cpu_second": images_per_cpu_second,
+                        "peak_rss_bytes": runner.peak_rss(),
+                        "first_batch_seconds": runner.first_batch_seconds,
+                    }
+                )
+    packages = ("llc", "torch", "torchvision", "ffcv", "numba", "numpy", "opencv-python")
     return {
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": {
-            name: _version(name)
-            for name in ("llc", "torch", "torchvision", "ffcv", "numba", "numpy", "opencv-python")
-        },
+        **_machine.describe(*packages),
         "beton": {
             "path": str(shards),
             "images": len(shards),
             "bytes": int(shards.sizes.sum()),
-            "share_jpeg": jpegs,
+            "share_jpeg": float((shards.images["mode"] == JPG).mean()),
         },
         "settings": {
-            k: getattr(settings, k) for k in ("workers", "batch_size", "rounds", "seconds", "folder")
+            name: getattr(settings, name) for name in ("workers", "batch_size", "rounds", "seconds", "folder")
         },
         "figures": figures,
     }
@@ -138,13 +130,13 @@ def describe(report):
     """The table for people."""
     beton, settings = report["beton"], report["settings"]
     lines = [
-        f"{report['machine']['cpu']}, {report['machine']['cores']} cores; "
-        + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
+        _machine.first_line(report),
         f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, "
         f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; {settings['workers']} workers, "
-        f"batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']} s",
+        f"batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']:g} s",
         "",
-        "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS   first batch",
+        "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS"
+        "   first batch",
     ]
     for figure in report["figures"]:
         by_second, by_cpu = figure["images_per_second"], figure["images_per_cpu_second"]
@@ -157,26 +149,27 @@ def describe(report):
             else "-"
             for key in ("images_per_second", "images_per_cpu_second")
         ]
-        spread = f"({min(by_second):.0f}-{max(by_second):.0f})"
+        extremes = f"({min(by_second):.0f}-{max(by_second):.0f})"
         lines.append(
-            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}   {spread:>11}"
-            f"   {ratios[0]:>6}   {statistics.median(by_cpu):>14.0f}   {ratios[1]:>6}   {figure['peak_rss_bytes'] / 1e6:>5.0f} MB"
-            f"   {figure['first_batch_seconds']:>8.2f} s"
+            f"{figure['resolution']:>10}  {figure['peer']:12}  {statistics.median(by_second):>8.0f}"
+            f"   {extremes:>11}"
+            f"   {ratios[0]:>6}   {statistics.median(by_cpu):>14.0f}   {ratios[1]:>6}"
+            f"   {figure['peak_rss_bytes'] / 1e6:>5.0f} MB   {figure['first_batch_seconds']:>8.2f} s"
         )
     return "\n".join(lines)
 
 
-# ---- one peer in its process -------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------- one peer in its process
 
 
 class _Runner:
-    """A peer's process, warmed up, from `with` on until its end."""
+    """A peer's process, warmed up when `with` enters it, ended when `with` leaves it."""
 
     def __init__(self, peer, settings, resolution):
         self._peer, (self._pipe, theirs) = peer, multiprocessing.Pipe()
-        # a fresh interpreter: a forked one would have this one's memory
+        # spawn: a forked process would start with this one's memory
         self._process = multiprocessing.get_context("spawn").Process(
-            target=_serve, args=(theirs, peer, settings.__dict__, resolution)
+            target=_serve, args=(theirs, peer, settings, resolution)
         )
         self._process.start()
         theirs.close()
@@ -186,7 +179,7 @@ class _Runner:
         return self
 
     def __exit__(self, *exception):
-        self._pipe.close()  # on which it ends
+        self._pipe.close()  # which ends the process
         self._process.join()
 
     def run(self):
@@ -198,7 +191,7 @@ class _Runner:
         return num_images / seconds, num_images / cpu_seconds
 
     def peak_rss(self):
-        """Bytes, summed over the peer's processes; what they share counts for each."""
+        """Bytes, summed over the peer's processes; memory that they share counts once for each."""
         return sum(map(_peak_rss, _with_descendants(self._process.pid)))
 
     def _answer(self):
@@ -216,7 +209,7 @@ def _serve(pipe, peer, settings, resolution):
     try:
         construct = PEERS[peer](
             resolution=resolution,
-            **{key: settings[key] for key in ("beton", "folder", "workers", "batch_size")},
+            **{key: getattr(settings, key) for key in ("beton", "folder", "workers", "batch_size")},
         )
         started = time.perf_counter()
         epoch = construct()
@@ -229,9 +222,9 @@ def _serve(pipe, peer, settings, resolution):
         number = 0
         while pipe.recv():
             num_images, started = 0, time.perf_counter()
-            while (seconds := time.perf_counter() - started) < settings["seconds"]:
+            while (seconds := time.perf_counter() - started) < settings.seconds:
                 number += 1
-                for images, labels in epoch(number):
+                for images, _ in epoch(number):
                     num_images += len(images)
             pipe.send(("done", (num_images, seconds)))
     except EOFError:
@@ -246,9 +239,14 @@ def _llc(*, resolution, beton, workers, batch_size, folder, in_memory=True):
 
     def construct():
         loader = TrainLoader(
-            open_shards(beton), batch_size=batch_size, num_workers=workers, processes=Processes(), seed=0, min_scale=SCALE[0],
+            open_shards(beton),
+            batch_size=batch_size,
+            num_workers=workers,
+            processes=Processes(),
+            seed=0,
+            min_scale=SCALE[0],
             in_memory=in_memory,
-        )  # fmt: skip
+        )
         return lambda number: loader.epoch(number, resolution)
 
     return construct
@@ -289,12 +287,21 @@ def _torchvision(*, resolution, beton, workers, batch_size, folder):
     from torchvision.datasets import ImageFolder
 
     def construct():
-        transform = transforms.Compose([
-            transforms.RandomResizedCrop(resolution, SCALE, RATIO), transforms.RandomHorizontalFlip(), transforms.PILToTensor(),
-        ])  # fmt: skip
+        transform = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(resolution, SCALE, RATIO),
+                transforms.RandomHorizontalFlip(),
+                transforms.PILToTensor(),
+            ]
+        )
         loader = DataLoader(
-            ImageFolder(folder, transform), batch_size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=True
-        )  # fmt: skip
+            ImageFolder(folder, transform),
+            batch_size,
+            shuffle=True,
+            num_workers=workers,
+            drop_last=True,
+            persistent_workers=True,
+        )
         return lambda number: loader
 
     return construct
@@ -330,22 +337,23 @@ def _dali(*, resolution, beton, workers, batch_size, folder):
     return construct
 
 
-# name -> what imports its library, and returns what constructs its loader, which returns epoch(number) -> batches
-PEERS = {"llc": _llc, "ffcv": _ffcv, "torchvision": _torchvision, "dali": _dali, "llc_paged": _llc_paged}
+# name -> function that imports the library and returns one that constructs the loader, which in turn returns
+# epoch(number) -> batches
+PEERS = dict(zip(PEER_NAMES, (_llc, _ffcv, _torchvision, _dali, _llc_paged)))
 
 
-# ---- what the system says ----------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------- what the system says
 
 
 def _with_descendants(pid):
-    """The process, its children, theirs, and so on, as far as they are still there."""
+    """The process and all its descendants that still exist."""
     children = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # one that has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             parent = int(path.read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(path.parent.name))
     found = [pid]
-    for parent in found:  # it grows
+    for parent in found:  # the list grows meanwhile
         found += children.get(parent, [])
     return found
 
@@ -361,21 +369,6 @@ def _peak_rss(pid):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines()
         if line.startswith("VmHWM")
     )
-
-
-def _cpu_name():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
-def _version(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "missing"
 
 
 if __name__ == "__main__":

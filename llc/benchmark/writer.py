@@ -1,36 +1,38 @@
-"""Image files -> beton: ours, and FFCV's writer as ffcv-imagenet uses it (DatasetWriter over torchvision's ImageFolder), in turns.
+"""Image files to a beton: our writer, and FFCV's as ffcv-imagenet uses it, in turns.
 
-    python -m llc.benchmark writer --folder=DIR [--write_modes=jpg,proportion] [--images=3000] [--workers=2] [--rounds=5]
-        [--quality_of=300] [--scratch=FOLDER] [--json=FILE]
+    python -m llc.benchmark writer --folder=DIR [--write_modes=jpg,proportion] [--images=3000] [--workers=2]
+        [--rounds=5] [--quality_of=300] [--scratch=FOLDER] [--json=FILE]
 
-Both write the same files with ffcv-imagenet's settings (500 px, JPEG quality 90, proportion 0.5), each time in a fresh process, taking turns in
-going first. The files are those found anywhere below --folder, repeated by links up to --images. The clock runs from the call that
-writes to its end: its workers' start is in it, Python's imports before it are not, and of ours the flush to the disk, which FFCV's does not do. The
-start is measured apart, as the time of writing 8 images, median of as many rounds. CPU time is that of all processes, without the
-start's; other work on the machine disturbs it less. Each write is into a new file in --scratch (default: a temporary folder).
+Both write the same files with ffcv-imagenet's settings (500 px, JPEG quality 90, proportion 0.5), each time
+in a fresh process, and they take turns in going first. FFCV's is DatasetWriter over torchvision's
+ImageFolder. The files are all that lie anywhere below --folder, repeated by links up to --images. The clock
+runs from the call that writes to its end: it includes the start of the workers, and for ours the flush to
+the disk, which FFCV's does not do, but not Python's imports. The start is also measured alone, as the time
+of writing 8 images, the median of as many rounds. CPU time is that of all processes, without the start's;
+other work on the machine disturbs it less. Each write is to a new file in --scratch.
 
-Then, of the first --quality_of samples of both betons in mode jpg: their bytes, and their PSNR against the pixels that a full decode, and OpenCV's
-average of areas where the image is shrunk, give; and what restart markers, and keeping the JPEGs as they are, make of the bytes.
+For the first --quality_of samples of both betons in mode jpg it also reports their bytes; their PSNR
+against a full decode, averaged over areas by OpenCV where the image is shrunk; and how the bytes change
+with other distances of restart markers, and if the JPEGs are kept as they are.
 """
 
+import dataclasses
 import json
 import math
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from llc import config as edge
+from llc.benchmark import _machine
 from llc.data import beton
 from llc.data.encoding import RESTART_BLOCKS
 from llc.data.images import load_rgb
@@ -38,56 +40,50 @@ from llc.data.native import JpegWriter, decode
 from llc.data.sources import is_image_name, open_tree
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from llc.options import option
 
-OPTIONS = {
-    "folder": "image files, at any depth", "write_modes": "which ones, separated by commas (default jpg,proportion)",
-    "images": "how many to write (default 3000)", "workers": "processes of each (default: all cores)", "rounds": "writes of each (default 5)",
-    "quality_of": "samples whose size and PSNR are measured; 0 for none (default 300)",
-    "scratch": "where betons are written, and removed again (default: a temporary folder)", "json": "write the figures to this file",
-}  # fmt: skip
 MAX_RESOLUTION, JPEG_QUALITY, COMPRESS_PROBABILITY, CHUNK_SIZE = 500, 90, 0.5, 100
 WRITERS = ("llc", "ffcv")
 _START_IMAGES = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What is measured."""
+
+    folder: str = option(help="a folder of image files, at any depth")
+    write_modes: tuple[str, ...] = option(
+        ("jpg", "proportion"), choices=("raw", "jpg", "proportion"), help="write modes to measure"
+    )
+    images: int = option(3000, minimum=1, help="images to write")
+    workers: int = option(_machine.num_cores(), minimum=1, help="processes of each writer")
+    rounds: int = option(5, minimum=1, help="measurements of each writer")
+    quality_of: int = option(300, minimum=0, help="samples whose size and PSNR are measured; 0: none")
+    scratch: str = option("", help="where betons are written, and removed again; empty: a temporary folder")
+    json: str = option("", help="write the figures to this file")
+
+
 def main(argv):
-    options = edge.read({}, argv, description=__doc__, options=OPTIONS).options
-
-    def number(name, default, minimum=1):
-        text = options[name] or str(default)
-        if not text.isdigit() or int(text) < minimum:
-            raise UserError(f"--{name}={text}: it takes a whole number, at least {minimum}")
-        return int(text)
-
-    modes = (options["write_modes"] or "jpg,proportion").split(",")
-    known = ("raw", "jpg", "proportion")
-    if not set(modes) <= set(known):
-        raise UserError(
-            f"--write_modes={options['write_modes']}: it takes some of {', '.join(known)}, separated by commas"
-        )
-    if not options["folder"] or not Path(options["folder"]).is_dir():
-        raise UserError(f"--folder={options['folder'] or ''} is no folder; give one that holds image files")
-    counts = {name: number(name, default) for name, default in (
-        ("images", 3000), ("workers", len(os.sched_getaffinity(0))), ("rounds", 5),
-    )}  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="llc-writer-", dir=options["scratch"] or None) as scratch:
-        report = measure(
-            Path(options["folder"]), modes, Path(scratch), quality_of=number("quality_of", 300, 0), **counts
-        )
+    settings = edge.read_one(Settings, argv, description=__doc__)
+    if not Path(settings.folder).is_dir():
+        raise UserError(f"--folder={settings.folder} is not a folder; give one that holds image files")
+    with tempfile.TemporaryDirectory(prefix="llc-writer-", dir=settings.scratch or None) as scratch:
+        report = measure(settings, Path(scratch))
     print(describe(report))
-    if options["json"]:
-        Path(options["json"]).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.json:
+        Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measure(folder, modes, scratch, *, images, workers, rounds, quality_of):
-    """-> {"machine", "versions", "settings", "figures": {mode: {writer: ...}}, "quality"}, as written to --json."""
+def measure(settings, scratch):
+    """-> {"machine", "versions", "settings", "figures": {mode: {writer: ...}}, "quality"}, as for --json."""
+    images, workers = settings.images, settings.workers
     for name, count in (("all", images), ("few", _START_IMAGES)):
-        _link_files(folder, scratch / name, count)
+        _link_files(Path(settings.folder), scratch / name, count)
     figures, quality = {}, None
-    for mode in modes:
+    for mode in settings.write_modes:
         runs, starts = ({writer: [] for writer in WRITERS} for _ in range(2))
-        for k in range(rounds):
-            for writer in WRITERS if k % 2 == 0 else WRITERS[::-1]:
+        for number in range(settings.rounds):
+            for writer in WRITERS if number % 2 == 0 else WRITERS[::-1]:
                 starts[writer].append(_run(writer, scratch / "few", scratch / "few.beton", mode, workers))
                 runs[writer].append(_run(writer, scratch / "all", scratch / f"{writer}.beton", mode, workers))
         figures[mode] = {}
@@ -101,21 +97,29 @@ def measure(folder, modes, scratch, *, images, workers, rounds, quality_of):
                 "start_seconds": start_seconds,
                 "bytes": int(beton.read_tables(scratch / f"{writer}.beton").sizes.sum()),
             }
-        if mode == "jpg" and quality_of:
-            quality = _quality(scratch, min(quality_of, images))
+        if mode == "jpg" and settings.quality_of:
+            quality = _quality(scratch, min(settings.quality_of, images))
         for writer in WRITERS:
             (scratch / f"{writer}.beton").unlink()
     return {
-        "machine": {"cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
-        "versions": {name: version(name) for name in ("llc", "ffcv", "numpy", "opencv-python", "pillow", "torchvision")},
-        "settings": {"folder": str(folder), "images": images, "workers": workers, "rounds": rounds, "max_resolution": MAX_RESOLUTION,
-                     "jpeg_quality": JPEG_QUALITY, "compress_probability": COMPRESS_PROBABILITY, "chunk_size": CHUNK_SIZE},
-        "figures": figures, "quality": quality,
-    }  # fmt: skip
+        **_machine.describe("llc", "ffcv", "numpy", "opencv-python", "pillow", "torchvision"),
+        "settings": {
+            "folder": settings.folder,
+            "images": images,
+            "workers": workers,
+            "rounds": settings.rounds,
+            "max_resolution": MAX_RESOLUTION,
+            "jpeg_quality": JPEG_QUALITY,
+            "compress_probability": COMPRESS_PROBABILITY,
+            "chunk_size": CHUNK_SIZE,
+        },
+        "figures": figures,
+        "quality": quality,
+    }
 
 
 def _link_files(folder, tree, count):
-    """`count` links to the image files below `folder`, over and over, in a tree of class folders of up to 100."""
+    """Makes `count` links to the image files below `folder`, repeated, in class folders of up to 100 each."""
     files = sorted(
         path for path in folder.resolve().rglob("*") if is_image_name(path.name) and path.is_file()
     )
@@ -129,7 +133,7 @@ def _link_files(folder, tree, count):
 
 def _run(writer, tree, path, mode, workers):
     """(seconds, CPU seconds) of writing `tree` to `path` in a fresh process."""
-    # Not by multiprocessing: a process that it spawned spawns too, and FFCV's workers are made to be forked.
+    # Not by multiprocessing: what it spawns would spawn its own workers too, but FFCV's must be forked.
     words = [writer, str(tree), str(path), mode, workers]
     script = (
         f"import sys; sys.path[:] = {sys.path!a}; from llc.benchmark.writer import _write; _write(*{words!a})"
@@ -150,18 +154,22 @@ def _write(writer, tree, path, mode, workers):
     cpu, started = _cpu_seconds(), time.perf_counter()
     write()
     seconds = time.perf_counter() - started
-    for process in (
-        multiprocessing.active_children()
-    ):  # FFCV's writer does not wait for its workers, whose CPU time counts then
+    # FFCV's writer does not wait for its workers; their CPU time counts only once they have ended.
+    for process in multiprocessing.active_children():
         process.join()
     print(json.dumps((seconds, _cpu_seconds() - cpu)))
 
 
 def _prepare_llc(tree, path, mode, workers):
     config = WriterConfig(
-        write_path=path, write_mode=mode, max_resolution=MAX_RESOLUTION, num_workers=workers, chunk_size=CHUNK_SIZE,
-        jpeg_quality=JPEG_QUALITY, compress_probability=COMPRESS_PROBABILITY,
-    )  # fmt: skip
+        write_path=path,
+        write_mode=mode,
+        max_resolution=MAX_RESOLUTION,
+        num_workers=workers,
+        chunk_size=CHUNK_SIZE,
+        jpeg_quality=JPEG_QUALITY,
+        compress_probability=COMPRESS_PROBABILITY,
+    )
     source = open_tree(tree)
     return lambda: write_beton(config, source, show_progress=False)
 
@@ -184,13 +192,13 @@ def _prepare_ffcv(tree, path, mode, workers):
 
 
 def _cpu_seconds():
-    """Of this process and of those it started that have ended."""
+    """Of this process and of those that it started and that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def _quality(scratch, count):
-    """Of the first `count` samples: means of bytes, and mean and lowest of PSNR, of both writers and of other ways to mark restarts."""
+    """Of the first `count` samples: bytes and PSNR by writer, and bytes with other settings."""
     source = open_tree(scratch / "all")
     files = [Path(source.image(i)).read_bytes() for i in range(count)]
     found = {}
@@ -202,7 +210,9 @@ def _quality(scratch, count):
         ratios = []
         for file, jpeg in zip(files, jpegs, strict=True):
             stored, pixels = decode(jpeg), load_rgb(file)
-            if stored.shape != pixels.shape:  # FFCV rounds a side by floating point, one pixel off at times
+            if (
+                stored.shape != pixels.shape
+            ):  # FFCV rounds sides in floating point and is a pixel off at times
                 pixels = cv2.resize(pixels, stored.shape[1::-1], interpolation=cv2.INTER_AREA)
             ratios.append(_psnr(stored, pixels))
         found[writer] = {
@@ -212,10 +222,13 @@ def _quality(scratch, count):
         }
     jpeg_writer = JpegWriter(beton.PAGE_SIZE)
     found["bytes_by_restart_blocks"] = {
-        blocks: statistics.mean(len(jpeg.data) for jpeg in (
-            jpeg_writer.recode(data, MAX_RESOLUTION, JPEG_QUALITY, blocks) for data in files
-        ) if jpeg) for blocks in (0, 192, 96, 48, 24, 12)
-    }  # fmt: skip
+        blocks: statistics.mean(
+            len(jpeg.data)
+            for jpeg in (jpeg_writer.recode(data, MAX_RESOLUTION, JPEG_QUALITY, blocks) for data in files)
+            if jpeg
+        )
+        for blocks in (0, 192, 96, 48, 24, 12)
+    }
     kept = [(len(data), jpeg_writer.keep(data, MAX_RESOLUTION, RESTART_BLOCKS)) for data in files]
     kept = [(size, len(jpeg.data)) for size, jpeg in kept if jpeg]
     if kept:
@@ -228,7 +241,7 @@ def _quality(scratch, count):
 
 
 def _psnr(a, b):
-    """dB, of 8-bit pixels; 99 where they are equal."""
+    """In dB, of 8-bit pixels; 99 if they are equal."""
     error = np.mean((a.astype(np.float32) - b) ** 2)
     return min(10 * math.log10(255**2 / error), 99.0) if error else 99.0
 
@@ -237,10 +250,9 @@ def describe(report):
     """The tables for people."""
     settings = report["settings"]
     lines = [
-        f"{report['machine']['cpu']}, {report['machine']['cores']} cores; "
-        + ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
-        f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality {settings['jpeg_quality']},"
-        f" {settings['workers']} workers, {settings['rounds']} rounds",
+        _machine.first_line(report),
+        f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality "
+        f"{settings['jpeg_quality']}, {settings['workers']} workers, {settings['rounds']} rounds",
         "",
         "mode        writer   images/s (range)         ratio   CPU ms/image   ratio   start      MB",
     ]
@@ -250,8 +262,9 @@ def describe(report):
         for name, figure in writers.items():
             rates = figure["images_per_second"]
             lines.append(
-                f"{mode:11s} {name:6s} {rate[name]:8.0f} ({min(rates):.0f}-{max(rates):.0f}) {rate[name] / rate['ffcv']:12.2f}"
-                f" {1e3 * cpu[name]:14.2f} {cpu['ffcv'] / cpu[name]:7.2f} {figure['start_seconds']:7.2f} s {figure['bytes'] / 1e6:7.1f}"
+                f"{mode:11s} {name:6s} {rate[name]:8.0f} ({min(rates):.0f}-{max(rates):.0f})"
+                f" {rate[name] / rate['ffcv']:12.2f} {1e3 * cpu[name]:14.2f} {cpu['ffcv'] / cpu[name]:7.2f}"
+                f" {figure['start_seconds']:7.2f} s {figure['bytes'] / 1e6:7.1f}"
             )
     quality = report["quality"]
     if quality:
@@ -259,11 +272,12 @@ def describe(report):
         for name in WRITERS:
             figure = quality[name]
             lines.append(
-                f"{name}: {figure['bytes']:,.0f} bytes a JPEG, PSNR {figure['psnr']:.2f} dB on average, {figure['lowest_psnr']:.2f} at least"
+                f"{name}: {figure['bytes']:,.0f} bytes per JPEG, PSNR {figure['psnr']:.2f} dB on average, "
+                f"{figure['lowest_psnr']:.2f} at least"
             )
         marked = quality["bytes_by_restart_blocks"]
         lines.append(
-            "bytes a JPEG with so many blocks between two restart markers: "
+            "bytes per JPEG with so many blocks between two restart markers: "
             + ", ".join(
                 f"{blocks}: {size:,.0f} ({size / marked[0] - 1:+.2%})" if blocks else f"none: {size:,.0f}"
                 for blocks, size in marked.items()
@@ -272,17 +286,10 @@ def describe(report):
         if "kept" in quality:
             kept = quality["kept"]
             lines.append(
-                f"keep_jpeg: {kept['images']} files of {kept['file_bytes']:,.0f} bytes become {kept['bytes']:,.0f}, with markers"
+                f"keep_jpeg: {kept['images']} files of {kept['file_bytes']:,.0f} bytes become "
+                f"{kept['bytes']:,.0f}, with markers"
             )
     return "\n".join(lines)
-
-
-def _cpu_name():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ RN50, DEMO = f"--config={ROOT}/rn50_configs/llc_20bit.yaml", f"--config={ROOT}/r
 def read(*words):
     """(configuration, plan) of a command line."""
     data = ["--data.train_dataset=synthetic", "--data.val_dataset=synthetic"]
-    config, options = training_config.read([*words, *data], description="", options=epoch.OPTIONS)
+    config, options = training_config.read([*words, *data], description="", options=epoch.Options)
     return config, epoch._Plan.of(options, config, words)
 
 
@@ -88,9 +88,9 @@ def test_epoch_benchmark_of_the_joint_stage(betons, run_llc):
 @pytest.mark.parametrize(
     "word, message",
     [
-        ("--vs=dali", "dali is unknown"),
-        ("--batches=0", "--batches=0"),
-        ("--stage=third", "--stage=third"),
+        ("--vs=dali", "some of all, torchvision, ffcv"),
+        ("--batches=0", "batches = '0'"),
+        ("--stage=third", "stage = 'third'"),
         ("--codes.num_bits=0", "codes.num_bits"),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_gpu_with_too_little_memory_gets_half_of_the_batch(monkeypatch, capsys
     monkeypatch.setattr(epoch, "measure", measure)
     assert epoch.measure_what_fits(*read(RN50), Processes()) == 1024
     said = capsys.readouterr().out
-    assert "2,048 images a step do not fit into the GPU's memory: measured with 1024 " in said
+    assert "2,048 images per step do not fit into the GPU's memory: measured with 1024 " in said
     with pytest.raises(torch.OutOfMemoryError):
         epoch.measure_what_fits(*read(RN50, "--training.batch_size=4096"), Processes())
 
@@ -256,8 +256,11 @@ def test_torchvision_and_ffcv_are_as_far_ahead_as_said():
 
 
 def test_flops_of_resnet50_are_the_published_ones():
-    """torchvision states 4.09 G multiply-adds forward at 224 px (classifier included); the backward pass is twice that, but for the stem."""
+    """torchvision states 4.09 G multiply-adds forward at 224 px, classifier included.
+
+    The backward pass is twice that, but for the stem.
+    """
     config, _ = read("--codebook.epochs=1", "--codebook.lr=1", "--instance.epochs=1", "--instance.lr=1")
-    flops = epoch.flops_of_a_step(config, config.codebook, 1000, 224)
+    flops = epoch.flops_of_a_step(config, config.stage("codebook"), 1000, 224)
     assert flops == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
     assert torch.get_default_device().type == "cpu"

@@ -1,5 +1,6 @@
 """python -m llc.benchmark hamming, small: it runs, compares what it measures, and writes what it prints."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import llc.benchmark.__main__ as benchmark
 from llc.benchmark import hamming
 from llc.errors import UserError
 from llc.hamming import cuda, search
@@ -90,7 +92,8 @@ def test_products_that_cannot_be_exact_or_that_torch_refuses_are_left_out():
 @pytest.mark.parametrize(
     "gpu, popc, memory",
     [
-        # an H100: 132 x 16 popc x 1.98 GHz, two words; 2 x 2.619 GHz x 5,120 bits, 8,080 bytes for 10,000 pairs
+        # an H100: 132 x 16 popc x 1.98 GHz, two words;
+        # 2 x 2.619 GHz x 5,120 bits, 8,080 bytes for 10,000 pairs
         (
             {"clock_rate": 1_980_000, "memory_clock_rate": 2_619_000, "memory_bus_width": 5120},
             2.091e12,
@@ -129,21 +132,36 @@ def test_ways_that_disagree_are_an_error(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["hamming", "top7"], ["hamming", "--scale=2"], ["hamming", "--repeats=0"], ["nothing"], []]
+    "words, message",
+    [
+        (["hamming", "top7"], "top100_64"),
+        (["hamming", "--scale=2"], "scale = '2'"),
+        (["hamming", "--scale=0"], "scale = '0'"),
+        (["hamming", "--repeats=0"], "repeats = '0'"),
+        (["hamming", "--cpu-time"], "cpu-time is now called cpu_time"),
+        (["nothing"], "nothing is not a benchmark"),
+        ([], "NAME is missing"),
+    ],
 )
-def test_wrong_words_are_refused_with_what_there_is(words):
-    done = subprocess.run(
-        [sys.executable, "-m", "llc.benchmark", *words], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "error:" in done.stderr
-    assert (
-        "top100_64" in done.stderr
-        if words[-1:] == ["top7"]
-        else "repeats" in done.stderr or "hamming" in done.stderr
-    )
+def test_wrong_words_are_refused_with_what_there_is(words, message, capsys):
+    with pytest.raises(UserError) as error:
+        benchmark.main(words)
+    assert message in str(error.value) and not capsys.readouterr().out
+
+
+def test_the_command_lists_the_benchmarks_and_their_arguments():
+    command = [sys.executable, "-m", "llc.benchmark"]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and "error:" in refused.stderr
+    for name in ("decoder", "epoch", "hamming", "loader", "writer"):
+        assert f"    {name} " in refused.stderr
+    listed = subprocess.run([*command, "hamming", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert listed.returncode == 0
+    for field in dataclasses.fields(hamming.Settings):
+        assert field.metadata["help"] in listed.stdout
 
 
 def test_words_that_are_measured(capsys):
-    with pytest.raises(UserError, match="no workload"):
+    with pytest.raises(UserError, match="elsewhere"):
         hamming.main(["top1_64", "elsewhere"])
     assert not capsys.readouterr().out

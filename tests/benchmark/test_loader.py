@@ -13,9 +13,17 @@ from llc.errors import UserError
 def test_peers_side_by_side(betons, tmp_path, run_llc):
     report = tmp_path / "report.json"
     done = run_llc(
-        "-m", "llc.benchmark.loader", f"--beton={betons[0]}", "--peers=llc,ffcv,llc_paged", "--resolutions=24",
-        "--workers=1", "--batch_size=16", "--rounds=2", "--seconds=1", f"--json={report}",
-    )  # fmt: skip
+        "-m",
+        "llc.benchmark.loader",
+        f"--beton={betons[0]}",
+        "--peers=llc,ffcv,llc_paged",
+        "--resolutions=24",
+        "--workers=1",
+        "--batch_size=16",
+        "--rounds=2",
+        "--seconds=1",
+        f"--json={report}",
+    )
     rows = re.findall(
         r"^ +24  (\w+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$",
         done.stdout,
@@ -30,14 +38,26 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         assert figure["images_per_second"][0] > 0 and figure["peak_rss_bytes"] > 50 << 20
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "--beton is required"),
-    (["--beton=a.beton", "--peers=llc,webdataset"], "'webdataset' is unknown; it takes llc, ffcv, torchvision, dali, llc_paged"),
-    (["--beton=a.beton", "--peers=torchvision"], "torchvision reads a folder of images per class; give it as --folder=DIR"),
-    (["--beton=a.beton", "--rounds=many"], "--rounds=many: it takes a whole number, at least 1"),
-    (["--beton=a.beton", "--resolutions=160,0"], "--resolutions=160,0: it takes whole numbers, separated by commas"),
-    (["--beton=nowhere.beton"], "nowhere.beton does not exist"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "beton is required"),
+        (
+            ["--beton=a.beton", "--peers=llc,webdataset"],
+            "some of llc, ffcv, torchvision, dali, llc_paged, separated by commas",
+        ),
+        (
+            ["--beton=a.beton", "--peers=torchvision"],
+            "torchvision reads a folder of images per class; give it as --folder=DIR",
+        ),
+        (["--beton=a.beton", "--rounds=many"], "rounds = 'many': it takes a whole number, at least 1"),
+        (
+            ["--beton=a.beton", "--resolutions=160,0"],
+            "resolutions = '160,0': it takes whole numbers, separated by commas, at least 1",
+        ),
+        (["--beton=nowhere.beton"], "nowhere.beton does not exist"),
+    ],
+)
 def test_bad_arguments_are_named(words, message):
     with pytest.raises(UserError) as error:
         loader.main(words)

@@ -13,9 +13,17 @@ from llc.errors import UserError
 def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
     report = tmp_path / "report.json"
     done = run_llc(
-        "-m", "llc.benchmark.writer", f"--folder={image_tree / 'val'}", "--write_modes=jpg", "--images=70", "--workers=1", "--rounds=1",
-        "--quality_of=9", f"--scratch={tmp_path}", f"--json={report}",
-    )  # fmt: skip
+        "-m",
+        "llc.benchmark.writer",
+        f"--folder={image_tree / 'val'}",
+        "--write_modes=jpg",
+        "--images=70",
+        "--workers=1",
+        "--rounds=1",
+        "--quality_of=9",
+        f"--scratch={tmp_path}",
+        f"--json={report}",
+    )
     rows = re.findall(
         r"^jpg +(\w+) +(\d+) \(\d+-\d+\) +([\d.]+) +[\d.-]+ +[\d.-]+ +[\d.]+ s +[\d.]+$", done.stdout, re.M
     )
@@ -33,11 +41,18 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "--folder= is no folder"),
-    (["--folder=.", "--write_modes=jpg,png"], "--write_modes=jpg,png: it takes some of raw, jpg, proportion"),
-    (["--folder=.", "--rounds=0"], "--rounds=0: it takes a whole number, at least 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "folder is required"),
+        (["--folder=nowhere"], "--folder=nowhere is not a folder"),
+        (
+            ["--folder=.", "--write_modes=jpg,png"],
+            "write_modes = 'jpg,png': it takes some of raw, jpg, proportion",
+        ),
+        (["--folder=.", "--rounds=0"], "rounds = '0': it takes a whole number, at least 1"),
+    ],
+)
 def test_bad_arguments_are_named(words, message):
     with pytest.raises(UserError) as error:
         writer.main(words)

@@ -1,4 +1,4 @@
-"""`python -m llc.benchmark codes`: a comparison of two methods and a ceiling on tiny betons, in real processes."""
+"""`python -m llc.compare`: a comparison of two methods and a ceiling on tiny betons, in real processes."""
 
 import collections
 import csv
@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from llc.benchmark import codes
-from llc.benchmark.codes import Grid, environment, leave_one_out
+import llc.benchmark.__main__ as benchmark
+import llc.compare.__main__ as compare
 from llc.codebook import health, load_codebook
 from llc.codes import pack_bits
+from llc.compare import farm
+from llc.compare.grid import Grid
 from llc.data.loaders import ValLoader
 from llc.data.manifest import data_checksums
 from llc.data.shards import open_shards
@@ -26,10 +28,12 @@ from llc.data.subset import held_out, write_subset
 from llc.data.verify import check_samples
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.evaluation.retrieval import leave_one_out
 from llc.training import config as training_config
 from tests.chaos import make_betons
 from tests.conftest import ROOT
 from tests.data.helpers import wait_until
+from tests.waiting import seconds
 
 RECIPE = """
 model: {arch: resnet18, width: 4}
@@ -46,10 +50,11 @@ held_out: 0.2
 methods:
   sqrt:
     set: {codes.logit_scale: sqrt}
-    tune: {codebook.lr: [0.05, 1.0e+30]}     # the second becomes no number
+    tune: {codebook.lr: [0.05, 1.0e+30]}     # with the second, the loss becomes NaN or infinite
   plain:
   dense:
-    set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot, codebook.freeze_epoch: 0}
+    set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot,
+          codebook.freeze_epoch: 0}
     headline: top1_class
     ceiling: true
 """
@@ -70,8 +75,7 @@ def command(tiny, tmp_path_factory):
         (folder / "grid.yaml").write_text(grid)
         return [
             "-m",
-            "llc.benchmark",
-            "codes",
+            "llc.compare",
             f"--config={folder / 'recipe.yaml'}",
             f"--grid={folder / 'grid.yaml'}",
             f"--out={out}",
@@ -170,10 +174,10 @@ def test_the_dense_codebook_stays_one_bit_a_class(compared):
 
 @pytest.fixture
 def dry(command, capsys):
-    """dry(grid text, out) -> what --dry prints."""
+    """dry(grid text, out) -> what --dry_run prints."""
 
     def of(grid, out):
-        codes.main([*command(grid, out)[3:], "--dry"])
+        compare.main([*command(grid, out)[2:], "--dry_run"])
         return capsys.readouterr().out
 
     return of
@@ -222,22 +226,25 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, run_llc, tmp_path):
             "methods.one: codes.num_bit is not a key; did you mean codes.num_bits?",
         ),
         ("methods:\n  one: {tune: {codebook.lr: [0.1, fast]}}", "codebook.lr = 'fast'"),
-        ("methods:\n  one: {tune: {codebook.lr: 0.1}}", "codebook.lr is 0.1; it takes a list"),
+        ("methods:\n  one: {tune: {codebook.lr: 0.1}}", "codebook.lr = 0.1: expected a list"),
         ("methods:\n  one: {tunes: {}}", "tunes is not a key; did you mean tune?"),
         ("method:\n  one:", "method is not a key; did you mean methods?"),
-        ("methods:\n  one: {set: {training.seed: 1}}", "training.seed is not a method's"),
-        ("methods:\n  one: {headline: top1}", "headline = top1: it takes one of top1_mhd"),
+        ("methods:\n  one: {set: {training.seed: 1}}", "training.seed is not a method's key"),
+        (
+            "methods:\n  one: {headline: top1}",
+            "headline = top1: expected one of top1_class, top5_class, top1_mhd",
+        ),
         (
             "methods:\n  one: {set: {codes.init_codebook: onehot}}",
             "onehot needs codes.num_bits: num_classes, which is 5; it is 7",
         ),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
-        ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true of one, two"),
+        ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, message, command, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
-        codes.main(command(grid, tmp_path / "out")[3:])
+        compare.main(command(grid, tmp_path / "out")[2:])
     assert not (tmp_path / "out").exists()
 
 
@@ -249,10 +256,10 @@ def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry,
     )
     log = wait_until(lambda: next((tmp_path / "runs").glob("*/log.jsonl"), None))
     with pytest.raises(UserError, match="another comparison is at work"):
-        codes.main(words[3:])
+        compare.main(words[2:])
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "stops 1 training(s)" in errors
+    _, errors = process.communicate(timeout=seconds(60))
+    assert process.returncode == 130 and "stopping 1 training(s)" in errors
     epochs = len(log.read_text().splitlines())
     lock = log.parent / ".lock"
     assert (
@@ -323,7 +330,7 @@ def test_leave_one_out_equals_a_slow_one():
 def test_cores_are_divided_among_the_jobs():
     cores = len(os.sched_getaffinity(0))
     for jobs, threads in ((1, cores), (cores, 1), (2 * cores, 1)):
-        found, number = environment(0, jobs)
+        found, number = farm.divided(0, jobs)
         assert (
             number == threads
             and found["OMP_NUM_THREADS"] == str(threads)
@@ -361,6 +368,24 @@ def test_the_grids_and_recipes_we_ship_are_read(path):
             read, _ = training_config.read([recipe, *words], description="")
             # all methods train equally long
             assert (
-                sum(getattr(read, stage).epochs for stage in read.stages)
-                == shared.codebook.epochs + shared.instance.epochs
+                sum(read.stage(stage).epochs for stage in read.stages)
+                == shared.stage("codebook").epochs + shared.stage("instance").epochs
             )
+
+
+# -------------------------------------------------------------------------------- the command line
+
+
+def test_the_old_spelling_says_what_it_is_called_now(dry, command, tmp_path):
+    with pytest.raises(UserError, match="python -m llc.compare"):
+        benchmark.main(["codes", "--dry"])
+    with pytest.raises(UserError, match="--dry_run"):
+        compare.main([*command(GRID, tmp_path / "out")[2:], "--dry"])
+
+
+@pytest.mark.parametrize(
+    "words", [["--grid=g.yaml", "--dry_run"], ["--grid", "g.yaml", "--dry_run", "yes", "--jobs", "2"]]
+)
+def test_trainings_get_the_command_line_without_the_comparisons_flags(words):
+    shared = ["--config", "recipe.yaml", "--validation.lr_tta", "--training.seed=1"]
+    assert compare.without(compare.Options, [*shared[:2], *words, *shared[2:]]) == shared

@@ -1,0 +1,45 @@
+"""What the figures of a benchmark depend on: the processor and the versions of libraries."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def cpu_fields():
+    """{field: text} of the first processor in /proc/cpuinfo; {} where there is no such file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    return {
+        key.strip(): value.strip() for key, value in (line.split(":", 1) for line in lines if ":" in line)
+    }
+
+
+def cpu_name():
+    return cpu_fields().get("model name", platform.processor() or platform.machine())
+
+
+def num_cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def describe(*packages):
+    """{"machine", "versions"} for a report; packages: those whose versions matter."""
+    machine = {"cpu": cpu_name(), "cores": num_cores(), "system": platform.platform()}
+    return {"machine": machine, "versions": {name: _version(name) for name in packages}}
+
+
+def first_line(report):
+    """The first line of a report: processor, cores, versions."""
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {versions}"
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,1 @@
+"""Ways to learn codes, compared on the same data for the same epochs: `python -m llc.compare --help`."""
