@@ -27,7 +27,7 @@ from llc.data.verify import check_samples
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.training import config as training_config
-from tests.chaos import make_betons
+from tests.tools.chaos import make_betons
 from tests.conftest import ROOT
 from tests.data.helpers import wait_until
 

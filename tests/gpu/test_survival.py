@@ -5,7 +5,7 @@ import torch
 
 import train_llc
 from llc.training.interruption import LossWatch
-from tests.chaos import differences, end_of, make_betons
+from tests.tools.chaos import differences, end_of, make_betons
 from tests.training.test_survival import SHORT, stop_at
 
 pytestmark = [

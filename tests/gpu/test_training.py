@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.chaos import differences, end_of
+from tests.tools.chaos import differences, end_of
 from tests.conftest import ROOT, run_command
 
 CUDA = torch.cuda.is_available()
