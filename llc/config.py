@@ -20,6 +20,7 @@ from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, i
 from llc.yaml_file import read_yaml
 
 _TOP = "_"  # fastargs' name for the section without a name
+_COMMAND_LINE = "command line"  # where a value comes from, in messages
 
 
 class _FieldChecker(Checker):
@@ -59,7 +60,10 @@ class _Command:
             raise UserError(
                 f"{where}: {key} is now called {self.formerly[key]}: write --{self.formerly[key]}=VALUE"
             )
-        hint = did_you_mean(key, [*self.flags, "config", "plugin"])
+        on_command_line = where == _COMMAND_LINE
+        if key in ("config", "config-file", "plugin") and not on_command_line:
+            raise UserError(f"{where}: {key} is for the command line only: write --{key}=VALUE")
+        hint = did_you_mean(key, [*self.flags, *(("config", "plugin") if on_command_line else ())])
         raise UserError(f"{where}: {key} is not a key{hint} (--help lists all keys)")
 
 
@@ -80,7 +84,7 @@ def read(sections, argv, *, description):
             command.check_key(key, where)
             values[key], origin[key] = value, where
     values |= overrides
-    origin |= dict.fromkeys(overrides, "command line")
+    origin |= dict.fromkeys(overrides, _COMMAND_LINE)
     registry = _registry(command)
     registry.collect({_path(key): value for key, value in (values | _placed(command, words)).items()})
     problems = []
@@ -90,8 +94,8 @@ def read(sections, argv, *, description):
             how = key.upper() if key in command.positionals else f"--{key}=VALUE"
             problems.append(f"{key} is required ({param.desc}): give it as {how}")
         else:
-            where = origin.get(key, "command line")
-            problems.append(f"{where}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}")
+            where, value = origin.get(key, _COMMAND_LINE), registry.content[path]
+            problems.append(f"{where}: {key} = {value!r:.80}: it takes {param.checker.help()}")
     if problems:
         raise UserError("\n".join(problems))
     return {
@@ -106,11 +110,18 @@ def read_one(kind, argv, *, description):
 
 
 def value_of(flag, argv):
-    """What argv says for a flag, before the rest can be read; None if it says nothing. `flag` is without --."""
+    """The value of a flag in argv, for commands that need it before they can read the rest.
+
+    flag: its name without --. As in `read`, the last one counts. Returns None if there is no value.
+    """
+    value = None
     for word, following in zip(argv, [*argv[1:], None]):
-        if word.split("=")[0] == f"--{flag}":
-            return word.partition("=")[2] or following
-    return None
+        name, has_value, own = word.partition("=")
+        if name == f"--{flag}":
+            value = own if has_value else following
+            if not has_value and following is not None and following.startswith("--"):
+                value = None
+    return value
 
 
 def _path(key):
@@ -147,7 +158,7 @@ def _split(command, argv, description):
         key, has_value, value = word[2:].partition("=")
         is_file = key in ("config", "config-file")
         if not is_file:
-            command.check_key(key, "command line")
+            command.check_key(key, _COMMAND_LINE)
         if not has_value:
             value = _next_value(command, key, queue)
         if is_file:
