@@ -1,8 +1,9 @@
 """The command line: frozen dataclasses of options <- YAML files, then --section.key=value and --key=value.
 
 Every command takes the same form: its positional words, then flags in any order. `read` makes dataclasses of
-`llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added here:
-an unknown key is an error that names the nearest known one, and every error exits with a status of its own.
+`llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added
+here: an unknown key is an error that names the nearest known one, and every error exits with a status of its
+own.
 """
 
 import dataclasses
@@ -71,10 +72,10 @@ def read(sections, argv, *, description):
     """argv -> {section: dataclass instance}.
 
     sections: {name: frozen dataclass of llc.options}; the keys of the section "" are written without a section,
-    and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`; repeatable,
-    later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the file, names one
-    that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits with 0.
-    Raises UserError for an unknown key, a bad or missing value, an unreadable file.
+    and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`;
+    repeatable, later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the
+    file, names one that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits
+    with 0. Raises UserError for an unknown key, a bad or missing value, an unreadable file.
     """
     command = _Command(sections)
     files, overrides, words = _split(command, argv, description)
@@ -245,7 +246,7 @@ def _help(command, description):
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------ entry points
+# ---- entry points ---------------------------------------------------------------------------------------
 
 
 def run(main):
@@ -288,9 +289,9 @@ def _end(error, quiet):
 def _leave(status):
     """Ends one of several processes without the interpreter's own clean-up.
 
-    During that clean-up gloo's threads may still want the GIL, to release their last messages. Python ends them
-    there by an exception that C++ answers with abort(), and torchrun would report a run as failed that had done
-    everything it should.
+    During that clean-up gloo's threads may still want the GIL, to release their last messages. Python ends
+    them there by an exception that C++ answers with abort(), and torchrun would report a run as failed that
+    had done everything it should.
     """
     if environment.world_size() > 1:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Additions that live outside the package: a decoder, a backbone, a dataset source, a stage (docs/extending.md).
+"""Additions from outside the package: a decoder, a backbone, a dataset source, a stage (docs/extending.md).
 
 An addition registers itself when its module is imported. From Python an import is all it takes; every command
 has --plugin=FILE.py or --plugin=MODULE, which may be repeated. A plugin is code: only the command line names

@@ -8,7 +8,7 @@ MAX_BYTES = 1 << 16  # of a file; the longest recipe here has 2 kB
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases (*name), because a few lines of them can expand to more than fits into memory."""
+    """SafeLoader without aliases (*name), because a few lines of them can expand to more than memory holds."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
@@ -47,7 +47,7 @@ def read_yaml(path, flag="config"):
     except UserError:
         raise
     except Exception as error:  # PyYAML lets Python's own errors through: a day 99, nesting that is too deep
-        raise UserError(f"--{flag} {path}: not a YAML file: {error}") from error
+        raise UserError(f"--{flag} {path}: not a valid YAML file: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

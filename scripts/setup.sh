@@ -37,8 +37,8 @@ done
 
 # One line that differs whenever .venv's interpreter is another one or the project lies elsewhere.
 interpreter_of() { "$1" -c 'import sys; print(*sys.version_info[:3], sys.implementation.cache_tag, sys.base_prefix)'; }
-sources() { sha256sum requirements.txt pyproject.toml setup.py scripts/setup.sh llc/data/native/*.{cpp,h}; }
-# Names only, so that editing an installed file in place, or adding packages of one's own, is nobody's business.
+sources() { sha256sum requirements.txt pyproject.toml setup.py scripts/setup.sh $(find llc -name '*.cpp' -o -name '*.h' | sort); }
+# Names only, so that you may edit installed files and add packages.
 files_of_venv() { (cd "$venv" && find . \( -type f -o -type l \) ! -name '*.pyc' ! -path './llc-setup/*' | sort); }
 
 # Sets `found` to whole, to old (something to install into it), or to broken, with the reason in `why`.

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import llc
+from tests.waiting import seconds
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,7 +51,7 @@ NEEDED = {
     "terminaltables": "fastargs imports it, and does not declare it",
     "numba": "FFCV compiles its loaders with it, and asks for no version",
 }
-# imported by tests only: pytest brings them, or Python from 3.11 on
+# imported by tests only
 WITH_TORCH = {"triton"}  # where torch has CUDA
 WITH_PYTEST = {"packaging", "tomli", "tomllib"}
 
@@ -234,7 +235,7 @@ class Sandbox:
         done = subprocess.run(
             ["bash", str(self.project / "scripts/setup.sh"), *arguments],
             text=True,
-            timeout=60,
+            timeout=seconds(60),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
