@@ -2,8 +2,7 @@
 
 Every command takes the same form: its positional words, then flags in any order. `read` makes dataclasses of
 `llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added
-here: an unknown key is an error that names the nearest known one, and every error exits with a status of its
-own.
+here: an unknown key is an error that names the nearest known one, and `run` turns errors into exit statuses.
 """
 
 import dataclasses
@@ -71,7 +70,7 @@ class _Command:
 def read(sections, argv, *, description):
     """argv -> {section: dataclass instance}.
 
-    sections: {name: frozen dataclass of llc.options}; the keys of the section "" are written without a section,
+    sections: {name: frozen dataclass of llc.options}; keys of the section "" are written without a section,
     and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`;
     repeatable, later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the
     file, names one that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits
@@ -224,8 +223,8 @@ def _flatten(name, content, prefix=""):
             flat[path] = value
         elif value is not None:
             raise UserError(
-                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean, "
-                "or a list of them (a file has sections, and keys in them)"
+                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or "
+                "boolean, or a list of them (a file has sections, and keys in them)"
             )
     return flat
 

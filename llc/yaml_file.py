@@ -8,7 +8,7 @@ MAX_BYTES = 1 << 16  # of a file; the longest recipe here has 2 kB
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases (*name), because a few lines of them can expand to more than memory holds."""
+    """SafeLoader without aliases (*name), as a few lines of them can expand beyond any memory."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):

@@ -14,8 +14,9 @@ from hypothesis import Phase, settings
 from PIL import Image
 
 if not torch.cuda.is_available():
-    # Triton reads this variable when it is imported, which much of torch does, and again when a kernel is made.
-    # So Triton and all kernels of llc are imported here, before any test, whatever the order of the tests.
+    # Triton reads this variable when it is imported, which much of torch does, and again when a kernel is
+    # made. So Triton and all kernels of llc are imported here, before any test, whatever the order of the
+    # tests.
     with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
@@ -64,7 +65,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_interrupts():
-    """Lets processes that tests start be interrupted: a shell's background job ignores Ctrl-C, as they would."""
+    """Lets processes that tests start be interrupted: they would ignore Ctrl-C as a background job does."""
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -106,7 +107,8 @@ def numba_types_as_they_were():
 def run_command(*words, processes=None, check=True, timeout=240):
     """Runs `python WORDS`, or `torchrun --nproc_per_node=processes WORDS`, in a process of its own.
 
-    timeout: seconds, before LLC_TEST_PATIENCE stretches them. check: whether a failing command fails the test.
+    timeout: seconds, before LLC_TEST_PATIENCE stretches them. check: whether a failing command fails the
+    test.
     """
     launcher = (
         []

@@ -1,4 +1,4 @@
-"""The command line and its files: every kind of option, every way to give one, the message of every mistake."""
+"""The command line and its files: all kinds of options, all ways to give one, the message of every mistake."""
 
 import dataclasses
 
