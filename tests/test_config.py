@@ -1,4 +1,4 @@
-"""The command line and its files: all kinds of options, all ways to give one, the message of every mistake."""
+"""The command line and its files: all kinds of options and ways to give them, and what mistakes say."""
 
 import dataclasses
 
