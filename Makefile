@@ -1,17 +1,19 @@
-# make demo    see the whole path on real images          make test    run the tests
-# Both install what they need first (scripts/setup.sh); run again, they start at once.
+# make demo    see the whole path on real images
+# make check   formatting, lint, types and the quick tests         make test    run all tests
+# All install what they need first (scripts/setup.sh); when that is there, they start at once.
 
 PYTHON ?=
 DATA ?=
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu setup clean
+.PHONY: help demo check lint test test-gpu setup clean
 
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
-	@echo 'make demo DATA=FOLDER   the same on your images, one folder a class'
-	@echo 'make test               run the tests'
+	@echo 'make demo DATA=FOLDER   the same on your images, one folder per class'
+	@echo 'make check              formatting, lint, types and the quick tests: 2 minutes on 2 CPU cores'
+	@echo 'make test               run all tests'
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
 	@echo 'make clean              remove build outputs and caches (runs, data and .venv stay)'
@@ -21,6 +23,14 @@ help:
 demo:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh $(if $(DATA),,--fashion-mnist)
 	@$(PY) scripts/demo.py $(if $(DATA),--data='$(DATA)')
+
+check: lint
+	@$(PY) -m pytest --quiet -m quick tests
+
+lint: setup
+	@$(PY) -m ruff format --check --quiet . || { echo 'run: $(PY) -m ruff format .'; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
 
 test: setup
 	@$(PY) -m pytest --quiet --durations=10 tests
@@ -32,6 +42,6 @@ setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh
 
 clean:
-	rm -rf build dist llc.egg-info .pytest_cache .hypothesis __pycache__
+	rm -rf build dist llc.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__
 	find llc tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 	find llc \( -name '*.so' -o -name '*.o' \) -type f -delete

@@ -1,6 +1,7 @@
 """Builds llc/data/native/_native.so; everything else about the package is in pyproject.toml.
 
-The library has a plain C interface and does not use Python, so one build serves every Python: the wheel is tagged py3-none-PLATFORM.
+The library has a plain C interface and does not use Python, so one build serves every Python version: the
+wheel's tag is py3-none-PLATFORM.
 """
 
 import shutil
@@ -15,7 +16,10 @@ NATIVE = Path("llc/data/native")
 
 
 def libjpeg(kind):
-    """Flags of libjpeg-turbo from pkg-config (`kind`: --cflags or --libs), else what finds it where the compiler looks anyway."""
+    """Compiler or linker flags for libjpeg-turbo. kind: --cflags or --libs.
+
+    Without pkg-config, the flags work if the library is where the compiler looks by default.
+    """
     if shutil.which("pkg-config"):
         done = subprocess.run(["pkg-config", kind, "libjpeg"], capture_output=True, text=True)
         if done.returncode == 0:
@@ -24,7 +28,7 @@ def libjpeg(kind):
 
 
 class BuildLibrary(build_ext):
-    """An extension module's build, for a library that is none: no Python version in its name, no PyInit function."""
+    """Builds a plain shared library: its name has no Python version, and it exports no PyInit function."""
 
     def get_ext_filename(self, name):
         return str(Path(*name.split("."))) + ".so"
@@ -45,7 +49,8 @@ setup(
             sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
             depends=sorted(str(path) for path in NATIVE.glob("*.h")),
             language="c++",
-            # No -march: the same build runs on every CPU of the platform; what is faster on some is chosen at run time.
+            # No -march, because one build must run on every CPU of the platform. Faster kernels for newer
+            # CPUs are chosen at run time.
             extra_compile_args=[
                 "-std=c++17",
                 "-O3",

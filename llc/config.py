@@ -1,8 +1,8 @@
 """The command line: frozen dataclasses of options <- YAML files, then --section.key=value and --key=value.
 
 Every command takes the same form: its positional words, then flags in any order. `read` makes dataclasses of
-`llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added here:
-an unknown key is an error that names the nearest known one, and every error exits with a status of its own.
+`llc.options` from them. fastargs holds the sections and validates the values; what it leaves out is added
+here: an unknown key is an error that names the nearest known one, and `run` turns errors into exit statuses.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, i
 from llc.yaml_file import read_yaml
 
 _TOP = "_"  # fastargs' name for the section without a name
+_COMMAND_LINE = "command line"  # where a value comes from, in messages
 
 
 class _FieldChecker(Checker):
@@ -60,22 +61,25 @@ class _Command:
             raise UserError(
                 f"{where}: {key} is now called {self.formerly[key]}: write --{self.formerly[key]}=VALUE"
             )
+        on_command_line = where == _COMMAND_LINE
+        if key in ("config", "config-file", "plugin") and not on_command_line:
+            raise UserError(f"{where}: {key} is for the command line only: write --{key}=VALUE")
         section = key.rpartition(".")[0]
         if section and not difflib.get_close_matches(section, list(self.sections), n=1):
             hint = f"; if {section} is an addition from outside llc, name its file with --plugin=FILE.py"
         else:
-            hint = did_you_mean(key, [*self.flags, "config", "plugin"])
+            hint = did_you_mean(key, [*self.flags, *(("config", "plugin") if on_command_line else ())])
         raise UserError(f"{where}: {key} is not a key{hint} (--help lists all keys)")
 
 
 def read(sections, argv, *, description):
     """argv -> {section: dataclass instance}.
 
-    sections: {name: frozen dataclass of llc.options}; the keys of the section "" are written without a section,
-    and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`; repeatable,
-    later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the file, names one
-    that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits with 0.
-    Raises UserError for an unknown key, a bad or missing value, an unreadable file.
+    sections: {name: frozen dataclass of llc.options}; keys of the section "" are written without a section,
+    and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`;
+    repeatable, later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the
+    file, names one that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits
+    with 0. Raises UserError for an unknown key, a bad or missing value, an unreadable file.
     """
     command = _Command(sections)
     files, overrides, words = _split(command, argv, description)
@@ -85,7 +89,7 @@ def read(sections, argv, *, description):
             command.check_key(key, where)
             values[key], origin[key] = value, where
     values |= overrides
-    origin |= dict.fromkeys(overrides, "command line")
+    origin |= dict.fromkeys(overrides, _COMMAND_LINE)
     registry = _registry(command)
     registry.collect({_path(key): value for key, value in (values | _placed(command, words)).items()})
     problems = []
@@ -95,8 +99,8 @@ def read(sections, argv, *, description):
             how = key.upper() if key in command.positionals else f"--{key}=VALUE"
             problems.append(f"{key} is required ({param.desc}): give it as {how}")
         else:
-            where = origin.get(key, "command line")
-            problems.append(f"{where}: {key} = {registry.content[path]!r}: it takes {param.checker.help()}")
+            where, value = origin.get(key, _COMMAND_LINE), registry.content[path]
+            problems.append(f"{where}: {key} = {value!r:.80}: it takes {param.checker.help()}")
     if problems:
         raise UserError("\n".join(problems))
     return {
@@ -111,11 +115,18 @@ def read_one(kind, argv, *, description):
 
 
 def value_of(flag, argv):
-    """What argv says for a flag, before the rest can be read; None if it says nothing. `flag` is without --."""
+    """The value of a flag in argv, for commands that need it before they can read the rest.
+
+    flag: its name without --. As in `read`, the last one counts. Returns None if there is no value.
+    """
+    value = None
     for word, following in zip(argv, [*argv[1:], None]):
-        if word.split("=")[0] == f"--{flag}":
-            return word.partition("=")[2] or following
-    return None
+        name, has_value, own = word.partition("=")
+        if name == f"--{flag}":
+            value = own if has_value else following
+            if not has_value and following is not None and following.startswith("--"):
+                value = None
+    return value
 
 
 def _path(key):
@@ -152,7 +163,7 @@ def _split(command, argv, description):
         key, has_value, value = word[2:].partition("=")
         is_file = key in ("config", "config-file")
         if not is_file:
-            command.check_key(key, "command line")
+            command.check_key(key, _COMMAND_LINE)
         if not has_value:
             value = _next_value(command, key, queue)
         if is_file:
@@ -217,8 +228,8 @@ def _flatten(name, content, prefix=""):
             flat[path] = value
         elif value is not None:
             raise UserError(
-                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or boolean, "
-                "or a list of them (a file has sections, and keys in them)"
+                f"--config {name}: {path} is a {type(value).__name__}; it takes a single text, number or "
+                "boolean, or a list of them (a file has sections, and keys in them)"
             )
     return flat
 
@@ -239,7 +250,7 @@ def _help(command, description):
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------ entry points
+# ---- entry points ---------------------------------------------------------------------------------------
 
 
 def run(main):
@@ -282,9 +293,9 @@ def _end(error, quiet):
 def _leave(status):
     """Ends one of several processes without the interpreter's own clean-up.
 
-    During that clean-up gloo's threads may still want the GIL, to release their last messages. Python ends them
-    there by an exception that C++ answers with abort(), and torchrun would report a run as failed that had done
-    everything it should.
+    During that clean-up gloo's threads may still want the GIL, to release their last messages. Python ends
+    them there by an exception that C++ answers with abort(), and torchrun would report a run as failed that
+    had done everything it should.
     """
     if environment.world_size() > 1:
         sys.stdout.flush()

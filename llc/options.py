@@ -92,15 +92,11 @@ def _convert(field, kind, value):
             raise ValueError
         return BOOLEANS[str(value).lower()]
     if kind is str:
+        if isinstance(value, bool) and choices:  # YAML reads an unquoted on, off, yes or no as a boolean
+            value = next((word for word in choices if BOOLEANS.get(word) is value), value)
         value = str(value)
     else:
-        try:
-            number = float(value)
-        except OverflowError:  # an integer of hundreds of digits
-            raise ValueError from None
-        if not math.isfinite(number) or kind is int and number != int(number):
-            raise ValueError
-        value = int(number) if kind is int else number
+        value = _number(kind, value)
     if choices is not None and value not in choices:
         if not (meta["or_positive"] and 0 < float(value) < math.inf):
             raise ValueError
@@ -109,6 +105,26 @@ def _convert(field, kind, value):
     if meta["maximum"] is not None and value > meta["maximum"]:
         raise ValueError
     return value
+
+
+def _number(kind, value):
+    """An int or a finite float from text or a number. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
+    if kind is float:
+        return number
+    if number != int(number):
+        raise ValueError
+    try:
+        return int(value)  # exact also beyond 2**53, where a float is not
+    except ValueError:
+        return int(number)  # text such as 1e6
 
 
 def accepted(field):

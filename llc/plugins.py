@@ -1,4 +1,4 @@
-"""Additions that live outside the package: a decoder, a backbone, a dataset source, a stage (docs/extending.md).
+"""Additions from outside the package: a decoder, a backbone, a dataset source, a stage (docs/extending.md).
 
 An addition registers itself when its module is imported. From Python an import is all it takes; every command
 has --plugin=FILE.py or --plugin=MODULE, which may be repeated. A plugin is code: only the command line names
@@ -7,8 +7,8 @@ one, never a file that llc reads.
 
 import importlib
 import importlib.util
-import os
 import sys
+import traceback
 from pathlib import Path
 
 from llc.errors import UserError
@@ -32,28 +32,58 @@ def take(argv):
 
 
 def load(name):
-    """Imports a plugin: a Python file or a module's name. Raises UserError if there is none."""
+    """Imports a plugin: a Python file or a module's name.
+
+    Raises UserError if there is no such file or module, if its name is taken, or if importing it fails.
+    """
     if name.endswith(".py"):
         path = Path(name).resolve()
-        if not path.is_file():
-            raise UserError(f"--plugin={name}: there is no such file")
-        module = path.stem
-        if getattr(sys.modules.get(module), "__file__", str(path)) != str(path):
-            raise UserError(f"--plugin={name}: another module is called {module}; rename the file")
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))  # worker processes find it there too
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None or not os.path.samefile(spec.origin, path):
-            raise UserError(f"--plugin={name}: another module is called {module}; rename the file")
-        importlib.import_module(module)
-        name = str(path)
+        module = _module_of(name, path)
+        plugin = str(path)
     else:
+        module = plugin = name
         try:
-            found = importlib.util.find_spec(name) is not None
-        except (ImportError, ValueError):
-            found = False
-        if not found:
+            exists = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError) as error:
+            missing = getattr(error, "name", None)
+            if missing and missing != name and not name.startswith(f"{missing}."):
+                raise UserError(f"--plugin={name}: importing it failed: {error}") from error
+            exists = False
+        if not exists:
             raise UserError(f"--plugin={name}: there is no such module; a file's name ends in .py")
-        importlib.import_module(name)
-    if name not in loaded:
-        loaded.append(name)
+    try:
+        importlib.import_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"--plugin={name}: importing it failed: {type(error).__name__}: {error} "
+            f"({last.filename}, line {last.lineno})"
+        ) from error
+    if plugin not in loaded:
+        loaded.append(plugin)
+
+
+def _module_of(name, path):
+    """The name under which a plugin's file is imported; its folder is added to sys.path.
+
+    Worker processes find the module there too. Raises UserError if the file or the name cannot be used.
+    """
+    if not path.is_file():
+        raise UserError(f"--plugin={name}: there is no such file")
+    module = path.stem
+    if not module.isidentifier():
+        raise UserError(f"--plugin={name}: {module} is no name of a Python module; rename the file")
+    taken = UserError(f"--plugin={name}: another module is called {module}; rename the file")
+    if module in sys.modules:
+        if getattr(sys.modules[module], "__file__", None) != str(path):
+            raise taken
+        return module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.has_location or Path(spec.origin).resolve() != path:
+        raise taken
+    return module

@@ -8,13 +8,27 @@ MAX_BYTES = 1 << 16  # of a file; the longest recipe here has 2 kB
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without aliases (*name): a few lines of them can stand for more values than fit into memory."""
+    """SafeLoader without aliases (*name), as a few lines of them can expand beyond any memory."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        """Refuses a key that is given twice, of which PyYAML would silently drop the first."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            seen = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep)
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key} is given twice", key_node.start_mark
+                    )
+                seen.add(key)
+        return mapping
 
 
 def read_yaml(path, flag="config"):
@@ -33,7 +47,7 @@ def read_yaml(path, flag="config"):
     except UserError:
         raise
     except Exception as error:  # PyYAML lets Python's own errors through: a day 99, nesting that is too deep
-        raise UserError(f"--{flag} {path}: not a YAML file: {error}") from error
+        raise UserError(f"--{flag} {path}: not a valid YAML file: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

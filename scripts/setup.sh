@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Make this machine ready for llc: system packages (apt), .venv, the pinned Python packages. `make setup` runs it.
+# Prepares a machine for llc: system packages (apt), .venv, pinned Python packages. `make setup` runs it.
 #
 #   [PYTHON=python3.12] bash scripts/setup.sh [--fashion-mnist]
 #
 # PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images.
-# Run again, it takes a fraction of a second while .venv is whole and nothing it was made from has changed. Otherwise:
-#   one of `sources` below changed, or llc's library is gone the packages are installed over what is there
+# A second run takes a fraction of a second if .venv is whole and made from the same sources. Otherwise:
+#   one of `sources` changed, or llc's library is gone   the packages are installed over what is there
 #   .venv unfinished, damaged, moved, or of another Python   .venv is made again
 #   .venv made by hand                                       it is kept under another name, and .venv is made
-# .venv/llc-setup/done is written last and names what .venv was made from; .venv/llc-setup/files lists what it held
-# then. Without `done` nothing that is there is believed.
+# .venv/llc-setup/done is written last and names what .venv was made from. .venv/llc-setup/files lists the files
+# that it held then. A .venv without `done` is not trusted.
 set -euo pipefail
 export LC_ALL=C
 
@@ -33,12 +33,18 @@ for argument in "$@"; do
     esac
 done
 
-# ---- what .venv was made from, and whether it is still all there -----------------------------------------------------
+# ---- what .venv was made from, and whether it is still all there -------------------------------------------
 
 # One line that differs whenever .venv's interpreter is another one or the project lies elsewhere.
-interpreter_of() { "$1" -c 'import sys; print(*sys.version_info[:3], sys.implementation.cache_tag, sys.base_prefix)'; }
-sources() { sha256sum requirements.txt pyproject.toml setup.py scripts/setup.sh llc/data/native/*.{cpp,h}; }
-# Names only, so that editing an installed file in place, or adding packages of one's own, is nobody's business.
+interpreter_of() {
+    "$1" -c 'import sys; print(*sys.version_info[:3], sys.implementation.cache_tag, sys.base_prefix)'
+}
+# What .venv is made from, the sources of llc's native library included.
+sources() {
+    sha256sum requirements.txt pyproject.toml setup.py scripts/setup.sh
+    find llc \( -name '*.cpp' -o -name '*.h' \) -exec sha256sum {} + | sort -k 2
+}
+# Names only, so that you may edit installed files and add packages.
 files_of_venv() { (cd "$venv" && find . \( -type f -o -type l \) ! -name '*.pyc' ! -path './llc-setup/*' | sort); }
 
 # Sets `found` to whole, to old (something to install into it), or to broken, with the reason in `why`.
@@ -58,16 +64,17 @@ inspect_venv() {
     lost=$(comm -23 "$state/files" <(files_of_venv))
     if [ -n "$lost" ]; then why="files are missing from the one here, e.g. ${lost%%$'\n'*}"; return; fi
     if [ "$(sources)" != "$(tail -n +2 "$state/done")" ]; then found=old; return; fi
-    # a system upgrade may have taken away the OpenCV that FFCV was linked with, `make clean` removes llc's own library
+    # a system upgrade may have removed FFCV's OpenCV; `make clean` removes llc's own library
     if [ ! -e llc/data/native/_native.so ] ||
-        ldd llc/data/native/_native.so "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null | grep -q 'not found'; then
+        ldd llc/data/native/_native.so "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null |
+            grep -q 'not found'; then
         found=old
         return
     fi
     found=whole
 }
 
-# ---- system packages -------------------------------------------------------------------------------------------------
+# ---- system packages ---------------------------------------------------------------------------------------
 
 # Sets `missing` to the Debian packages for what this machine really cannot do: having the capability counts, not the
 # package, so a machine with its own compiler or OpenCV needs no apt.
@@ -107,7 +114,7 @@ find_apt() {
 # 9 is the lock below, which nothing that apt-get starts shall keep
 apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=300 "$@" 9<&-; }
 
-# On Debian 12, without what they recommend, these are 128 packages and 245 MB less, and FFCV builds all the same.
+# On Debian 12, leaving out recommended packages saves 128 of them and 245 MB; FFCV does not need them.
 apt_install() { apt install -y --no-install-recommends "$@"; }
 
 install_system_packages() {
@@ -131,7 +138,7 @@ install_system_packages() {
         "(looked for by $python and $(command -v g++ pkg-config | tr '\n' ' '))"
 }
 
-# The demo's images. Not having them is no error: torchvision downloads the same files where there is a network.
+# The demo's images. It is no error if they are missing, because torchvision can download the same files.
 install_fashion_mnist() {
     [ ! -e "$fashion_mnist" ] && [ ! -e "$state/fashion-mnist-asked" ] || return 0
     touch "$state/fashion-mnist-asked"   # once is enough: this is not the only way to these images
@@ -140,7 +147,7 @@ install_fashion_mnist() {
     { apt update && apt_install "$dataset"; } || say "apt-get has no $dataset; the demo will try torchvision's download"
 }
 
-# ---- .venv -----------------------------------------------------------------------------------------------------------
+# ---- .venv -------------------------------------------------------------------------------------------------
 
 # Sets `python`: the interpreter asked for, else the one that was asked for when .venv was made, else python3.
 choose_python() {
@@ -150,7 +157,7 @@ choose_python() {
     command -v "$python" >/dev/null || fail "$python: no such program; name a Python, e.g. make PYTHON=python3.12 setup"
     "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' || fail \
         "$python is $("$python" --version 2>&1); llc needs Python 3.10 or newer: make PYTHON=python3.12 setup"
-    # the one beneath, should this be the Python of a virtual environment, perhaps of the very .venv to be replaced
+    # its base, if this is the Python of a virtual environment, perhaps of the .venv that is about to be replaced
     [ "$found" != broken ] || python=$("$python" -c 'import sys; print(sys._base_executable)')
 }
 
@@ -179,13 +186,13 @@ install_python_packages() {
     if [ "$found" = old ]; then
         say "installing what has changed into .venv"
     else
-        say "installing the packages of requirements.txt: 6 GB on disk, nearly all of it torch; minutes on a slow line"
+        say "installing the packages of requirements.txt: 6 GB on disk, most of it torch; may take minutes"
     fi
-    # FFCV names every library of OpenCV to the linker and uses two: without --as-needed the others load at each start.
+    # FFCV links every library of OpenCV and uses two: without --as-needed, each start would load all of them.
     # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
     export LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}"
     pip install "${quiet[@]}" --use-pep517 -r requirements.txt \
-        || fail "pip could not install requirements.txt (the reason is above); its versions are for Python 3.10 to 3.13"
+        || fail "pip could not install requirements.txt (the reason is above); it is for Python 3.10 to 3.13"
     pip install "${quiet[@]}" --no-deps -e .
     if ! "$venv/bin/python" -c 'import ffcv' 2>/dev/null; then
         # pip may have kept an FFCV that was built against libraries that are no longer here
@@ -196,9 +203,9 @@ install_python_packages() {
     fi
 }
 
-# ---- in order --------------------------------------------------------------------------------------------------------
+# ---- in order ----------------------------------------------------------------------------------------------
 
-# One set-up at a time in this folder: the lock is on this file, and the system drops it however the set-up ends.
+# One set-up at a time in this folder: this file is locked, and the system unlocks it when the set-up ends.
 if command -v flock >/dev/null; then
     exec 9<"${BASH_SOURCE[0]}"
     flock -n 9 || { say "waiting for another set-up in this folder"; flock 9; }

@@ -1,12 +1,13 @@
 #!/bin/bash
-# Trains on several machines under Slurm, and goes on after pre-emption:
+# Trains on several machines under Slurm, and resumes after pre-emption:
 #
 #   sbatch --nodes=4 scripts/slurm.sh --config rn50_configs/llc_20bit.yaml --logging.name=NAME \
 #       --data.train_dataset=train.beton --data.val_dataset=val.beton
 #
-# One torchrun a machine, one process a GPU. training.batch_size is the total over all of them. LLC_PYTHON names the interpreter
-# (default: .venv/bin/python of the folder that sbatch was called in). Before the time limit and on pre-emption the run writes a checkpoint;
-# requeued by Slurm or submitted again with the same line, it goes on from there.
+# Each machine runs one torchrun, with one process per GPU. training.batch_size is the total over all.
+# LLC_PYTHON names the interpreter (default: .venv/bin/python of the folder in which sbatch was called).
+# Before the time limit and on pre-emption the run writes a checkpoint. It resumes there when Slurm requeues
+# it, or when the same line is submitted again.
 #SBATCH --job-name=llc
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -11,50 +11,105 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
-from numba import uint8, uint32, uint64
 from PIL import Image
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # read when Triton is imported, which much of torch does: before anything else here
-    )
-    with contextlib.suppress(ImportError):
+    # Triton reads this variable when it is imported, which much of torch does, and again when a kernel is
+    # made. So Triton and all kernels of llc are imported here, before any test, whatever the order of the
+    # tests.
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ImportError):
+        patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
 
-        # their kernels are interpreted only if they are made now, and other tests import them too
-        import llc.hamming.cuda  # noqa: F401
+        import llc.hamming.cuda
         import llc.kernels.pack_cuda  # noqa: F401
-    del os.environ["TRITON_INTERPRET"]
 
 from llc.checkpoints import from_original
 from llc.network import Network
 from tests.original import OriginalResNet, random_values, resnet18
+from tests.waiting import seconds
 
-# a first call may compile a kernel; the phase "explain" traces every line of that, which takes minutes
+# no deadline, because a first call may compile a kernel; the phase "explain" would trace that for minutes
 settings.register_profile("llc", deadline=None, phases=set(Phase) - {Phase.explain})
 settings.load_profile("llc")
 
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A shell's background job ignores Ctrl-C, and so would all processes that the tests start and interrupt.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Fixtures that start processes or train. A test that uses one is not quick, whatever file it is in.
+SLOW_FIXTURES = {"run_llc", "betons", "finished_run", "write_ffcv", "start_write_ffcv"}
+# Files and folders whose tests are quick: pure functions, small inputs. `make check` runs them.
+QUICK = {
+    "evaluation",
+    "test_codebook.py",
+    "test_codes.py",
+    "test_config.py",
+    "test_decoders.py",
+    "test_isolation.py",
+    "test_manifest.py",
+    "test_network.py",
+    "test_plugins.py",
+    "test_progress.py",
+    "test_sampling.py",
+    "test_schedules.py",
+    "test_setup.py",
+    "test_stages.py",
+}
 
-# As numba shares them with everyone in the process. FFCV's loader marks them as read-only, and numba's tables of what it has compiled, which
-# have them as keys, are broken then.
-NUMBA_TYPES = uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if QUICK & {item.path.name, item.path.parent.name} and not SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_interrupts():
+    """Lets processes that tests start be interrupted: they would ignore Ctrl-C as a background job does."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_changed(ctrl_c_interrupts):
+    """Fails a test that leaves SIGINT's handler or TRITON_INTERPRET changed, and restores them."""
+    handler, interpret = signal.getsignal(signal.SIGINT), os.environ.get("TRITON_INTERPRET")
+    yield
+    changed = []
+    if signal.getsignal(signal.SIGINT) is not handler:
+        signal.signal(signal.SIGINT, handler)
+        changed.append("the handler of SIGINT")
+    if os.environ.get("TRITON_INTERPRET") != interpret:
+        os.environ.pop("TRITON_INTERPRET", None)
+        if interpret is not None:
+            os.environ["TRITON_INTERPRET"] = interpret
+        changed.append("TRITON_INTERPRET")
+    assert not changed, f"this test left {' and '.join(changed)} changed"
 
 
 @pytest.fixture(autouse=True)
 def numba_types_as_they_were():
+    """Undoes what FFCV's loader does to numba's types, which the whole process shares.
+
+    It marks them as read-only. They are keys of numba's tables of compiled functions, which then break.
+    """
     yield
-    for shared in NUMBA_TYPES:
-        shared.mutable = True
+    if "ffcv" in sys.modules:
+        from numba import uint8, uint32, uint64
+
+        for shared in (uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]):
+            shared.mutable = True
 
 
 def run_command(*words, processes=None, check=True, timeout=240):
-    """Runs a command line of the README in a subprocess: python WORDS, or torchrun --nproc_per_node=processes WORDS."""
+    """Runs `python WORDS`, or `torchrun --nproc_per_node=processes WORDS`, in a process of its own.
+
+    timeout: seconds, before LLC_TEST_PATIENCE stretches them. check: whether a failing command fails the
+    test.
+    """
     launcher = (
         []
         if processes is None
@@ -65,7 +120,7 @@ def run_command(*words, processes=None, check=True, timeout=240):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=seconds(timeout),
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
@@ -77,7 +132,7 @@ def run_llc():
 
 
 def draw(rng, label, size=(40, 36)):
-    """A noisy picture whose class is its stripes: direction and colour."""
+    """A noisy image of stripes, whose direction and colour are its class."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     stripes = ((rows if label % 2 else columns) // 5) % 2
     colour = np.array([[220, 40, 40], [40, 200, 60], [50, 60, 220], [200, 200, 40]][label // 2])
@@ -87,7 +142,7 @@ def draw(rng, label, size=(40, 36)):
 
 @pytest.fixture(scope="session")
 def image_tree(tmp_path_factory):
-    """train/ and val/ of 6 classes, JPEG and PNG files of various sizes: 40 and 11 images a class."""
+    """train/ and val/ with 40 and 11 images per class, 6 classes; JPEG and PNG of various sizes."""
     root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(7)
     for split, count in (("train", 40), ("val", 11)):
         for label in range(6):
@@ -152,7 +207,7 @@ def finished_run(betons, tmp_path_factory):
 
 
 def trained_network(arch, num_bits, num_classes, **options):
-    """A network of llc with random weights and codebook whose outputs differ from picture to picture, in evaluation mode."""
+    """A network in evaluation mode with random weights and codebook, whose outputs differ between images."""
     network = Network(arch, num_bits, num_classes, **options)
     reference = (
         OriginalResNet(num_bits, num_classes)

@@ -1,8 +1,8 @@
-"""The set-up: what is declared, pinned and imported agree; scripts/setup.sh asks for, makes and repairs what it says.
+"""The set-up: declarations, pins and imports agree, and scripts/setup.sh makes and repairs what it should.
 
-setup.sh runs here in a copy of the project, with a PATH that holds stand-ins for apt-get, sudo, g++, pkg-config and
-Python's venv and pip: nothing is installed, and the machine is not touched. What the stand-ins leave out, the real
-installing, is what `make test` does before it can come here.
+setup.sh runs here in a copy of the project. Its PATH holds stand-ins for apt-get, sudo, g++, pkg-config and
+Python's venv and pip, so that nothing is installed and the machine is not touched. `make test` installs for
+real before these tests start.
 """
 
 import ast
@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import llc
+from tests.waiting import seconds
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +37,7 @@ PINS = [
 ]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
-# import name -> distribution, where they differ; llvmlite is the other half of numba, which installs the one that fits
+# import name -> distribution, where they differ; numba installs the llvmlite that fits
 DISTRIBUTIONS = {
     "cv2": "opencv-python",
     "PIL": "pillow",
@@ -50,7 +51,7 @@ NEEDED = {
     "terminaltables": "fastargs imports it, and does not declare it",
     "numba": "FFCV compiles its loaders with it, and asks for no version",
 }
-# imported by tests only: pytest brings them, or Python from 3.11 on
+# imported by tests only
 WITH_TORCH = {"triton"}  # where torch has CUDA
 WITH_PYTEST = {"packaging", "tomli", "tomllib"}
 
@@ -63,7 +64,7 @@ def declared(*extras):
 
 
 def third_party_imports(*paths):
-    """{distribution name: a file that imports it}, over all the given files, imports inside functions included."""
+    """{distribution: a file that imports it} over all paths, imports inside functions included."""
     own = {
         "llc",
         "tests",
@@ -94,7 +95,7 @@ def product_files():
     ]
 
 
-# ---- what is declared ------------------------------------------------------------------------------------------------
+# ---- what is declared --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -102,7 +103,7 @@ def test_every_dependency_has_one_exact_pin_within_its_range(python):
     pins = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate({"python_version": python})]
     names = [canonicalize_name(pin.name) for pin in pins]
     assert len(names) == len(set(names)), "a package is pinned twice"
-    for name, requirement in declared("test").items():
+    for name in declared("test"):
         assert name in names, f"requirements.txt has no {name} for Python {python}"
     for name, pin in zip(names, pins):
         [specifier] = pin.specifier
@@ -142,7 +143,7 @@ def test_version_stands_in_one_place():
 
 
 def test_every_package_folder_is_found_by_the_installer():
-    """setuptools finds packages by their __init__.py; a folder without one would be missing from an installed llc."""
+    """setuptools finds packages by their __init__.py: a folder without one would not be installed."""
     without = {
         path.parent.relative_to(ROOT)
         for path in ROOT.glob("llc/**/*.py")
@@ -151,12 +152,15 @@ def test_every_package_folder_is_found_by_the_installer():
     assert not without
 
 
-# ---- setup.sh --------------------------------------------------------------------------------------------------------
+# ---- setup.sh ----------------------------------------------------------------------------------------------
 
-TOOLS = "bash cat comm cp date dirname env find flock grep head ldd mkdir mv rm sha256sum sh sort tail touch tr".split()
+TOOLS = (
+    "bash cat comm cp date dirname env find flock grep head ldd mkdir mv rm sha256sum sh sort tail".split()
+)
+TOOLS += ["touch", "tr"]
 
-# The Python that runs this, said to be of any version, with these things replaced: `-m venv` makes a bare .venv whose
-# Python is this script again, `-m pip` installs one file, what Debian keeps in python3-venv and -dev is there or not.
+# A stand-in for Python that claims any version. `-m venv` makes a bare .venv with this script as its Python,
+# `-m pip` installs one file, and what Debian has in python3-venv and -dev may be missing.
 PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*)   mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
@@ -234,7 +238,7 @@ class Sandbox:
         done = subprocess.run(
             ["bash", str(self.project / "scripts/setup.sh"), *arguments],
             text=True,
-            timeout=60,
+            timeout=seconds(60),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Files as somebody else made them: changed at random (tests/fuzz.py), or crafted to run code or to fill the memory."""
+"""Files as somebody else made them: changed at random (tests/tools/fuzz.py), or crafted to run code or to fill the memory."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from llc.codebook import load_codebook
 from llc.errors import UserError
 from llc.recipe import sections
 from llc.torch_files import read_torch_file
-from tests.fuzz import fuzz, readers
+from tests.tools.fuzz import fuzz, readers
 
 READERS = (
     "beton with its manifest",

@@ -30,7 +30,7 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.retrieval import leave_one_out
 from llc.training import config as training_config
-from tests.chaos import make_betons
+from tests.tools.chaos import make_betons
 from tests.conftest import ROOT
 from tests.data.helpers import wait_until
 from tests.waiting import seconds

@@ -2,17 +2,16 @@
 
     python -m tests.gpu [--only=NAME,...] [--json=gpu.json] [--rehearse]
 
-How long it takes has not been measured. Every part runs in a process of its own, because an error on the device
-spoils whatever follows it in the same process. A table of all parts is printed at the end. The JSON file holds
-the table and the benchmarks' figures; it is written after each part. --only chooses parts by the beginnings of
-their names. Tests that need two GPUs are left out on a machine with one. The exit status is 0 if every part ran
-and passed, and 1 if anything failed or was skipped.
+How long it takes has not been measured. Every part runs in a process of its own, because an error on the
+device spoils whatever follows it in the same process. A table of all parts is printed at the end. The JSON
+file holds the table and the benchmarks' figures; it is written after each part. --only chooses parts by the
+beginnings of their names. Tests that need two GPUs are left out on a machine with one. The exit status is 0
+if every part ran and passed, and 1 if anything failed or was skipped.
 
---rehearse runs the same commands, as small as possible, without a GPU. The tests that need one are skipped, so
-the exit status is 1.
+--rehearse runs the same commands, as small as possible, without a GPU. The tests that need one are skipped,
+so the exit status is 1.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -29,8 +28,12 @@ from pathlib import Path
 
 import torch
 
+from llc import config
+from llc.errors import UserError
+from llc.options import option
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-SEVERAL_GPUS = "test_several_gpus"  # left out on a machine with one GPU, whatever it would show
+SEVERAL_GPUS = "test_several_gpus"  # left out on a machine with one GPU
 WORKLOADS = (
     "top1_64",
     "top1_256",
@@ -67,7 +70,11 @@ VARIANTS = {
 
 @dataclasses.dataclass
 class Part:
-    """command: of Python, with {report} for the file that it writes. kind: tests, hamming or epoch, which say what that file holds."""
+    """One command of the table.
+
+    command: the words after `python`; {report} stands for the file that the command writes. kind: tests,
+    hamming or epoch; it says what that file holds. minutes: the time limit.
+    """
 
     name: str
     kind: str
@@ -121,7 +128,10 @@ def parts(rehearse):
 
 
 def run(part, folder, environment):
-    """-> {name, status: passed, skipped or failed, seconds, says: for the table, report: what the command wrote}."""
+    """Runs a part. Returns {name, status, seconds, says, report}.
+
+    status: passed, skipped or failed. says: the text for the table. report: what the command wrote.
+    """
     file, started = folder / f"{part.name}.report", time.monotonic()
     command = [sys.executable, *(word.format(report=file) for word in part.command)]
     print(f"\n== {part.name}: {' '.join(command[1:])}", flush=True)
@@ -129,9 +139,8 @@ def run(part, folder, environment):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         code = process.wait(60 * part.minutes)
     except subprocess.TimeoutExpired:
-        os.killpg(
-            process.pid, signal.SIGKILL
-        )  # what it started would keep the GPU from the parts that follow
+        # the processes that it started would keep the GPU busy during the parts that follow
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         code = f"still running after {part.minutes:g} minutes"
     result = {
@@ -146,7 +155,7 @@ def run(part, folder, environment):
         result["says"] = {"tests": _say_counts, "hamming": _say_ratios, "epoch": _say_rates}[part.kind](
             result["report"]
         )
-    except Exception as error:  # the other parts shall run, whatever this one wrote
+    except Exception as error:  # whatever this part wrote, the others must run
         code = code or f"its report is missing or not what was expected ({type(error).__name__}: {error})"
     if part.kind == "tests" and result["report"] and code in (0, 5):  # 5: pytest had nothing to run
         counts = result["report"]
@@ -158,7 +167,7 @@ def run(part, folder, environment):
 
 
 def _counts(file):
-    """How many tests of a JUnit file passed, failed and were skipped, and why they were."""
+    """Numbers of passed, failed and skipped tests in a JUnit file, and the reasons for skipping."""
     suites = list(ElementTree.parse(file).getroot().iter("testsuite"))
     number = {
         key: sum(int(suite.get(key, 0)) for suite in suites)
@@ -240,55 +249,46 @@ def machine():
     }
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        "python -m tests.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    only: str = option(
+        "", help="parts to run: beginnings of their names (tests, hamming, epoch, ...), separated by commas"
     )
-    parser.add_argument(
-        "--only",
-        default="",
-        help="parts to run, by the beginnings of their names, separated by commas: tests, hamming, epoch, ...",
-    )
-    parser.add_argument("--json", default="gpu.json", help="the file to write (default: %(default)s)")
-    parser.add_argument(
-        "--rehearse", action="store_true", help="on a machine without a GPU: the same commands, small"
-    )
-    words = parser.parse_args()
-    if not torch.cuda.is_available() and not words.rehearse:
-        parser.exit(
-            2, "error: torch sees no GPU on this machine; --rehearse tries the commands without one\n"
-        )
-    wanted = tuple(words.only.split(","))
-    chosen = [part for part in parts(words.rehearse) if part.name.startswith(wanted)]
+    json: str = option("gpu.json", help="the file to write")
+    rehearse: bool = option(False, help="on a machine without a GPU: the same commands, small")
+
+
+def main(argv):
+    options = config.read_one(Options, argv, description=__doc__)
+    if not torch.cuda.is_available() and not options.rehearse:
+        raise UserError("torch sees no GPU on this machine; --rehearse tries the commands without one")
+    wanted = tuple(options.only.split(","))
+    existing = parts(options.rehearse)
+    chosen = [part for part in existing if part.name.startswith(wanted)]
     if not chosen:
-        parser.exit(
-            2,
-            f"error: --only={words.only}: no part begins so; there are {', '.join(part.name for part in parts(words.rehearse))}\n",
-        )
-    environment, results = os.environ | ({"LLC_REHEARSE": "1"} if words.rehearse else {}), []
+        names = ", ".join(part.name for part in existing)
+        raise UserError(f"--only={options.only}: no part's name begins with this; there are {names}")
+    environment, results = os.environ | ({"LLC_REHEARSE": "1"} if options.rehearse else {}), []
     about = machine()
     with tempfile.TemporaryDirectory(prefix="llc-gpu-") as folder:
         for part in chosen:
             results.append(run(part, Path(folder), environment))
-            Path(words.json).write_text(
-                json.dumps({"machine": about, "rehearsed": words.rehearse, "parts": results}, indent=1) + "\n"
-            )
-    print(
-        "\n"
-        + "\n".join(f"{key:12s} {value}" for key, value in about.items() if value)
-        + f"\n\n{'part':20s} {'result':8s} {'seconds':>8s}"
-    )
+            written = {"machine": about, "rehearsed": options.rehearse, "parts": results}
+            Path(options.json).write_text(json.dumps(written, indent=1) + "\n")
+    print()
+    for key, value in about.items():
+        if value:
+            print(f"{key:12s} {value}")
+    print(f"\n{'part':20s} {'result':8s} {'seconds':>8s}")
     for result in results:
         print(f"{result['name']:20s} {result['status']:8s} {result['seconds']:8.1f}  {result['says']}")
     bad = [result["name"] for result in results if result["status"] != "passed"]
-    print(
-        f"\n{words.json}: " + (f"not passed: {', '.join(bad)}" if bad else f"all {len(results)} parts passed")
-    )
+    outcome = f"not passed: {', '.join(bad)}" if bad else f"all {len(results)} parts passed"
+    print(f"\n{options.json}: {outcome}")
     sys.exit(1 if bad else 0)
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

@@ -1,4 +1,8 @@
-"""The step on a CUDA device: no wait for the device, precisions, memory format; compiled equals eager; two processes on one GPU."""
+"""The training step on a CUDA device.
+
+It never waits for the device; precisions and memory format are right; compiled code equals eager code; two
+processes on one GPU equal one process.
+"""
 
 import copy
 import dataclasses
@@ -24,14 +28,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 LR = 0.05
+CODEBOOK_STAGE = CodebookStage()
 
 
 @pytest.fixture
 def network():
     torch.manual_seed(3)
-    network = Network(
-        "resnet18", 20, 10, width=32, use_blurpool=True, logit_scale=20**-0.5
-    )  # else LR makes it diverge
+    # without this logit_scale, training diverges at LR
+    network = Network("resnet18", 20, 10, width=32, use_blurpool=True, logit_scale=20**-0.5)
     torch.nn.init.normal_(network.codebook)
     return network.to("cuda", memory_format=torch.channels_last)
 
@@ -45,7 +49,7 @@ def batch():
     return images.cuda(), (torch.arange(32) % 10).cuda()
 
 
-def engine(network, stage=CodebookStage(), num_resolutions=1, **changes):
+def engine(network, stage=CODEBOOK_STAGE, num_resolutions=1, **changes):
     training = dataclasses.replace(Training(label_smoothing=0.1, compile="off"), **changes)
     return Engine(network, stage, training, Dist(), Processes(device="cuda:0"), num_resolutions)
 
@@ -131,8 +135,8 @@ def test_compiled_equals_eager_over_resolutions_and_while_the_codebook_freezes(n
                 losses[-1].append(trained.step(images, batch[1], LR / 10).item())
         assert trained.compiled == (compile == "on")
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    # Rounding grows from step to step. A parameter without its gradient, as the codebook's could be lost in our own autograd function,
-    # would differ by all that it should have moved.
+    # Rounding grows from step to step. A parameter without its gradient, as the codebook's could be lost in
+    # our own autograd function, would differ by all that it should have moved.
     for (name, a), b in zip(eager.named_parameters(), network.parameters()):
         assert (a - b).norm() <= 0.2 * (a - start[name]).norm(), name
     counters = torch._dynamo.utils.counters
@@ -140,7 +144,7 @@ def test_compiled_equals_eager_over_resolutions_and_while_the_codebook_freezes(n
 
 
 def test_two_processes_on_one_gpu_equal_one(run_llc, monkeypatch):
-    """DDP over gloo, with compilation, a frozen codebook, accumulation, compressed gradients and averaged weights."""
+    """DDP over gloo: compilation, a frozen codebook, accumulation, compressed gradients, averaged weights."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0])
     done = run_llc("tests/training/two_processes.py", processes=2, timeout=400)

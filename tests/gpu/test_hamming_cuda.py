@@ -1,4 +1,7 @@
-"""The CUDA implementation of packing, search and decoders against the CPU's, which tests/hamming holds against Python integers."""
+"""The CUDA implementation of packing, search and decoders, compared with the CPU's.
+
+tests/hamming compares the CPU's with Python integers.
+"""
 
 import pytest
 import torch
@@ -7,10 +10,10 @@ import llc
 from llc.hamming import Decoder, pairwise, range_search, search
 from tests.hamming.helpers import random_codes
 
-if not torch.cuda.is_available():  # before Triton is imported, which tests/hamming then wants interpreted
+if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
-from llc.hamming import cuda, cuda_dot  # noqa: E402
-from llc.kernels.cuda_launch import check_launch  # noqa: E402
+from llc.hamming import cuda, cuda_dot
+from llc.kernels.cuda_launch import check_launch
 
 pytestmark = pytest.mark.gpu
 
@@ -39,7 +42,7 @@ def same(found, expected):
     ],
 )
 def test_search_equals_the_cpu(num_bits, n, m, distinct):
-    if n * m * num_bits > 1 << 29:  # of which the CPU's share would take minutes
+    if n * m * num_bits > 1 << 29:  # the CPU would take minutes
         n = 9
     queries, database = codes(n, num_bits, 0), codes(m, num_bits, 1, distinct)
     on_gpu = queries.cuda(), database.cuda()
@@ -100,7 +103,7 @@ def test_inference_tensors(monkeypatch, method):
 
 @pytest.mark.parametrize("method", ["popc", "dot"])
 def test_another_stream(monkeypatch, method):
-    """Kernels wait for what their stream was told before: here the codes, which arrive there late."""
+    """Kernels wait for earlier work on their stream: here the codes arrive late."""
     monkeypatch.setattr(cuda, "METHOD", method)
     values, database = torch.randn(300, 64).cuda(), codes(5000, 64, 1).cuda()
     expected = [search(llc.pack_bits(values.cpu()), database.cpu(), k) for k in (1, 5)]
@@ -162,9 +165,8 @@ def test_packing_equals_the_cpu(dtype, num_bits):
 
 
 def test_smallest_numbers_are_positive():
-    values = torch.full(
-        (1, 8), 1e-45
-    ).cuda()  # subnormal: a comparison that flushes them to zero would pack 0
+    # subnormal: a comparison that flushes such values to zero would pack 0
+    values = torch.full((1, 8), 1e-45).cuda()
     assert llc.pack_bits(values).tolist() == [[255]]
 
 

@@ -1,4 +1,4 @@
-"""Loaders onto a CUDA device: the bytes of the CPU's, whatever streams the step uses."""
+"""Loaders on a CUDA device: the same bytes as on the CPU, whatever streams the step uses."""
 
 import pytest
 import torch
@@ -17,11 +17,23 @@ pytestmark = [
 def epochs(betons, device, in_memory):
     processes = Processes(device=device)
     train = TrainLoader(
-        open_shards(betons[0]), batch_size=24, num_workers=2, processes=processes, seed=3, min_scale=0.3, in_memory=in_memory
-    )  # fmt: skip
+        open_shards(betons[0]),
+        batch_size=24,
+        num_workers=2,
+        processes=processes,
+        seed=3,
+        min_scale=0.3,
+        in_memory=in_memory,
+    )
     val = ValLoader(
-        open_shards(betons[1]), batch_size=16, num_workers=2, processes=processes, resolution=48, crop_ratio=0.875, in_memory=in_memory
-    )  # fmt: skip
+        open_shards(betons[1]),
+        batch_size=16,
+        num_workers=2,
+        processes=processes,
+        resolution=48,
+        crop_ratio=0.875,
+        in_memory=in_memory,
+    )
     return [*train.epoch(0, 32), *train.epoch(1, 40, start_batch=3), *val]
 
 
@@ -60,10 +72,9 @@ def test_a_batch_is_not_read_before_its_copy_is_done(betons, monkeypatch):
 
     monkeypatch.setattr(loaders._PinnedMemory, "send", send_late)
     torch.cuda.empty_cache()
-    with torch.cuda.stream(
-        loaders._copy_stream(torch.device("cuda:0"))
-    ):  # the memory that batches get holds other bytes before
-        # blocks as small as a batch, which come from another pool than large ones
+    with torch.cuda.stream(loaders._copy_stream(torch.device("cuda:0"))):
+        # fills the memory that batches will get with other bytes; small blocks, because PyTorch allocates
+        # small and large ones from different pools
         blocks = [torch.full((1 << 19,), 255, dtype=torch.uint8, device="cuda") for _ in range(64)]
         del blocks
     sums = [images.long().sum() for images, _ in one_epoch(betons)]
@@ -76,9 +87,8 @@ def test_epochs_leave_no_memory_behind(betons):
         for images, _ in one_epoch(betons, resolution=224):
             del images
         kept.append(torch.cuda.memory_reserved())
-    assert kept[-1] <= 2 * kept[4], (
-        kept
-    )  # how many batches are alive at once depends on the threads; a stream an epoch would make it 16 times as much
+    # how many batches are alive at once depends on the threads; a new stream per epoch would make it 16 times
+    assert kept[-1] <= 2 * kept[4], kept
 
 
 def one_epoch(betons, resolution=32):

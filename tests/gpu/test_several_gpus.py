@@ -64,7 +64,7 @@ def test_batches_arrive_on_a_device_that_is_not_the_current_one(betons):
 
 @pytest.mark.parametrize("method", ["popc", "dot"])
 def test_kernels_run_on_the_device_of_their_tensors(method, monkeypatch):
-    from llc.hamming import cuda  # here: tests/hamming wants Triton interpreted where there is no GPU
+    from llc.hamming import cuda  # imports Triton
     from llc.kernels.cuda_launch import check_launch
 
     def same(found, expected):

@@ -1,11 +1,11 @@
-"""On a CUDA device: a run stopped in an epoch and continued ends with the bits of one that was not; losses are watched without waiting."""
+"""On a CUDA device: a resumed run ends with the same bits; watching the loss never waits for the device."""
 
 import pytest
 import torch
 
 import train_llc
 from llc.training.interruption import LossWatch
-from tests.chaos import differences, end_of, make_betons
+from tests.tools.chaos import differences, end_of, make_betons
 from tests.training.test_survival import SHORT, stop_at
 
 pytestmark = [
@@ -46,9 +46,8 @@ def test_a_loss_is_looked_at_when_it_has_arrived():
     for batch in range(3):
         watch.add(batch, one)
     watch.look(wait=True)
-    blocks = [
-        torch.empty((), pin_memory=True) for _ in range(4)
-    ]  # there is page-locked memory by now: allocating it may wait for the device
+    # allocating page-locked memory may wait for the device, so some is made available first
+    blocks = [torch.empty((), pin_memory=True) for _ in range(4)]
     del blocks
     torch.cuda._sleep(1_000_000_000)
     watch.add(3, nan)

@@ -1,6 +1,7 @@
-"""From image files to results.csv by the README's commands: three resolutions, stopped in both stages, continued to the same bits.
+"""From image files to results.csv by the README's commands, stopped in both stages, resumed to the same bits.
 
-On a machine without a CUDA device LLC_REHEARSE=1 runs the same with a small network, so that the test itself can be tested.
+On a machine without a CUDA device LLC_REHEARSE=1 runs the same with a small network, so that the test itself
+can be tested.
 """
 
 import csv
@@ -16,8 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.chaos import differences, end_of
 from tests.conftest import ROOT, run_command
+from tests.tools.chaos import differences, end_of
+from tests.waiting import seconds
 
 CUDA = torch.cuda.is_available()
 pytestmark = [
@@ -60,7 +62,7 @@ RESOLUTIONS = [96, 128, 160, 160, 160, 160] if CUDA else [32, 64, 96, 96, 96, 96
 
 @pytest.fixture(scope="module")
 def betons(tmp_path_factory):
-    """Of classes that a network tells apart by the direction and the colour of stripes."""
+    """(train.beton, val.beton); classes differ in the direction and the colour of stripes."""
     folder, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
     rows, columns = np.mgrid[:SIZE, :SIZE]
     colours = np.array([[200, 60, 60], [60, 180, 60], [70, 70, 220], [180, 180, 60]])
@@ -69,10 +71,8 @@ def betons(tmp_path_factory):
         for label in range(NUM_CLASSES):
             images = folder / split / f"class_{label:02d}"
             images.mkdir(parents=True)
-            angle, colour = (
-                np.pi / 2 * (label // 4) / 4,
-                colours[label % 4],
-            )  # no class is another's mirror image
+            angle = np.pi / 2 * (label // 4) / 4  # up to a right angle: no class is another's mirror image
+            colour = colours[label % 4]
             for i in range(count):
                 wave = np.sin((rows * np.sin(angle) + columns * np.cos(angle)) / 6 + rng.uniform(0, 6)) > 0
                 pixels = (
@@ -92,9 +92,9 @@ def betons(tmp_path_factory):
 
 
 def train(betons, folder, name, stop_after=None):
-    """Runs until its end, or until a signal sent when `stop_after` stands in the output; returns exit status and output.
+    """Runs to the end, or stops the run as soon as it prints `stop_after`; returns exit status and output.
 
-    Compiled code is kept apart from other runs', as on another machine.
+    Each run has a cache of compiled code of its own, as if it ran on another machine.
     """
     process = subprocess.Popen(
         [
@@ -122,13 +122,14 @@ def train(betons, folder, name, stop_after=None):
         if stop_after and stop_after in text:
             process.send_signal(signal.SIGUSR1)
             stop_after = None
-    return process.wait(), text
+    return process.wait(seconds(60)), text
 
 
 def test_three_resolutions_two_stops_the_same_bits_and_what_was_learnt(betons, tmp_path):
     status, text = train(betons, tmp_path, "undisturbed")
     assert status == 0, text
-    # the first line of an epoch stands before its validation: stopped in the second epoch, then in the instance stage
+    # the first line of an epoch stands before its validation: stopped in the second epoch, then in the
+    # instance stage
     for stop in ("codebook 1/4: loss", "instance 1/2: loss"):
         status, text = train(betons, tmp_path, "run", stop)
         assert status == 75 and "stopped by SIGUSR1" in text, text

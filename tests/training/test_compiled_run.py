@@ -6,7 +6,7 @@ import pytest
 
 import train_llc
 from llc.distributed import Agreement
-from tests.chaos import make_betons
+from tests.tools.chaos import make_betons
 from tests.training.test_survival import SHORT
 
 

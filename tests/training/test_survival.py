@@ -26,7 +26,7 @@ from llc.errors import UserError
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
-from tests.chaos import ROOT, Training, chaos, differences, end_of, make_betons
+from tests.tools.chaos import ROOT, Training, chaos, differences, end_of, make_betons
 from tests.waiting import seconds
 
 SHORT = (
@@ -646,7 +646,7 @@ def test_logs_that_cannot_be_written_do_not_stop_a_run(command, undisturbed, tmp
 
 
 def last_only(run):
-    from tests.chaos import flat
+    from tests.tools.chaos import flat
 
     return {"codebook.npy": (run / "codebook.npy").read_bytes(), "network": flat(last(run)["network"])}
 

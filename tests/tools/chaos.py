@@ -1,13 +1,14 @@
-"""Kills trainings at random moments in random ways, continues them, and compares their ends with that of one left alone.
+"""Kills trainings at random, resumes them, and compares how they end with one that was left alone.
 
-    python -m tests.chaos [--kills 50] [--seed 0] [--processes 2] [--seconds 0]       about 5 s a kill on 2 cores
+    python -m tests.tools.chaos [--kills=50] [--seed=0] [--processes=2] [--seconds=0]
 
-Every training is `torchrun --nproc_per_node=2 [--max-restarts=3] train_llc.py ... --resume=auto`, always the same command line. The end must be equal
-bit for bit: weights, optimiser state, codebook, results, and the log but for its times. --seconds ends early, after that much time.
+A kill takes about 5 s on 2 cores. Every start of a training is the same command line: `torchrun
+--nproc_per_node=2 [--max-restarts=3] train_llc.py ... --resume=auto`. The runs must end with equal bits:
+weights, optimiser state, codebook, results, and the log except for its times.
 """
 
-import argparse
 import collections
+import dataclasses
 import json
 import os
 import random
@@ -23,11 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llc import config
 from llc.data.writer import WriterConfig, write_beton
+from llc.options import option
+from tests import waiting
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 TIMES = {"images_per_second", "train_seconds", "val_seconds"}
-NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # images a class
+NUM_CLASSES, TRAIN_IMAGES, VAL_IMAGES = 5, 20, 4  # the last two: images per class
 RECIPE = (
     "--model.arch=resnet18",
     "--model.width=4",
@@ -50,7 +54,7 @@ RECIPE = (
 
 
 def make_betons(folder, seed=0, write_mode="raw"):
-    """[train.beton, val.beton] of little noisy pictures; the class is the colour."""
+    """[train.beton, val.beton] of small noisy images, whose colour is their class."""
     rng, betons = np.random.default_rng(seed), []
     for split, count in (("train", TRAIN_IMAGES), ("val", VAL_IMAGES)):
         for label in range(NUM_CLASSES):
@@ -74,7 +78,7 @@ def make_betons(folder, seed=0, write_mode="raw"):
 
 
 class Training:
-    """One process group of `torchrun`, which can be killed."""
+    """A running `torchrun` and its processes, which can be killed."""
 
     def __init__(self, betons, folder, processes, options=(), launcher=()):
         self.started, self.seen = time.monotonic(), set()
@@ -100,20 +104,24 @@ class Training:
             stdout=self.output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # as in scripts/slurm.sh
             env=os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"},
-        )  # as in scripts/slurm.sh
+        )
 
     def workers(self):
-        """Process ids of the trainings that torchrun has started and that still run."""
+        """Ids of the processes that torchrun has started and that still run."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdecimal() and _stat(entry.name)[1:2] == [str(self.torchrun.pid)]:
                 self.seen.add(int(entry.name))
         return sorted(pid for pid in self.seen if _stat(pid)[:1] not in ([], ["Z"]))
 
-    def wait(self, seconds=120):
-        """The exit status, when torchrun and all its processes have ended."""
-        status = self.torchrun.wait(seconds)
-        deadline = time.monotonic() + 40
+    def wait(self, limit=120):
+        """Waits until torchrun and all its processes have ended; returns the exit status.
+
+        limit: seconds, before LLC_TEST_PATIENCE stretches them.
+        """
+        status = self.torchrun.wait(waiting.seconds(limit))
+        deadline = time.monotonic() + waiting.seconds(40)
         while workers := self.workers():
             assert time.monotonic() < deadline, f"{workers} outlive torchrun\n{self.text()}"
             time.sleep(0.02)
@@ -125,7 +133,7 @@ class Training:
 
 
 def _stat(pid):
-    """[state, parent, ...] of a process; empty where there is none."""
+    """[state, parent, ...] of a process, or [] if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -163,7 +171,7 @@ WAYS = {
 
 
 def end_of(run):
-    """Everything that must not depend on what happened on the way: {what: bytes or values}."""
+    """Everything about a run that interruptions must not change: {name: bytes or values}."""
     state = torch.load(run / "checkpoints" / "last.pth", weights_only=True)
     state["progress"]["lines"] = [_without_times(line) for line in state["progress"]["lines"]]
     log = [_without_times(json.loads(line)) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -186,7 +194,7 @@ def _without_times(line):
 
 
 def flat(value, path=""):
-    """{path: value} of nested containers, tensors as bytes."""
+    """{path: value} of nested containers; a tensor becomes its dtype, shape and bytes."""
     if isinstance(value, torch.Tensor):
         return {path: (str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())}
     if isinstance(value, dict):
@@ -199,7 +207,7 @@ def flat(value, path=""):
 
 
 def differences(end, reference):
-    """Names of what differs between two ends."""
+    """Names of the values that differ between two results of `end_of`."""
     return [
         f"{what}{key}"
         for what, values in reference.items()
@@ -209,9 +217,9 @@ def differences(end, reference):
 
 
 def await_moment(training, run, rng, whole, trains):
-    """Waits for a random moment of a training and returns its name: any, in its steps, or while a checkpoint is being written.
+    """Waits for a random moment of a training and returns what kind of moment it is.
 
-    whole, trains: seconds that an undisturbed one takes, and the part of them from its first checkpoint on.
+    whole: seconds that an undisturbed training takes. trains: how many of them follow its first checkpoint.
     """
     moment = rng.choices(("any time", "in its steps", "while it writes a checkpoint"), (1, 3, 2))[0]
     last, until = run / "checkpoints" / "last.pth", training.started + rng.uniform(0, whole)
@@ -236,10 +244,12 @@ def _identity_of(path):
 
 
 def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
-    """Kills until so many have hit, or for so many seconds; every run is continued to its end, every other one by --max-restarts too.
+    """Kills `kills` times, or for `seconds` if that is not 0, and lets every run finish in the end.
 
-    Returns a Counter of (way, moment) of the kills, the number of runs, a Counter of how starts went on, and what differs from the
-    undisturbed run. Raises AssertionError where a training does not end, or fails on its own.
+    Every other run also restarts by --max-restarts. Returns a Counter of the kills by (way, moment), the
+    number of runs, a Counter of what the starts printed, and descriptions of the runs that ended with other
+    bits than the undisturbed one. Raises AssertionError if a training fails without having been killed, or
+    never ends.
     """
     rng, began = random.Random(seed), time.monotonic()
     counts, starts, wrong, num_runs = collections.Counter(), collections.Counter(), [], 0
@@ -255,7 +265,8 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
         whole, trains = times[1] - undisturbed.started, times[1] - times[0]
         reference = end_of(folder / "undisturbed")
         say(
-            f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; {len(reference['log.jsonl'])} epochs"
+            f"undisturbed: {whole:.1f} s, {trains:.1f} s of them from the first checkpoint to the last; "
+            f"{len(reference['log.jsonl'])} epochs"
         )
 
         def wanted():
@@ -270,7 +281,7 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
                 training, hit = Training(betons, run, processes, options, launcher), False
                 if wanted():
                     moment, way = await_moment(training, run, rng, whole, trains), rng.choice(list(WAYS))
-                    training.workers()  # those of a torchrun that is gone could not be found
+                    training.workers()  # notes their ids now: once torchrun has gone, they cannot be found
                     hit = training.torchrun.poll() is None
                     if hit:
                         WAYS[way](training, rng)
@@ -283,34 +294,34 @@ def chaos(kills, seed, processes=2, seconds=0.0, say=print, options=()):
                     )
                 )
                 assert status == 0 or hit, f"{history}\n{text}"
-            found = differences(end_of(run), reference)
-            if found:
-                wrong.append(f"{run.name}: {len(found)} values, the first {found[0]} ({'; '.join(history)})")
-            say(
-                f"{run.name}: {len(history)} kills, {'equal' if not found else 'DIFFERS'} ({'; '.join(history)})"
-            )
+            differing, how = differences(end_of(run), reference), "; ".join(history)
+            if differing:
+                wrong.append(f"{run.name}: {len(differing)} values, the first {differing[0]} ({how})")
+            say(f"{run.name}: {len(history)} kills, {'DIFFERS' if differing else 'equal'} ({how})")
     return counts, num_runs, starts, wrong
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=0.0)
-    words = parser.parse_args()
-    counts, num_runs, starts, wrong = chaos(words.kills, words.seed, words.processes, words.seconds)
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to try."""
+
+    kills: int = option(50, minimum=1, help="number of kills")
+    seed: int = option(0, minimum=0, help="seed of the moments and of the ways to kill")
+    processes: int = option(2, minimum=1, help="processes of each training")
+    seconds: float = option(0.0, minimum=0, help="stop killing after this many seconds; 0: no limit")
+
+
+def main(argv):
+    options = config.read_one(Options, argv, description=__doc__)
+    counts, num_runs, starts, wrong = chaos(options.kills, options.seed, options.processes, options.seconds)
     for (way, moment), count in sorted(counts.items()):
         print(f"{count:5d}  {way}, {moment}")
-    print(
-        f"{counts.total()} kills in {num_runs} runs; {num_runs - len(wrong)} of {num_runs} runs ended equal to the undisturbed one"
-    )
+    equal = f"{num_runs - len(wrong)} of {num_runs} runs ended equal to the undisturbed one"
+    print(f"{counts.total()} kills in {num_runs} runs; {equal}")
     print("what starts said: " + ", ".join(f"{count} {what!r}" for what, count in sorted(starts.items())))
     if wrong:
         sys.exit("\n".join(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

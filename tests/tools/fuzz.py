@@ -1,11 +1,13 @@
-"""Changes files at random and reads them: every reader must return or raise a UserError that names the file, soon, in little memory.
+"""Changes files at random and reads them.
 
-    python -m tests.fuzz [--mutations 2000] [--seed 0] [--reader NAME]        mutations of each reader; about 1,000 a second on one core
+    python -m tests.tools.fuzz [--mutations=2000] [--seed=0] [--reader=NAME]
 
-A crash of the process is a failure too: nothing here catches it. What was read is used as its users do: betons are decoded whole.
+One core tries about 1,000 mutations per second. Every reader must return, or raise a UserError that names the
+file, soon and in little memory. What was read is then used as its users do: betons are decoded whole. Nothing
+here catches a crash of the process, which is a failure too.
 """
 
-import argparse
+import dataclasses
 import io
 import random
 import resource
@@ -16,13 +18,12 @@ import time
 import traceback
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from llc import config as edge
+from llc import config
 from llc.codebook import load_codebook
 from llc.data import beton as layout
 from llc.data.beton import read_tables
@@ -30,14 +31,16 @@ from llc.data.manifest import load_manifest
 from llc.data.shards import open_shards
 from llc.data.verify import check_samples
 from llc.errors import UserError
+from llc.options import option
 from llc.recipe import sections
 from llc.torch_files import read_torch_file
-from tests.chaos import flat, make_betons
+from tests import waiting
+from tests.tools.chaos import ROOT, flat, make_betons
 
-SECONDS = 5.0  # for one read
-MEMORY = 200 << 20  # bytes that all reads of a reader may add to the process
+SECONDS = waiting.seconds(5.0)  # for one read
+MEMORY = 200 << 20  # bytes by which all reads of a reader together may make the process grow
 
-# ---- mutations ---------------------------------------------------------------------------------------------------------
+# ---- mutations ---------------------------------------------------------------------------------------------
 
 
 def mutate(rng, data):
@@ -54,23 +57,10 @@ def _flip(rng, data, at):
 
 
 def _number(rng, data, at):
-    """A number that sizes and offsets are not expected to be, in 1 to 8 bytes."""
+    """Writes a number that is unlikely as a size or an offset, in 1 to 8 bytes."""
     width = rng.choice((1, 2, 4, 8))
-    value = rng.choice(
-        (
-            0,
-            1,
-            -1,
-            1 << 7,
-            1 << 15,
-            1 << 31,
-            (1 << 31) - 1,
-            1 << 40,
-            1 << 62,
-            (1 << 63) - 1,
-            rng.getrandbits(64),
-        )
-    )
+    corner_cases = (0, 1, -1, 1 << 7, 1 << 15, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 62, (1 << 63) - 1)
+    value = rng.choice((*corner_cases, rng.getrandbits(64)))
     data[at : at + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
 
 
@@ -92,7 +82,7 @@ def _zeros(rng, data, at):
 
 
 def _digits(rng, data, at):
-    """In text: a number becomes a huge one."""
+    """In text: turns a digit into a huge or strange number."""
     places = [i for i, byte in enumerate(data[:2000]) if chr(byte).isdigit()]
     if places:
         at = rng.choice(places)
@@ -107,11 +97,14 @@ def _bracket(rng, data, at):
 
 _MUTATIONS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _zeros, _digits, _bracket)
 
-# ---- readers -----------------------------------------------------------------------------------------------------------
+# ---- readers -----------------------------------------------------------------------------------------------
 
 
 class Reader:
-    """files: {name: whole content}, the first is changed; read(path of the first) uses what it holds."""
+    """A function that reads a file, and the files that it needs.
+
+    files: {name: content}; the first is the one that is changed. read: takes the path of the first.
+    """
 
     def __init__(self, files, read, mutate=mutate):
         self.files, self.read, self.mutate = files, read, mutate
@@ -124,7 +117,9 @@ def readers(folder):
     (folder / "x.beton").write_bytes(beton)
     tables = read_tables(folder / "x.beton")
     manifest = (
-        replace(load_manifest(train), file_size=len(beton), tables_sha256=tables.sha256).to_json().encode()
+        dataclasses.replace(load_manifest(train), file_size=len(beton), tables_sha256=tables.sha256)
+        .to_json()
+        .encode()
     )
     torch.manual_seed(0)
     state = {
@@ -134,10 +129,10 @@ def readers(folder):
     torch.save(state, folder / "state.pth")
     torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
     np.save(folder / "codebook.npy", np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32))
-    recipe = Path(__file__).resolve().parent.parent / "rn50_configs" / "llc_20bit.yaml"
+    recipe = ROOT / "rn50_configs" / "llc_20bit.yaml"
 
     def read_config(path):
-        edge.read(
+        config.read(
             sections(),
             [
                 "--config",
@@ -172,7 +167,7 @@ def readers(folder):
 
 
 def _only_used_bytes(beton):
-    """A beton as small as it can be: its pages are mostly empty, and their changes would say nothing."""
+    """The beton without unused bytes: pages are mostly empty, and changing empty bytes would test nothing."""
     header = np.frombuffer(beton, layout.HEADER_TYPE, count=1).copy()
     n, table_at = int(header["num_samples"][0]), int(header["alloc_table_ptr"][0])
     metadata = np.frombuffer(beton, layout.METADATA_TYPE, n, layout.METADATA_START).copy()
@@ -195,7 +190,7 @@ def _only_used_bytes(beton):
 
 
 def _mutate_tables(rng, data):
-    """Mostly the tables, which say where to read: their numbers, in place."""
+    """Mostly changes numbers of the tables, which say where to read."""
     if rng.random() < 0.3:
         return mutate(rng, data)
     data = bytearray(data)
@@ -215,7 +210,7 @@ def _mutate_tables(rng, data):
 
 
 def _mutate_records(rng, data):
-    """A checkpoint written anew from changed records: what its checksums cannot tell."""
+    """Writes a checkpoint with changed records and checksums that fit them."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
@@ -229,7 +224,7 @@ def _mutate_records(rng, data):
     return out.getvalue()
 
 
-# ---- the loop ----------------------------------------------------------------------------------------------------------
+# ---- the loop ----------------------------------------------------------------------------------------------
 
 
 class TooLong(BaseException):
@@ -237,7 +232,7 @@ class TooLong(BaseException):
 
 
 def fuzz(reader, mutations, seed, folder):
-    """Returns (number refused, problems: list of texts)."""
+    """Reads changed versions of a reader's file. Returns (number refused, descriptions of problems)."""
     rng, refused, problems = random.Random(seed), 0, []
     folder = folder / f"fuzz_{time.monotonic_ns()}"
     folder.mkdir()
@@ -245,7 +240,7 @@ def fuzz(reader, mutations, seed, folder):
     for path, content in zip(paths, reader.files.values()):
         path.write_bytes(content)
     first, whole = paths[0], next(iter(reader.files.values()))
-    reader.read(first)  # unchanged it is read
+    reader.read(first)  # the unchanged file must be readable
 
     def too_long(number, frame):
         raise TooLong
@@ -280,30 +275,36 @@ def fuzz(reader, mutations, seed, folder):
     return refused, problems
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--mutations", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reader", default="")
-    words = parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to try."""
+
+    mutations: int = option(2000, minimum=1, help="mutations of each reader's file")
+    seed: int = option(0, minimum=0, help="seed of the mutations")
+    reader: str = option("", help="only the readers whose name contains this")
+
+
+def main(argv):
+    options = config.read_one(Options, argv, description=__doc__)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="llc-fuzz-") as folder:
-        for name, reader in readers(Path(folder)).items():
-            if words.reader in name:
-                started = time.monotonic()
-                refused, problems = fuzz(reader, words.mutations, words.seed, Path(folder))
-                failed += len(problems)
-                print(
-                    f"{name}: {words.mutations} mutations, {refused} refused with a message, {words.mutations - refused - len(problems)} read, "
-                    f"{len(problems)} problems, {time.monotonic() - started:.1f} s",
-                    flush=True,
-                )
-                for problem in problems[:3]:
-                    print(problem, file=sys.stderr)
+        chosen = {name: r for name, r in readers(Path(folder)).items() if options.reader in name}
+        if not chosen:
+            raise UserError(f"--reader={options.reader}: no reader's name contains this")
+        for name, reader in chosen.items():
+            started = time.monotonic()
+            refused, problems = fuzz(reader, options.mutations, options.seed, Path(folder))
+            failed += len(problems)
+            print(
+                f"{name}: {options.mutations} mutations, {refused} refused with a message, "
+                f"{options.mutations - refused - len(problems)} read, {len(problems)} problems, "
+                f"{time.monotonic() - started:.1f} s",
+                flush=True,
+            )
+            for problem in problems[:3]:
+                print(problem, file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)

@@ -1,14 +1,15 @@
-"""Fills the disk at every point of a training, one after the other, makes room, continues, and compares the ends.
+"""Fills the disk at many points of a training, makes room, resumes, and compares how the runs end.
 
-    sudo python -m tests.full_disk [--points 40]        about 2 s a point; needs root, to mount a little tmpfs
+    sudo python -m tests.tools.full_disk [--points=40]
 
-A run on a disk of so many bytes must end with an error that says so, or, where only its logs did not fit, go on; its last checkpoint
-can be continued from; the end is that of a run which always had room.
+A point takes about 2 s. Needs root, to mount a small tmpfs. When the disk is full, a run must end with an
+error that says so, or continue if only its logs did not fit. Its last checkpoint must be usable, and the
+resumed run must end with the bits of a run that always had room.
 """
 
-import argparse
 import collections
 import contextlib
+import dataclasses
 import io
 import os
 import subprocess
@@ -17,8 +18,10 @@ import tempfile
 from pathlib import Path
 
 import train_llc
+from llc import config
 from llc.errors import UserError
-from tests.chaos import differences, end_of, make_betons
+from llc.options import option
+from tests.tools.chaos import differences, end_of, make_betons
 from tests.training.test_survival import SHORT
 
 ROOM = 1 << 26  # bytes, enough for a run
@@ -26,7 +29,7 @@ ROOM = 1 << 26  # bytes, enough for a run
 
 @contextlib.contextmanager
 def small_disk(folder, size):
-    """Yields a function that changes the disk's size."""
+    """Mounts a tmpfs of `size` bytes at `folder`; yields a function that changes its size."""
     folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
@@ -36,7 +39,7 @@ def small_disk(folder, size):
 
 
 def train(betons, run):
-    """(the UserError or None, what was printed)"""
+    """Starts or resumes a run. Returns (the UserError that ended it or None, what was printed)."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
@@ -55,13 +58,26 @@ def train(betons, run):
     return None, out.getvalue()
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--points", type=int, default=40)
-    words = parser.parse_args()
-    os.environ["LOCAL_WORLD_SIZE"] = str(len(os.sched_getaffinity(0)))  # one thread: the network is tiny
+def describe(error, text):
+    """What happened to a run on a small disk, in words. error, text: as `train` returns them."""
+    full = "No space left on device"
+    if error:
+        return "an error names the full disk" if full in str(error) else f"OTHER: {error}"
+    return "the run finishes" + (", a warning says that logs are missing" if full in text else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to try."""
+
+    points: int = option(40, minimum=1, help="number of sizes of the disk")
+
+
+def main(argv):
+    options = config.read_one(Options, argv, description=__doc__)
+    os.environ["LOCAL_WORLD_SIZE"] = str(
+        len(os.sched_getaffinity(0))
+    )  # so that each training uses one thread
     outcomes = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="llc-full-disk-") as folder:
         folder = Path(folder)
@@ -70,33 +86,21 @@ def main():
             assert train(betons, folder / "disk" / "run")[0] is None
             reference = end_of(folder / "disk" / "run")
             needed = sum(path.stat().st_blocks * 512 for path in (folder / "disk").rglob("*"))
-        for point in range(words.points):
-            size = 1 << 14 if point == 0 else 4096 * int(1.4 * needed * point / words.points / 4096)
+        for point in range(options.points):
+            size = 1 << 14 if point == 0 else 4096 * int(1.4 * needed * point / options.points / 4096)
             with small_disk(folder / "disk", size) as resize:
                 error, text = train(betons, folder / "disk" / "run")
-                full = "No space left on device"
-                outcome = (
-                    "an error names the full disk"
-                    if error and full in str(error)
-                    else "the run finishes, a warning says that logs are missing"
-                    if not error and full in text
-                    else "the run finishes"
-                    if not error
-                    else f"OTHER: {error}"
-                )
+                outcome = describe(error, text)
                 resize(ROOM)
                 error, text = train(betons, folder / "disk" / "run")
-                found = [str(error)] if error else differences(end_of(folder / "disk" / "run"), reference)
-            outcomes[
-                f"{outcome}; continued with room: {'equal' if not found else 'DIFFERS ' + ', '.join(found[:3])}"
-            ] += 1
+                wrong = [str(error)] if error else differences(end_of(folder / "disk" / "run"), reference)
+            resumed = f"DIFFERS {', '.join(wrong[:3])}" if wrong else "equal"
+            outcomes[f"{outcome}; resumed with room: {resumed}"] += 1
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:4d}  {outcome}")
-    print(
-        f"{words.points} sizes of disk, up to 1.4 times what the finished run folder takes ({needed:,} bytes)"
-    )
+    print(f"{options.points} sizes of disk, up to 1.4 times a finished run folder ({needed:,} bytes)")
     sys.exit(any("OTHER" in outcome or "DIFFERS" in outcome for outcome in outcomes))
 
 
 if __name__ == "__main__":
-    main()
+    config.run(main)
