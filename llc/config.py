@@ -64,11 +64,10 @@ class _Command:
         on_command_line = where == _COMMAND_LINE
         if key in ("config", "config-file", "plugin") and not on_command_line:
             raise UserError(f"{where}: {key} is for the command line only: write --{key}=VALUE")
+        hint = did_you_mean(key, [*self.flags, *(("config", "plugin") if on_command_line else ())])
         section = key.rpartition(".")[0]
         if section and not difflib.get_close_matches(section, list(self.sections), n=1):
-            hint = f"; if {section} is an addition from outside llc, name its file with --plugin=FILE.py"
-        else:
-            hint = did_you_mean(key, [*self.flags, *(("config", "plugin") if on_command_line else ())])
+            hint += f"; if {section} is an addition from outside llc, name its file with --plugin=FILE.py"
         raise UserError(f"{where}: {key} is not a key{hint} (--help lists all keys)")
 
 
