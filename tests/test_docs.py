@@ -1,4 +1,4 @@
-"""What the documents show: examples run, commands have the flags that are written, and the tree is the code's."""
+"""What the documents show: examples run, commands have their flags, and the tree is that of the code."""
 
 import ast
 import doctest
@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from llc import recipe
+from llc.data.writer import WriterConfig
 from tests.conftest import ROOT
 from tests.waiting import seconds
 
@@ -34,7 +36,7 @@ def test_there_are_examples():
     assert {"__init__.py", "encoder.py"} <= {path.name for path in WITH_EXAMPLES}
 
 
-# ------------------------------------------------------------------------------------------------ blocks of Python
+# ------------------------------------------------------------------------------------------------ Python
 
 
 def blocks(name):
@@ -121,7 +123,7 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_shown_command_has_its_flags(words):
-    """Each flag is in the command's --help; a benchmark's name and what has no flags are passed on as they are."""
+    """Each flag is in the command's --help, and each recipe that it names exists."""
     size = 2 if words[0] == "-m" else 1
     program, rest = words[:size], words[size:]
     if program == ["-m", "llc.benchmark"]:
@@ -141,10 +143,7 @@ def test_a_shown_command_has_its_flags(words):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_keys_and_links_of_a_document_exist(path):
-    """`section.key` in the text is a key of a recipe or of write_ffcv.py, and a relative link leads to a file."""
-    from llc import recipe
-    from llc.data.writer import WriterConfig
-
+    """`section.key` in the text is a key of a recipe or of write_ffcv.py; a relative link leads to a file."""
     text = path.read_text()
     sections = {**recipe.sections(), "cfg": WriterConfig}
     for section, key in re.findall(rf"`-{{0,2}}({'|'.join(sections)})\.([a-z_]+)", text):
