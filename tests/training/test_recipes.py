@@ -16,8 +16,8 @@ RECIPES = {
     for path in sorted((ROOT / folder).glob("*.yaml"))
     if not path.stem.endswith("_grid")
 }
-# {"defaults" or a recipe: {section: {key: value}}}, without the paths of the data; a recipe has what differs from
-# the defaults. Whoever changes a value on purpose changes it there too.
+# {"defaults" or a recipe: {section: {key: value}}}, without the paths of the data; a recipe's entry has what
+# differs from the defaults. Whoever changes a value on purpose changes it there too.
 RECORDED = json.loads((ROOT / "tests/training/resolved_recipes.json").read_text())
 DATA = ("--data.train_dataset=a", "--data.val_dataset=b")
 
