@@ -1,9 +1,14 @@
-"""The examples of the docstrings and of the README run, and say what they say there."""
+"""What the documents show: examples run, commands have their flags, and the tree is that of the code."""
 
+import ast
 import doctest
+import functools
 import importlib
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from llc import recipe
+from llc.data.writer import WriterConfig
 from tests.conftest import ROOT
+from tests.waiting import seconds
 
 WITH_EXAMPLES = sorted(path for path in (ROOT / "llc").rglob("*.py") if ">>> " in path.read_text())
+DOCUMENTS = [ROOT / "README.md", ROOT / "EXPERIMENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
@@ -27,9 +36,16 @@ def test_there_are_examples():
     assert {"__init__.py", "encoder.py"} <= {path.name for path in WITH_EXAMPLES}
 
 
+# ------------------------------------------------------------------------------------------------ Python
+
+
+def blocks(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+
+
 def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeypatch, capsys):
     """The block of Python in the README, as it stands, where its files are."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = blocks("README.md")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     shutil.copytree(finished_run, "runs/NAME")
@@ -41,6 +57,138 @@ def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeyp
     exec(block, names)
     assert names["codes"].shape == (2, 2) and Path("encoder.safetensors").is_file()
     assert "class_1" in capsys.readouterr().out
-    assert (
-        names["distances"].shape == (2, 10) and (names["distances"][:, 0] <= names["distances"][:, -1]).all()
+    distances = names["distances"]
+    assert distances.shape == (2, 10) and (distances[:, 0] <= distances[:, -1]).all()
+
+
+def test_the_example_of_hamming_search():
+    (block,) = blocks("docs/search.md")
+    names = {}
+    exec(block, names)
+    assert names["codes"].shape == (1000, 3)
+    assert names["classes"][:100, 0].tolist() == list(range(100))  # each class's own code comes first
+    assert names["lims"][-1] == len(names["indices"])
+
+
+def test_no_other_document_has_python_that_does_not_run():
+    """docs/extending.md has its own test, tests/test_extending.py."""
+    assert {path.name for path in DOCUMENTS if "```python" in path.read_text()} == {
+        "README.md",
+        "search.md",
+        "extending.md",
+    }
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def commands(path):
+    """The command lines of llc in a document's indented blocks: lists of words without the launcher."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    lines = re.findall(r"^    ((?:.*\\\n)*.*)", text, re.MULTILINE)
+    found = []
+    for line in lines:
+        if line.startswith(("python ", "torchrun ", "sbatch ")):
+            words = shlex.split(line.replace("\\\n", " "), comments=True)
+            start = next(
+                (i for i, word in enumerate(words) if re.search(r"(_llc|_ffcv)\.py$|^-m$", word)), None
+            )
+            if start is None and "scripts/slurm.sh" in words:
+                start = words.index("scripts/slurm.sh")
+                words[start] = "train_llc.py"
+            if start is not None:
+                found.append(words[start:])
+    return found
+
+
+COMMANDS = {
+    f"{path.name} {' '.join(words)[:60]} {number}": words
+    for path in DOCUMENTS
+    for number, words in enumerate(commands(path))
+}
+
+
+@functools.cache
+def help_of(*program):
+    done = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=seconds(120)
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 25
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_a_shown_command_has_its_flags(words):
+    """Each flag is in the command's --help, and each recipe that it names exists."""
+    size = 2 if words[0] == "-m" else 1
+    program, rest = words[:size], words[size:]
+    if program == ["-m", "llc.benchmark"]:
+        program.append(rest.pop(0))
+    own = [word for word in rest if word.startswith("--")]
+    with_plugin = any(word.startswith("--plugin") for word in own)  # its keys are known to the plugin alone
+    known = help_of(*program)
+    for word in own:
+        flag = word.split("=")[0]
+        if flag in ("--config", "--plugin") or with_plugin and flag.startswith("--hinge."):
+            continue
+        assert re.search(rf"{re.escape(flag)}\b", known), f"{' '.join(words)}: {flag} is not in its --help"
+    for word in words:
+        if re.fullmatch(r"(rn50_configs|rn18_configs|experiments)/.*\.yaml", word.split("=")[-1]):
+            assert (ROOT / word.split("=")[-1]).is_file()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_keys_and_links_of_a_document_exist(path):
+    """`section.key` in the text is a key of a recipe or of write_ffcv.py; a relative link leads to a file."""
+    text = path.read_text()
+    sections = {**recipe.sections(), "cfg": WriterConfig}
+    for section, key in re.findall(rf"`-{{0,2}}({'|'.join(sections)})\.([a-z_]+)", text):
+        assert key in ("npy", "npz") or key in sections[section].__dataclass_fields__, (
+            f"{path.name}: {section}.{key} is not a key"
+        )
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (path.parent / target).exists(), f"{path.name}: {target} does not exist"
+
+
+def test_lines_of_documents_end_at_110_columns():
+    """Tables, code and the picture of the data flow may be longer."""
+    for path in DOCUMENTS:
+        for line in path.read_text().splitlines():
+            assert len(line) <= 110 or line.startswith(("|", "    ")), f"{path.name}: {line}"
+
+
+# ------------------------------------------------------------------------------------------------ the tree
+
+
+def test_the_tree_of_the_design_is_the_codes():
+    """Each module has a line in docs/design.md, under its folder; add or remove the lines that this names."""
+    (tree,) = re.findall(r"```text\n(.*?)```", (ROOT / "docs/design.md").read_text(), re.DOTALL)
+    shown, folder = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+        shown.add(name if not line.startswith(" ") else folder + name)
+    there = set()
+    for path in (ROOT / "llc").rglob("*.py"):
+        if path.name == "__init__.py":
+            there.add(f"{path.parent.relative_to(ROOT)}/")
+        elif not path.name.startswith("_"):
+            there.add(str(path.relative_to(ROOT)))
+    assert not there - shown, f"docs/design.md has no line for {sorted(there - shown)}"
+    assert not shown - there, f"docs/design.md has lines for what does not exist: {sorted(shown - there)}"
+
+
+def test_hamming_and_codes_import_nothing_from_above():
+    """Imports point down: what docs/design.md says of the lowest rooms."""
+    allowed = {"codes": {"kernels"}, "hamming": {"codes", "errors", "hamming", "kernels"}}
+    for room, below in allowed.items():
+        for path in [ROOT / f"llc/{room}.py", *(ROOT / "llc" / room).glob("*.py")]:
+            for node in ast.walk(ast.parse(path.read_text())) if path.is_file() else ():
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "llc":
+                    parts = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+                    assert set(parts) <= below, f"{path.relative_to(ROOT)} imports {node.module}"
