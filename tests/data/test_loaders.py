@@ -351,7 +351,7 @@ def test_machines_with_betons_of_their_own_share_each_among_its_processes(path):
     assert loaders(0, None, None, None).batches_per_epoch == 101 // 24  # all four have the same
     with pytest.raises(UserError, match="different classes; write all of them with --cfg.class_names_from"):
         loaders(0, 12345, 678, 97)
-    with pytest.raises(UserError, match="fill from 7 to 8 batches an epoch, .*spread the images evenly"):
+    with pytest.raises(UserError, match="fill from 7 to 8 batches an epoch, .*divide the images evenly"):
         loaders(0, 12345, None, 90)
     with pytest.raises(UserError, match="every machine needs the same"):
         ValLoader(
