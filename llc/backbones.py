@@ -150,10 +150,10 @@ def _check_known(name):
         _check_timm(name)
     elif name not in _registered and name not in _TORCHVISION:
         known = [*_registered, *(other for other in _TORCHVISION if other not in _REFUSED)]
+        near = did_you_mean(name, known) or "."
         raise UserError(
-            f"model.arch = {name}: not a known backbone{did_you_mean(name, known) or '.'} It takes a ResNet "
-            "or another classification model of torchvision, timm:NAME, or a backbone from outside llc, whose "
-            "file --plugin=FILE.py names"
+            f"model.arch = {name}: not a known backbone{near} It takes a ResNet or another classification "
+            "model of torchvision, timm:NAME, or a backbone from outside llc, whose file --plugin=FILE.py names"
         )
 
 

@@ -26,8 +26,8 @@ class Model:
     )
     weights: str = option(
         "",
-        help="start from a run folder, a checkpoint, a state dict of the whole model, or the backbone's published "
-        "weights of this name (IMAGENET1K_V1); empty: random values",
+        help="start from a run folder, a checkpoint, a state dict of the whole model, or the backbone's "
+        "published weights of this name (IMAGENET1K_V1); empty: random values",
     )
     width: int = option(
         64, minimum=4, help="channels of the first stage; less than 64 is a narrower resnet18 or resnet34"
