@@ -153,7 +153,8 @@ def _check_known(name):
         near = did_you_mean(name, known) or "."
         raise UserError(
             f"model.arch = {name}: not a known backbone{near} It takes a ResNet or another classification "
-            "model of torchvision, timm:NAME, or a backbone from outside llc, whose file --plugin=FILE.py names"
+            "model of torchvision, timm:NAME, or a backbone from outside llc: name its file with "
+            "--plugin=FILE.py"
         )
 
 
