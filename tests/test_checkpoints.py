@@ -32,8 +32,8 @@ from llc.training.trainer import Trainer
 from tests import original
 from tests.conftest import SMALL, trained_network
 
-# Only rounding differs, because the same sums are computed in other orders and memory layouts. It is relative to
-# the largest value, because z and logits are sums that may be near 0.
+# Only rounding differs, because the same sums are computed in other orders and memory layouts. It is relative
+# to the largest value, because z and logits are sums that may be near 0.
 TOLERANCE = 1e-5
 ANY = Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD)
 
@@ -178,7 +178,7 @@ def test_the_trainer_takes_them(finished_run, betons, tmp_path, capsys):
     assert np.array_equal(trainer.network.codebook.detach(), values) and values.shape == (6, 10)
     images = original.pictures(5, seed=4, size=32)
     z = llc.load(finished_run, checkpoint="codebook").network(images)
-    # The logit scale of the codebook stage is now in the projection: z is scaled by it, and its signs are the same.
+    # The codebook stage's logit scale is now in the projection: z is scaled by it, its signs are the same.
     assert agree(trainer.network.eval()(images), z * 10**-0.5)
 
 
