@@ -1,15 +1,19 @@
 """The forms in which weights come and go, as plain tensors under names; nothing read here can run code.
 
-==========  =====================================================================================================================
-ours        `backbone.*` as torchvision names it, `projection.weight` [num_bits, features], `codebook` [num_classes, num_bits]; where chosen
-            `normalization.*` (batch norm's statistics of z) and `log_logit_scale`
-dense       a torchvision ResNet (timm's names agree): the backbone's names without a prefix, and its classifier `fc.*`
-original    the form of the published LLC models (github.com/RAIVNLab/LLC): dense names, but `fc_lr.weight` [num_bits, features, 1, 1] is the
-            projection, and `fc.weight` [num_classes, num_bits, 1, 1] the codebook, which models of instance codes do not have
-==========  =====================================================================================================================
+========  ====================================================================================================
+ours      `backbone.*` as the backbone's library names it, `projection.weight` [num_bits, features],
+          `codebook` [num_classes, num_bits]; where chosen, `normalization.*` (batch norm's statistics of z)
+          and `log_logit_scale`
+dense     a whole model of torchvision, timm or a plugin: the backbone's names without a prefix, and those
+          of its classifier, such as `fc.*` (timm's names of ResNets are torchvision's)
+original  the form of the published LLC models (github.com/RAIVNLab/LLC), ResNets only: dense names, but
+          `fc_lr.weight` [num_bits, features, 1, 1] is the projection, and `fc.weight` [num_classes,
+          num_bits, 1, 1] the codebook, which models of instance codes do not have
+========  ====================================================================================================
 
-A file may wrap any of them: in a dict ("network", "state_dict" or "model"), in DataParallel's `module.` or torch.compile's `_orig_mod.`.
-The original's network takes -1 for a codebook value of exactly 0, as we do; its codebook *files* are read by its code with +1.
+A file may wrap any of them: in a dict ("network", "state_dict" or "model"), in DataParallel's `module.` or
+in torch.compile's `_orig_mod.`. A codebook value of exactly 0 counts as -1 in the original's network, as it
+does here; the original's code reads 0 in codebook *files* as +1.
 """
 
 from pathlib import Path
@@ -17,21 +21,21 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 
+from llc import backbones
 from llc.codes import binarize
 from llc.errors import UserError
-from llc.network import RESNETS, Network
+from llc.network import Network
 from llc.torch_files import read_torch_file
 
-_MAX_LISTED = 20  # keys of each kind in an error
+_MAX_LISTED = 20  # keys of each kind that an error names
 
 
 # ------------------------------------------------------------------------------------------------ files
 
 
 def is_safetensors(path):
-    """Whether the file begins as safetensors do: 8 bytes of length, then JSON."""
+    """Whether the file begins as safetensors files do: 8 bytes of length, then JSON."""
     try:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{"
@@ -40,7 +44,7 @@ def is_safetensors(path):
 
 
 def read_safetensors(path):
-    """(tensors by name, metadata: text by name) of a safetensors file. Raises UserError naming the file."""
+    """(tensors by name, metadata texts by name) of a safetensors file. Raises UserError."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
@@ -51,7 +55,7 @@ def read_safetensors(path):
 
 
 def read_state(path):
-    """{name: tensor} of a .pth or safetensors file in any of the forms, without its wrappings. Raises UserError."""
+    """{name: tensor} of a .pth or safetensors file in any of the forms, unwrapped. Raises UserError."""
     return _unwrapped(read_safetensors(path)[0] if is_safetensors(path) else read_torch_file(path), path)
 
 
@@ -70,7 +74,7 @@ def _unwrapped(state, source):
     }
 
 
-# ------------------------------------------------------------------------------------------------ into our network
+# ------------------------------------------------------------------------------------------ into our network
 
 
 def is_ours(state):
@@ -82,7 +86,10 @@ def is_original(state):
 
 
 def from_original(state, source):
-    """The original's form -> ours; without `codebook` where the model ends at its projection. Raises UserError."""
+    """The original's form -> ours. Raises UserError.
+
+    There is no `codebook` in the result if the model ends at its projection.
+    """
     state = dict(state)
     converted = {"projection.weight": _as_matrix(state, "fc_lr.weight", source)}
     if "fc.weight" in state:
@@ -100,9 +107,9 @@ def _as_matrix(state, name, source):
 
 
 def fit(module, state, source, *, without=()):
-    """Loads `state` into `module`, whose names and shapes it must have exactly, but for those `without`.
+    """Loads `state` into `module`. Names and shapes must agree exactly, except for the names in `without`.
 
-    Raises UserError that lists the keys.
+    Raises UserError that lists the keys which do not agree.
     """
     problems = _problems(module, state, without)
     if problems:
@@ -113,7 +120,8 @@ def fit(module, state, source, *, without=()):
 def _problems(module, state, without):
     """[(what is wrong, keys)] between a module and a state.
 
-    Batch norm's counters may be missing: files from before PyTorch 0.4.1 have none, and nothing here uses them.
+    Batch norm's counters may be missing, because files from before PyTorch 0.4.1 have none and nothing here
+    uses them.
     """
     wanted = {name: value.shape for name, value in module.state_dict().items() if name not in without}
     problems = [
@@ -145,10 +153,13 @@ def _some(names):
 
 
 def load_weights(network, source, arch):
-    """Starts `network` from `source`: a run folder, a file in any form (an encoder saved by llc too), or the name of weights of
-    torchvision's `arch` (IMAGENET1K_V1, downloaded). The codebook is never taken from here.
+    """Starts `network` from `source`; the codebook is never taken from here.
 
-    Returns one line that says what was loaded and what was left out. Raises UserError, listing the keys, when they do not fit.
+    source: a run folder; a file in any form, also an encoder that llc saved; or the name of published
+    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights).
+
+    Returns one line that says what was loaded and what was left out. Raises UserError that lists the keys
+    if they do not fit.
     """
     path, title = Path(source), f"model.weights = {source}"
     if path.is_dir():
@@ -157,14 +168,15 @@ def load_weights(network, source, arch):
     if path.exists():
         state = read_state(path)
     else:
-        names = torchvision.models.get_model_weights(arch).__members__
-        if source not in names:
+        published = backbones.published_weights(arch)
+        if source not in published:
+            names = ", ".join(published) or "it has none"
             raise UserError(
-                f"{title}: neither a file, nor a run folder, nor weights of torchvision's {arch} ({', '.join(names)})"
+                f"{title}: neither a file, nor a run folder, nor published weights of {arch} ({names})"
             )
         try:
-            state = names[source].get_state_dict()
-        except Exception as error:
+            state = published[source]()
+        except Exception as error:  # a download, or a plugin's function, may raise anything
             raise UserError(f"{title}: the download failed: {error}") from error
     original = is_original(state)
     if original:
@@ -178,12 +190,11 @@ def load_weights(network, source, arch):
         if ("normalization.running_mean" in state) != (network.options["normalize"] == "batchnorm"):
             other = {"none": "batchnorm", "batchnorm": "none"}[network.options["normalize"]]
             raise UserError(
-                f"{title} was trained with codes.normalize = {other}, here it is {network.options['normalize']}: "
-                f"give --codes.normalize={other}"
+                f"{title} was trained with codes.normalize = {other}, but here it is "
+                f"{network.options['normalize']}: give --codes.normalize={other}"
             )
-        learnable = (
-            network.options["logit_scale"] == "learnable"
-        )  # one that the file has not starts as in any run
+        # A learnable scale that the file does not have keeps its initial value.
+        learnable = network.options["logit_scale"] == "learnable"
         if not learnable and state.pop("log_logit_scale", None) is not None:
             left_out.append("its logit scale left out (codes.logit_scale=learnable takes it)")
         fit(
@@ -194,7 +205,8 @@ def load_weights(network, source, arch):
         )
         said = [f"network weights from {path}" + (", a model of the original LLC code" if original else "")]
     else:
-        classifier = [name for name in ("fc.weight", "fc.bias") if state.pop(name, None) is not None]
+        names = [f"{network.classifier}.{name}" for name in ("weight", "bias")]
+        classifier = [name for name in names if state.pop(name, None) is not None]
         left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []
         fit(network.backbone, state, f"{title}, into {arch}")
         said = [f"backbone weights from {source}"]
@@ -202,39 +214,49 @@ def load_weights(network, source, arch):
 
 
 def options_of(state, source):
-    """The arguments of Network that fit a state of our names, found by its shapes. Raises UserError where no ResNet has them.
+    """The arguments of Network that fit a state of our names, found from its shapes. Raises UserError.
 
-    What shapes cannot tell is as in the original: no BlurPool, class logits not scaled.
+    Only ResNets are found. What shapes cannot tell is as in the original: no BlurPool, and no factor of the
+    class logits.
     """
     try:
         width, num_bits = len(state["backbone.conv1.weight"]), len(state["projection.weight"])
         num_classes = len(state["codebook"]) if "codebook" in state else 0
     except (KeyError, TypeError):
-        raise UserError(f"{source}: not a ResNet with a projection; its keys: {_some(list(state))}") from None
+        keys = _some(list(state))
+        raise UserError(f"{source}: not a ResNet with a projection; its keys: {keys}") from None
     nearest = None
-    for arch in ("resnet50", *RESNETS) if width == 64 else ("resnet18", "resnet34"):
+    for arch in ("resnet50", *backbones.RESNETS) if width == 64 else ("resnet18", "resnet34"):
         options = {"arch": arch, "num_bits": num_bits, "num_classes": num_classes, "width": width}
-        with torch.device("meta"):  # shapes alone: however large the file claims to be, nothing is allocated
+        with torch.device("meta"):  # allocates nothing, however large the file claims to be
             problems = _problems(Network(**options), state, without=() if num_classes else ("codebook",))
         if not problems:
             return options
         if nearest is None or _count(problems) < _count(nearest[1]):
             nearest = arch, problems
     raise UserError(
-        f"{source} is none of the ResNets of torchvision; the nearest, {nearest[0]}, has other keys: {_listed(nearest[1])}"
+        f"{source} is none of the ResNets of torchvision; the nearest, {nearest[0]}, has other keys: "
+        f"{_listed(nearest[1])}"
     )
 
 
 def build(options, state, source):
-    """Network(**options) with the values of a state of our names. Both may come from a file. Raises UserError."""
+    """Network(**options) with the values of a state of our names. Raises UserError.
+
+    Both may come from a file, and are checked before memory of their size is allocated.
+    """
     without = () if "codebook" in state else ("codebook",)
     try:
-        with torch.device("meta"):  # shapes alone: nothing is allocated for a size that is only claimed
+        with torch.device("meta"):  # allocates nothing for a size that is only claimed
             problems = _problems(Network(**options), state, without)
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise UserError(f"{source}: no network can be built as it says, {options}: {error}") from error
     if problems:
-        raise UserError(f"{source} does not fit the network it describes, {options}: {_listed(problems)}")
+        raise UserError(
+            f"{source} does not fit the network that it describes, {options}: {_listed(problems)}"
+        )
     network = Network(**options)
     fit(network, state, source, without=without)
     return network
@@ -244,20 +266,27 @@ def _count(problems):
     return sum(len(names) for _, names in problems)
 
 
-# ------------------------------------------------------------------------------------------------ out of our network
+# ------------------------------------------------------------------------------------- out of our network
 
 
 def to_original(network, *, with_codebook):
     """Our network -> the original's state dict, for its ResNet within DataParallel.
 
-    with_codebook: for a network of class codes, whose forward gives class logits. There the logit scale, which the original does not
-    have, goes into the projection, so that its logits are ours. Without, it gives our z. Raises UserError for batch norm on z: there is
-    no place for the mean that it takes away.
+    with_codebook: for a network of class codes, whose forward gives class logits. The original has no logit
+    scale, so it goes into the projection, and the logits are ours. Without a codebook the result gives our z.
+
+    Raises UserError for a backbone that is not a ResNet, and for batch norm on z, because there is no place
+    for the mean that it subtracts.
     """
+    if network.family != "resnet":
+        raise UserError(
+            f"{network.options['arch']} has no form in the original code, which builds ResNets only; "
+            "--to=encoder and --to=backbone can hold it"
+        )
     if network.options["normalize"] != "none":
         raise UserError(
-            "codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would need there; --to=encoder "
-            "keeps it, and --to=backbone --with_classifier has the bias"
+            "codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would "
+            "need there; --to=encoder keeps it, and --to=backbone --with_classifier has the bias"
         )
     scale = network.logit_scale if with_codebook else 1.0
     state = {f"module.{name}": value for name, value in network.backbone.state_dict().items()}
@@ -268,25 +297,34 @@ def to_original(network, *, with_codebook):
 
 
 def to_backbone(network, *, with_classifier):
-    """Our network -> the state dict of torchvision's model of that name.
+    """Our network -> the state dict of the whole model, with the names of the backbone's own library.
 
-    Without its `fc`, or with_classifier with one that is our class logits in a single layer: logit_scale sign(C) P, and a bias only where
-    z goes through batch norm: then P is (P - mean) / sqrt(variance + eps).
+    It lacks the classifier. with_classifier adds one under its own name, a single layer that gives our
+    class logits: its weight is logit_scale sign(C) P [num_classes, features]. Batch norm on z goes into it
+    too: there P becomes P / sqrt(variance + eps), and the bias takes away the mean; otherwise the bias is
+    0. Raises UserError if the bias would be needed but the model's classifier has none.
     """
     state = dict(network.backbone.state_dict())
     if with_classifier:
         weight = network.logit_scale * binarize(network.codebook.detach())
         bias = weight.new_zeros(len(weight))
         if network.options["normalize"] == "batchnorm":
+            if not network.classifier_has_bias:
+                raise UserError(
+                    f"codes.normalize = batchnorm: the classifier of {network.options['arch']} has no bias, "
+                    "which batch norm on z would need there; --to=encoder keeps it"
+                )
             norm = network.normalization
             weight = weight / (norm.running_var + norm.eps).sqrt()
             bias = -weight @ norm.running_mean
-        state["fc.weight"], state["fc.bias"] = weight @ network.projection.weight.detach(), bias
+        state[f"{network.classifier}.weight"] = weight @ network.projection.weight.detach()
+        if network.classifier_has_bias:
+            state[f"{network.classifier}.bias"] = bias
     return plain(state)
 
 
 def plain(state):
-    """On the CPU, each tensor with its own memory in the usual order: what any program can read."""
+    """A copy of a state on the CPU, each tensor contiguous and with memory of its own."""
     return {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()

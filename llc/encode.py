@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from llc import config as edge
-from llc import gpu
+from llc import gpu, progress
 from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
 from llc.data.sources import printable
@@ -119,7 +118,7 @@ def encode(
     if processes.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
     done = 0
-    with tqdm(total=images.num_samples, unit="image", unit_scale=True) as bar:
+    with progress.bar(images.num_samples, "encode") as bar:
         packed = ((pack_bits(encoder(batch)), batch_labels) for batch, batch_labels in images.loader)
         for batch_codes, batch_labels in _on_host(packed):
             part = slice(done, done + len(batch_codes))

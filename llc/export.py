@@ -1,23 +1,28 @@
-"""A trained model in the forms that other programs load.
+"""Writes a trained model in the forms that other programs load.
 
-    python -m llc.export RUN --to=original                     model_best.pth and codebook.npy, for the code of github.com/RAIVNLab/LLC
-    python -m llc.export RUN --to=backbone [--with_classifier] a state dict of torchvision's ResNet (timm's names agree)
-    python -m llc.export RUN --to=encoder                      one file for llc.load on another machine
+    python -m llc.export RUN --to=original                      for the code of github.com/RAIVNLab/LLC
+    python -m llc.export RUN --to=backbone [--with_classifier]  a state dict for torchvision, timm or a plugin
+    python -m llc.export RUN --to=encoder                       one file, for llc.load on another machine
 
-RUN is what llc.load takes; of a run folder, --checkpoint=codebook is the network whose class codes classify, --checkpoint=instance (the
-default, once it is there) the one whose codes are compared by Hamming distance; --checkpoint=joint is both.
+RUN is a run folder, or another model that llc.load takes. Of a run folder, --checkpoint=codebook is the
+network whose class codes classify, --checkpoint=instance (the default where it exists) the one whose codes
+are compared by Hamming distance, and --checkpoint=joint is both.
 
-original    of the codebook or joint stage with its codebook as `fc`; of the instance stage ending at `fc_lr`, for --instance-code with
-            --load-codebook=codebook.npy. To be loaded with --pretrained.
-backbone    without `fc` (set model.fc = torch.nn.Identity()), or --with_classifier with projection and class codes as one dense `fc`, whose
-            logits are the class-code logits. Images are normalised as for torchvision's own weights.
+original    model_best.pth and codebook.npy, to be loaded with --pretrained. A network of the codebook or
+            joint stage has its codebook as `fc`; one of the instance stage ends at `fc_lr`, for
+            --instance-code with --load-codebook=codebook.npy. ResNets only.
+backbone    The model without its classifier (in torchvision's ResNets `fc`; replace it by
+            torch.nn.Identity()). With --with_classifier, the projection and the class codes are that
+            classifier, a single layer whose logits are the class-code logits. Images are normalised as for
+            torchvision's own weights.
 
-A network with BlurPool has the same names, but not the same function, as one without: it is refused, unless --with_blurpool says that the
-reader puts BlurPool in, by llc.network.apply_blurpool(model). Batch norm on z (codes.normalize) goes into the weights and biases of a
---with_classifier; --to=original has no biases, and is refused.
+A network with BlurPool has the same names as one without, but computes another function. It is refused,
+unless --with_blurpool says that the reader calls llc.network.apply_blurpool(model). Batch norm on z
+(codes.normalize) goes into the weight and the bias of --with_classifier; --to=original, which has no bias,
+refuses it.
 """
 
-import argparse
+import dataclasses
 from pathlib import Path
 
 import safetensors.torch
@@ -29,67 +34,60 @@ from llc.codebook import save_codebook
 from llc.encoder import load
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.options import option
 from llc.stages import STAGES
 
 FORMS = ("original", "backbone", "encoder")
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is written, and where."""
+
+    run: str = option(positional=True, help="a run folder, or another model that llc.load takes")
+    to: str = option(choices=FORMS, help="the form")
+    out: str = option(
+        "",
+        help="original: a folder; backbone: a .pth or .safetensors file; encoder: a .safetensors file; "
+        "empty: RUN/original, RUN/backbone.safetensors or RUN/encoder.safetensors",
+    )
+    checkpoint: str = option(
+        "", help="of a run folder: instance, joint, codebook, ...; empty: the last of them"
+    )
+    codebook: str = option("", help="use this codebook, .npy of real values, instead of the model's own")
+    with_classifier: bool = option(
+        False, help="backbone: add the classifier, one layer that gives the class-code logits"
+    )
+    with_blurpool: bool = option(False, help="write a network with BlurPool all the same")
+
+
 def main(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m llc.export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="a run folder, or another model that llc.load takes")
-    parser.add_argument("--to", required=True, choices=FORMS)
-    parser.add_argument(
-        "--out",
-        help="original: a folder; else a file, .pth or .safetensors (default: RUN/original, RUN/backbone.safetensors, "
-        "RUN/encoder.safetensors)",
-    )
-    parser.add_argument("--checkpoint", help="of a run folder: instance (default), joint, codebook, ...")
-    parser.add_argument("--codebook", help=".npy of real values, in place of the model's own")
-    parser.add_argument(
-        "--with_classifier",
-        action="store_true",
-        help="backbone: with a dense fc that gives the class-code logits",
-    )
-    parser.add_argument(
-        "--with_blurpool", action="store_true", help="write a network with BlurPool all the same"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.with_classifier and arguments.to != "backbone":
-        raise UserError(f"--with_classifier belongs to --to=backbone, not to --to={arguments.to}")
-    if not arguments.out and not Path(arguments.run).is_dir():
-        raise UserError(f"{arguments.run} is no folder to write into: say where, with --out=")
-    encoder = load(arguments.run, arguments.codebook, checkpoint=arguments.checkpoint)
-    write = {"original": _to_original, "backbone": _to_backbone, "encoder": _to_encoder}[arguments.to]
-    write(encoder, arguments)
+    options = edge.read_one(Options, argv, description=__doc__)
+    if options.with_classifier and options.to != "backbone":
+        raise UserError(f"--with_classifier belongs to --to=backbone, not to --to={options.to}")
+    if not options.out and not Path(options.run).is_dir():
+        raise UserError(f"{options.run} is no folder to write into: say where, with --out=")
+    encoder = load(options.run, options.codebook or None, checkpoint=options.checkpoint or None)
+    write = {"original": _to_original, "backbone": _to_backbone, "encoder": _to_encoder}[options.to]
+    write(encoder, options)
 
 
-def _to_original(encoder, arguments):
+def _to_original(encoder, options):
     network = encoder.network
-    _check_blurpool(network, arguments)
+    _check_blurpool(network, options)
     of_codebook = encoder.stage is not None and STAGES[encoder.stage].learns_codebook
     state = checkpoints.to_original(network, with_codebook=of_codebook)
-    folder = Path(arguments.out or Path(arguments.run) / "original")
+    folder = Path(options.out or Path(options.run) / "original")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {error.strerror}") from error
     checkpoint = {"arch": network.options["arch"].replace("resnet", "ResNet"), "state_dict": state}
     atomic_write(folder / "model_best.pth", lambda file: torch.save(checkpoint, file))
-    print(
-        f"{folder / 'model_best.pth'}: "
-        + (
-            "class codes: projection fc_lr and codebook fc"
-            if of_codebook
-            else "instance codes: projection fc_lr, no fc"
-        )
-    )
+    what = "class codes: projection fc_lr and codebook fc" if of_codebook else None
+    print(f"{folder / 'model_best.pth'}: {what or 'instance codes: projection fc_lr, no fc'}")
     if of_codebook and network.logit_scale != 1:
-        print(f"  fc_lr holds the logit scale {network.logit_scale:.4g}: its logits are this model's")
+        print(f"  fc_lr includes the logit scale {network.logit_scale:.4g}, so the logits are this model's")
     if network.options["arch"] != "resnet50" or network.options["width"] != 64:
         print(f"  the original code builds ResNet50 alone; this is {_name(network)}")
     if len(encoder.codebook):
@@ -97,43 +95,57 @@ def _to_original(encoder, arguments):
         print(f"{folder / 'codebook.npy'}: float32 {list(encoder.codebook.shape)}")
 
 
-def _to_backbone(encoder, arguments):
+def _to_backbone(encoder, options):
     network = encoder.network
-    _check_blurpool(network, arguments)
+    _check_blurpool(network, options)
     if network.options["width"] != 64:
         raise UserError(
-            f"{arguments.run} is {_name(network)}: torchvision has no such network (--to=encoder or --to=original keep it)"
+            f"{options.run} is {_name(network)}: torchvision has no such network "
+            "(--to=encoder and --to=original can hold it)"
         )
-    if arguments.with_classifier and not len(encoder.codebook):
+    if options.with_classifier and not len(encoder.codebook):
         raise UserError(
-            f"--with_classifier: {arguments.run} holds no codebook; give one with --codebook=FILE.npy"
+            f"--with_classifier: {options.run} holds no codebook; give one with --codebook=FILE.npy"
         )
-    state = checkpoints.to_backbone(network, with_classifier=arguments.with_classifier)
-    path = Path(arguments.out or Path(arguments.run) / "backbone.safetensors")
+    state = checkpoints.to_backbone(network, with_classifier=options.with_classifier)
+    path = Path(options.out or Path(options.run) / "backbone.safetensors")
     if path.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--out={path}: expected a name that ends in .safetensors or .pth")
     data = safetensors.torch.save(state) if path.suffix == ".safetensors" else None
     atomic_write(path, lambda file: file.write(data) if data is not None else torch.save(state, file))
+    num_classes = len(encoder.codebook) if options.with_classifier else None
     print(
-        f"{path}: {len(state)} tensors for torchvision.models.{network.options['arch']}"
-        + (f"(num_classes={len(encoder.codebook)})" if arguments.with_classifier else ", without fc")
+        f"{path}: {len(state)} tensors for {_constructor(network, num_classes)}"
+        + ("" if options.with_classifier else f", without {network.classifier}")
         + (", after llc.network.apply_blurpool" if network.options["use_blurpool"] else "")
     )
 
 
-def _to_encoder(encoder, arguments):
-    path = Path(arguments.out or Path(arguments.run) / "encoder.safetensors")
+def _to_encoder(encoder, options):
+    path = Path(options.out or Path(options.run) / "encoder.safetensors")
     encoder.save(path)
     print(f"{path}: {encoder.num_bits} bits, {len(encoder.codebook)} classes, for llc.load")
 
 
-def _check_blurpool(network, arguments):
-    if network.options["use_blurpool"] and not arguments.with_blurpool:
+def _check_blurpool(network, options):
+    if network.options["use_blurpool"] and not options.with_blurpool:
         raise UserError(
-            f"{arguments.run} was trained with BlurPool (training.use_blurpool), which a plain {network.options['arch']} does not compute: "
-            "its outputs would be others. Add --with_blurpool where the reader calls llc.network.apply_blurpool(model), or go on training "
-            f"a plain network from it: model.weights={arguments.run}, training.use_blurpool=false"
+            f"{options.run} was trained with BlurPool (training.use_blurpool). A plain "
+            f"{network.options['arch']} has none, and its outputs would differ. Add --with_blurpool if the "
+            "reader calls llc.network.apply_blurpool(model), or train a plain network further from it: "
+            f"model.weights={options.run}, training.use_blurpool=false"
         )
+
+
+def _constructor(network, num_classes):
+    """How the reader builds the model, in words; num_classes: None for a model without its classifier."""
+    arch = network.options["arch"]
+    given = "" if num_classes is None else f"num_classes={num_classes}"
+    if network.family == "registered":
+        return f"the plugin's {arch}" + (f" with {given}" if given else "")
+    if network.family == "timm":
+        return f"timm.create_model({', '.join(filter(None, (repr(arch.removeprefix('timm:')), given)))})"
+    return f"torchvision.models.{arch}" + (f"({given})" if given else "")
 
 
 def _name(network):

@@ -1,35 +1,30 @@
-"""The network: uint8 images -> normalised -> torchvision ResNet backbone -> linear projection (-> batch norm) -> z [B, num_bits]; with it the
-codebook.
+"""The network: uint8 images -> normalised -> backbone -> linear projection (-> batch norm) -> z.
 
-Parameter names: `backbone.*` as torchvision names them (its fc is gone), `projection.weight` [num_bits, features], `codebook`
-[num_classes, num_bits]; and only where they are chosen `normalization.*`, batch norm's statistics [num_bits], and `log_logit_scale`, a number.
-BlurPool changes no names, so the same weights fit with and without.
+It also holds the codebook. Its parameters are `backbone.*`, named as in the backbone's own library but
+without the classifier; `projection.weight` [num_bits, features]; `codebook` [num_classes, num_bits]; and,
+only where they are chosen, `normalization.*`, the statistics of a batch norm [num_bits], and
+`log_logit_scale`, a scalar. BlurPool changes no names, so the same weights fit with and without it.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
+from llc import backbones
 from llc.codes import binarize
 from llc.errors import UserError
-from llc.torch_files import read_torch_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNETS = tuple(
-    name
-    for name in torchvision.models.list_models(torchvision.models)
-    if name.startswith(("resnet", "resnext", "wide_resnet"))
-)
 
 
 class BlurConv2d(nn.Conv2d):
-    """A strided convolution whose input is blurred by the 3x3 binomial filter first (BlurPool, Zhang 2019, arXiv 1904.11486).
+    """A strided convolution that blurs its input first (BlurPool, Zhang 2019, arXiv 1904.11486).
 
-    Placed as ffcv-imagenet does: before the convolution. Before a 1x1 convolution the blur takes the stride itself, which gives the
-    same result for 1 / stride^2 of the work.
+    The filter is the 3x3 binomial one. As in ffcv-imagenet, the blur comes before the convolution. Before a
+    1x1 convolution the blur takes the stride itself, which gives the same result for 1 / stride^2 of the
+    work.
     """
 
     @classmethod
@@ -71,11 +66,16 @@ def apply_blurpool(module):
 
 
 class Network(nn.Module):
-    """forward(images uint8 [B, 3, H, W]) -> z [B, num_bits], in float32; `class_logits(z)` -> [B, num_classes].
+    """forward(images uint8 [B, 3, H, W]) -> z float32 [B, num_bits]; `class_logits(z)` -> [B, num_classes].
 
-    arch: a torchvision ResNet's name; width: channels of its first stage (64 is torchvision's own, less is a narrower network);
-    logit_scale multiplies the class logits: a number, or "learnable", a parameter that starts at 1 / sqrt(num_bits); normalize: "none", or
-    "batchnorm": z through batch norm that has no parameters. `options` are these arguments: Network(**network.options) is built like it.
+    arch: the name of a backbone (llc.backbones). width: channels of a ResNet's first stage; 64 is
+    torchvision's own, and less gives a narrower network. logit_scale: the factor of the class logits, a
+    number, or "learnable", a parameter that starts at 1 / sqrt(num_bits). normalize: "none", or
+    "batchnorm", which passes z through a batch norm without parameters. Raises UserError where no such
+    network can be built.
+
+    `options` holds these arguments: Network(**network.options) is built in the same way. `family`,
+    `classifier` and `classifier_has_bias` are those of llc.backbones.Backbone.
     """
 
     def __init__(
@@ -93,24 +93,22 @@ class Network(nn.Module):
         }
         if normalize not in ("none", "batchnorm"):
             raise UserError(f"codes.normalize = {normalize!r}: it takes none or batchnorm")
-        if arch not in RESNETS:
-            raise UserError(
-                f"model.arch = {arch}: not a ResNet of torchvision; it takes one of {', '.join(RESNETS)}"
-            )
-        self.backbone = torchvision.models.get_model(arch, weights=None)
-        if width != 64:
-            _set_width(self.backbone, arch, width)
-        features = self.backbone.fc.in_features
-        self.backbone.fc = nn.Identity()
+        built = backbones.build(arch, width)
+        self.backbone, self.family = built.module, built.family
+        self.classifier, self.classifier_has_bias = built.classifier, built.has_bias
         if use_blurpool:
             apply_blurpool(self.backbone)
-        self.projection = nn.Linear(features, num_bits, bias=False)
+            if not any(isinstance(module, BlurConv2d) for module in self.backbone.modules()):
+                raise UserError(
+                    f"training.use_blurpool: {arch} has no strided convolution to blur; set it to false"
+                )
+        self.projection = nn.Linear(built.num_features, num_bits, bias=False)
         self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
-        # none is no module: it has no names in a state dict
+        # An Identity adds no names to the state dict.
         self.normalization = (
             nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
         )
-        if logit_scale == "learnable":  # its logarithm is learnt, so that it stays positive
+        if logit_scale == "learnable":  # its logarithm is the parameter, so that the scale stays positive
             self.log_logit_scale = nn.Parameter(torch.tensor(-0.5 * math.log(num_bits)))
         else:
             self._logit_scale = float(logit_scale)
@@ -119,52 +117,38 @@ class Network(nn.Module):
 
     def forward(self, images):
         images = (images.float() - self.mean) / self.std
-        return self.normalization(self.projection(self.backbone(images)).float())
+        features = self.backbone(images)
+        if features.ndim > 2:  # some backbones keep the two axes of the image, [B, features, 1, 1]
+            features = features.flatten(1)
+        return self.normalization(self.projection(features).float())
 
     @property
     def logit_scale(self):
-        """A number, or where it is learnable a scalar tensor."""
+        """The factor of the class logits: a number, or where it is learnable, a scalar tensor."""
         return self.log_logit_scale.exp() if self.options["logit_scale"] == "learnable" else self._logit_scale
 
     def class_logits(self, z):
-        """z . sign(C)^T, gradient straight through the sign to the codebook."""
+        """z . sign(C)^T; the gradient passes straight through the sign to the codebook."""
         return self.logit_scale * z @ binarize(self.codebook).T
 
 
 def average_over_flip(project, images, z):
-    """The mean of z = project(images) and of the mirror images' z; project: images [B, 3, H, W] -> [B, num_bits]."""
+    """The mean of z = project(images) and of the mirror images' z, [B, num_bits].
+
+    images: [B, 3, H, W]; project: a function from images to z [B, num_bits].
+    """
     return (z + project(images.flip(3))) / 2
 
 
-def _set_width(backbone, arch, width):
-    """Rebuilds the convolutions of a basic-block torchvision ResNet with `width` instead of 64 channels in the first stage."""
-    block = type(backbone.layer1[0])
-    if block is not torchvision.models.resnet.BasicBlock:
-        raise UserError(
-            f"model.width = {width}: only resnet18 and resnet34 come narrower, model.arch is {arch}"
-        )
-    depths = [len(getattr(backbone, f"layer{i}")) for i in (1, 2, 3, 4)]
-    backbone.inplanes = width
-    backbone.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
-    backbone.bn1 = nn.BatchNorm2d(width)
-    for i, depth in enumerate(depths):
-        setattr(
-            backbone,
-            f"layer{i + 1}",
-            backbone._make_layer(block, width << i, depth, stride=1 if i == 0 else 2),
-        )
-    backbone.fc = nn.Linear(width << 3, 1)
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
 def running_statistics(*modules):
-    """Batch norm's running means and variances: what training changes in a network beside its parameters, in each process by itself."""
+    """Running means and variances of batch norm (and instance norm), a list of tensors.
+
+    Training changes them without a gradient, so each process has its own.
+    """
     return [
         statistic
         for module in modules
         for child in module.modules()
-        if isinstance(child, nn.modules.batchnorm._BatchNorm)
+        if isinstance(child, nn.modules.batchnorm._NormBase) and child.running_mean is not None
         for statistic in (child.running_mean, child.running_var)
     ]

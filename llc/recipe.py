@@ -19,11 +19,15 @@ from llc.precision import PRECISIONS
 class Model:
     """The backbone."""
 
-    arch: str = option("resnet50", help="backbone: a ResNet of torchvision")
+    arch: str = option(
+        "resnet50",
+        help="backbone: a classification model of torchvision (resnet50, convnext_tiny, vit_b_16, ...), "
+        "timm:NAME from an installed timm, or a name that a --plugin registers",
+    )
     weights: str = option(
         "",
-        help="start from a run folder, a checkpoint, a torchvision state dict or a weights name; "
-        "empty: random values",
+        help="start from a run folder, a checkpoint, a state dict of the whole model, or the backbone's "
+        "published weights of this name (IMAGENET1K_V1); empty: random values",
     )
     width: int = option(
         64, minimum=4, help="channels of the first stage; less than 64 is a narrower resnet18 or resnet34"

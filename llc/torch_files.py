@@ -1,4 +1,7 @@
-"""Files of torch.save, written so that damage can be told, and read as data: nothing in them can run code or ask for absurd memory."""
+"""Files of torch.save: written so that damage is recognised, and read as data.
+
+Nothing in a file can run code or make the reader ask for absurd amounts of memory.
+"""
 
 import io
 import pickletools
@@ -10,34 +13,38 @@ import torch
 from llc.errors import UserError
 
 _FOLDER = 0x10  # in a zip record's attributes
-_NUM_OLD_PICKLES = (
-    5  # in a row, in the older format: a magic number, a version, the machine, the objects, the tensors' keys
-)
+# The older format is this many pickles in a row: a magic number, a version, the machine, the objects, and the
+# tensors' keys.
+_NUM_OLD_PICKLES = 5
 _MAX_NAME = 200
 
 
 def read_torch_file(path):
     """torch.load of plain tensors and containers only, on the CPU.
 
-    A file in torch's zip format is first checked whole: the CRC-32 of every record, and that no record claims more bytes than are there.
-    Files in the format before torch 1.6 have no checksums. Raises UserError naming the file when it is missing, damaged or runs code.
+    A file in torch's zip format is first checked whole: the CRC-32 of every record, and that no record
+    claims more bytes than are there. Files in the format before torch 1.6 have no checksums. Raises
+    UserError naming the file when it is missing, damaged or runs code.
     """
     try:
         check_torch_file(path)
-        with open(path, "rb") as file:  # of a path, torch.load would go by its suffix
+        with open(path, "rb") as file:  # given a path, torch.load looks at its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a file may hold anything, and torch raises whatever its parts raise
+    except Exception as error:  # a file may hold anything, and torch may raise anything
         raise UserError(
             f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}"
         ) from error
 
 
 def _check_names(path, pickled):
-    """Names of what a pickle asks for are short; torch matches them with patterns that take minutes for long ones."""
+    """Raises UserError if a pickle asks for something under a very long name.
+
+    torch matches these names with patterns that take minutes for long ones, and real names are short.
+    """
     try:
         for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name == "GLOBAL" and len(argument) > _MAX_NAME:
@@ -51,7 +58,10 @@ def _check_names(path, pickled):
 
 
 def _reason(error):
-    """A line from torch's text, without its advice to load the file with weights_only=False, which would run what it holds."""
+    """A line of torch's message.
+
+    It leaves out the advice to use weights_only=False, which would run the code in the file.
+    """
     text = str(error)
     asked_for = re.search(r"GLOBAL (\S+)", text)
     if asked_for:
@@ -61,7 +71,7 @@ def _reason(error):
 
 
 def write_torch_file(state, file):
-    """torch.save to an open file. Raises OSError where the file does: torch reports some of these as errors of its own."""
+    """torch.save to an open file. Raises the file's OSError, also where torch reports another error."""
     watched = _Watched(file)
     try:
         torch.save(state, watched)
@@ -89,7 +99,10 @@ class _Watched:
 
 
 def check_torch_file(path):
-    """Raises UserError where the records of a torch zip file are damaged, or claim more than the file holds; reads it once."""
+    """Reads a torch zip file once, and raises UserError if it is damaged.
+
+    Damaged are records whose checksum is wrong, or that claim more bytes than the file holds.
+    """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # the older format, or no such file at all
             file.seek(0)
@@ -100,14 +113,14 @@ def check_torch_file(path):
         try:
             with zipfile.ZipFile(file) as archive:
                 records = archive.infolist()
-                # torch compresses nothing, so bytes in records are bytes in the file; else a small file could fill the memory
+                # torch compresses nothing. A compressed file could be small and still fill the memory.
                 if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                     raise UserError(
                         f"{path}: its records are compressed, which torch.save never does; it is not read"
                     )
                 if sum(record.file_size for record in records) > file_size:
                     raise UserError(
-                        f"{path}: its records claim more than the {file_size:,} bytes of the file; it is not read"
+                        f"{path}: its records claim more than the file's {file_size:,} bytes; it is not read"
                     )
                 # torch gives uninitialised memory for what is marked as a folder
                 if any(record.external_attr & _FOLDER for record in records):

@@ -1,5 +1,7 @@
-"""The network of the original LLC code in plain torch, written from its description and sharing nothing with llc: 1x1 convolutions at its
-end, `fc` binarised in the forward pass; and its files.
+"""The original LLC code's network in plain torch, and its files.
+
+It is written from its description and shares no code with llc: it ends in 1x1 convolutions, and binarises `fc`
+in the forward pass.
 """
 
 import numpy as np
@@ -51,7 +53,7 @@ def shortcut(inputs, outputs, stride):
 
 
 class OriginalResNet(nn.Module):
-    """num_classes=None: a model of instance codes, which ends at its projection. forward(normalised float images)."""
+    """forward(normalised float images). num_classes=None: a model of instance codes, without `fc`."""
 
     def __init__(self, num_bits, num_classes, block=Bottleneck, depths=(3, 4, 6, 3), width=64):
         super().__init__()
@@ -83,7 +85,10 @@ def resnet18(num_bits, num_classes, width=64):
 
 
 def random_values(model, seed=0):
-    """Random weights, with batch norm's statistics those of random pictures, so that other pictures get other outputs; for evaluation."""
+    """Gives a model random weights, for evaluation.
+
+    Batch norm's statistics are those of random pictures, so that the outputs differ from picture to picture.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -114,7 +119,7 @@ def pictures(count, seed, size=64):
 
 
 def save_files(model, folder):
-    """model_best.pth as the original writes it, and codebook.npy of its fc where it has one -> the two paths."""
+    """Writes model_best.pth as the original does, and codebook.npy if there is an fc -> the two paths."""
     folder.mkdir(exist_ok=True)
     state = nn.DataParallel(model).state_dict()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)

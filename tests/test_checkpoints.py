@@ -1,4 +1,7 @@
-"""Weights in and out: the original's files, dense models, backbones; against networks that share nothing with llc's."""
+"""Weights in and out: the original's files, dense models and backbones.
+
+They are compared with networks that share no code with llc's.
+"""
 
 import io
 import re
@@ -29,7 +32,8 @@ from llc.training.trainer import Trainer
 from tests import original
 from tests.conftest import SMALL, trained_network
 
-# Rounding alone: the same sums in other orders and memory layouts, against the largest value (z and logits are sums that pass through 0).
+# Only rounding differs, because the same sums are computed in other orders and memory layouts. It is relative
+# to the largest value, because z and logits are sums that may be near 0.
 TOLERANCE = 1e-5
 ANY = Preprocessing(32, 1.0, "area", IMAGENET_MEAN, IMAGENET_STD)
 
@@ -40,7 +44,7 @@ def agree(ours, reference):
 
 @pytest.fixture(scope="module")
 def class_model(tmp_path_factory):
-    """(network of the original, ResNet50 with 20 bits and 50 classes, its model_best.pth, its codebook.npy)."""
+    """(the original's ResNet50 with 20 bits and 50 classes, its model_best.pth, its codebook.npy)."""
     model = original.random_values(original.OriginalResNet(20, 50))
     return model, *original.save_files(model, tmp_path_factory.mktemp("original"))
 
@@ -154,7 +158,7 @@ def test_the_originals_files_start_either_stage(class_model, instance_model, tmp
 
 @torch.no_grad()
 def test_the_trainer_takes_them(finished_run, betons, tmp_path, capsys):
-    """A codebook stage out in the original's form, and a trainer of the instance stage from those two files."""
+    """A codebook stage is exported in the original's form, and starts an instance stage."""
     export.main([str(finished_run), "--to=original", "--checkpoint=codebook", f"--out={tmp_path}"])
     values = np.load(tmp_path / "codebook.npy")
     np.save(tmp_path / "codebook.npy", values.reshape(-1))
@@ -174,7 +178,7 @@ def test_the_trainer_takes_them(finished_run, betons, tmp_path, capsys):
     assert np.array_equal(trainer.network.codebook.detach(), values) and values.shape == (6, 10)
     images = original.pictures(5, seed=4, size=32)
     z = llc.load(finished_run, checkpoint="codebook").network(images)
-    # the logit scale of the codebook stage went into the projection: z is smaller by it, and its signs are the same
+    # The codebook stage's logit scale is now in the projection: z is scaled by it, its signs are the same.
     assert agree(trainer.network.eval()(images), z * 10**-0.5)
 
 
@@ -323,7 +327,10 @@ def centre_projection(model, images):
 @torch.no_grad()
 @pytest.mark.parametrize("data", ["beton", "folder"])
 def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, image_tree, tmp_path, capsys):
-    """Against the original's way: torchvision's transforms, its network, the largest logit; of files, and of a beton's images."""
+    """Compared with the original's way: torchvision's transforms, its network, the largest logit.
+
+    The images are files, or those of a beton.
+    """
     root = image_tree / "val"
     beton = tmp_path / "val.beton"
     if data == "beton":

@@ -1,4 +1,4 @@
-"""Files as somebody else made them: changed at random (tests/tools/fuzz.py), or crafted to run code or to fill the memory."""
+"""Files from strangers: changed at random (tests/tools/fuzz.py), or crafted to run code or to fill the memory."""
 
 import os
 import pickle

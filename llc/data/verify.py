@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from llc import config as command_line
-from llc.data import native, progress
+from llc import progress
+from llc.data import native
 from llc.data.beton import JPG
 from llc.data.manifest import data_checksums
 from llc.data.shards import Shards, open_shards
@@ -111,7 +112,7 @@ def _verify(where, num_threads):
     """Prints what is wrong with the betons `where`; returns how many findings there are."""
     started = time.perf_counter()
     shards = open_shards(where)
-    with progress.bar(len(shards), "verify", "img", hidden=not sys.stderr.isatty(), leave=False) as bar:
+    with progress.bar(len(shards), "verify") as bar:
         damaged, crcs = check_samples(shards, num_threads, bar.update)
     for index, problem in damaged[:_MAX_SHOWN]:
         print(f"{shards.name(index)} (class {shards.manifest.class_names[shards.labels[index]]}): {problem}")

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llc.data import beton, progress
+from llc import progress
+from llc.data import beton
 from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
 from llc.data.sources import open_source, printable
 from llc.data.workers import Workers, write_at
@@ -171,7 +172,7 @@ def _write_samples(source, config, path, descriptor, show_progress):
     encoded = {}  # {number of a chunk that has no place yet: its worker}
     with (
         Workers(min(num_workers, -(-num_samples // most)), source.reader, config, descriptor) as workers,
-        progress.bar(num_samples, Path(config.write_path).name, "img", hidden=not show_progress) as bar,
+        progress.bar(num_samples, Path(config.write_path).name, disable=not show_progress) as bar,
     ):
         while next_sample < num_samples or num_finished < len(chunks):
             chunk_size = min(

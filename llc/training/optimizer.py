@@ -3,6 +3,23 @@
 import torch
 from torch import nn
 
+_NORMS = (
+    nn.modules.batchnorm._NormBase,  # BatchNorm, SyncBatchNorm, InstanceNorm
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+# As torchvision and timm call them. A type does not tell them from a layer's weights.
+_EMBEDDINGS = {
+    "class_token",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "pos_embedding",
+    "pos_embed",
+    "relative_position_bias_table",
+}
+
 
 def make_sgd(groups, momentum, fused):
     """SGD, whose learning rate is set at each step. fused: one kernel for all parameters."""
@@ -19,17 +36,46 @@ def make_sgd(groups, momentum, fused):
 def parameter_groups(module, weight_decay):
     """Two SGD groups of a module's trainable parameters: with weight decay, and without.
 
-    Without are the parameters of normalisation layers, chosen by the module's type, and single numbers.
+    Without weight decay are
+
+    - the parameters of normalisation layers, chosen by type: torch's own classes and what derives from
+      them, and classes from elsewhere with Norm in their name, if the parameter is a vector;
+    - single numbers;
+    - scales of whole residual branches, `layer_scale` and `gamma`, as in ConvNeXt's own recipe;
+    - class tokens and position embeddings, as in the recipes of DeiT and Swin, and what a module's
+      no_weight_decay() names (timm's convention).
+
+    Everything else has weight decay, the biases of convolutions and linear layers among it.
     """
-    plain, decayed = [], []
-    for child in module.modules():
-        own = [p for p in child.parameters(recurse=False) if p.requires_grad]
-        for parameter in own:
-            (
-                plain if isinstance(child, nn.modules.batchnorm._BatchNorm) or not parameter.ndim else decayed
-            ).append(parameter)
-    wanted = sum(p.requires_grad for p in module.parameters())
-    assert len(set(map(id, plain + decayed))) == wanted == len(plain + decayed), (
-        "a parameter was missed or taken twice"
-    )
+    spared = {id(parameter) for parameter in _spared(module)}
+    # A parameter that two modules share comes once.
+    trainable = {id(p): p for child in module.modules() for p in child.parameters(recurse=False)}
+    trainable = {key: parameter for key, parameter in trainable.items() if parameter.requires_grad}
+    wanted = {id(p) for p in module.parameters() if p.requires_grad}
+    assert wanted == set(trainable), "a trainable parameter was missed"
+    decayed = [parameter for key, parameter in trainable.items() if key not in spared]
+    plain = [parameter for key, parameter in trainable.items() if key in spared]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def _spared(module):
+    """The parameters of a module that have no weight decay."""
+    for child in module.modules():
+        named = set(child.no_weight_decay()) if hasattr(child, "no_weight_decay") else set()
+        yield from (p for name, p in child.named_parameters() if name in named)
+        foreign_norm = "Norm" in type(child).__name__
+        for name, parameter in child.named_parameters(recurse=False):
+            is_scale = name == "layer_scale" or name.startswith("gamma")
+            if (
+                isinstance(child, _NORMS)
+                or not parameter.ndim
+                or name in _EMBEDDINGS
+                or (foreign_norm or is_scale)
+                and _is_vector(parameter)
+            ):
+                yield parameter
+
+
+def _is_vector(parameter):
+    """Whether at most one axis is longer than 1, as in [C] and [C, 1, 1]."""
+    return sum(length > 1 for length in parameter.shape) <= 1
