@@ -2,9 +2,12 @@
 
     torchrun --nproc_per_node=8 train_llc.py --config rn50_configs/llc_20bit.yaml \
         --data.train_dataset=train.beton --data.val_dataset=val.beton
-    python train_llc.py --config ... --dry_run            checks everything, prints the plan and writes
-    nothing torchrun ... train_llc.py --config ... --logging.name=NAME --resume=auto       starts the run or
-    resumes it python train_llc.py --resume=runs/NAME                resumes it; --config may change paths
+    python train_llc.py --config ... --dry_run
+        checks everything, prints the plan, and writes nothing
+    torchrun ... train_llc.py --config ... --logging.name=NAME --resume=auto
+        starts the run or resumes it
+    python train_llc.py --resume=runs/NAME
+        resumes it; --config may change paths
 
 After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the run writes a checkpoint after the current step and exits with
 status 75 (torchrun, which passes on the first two, exits with 1). Status 0: finished, also if --resume=auto

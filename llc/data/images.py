@@ -1,21 +1,23 @@
 """Any image file -> upright 8-bit RGB, by rules that are written down once, here.
 
-============================
-========================================================================================= what the file holds
-what comes out ============================
-========================================================================================= grey, 1 bit,
-palette,         converted to RGB YCbCr, HSV Lab                           converted to sRGB (ICC: white point
-D50, perceptual) CMYK, YCCK                    Pillow's plain conversion; the inks of JPEGs are taken to be
-stored inverted (Adobe's
-                              convention), as every common reader does
-transparency of any kind      laid over white 16-bit grey, 16-bit colour    scaled, not clipped: grey to the
-nearest of value / 257, colour to its high byte (Pillow's
-                              choice; at most 1 apart)
+============================  ================================================================================
+what the file holds           what comes out
+============================  ================================================================================
+grey, 1 bit, palette,         converted to RGB
+YCbCr, HSV
+Lab                           converted to sRGB (ICC: white point D50, perceptual)
+CMYK, YCCK                    Pillow's plain conversion; the inks of JPEGs are taken to be stored inverted
+                              (Adobe's convention), as every common reader does
+transparency of any kind      laid over white
+16-bit grey, 16-bit colour    scaled, not clipped: grey to the nearest of value / 257, colour to its high byte
+                              (Pillow's choice; they differ by 1 at most)
 floating point, 32-bit        floats within 0..1 times 255; floats within 0..255 rounded; integers within
-0..65535 as integers                      16 bit; any other range is stretched, its lowest value to 0, its
-highest to 255 EXIF, TIFF orientation        applied several frames or pages       the first one embedded
-colour profile       not applied ============================
-=========================================================================================
+integers                      0..65535 as 16 bit; any other range is stretched, its lowest value to 0, its
+                              highest to 255
+EXIF, TIFF orientation        applied
+several frames or pages       the first one
+embedded colour profile       not applied
+============================  ================================================================================
 """
 
 import functools
