@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen dataclasses, one for each section of a recipe, and checks of combinations.
+"""The configuration of a run: a frozen dataclass for each section of a recipe, and checks of combinations.
 
 It is read from recipes and the command line by llc.training.config, and from a run folder by llc.runs.
 """
@@ -136,7 +136,8 @@ class Training:
     skip_non_finite: int = option(
         0,
         minimum=0,
-        help="how often a NaN or infinite loss may be survived by returning to last.pth and skipping that batch",
+        help="how often a NaN or infinite loss may be survived by returning to last.pth and skipping "
+        "that batch",
     )
 
 
@@ -180,7 +181,7 @@ class Dist:
 
 
 def sections():
-    """{name: dataclass} of a recipe's sections, with those of all registered stages, in the order of a file."""
+    """{name: dataclass} of a recipe's sections and of all registered stages, in the order of a file."""
     return {
         "model": Model,
         "codes": Codes,
@@ -226,7 +227,8 @@ class Config:
                 f"{', '.join(stages.STAGES)}, separated by commas"
             ) from None
         missing = [
-            f"{name}.{key} is required (training.stages = {self.training.stages}): give it as --{name}.{key}=VALUE"
+            f"{name}.{key} is required (training.stages = {self.training.stages}): "
+            f"give it as --{name}.{key}=VALUE"
             for name in names
             for key in ("epochs", "lr")
             if getattr(self.stage(name), key) is None
@@ -247,13 +249,14 @@ class Config:
             )
         if r.start_ramp > r.end_ramp:
             raise UserError(
-                f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; set both"
+                f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; "
+                "set both"
             )
         starts_without_codebook = not self.stage(names[0]).learns_codebook
         if starts_without_codebook and not (self.codes.init_codebook and self.model.weights):
             raise UserError(
-                f"training.stages = {self.training.stages} needs codes.init_codebook (.npy or run folder) and "
-                "model.weights (the network of a codebook or joint stage)"
+                f"training.stages = {self.training.stages} needs codes.init_codebook (.npy or run folder) "
+                "and model.weights (the network of a codebook or joint stage)"
             )
 
     @property

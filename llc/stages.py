@@ -1,8 +1,8 @@
 """The training stages: what each learns, its loss, its options and their defaults.
 
 LLC, Kusupati et al., NeurIPS 2021, arXiv 2106.01487. The paper's method is the codebook stage with its first
-loss alone, followed by the instance stage with its second loss alone. The joint stage, in which class codes and
-image codes are learnt together, the weights of the other loss, and distillation are this project's.
+loss alone, followed by the instance stage with its second loss alone. The joint stage, in which class codes
+and image codes are learnt together, the weights of the other loss, and distillation are this project's.
 
 A stage is a frozen dataclass of options, registered under the name of its section. `STAGES` holds them all; a
 stage from outside the package is added in the same way (docs/extending.md).
@@ -63,9 +63,11 @@ def instance_loss(z, codebook, labels, predicted=None, distillation=0.0):
 class Stage:
     """One stage: its length and learning rate, which must be set for a stage that runs, and its loss.
 
-    learns_codebook: the class codes are trained (such a stage also follows the resolution ramp); learns_codes:
-    the image codes are trained to equal class codes; best_metric: the metric that chooses the best epoch. A
-    subclass gives the weights of the two losses as options or as constants, or has a `loss` of its own.
+    learns_codebook: the class codes are trained; such a stage also follows the resolution ramp
+    learns_codes: the image codes are trained to equal class codes
+    best_metric: the metric that chooses the best epoch
+
+    A subclass gives the weights of the two losses as options or as constants, or has a `loss` of its own.
     """
 
     name: ClassVar[str]
@@ -149,8 +151,8 @@ class InstanceStage(Stage):
         0.0,
         minimum=0,
         maximum=1,
-        help="fraction of each target that comes from the class predicted by the frozen network of the stage's "
-        "start (the teacher) instead of the label",
+        help="fraction of each target that comes from the class predicted by a frozen copy of the network at the "
+        "stage's start (the teacher) instead of the label",
     )
 
 

@@ -1,7 +1,7 @@
 """The original LLC code's network in plain torch, and its files.
 
-It is written from its description and shares no code with llc: it ends in 1x1 convolutions, and binarises `fc`
-in the forward pass.
+It is written from its description and shares no code with llc: it ends in 1x1 convolutions, and binarises
+`fc` in the forward pass.
 """
 
 import numpy as np

@@ -30,9 +30,9 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation.retrieval import leave_one_out
 from llc.training import config as training_config
-from tests.tools.chaos import make_betons
 from tests.conftest import ROOT
 from tests.data.helpers import wait_until
+from tests.tools.chaos import make_betons
 from tests.waiting import seconds
 
 RECIPE = """

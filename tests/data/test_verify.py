@@ -15,8 +15,8 @@ from llc.data.manifest import load_manifest
 from llc.data.native import decode
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
-from tests.tools.chaos import make_betons
 from tests.data.helpers import write_tree
+from tests.tools.chaos import make_betons
 
 
 @pytest.fixture(scope="module")

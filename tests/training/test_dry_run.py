@@ -5,7 +5,7 @@ import yaml
 
 import train_llc
 from llc.errors import UserError
-from tests.chaos import make_betons
+from tests.tools.chaos import make_betons
 
 RN50 = "--config=rn50_configs/llc_20bit.yaml"
 

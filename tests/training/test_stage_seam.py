@@ -9,7 +9,7 @@ import pytest
 import llc
 from llc import plugins, stages
 from llc.errors import UserError
-from tests.chaos import make_betons
+from tests.tools.chaos import make_betons
 from tests.training.test_survival import SHORT
 
 PLUGIN = '''
