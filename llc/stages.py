@@ -151,8 +151,8 @@ class InstanceStage(Stage):
         0.0,
         minimum=0,
         maximum=1,
-        help="fraction of each target that comes from the class predicted by a frozen copy of the network at the "
-        "stage's start (the teacher) instead of the label",
+        help="fraction of each target that comes from the class that the teacher predicts, a frozen copy of "
+        "the network at the stage's start, instead of the label",
     )
 
 

@@ -1,4 +1,4 @@
-"""Files from strangers: changed at random (tests/tools/fuzz.py), or crafted to run code or fill the memory."""
+"""Files from strangers: changed at random (tests/tools/fuzz.py), or made to run code or fill the memory."""
 
 import os
 import pickle
