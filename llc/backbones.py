@@ -227,6 +227,13 @@ def _last_linear(module):
     return path if isinstance(module, nn.Linear) else None
 
 
+def check_image_size(module: nn.Module, size: int) -> None:
+    """Raises UserError if a Backbone's module does not take images of size x size pixels."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _SizeCheck):
+            hook.check(size, size)
+
+
 class _SizeCheck:
     """A forward pre-hook that raises UserError for images of a size that the model does not take."""
 
@@ -234,7 +241,9 @@ class _SizeCheck:
         self.name, self.image_size, self.multiple = name, image_size, multiple
 
     def __call__(self, module, arguments):
-        height, width = arguments[0].shape[-2:]
+        self.check(*arguments[0].shape[-2:])
+
+    def check(self, height, width):
         if self.image_size:
             fits = height == width == self.image_size
             wanted, remedy = (

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from llc.backbones import check_image_size
 from llc.checkpoints import load_weights
 from llc.codebook import load_codebook, random_codebook
 from llc.data.loaders import TrainLoader, ValLoader
@@ -15,6 +16,7 @@ from llc.kernels.cuda_launch import check_launch
 from llc.network import Network
 from llc.progress import say
 from llc.training import resume
+from llc.training.schedules import resolutions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,9 @@ def build(config, processes, resumes=False):
         processes,
     )
     network = build_network(config, num_classes)
+    for stage in map(config.stage, config.stages):
+        for size in {*resolutions(stage, config.resolution), config.validation.resolution}:
+            check_image_size(network.backbone, size)
     given = given_codebook(config, num_classes, resumes)
     network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
     identity = resume.identity(config, train_shards, val_shards, given)

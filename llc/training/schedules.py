@@ -1,5 +1,6 @@
 """Learning rate and resolution, as functions of the position alone."""
 
+import hashlib
 import math
 
 WARMUP_START = 1e-4  # fraction of the peak; ffcv-imagenet's
@@ -39,6 +40,16 @@ def resolution_at(resolution, epoch):
 def stage_resolution(stage, resolution, epoch):
     """Pixels in epoch `epoch` (from 0) of a stage: rising if it learns the codebook, otherwise max_res."""
     return resolution_at(resolution, epoch) if stage.learns_codebook else resolution.max_res
+
+
+def step_seed(seed, epoch, batch, rank):
+    """The seed of what a network draws at random in a step (dropout, stochastic depth), a 63-bit integer.
+
+    A function of training.seed, the epoch over all stages, the batch, and the process, so that a resumed run
+    draws the same values.
+    """
+    digest = hashlib.sha256(f"{seed} {epoch} {batch} {rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def resolutions(stage, resolution):

@@ -3,6 +3,8 @@
 import math
 import time
 
+import torch
+
 from llc import progress as display
 from llc.codebook import health
 from llc.evaluation import metrics as metric_names
@@ -13,7 +15,7 @@ from llc.training.engine import Engine
 from llc.training.interruption import StopSignals
 from llc.training.recovery import NonFinite
 from llc.training.saving import Saver
-from llc.training.schedules import learning_rate, resolutions, stage_resolution
+from llc.training.schedules import learning_rate, resolutions, stage_resolution, step_seed
 from llc.training.state import RunState, networks
 from llc.training.supervisor import Supervisor
 from llc.training.validation import Validation
@@ -110,6 +112,9 @@ class Trainer:
                 lr = learning_rate(stage, progress.epoch * steps + batch, steps)
                 if batch not in skipped:
                     self._freeze_if_due(stage, engine, progress.epoch + batch / steps)
+                    torch.manual_seed(
+                        step_seed(config.training.seed, progress.global_epoch, batch, self.processes.rank)
+                    )
                     loss = engine.step(images, labels, lr)
                     state.loss_sum += loss
                     self.supervisor.watch.add(batch, loss)

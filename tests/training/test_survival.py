@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch import nn
 
 import train_llc
+from llc import backbones
 from llc.codebook import health
 from llc.errors import UserError
 from llc.training.engine import Engine
@@ -804,12 +806,41 @@ def test_a_nan_loss_on_one_process_is_skipped_on_all(command, tmp_path, monkeypa
     )
 
 
-def test_training_draws_nothing_from_torchs_generator(command, tmp_path, monkeypatch):
-    """So its state need not be saved: what is random is a function of seed and position."""
-    states = []
-    Saboteur(monkeypatch, lambda n, images: states.append(torch.get_rng_state()))
-    train_llc.main(command(tmp_path / "run", "--training.stages=codebook"))
-    assert len(states) == 2 * STEPS and all(torch.equal(state, states[0]) for state in states)
+def test_a_size_that_the_backbone_does_not_take_is_refused_before_training(command, tmp_path):
+    with pytest.raises(
+        UserError, match="sides are multiples of 16 pixels, got 24 x 24.*validation.resolution"
+    ):
+        train_llc.main(
+            command(
+                tmp_path / "run",
+                "--model.arch=timm:test_vit",
+                "--model.width=64",
+                "--validation.resolution=24",
+            )
+        )
+    assert not (tmp_path / "run" / "checkpoints" / "last.pth").exists()
+
+
+def test_dropout_draws_the_same_values_after_a_run_is_resumed(command, tmp_path, monkeypatch):
+    """What a network draws at random is a function of seed and position, not of what ran before."""
+    monkeypatch.setattr(backbones, "_registered", dict(backbones._registered))
+
+    @backbones.register("test_dropout", classifier="2")
+    def dropout():
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 16 * 16, 10))
+
+    options = ("--model.arch=test_dropout", "--model.width=64", "--training.stages=codebook")
+    train_llc.main(command(tmp_path / "whole", *options))
+    with monkeypatch.context() as patch:
+        stop_at(patch, STEPS + 2)
+        with pytest.raises(SystemExit):
+            train_llc.main(command(tmp_path / "stopped", *options))
+    torch.rand(7)  # something else draws in between
+    train_llc.main(command(tmp_path / "stopped", *options))
+    assert differences(end_of(tmp_path / "stopped"), end_of(tmp_path / "whole")) == []
+    monkeypatch.setattr("llc.training.trainer.step_seed", lambda *position: 0)
+    train_llc.main(command(tmp_path / "other", *options))
+    assert differences(end_of(tmp_path / "other"), end_of(tmp_path / "whole"))  # it matters
 
 
 THREE = """
