@@ -183,12 +183,36 @@ def test_the_tree_of_the_design_is_the_codes():
     assert not shown - there, f"docs/design.md has lines for what does not exist: {sorted(shown - there)}"
 
 
+def imports_of(path):
+    """The modules of llc, as llc.x or llc.x.y, that a file imports anywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("llc"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "llc":
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def test_hamming_and_codes_import_nothing_from_above():
     """Imports point down: what docs/design.md says of the lowest rooms."""
     allowed = {"codes": {"kernels"}, "hamming": {"codes", "errors", "hamming", "kernels"}}
     for room, below in allowed.items():
         for path in [ROOT / f"llc/{room}.py", *(ROOT / "llc" / room).glob("*.py")]:
-            for node in ast.walk(ast.parse(path.read_text())) if path.is_file() else ():
-                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "llc":
-                    parts = node.module.split(".")[1:2] or [alias.name for alias in node.names]
-                    assert set(parts) <= below, f"{path.relative_to(ROOT)} imports {node.module}"
+            for name in imports_of(path) if path.is_file() else ():
+                parts = name.split(".")[1:2]
+                assert set(parts) <= below, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_library_imports_neither_the_trainer_nor_the_command_line():
+    above = ("llc.training", "llc.config", "llc.compare", "llc.benchmark")
+    commands = ("evaluate.py", "encode.py", "search.py", "export.py", "config.py", "verify.py")
+    seen = 0
+    for path in (ROOT / "llc").rglob("*.py"):
+        if path.relative_to(ROOT / "llc").parts[0] in ("training", "compare", "benchmark", *commands):
+            continue
+        if path.name in commands:
+            continue
+        seen += 1
+        for name in imports_of(path):
+            assert not name.startswith(above), f"{path.relative_to(ROOT)} imports {name}"
+    assert seen > 50
