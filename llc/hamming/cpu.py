@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llc.kernels import address_of, kernel, load_word64, share
+from llc.kernels import address_of, in_threads, kernel, load_word64
 
 LANES = 64  # codes whose distances are computed at once; the size of a tile is a multiple of it
 TILE_BYTES = 32 << 10  # the size of a tile's planes, so that they stay in the first-level cache
@@ -499,7 +499,9 @@ def search(
             candidates = np.empty((len(some), _capacity(k, last - first)), np.int64)
             _k_nearest(_scratch(code_size, m), some, database, first, last, candidates, distances, indices)
 
-    share(work, [(part, start) for start in range(0, n, block) for part in range(num_parts)], num_threads)
+    in_threads(
+        work, [(part, start) for start in range(0, n, block) for part in range(num_parts)], num_threads
+    )
     if num_parts == 1:
         return results[0]
     distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
@@ -566,7 +568,7 @@ def range_search(
     lims = np.zeros(n + 1, np.int64)
 
     def scan(ends, write, distances, indices):
-        share(
+        in_threads(
             lambda start: _within_radius(
                 _scratch(code_size, m),
                 queries[start : start + block],
@@ -616,7 +618,7 @@ def pairwise(queries: np.ndarray, database: np.ndarray, num_threads: int) -> np.
         return distances
     num_threads = _threads_worth(n, m, code_size, num_threads)
     block = _block_size(n, m, num_threads)
-    share(
+    in_threads(
         lambda start: _all(
             _scratch(code_size, m), queries[start : start + block], database, distances[start : start + block]
         ),

@@ -11,7 +11,7 @@ class: the tie rule of llc.hamming.
 
 import numpy as np
 
-from llc.kernels import kernel, load_word32, share
+from llc.kernels import in_threads, kernel, load_word32
 
 CLASS_BITS = 25  # 5 more bits hold distances up to 24, and 31 for an entry that no class has reached yet
 CODES_PER_THREAD = 1 << 18  # for fewer codes, starting a thread (about 50 us) costs more than it saves
@@ -60,7 +60,7 @@ def look_up(codes: np.ndarray, num_bits: int, table: np.ndarray, num_threads: in
     classes = np.empty(len(codes), np.int64)
     num_threads = max(1, min(num_threads, len(codes) // CODES_PER_THREAD))
     step = max(1, -(-len(codes) // num_threads))
-    share(
+    in_threads(
         lambda first: _look_up(
             codes[first : first + step], np.uint64(32 - num_bits), table, classes[first : first + step]
         ),

@@ -44,7 +44,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     return compiled
 
 
-def share(work: Callable[..., Any], pieces: Sequence[tuple], num_threads: int) -> None:
+def in_threads(work: Callable[..., Any], pieces: Sequence[tuple], num_threads: int) -> None:
     """Calls work(*piece) for every piece, on up to num_threads threads.
 
     These are the calling thread and threads that are started for this call alone. They take the pieces in

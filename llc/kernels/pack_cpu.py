@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from llc.kernels import address_of, kernel, share
+from llc.kernels import address_of, in_threads, kernel
 
 VALUES_PER_THREAD = 1 << 21  # for fewer values, starting a thread (about 50 us) costs more than it saves
 
@@ -24,7 +24,7 @@ def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
     codes = np.empty((n, (num_bits + 7) // 8), np.uint8)
     num_threads = max(1, min(num_threads, values.size // VALUES_PER_THREAD))
     step = max(1, -(-n // num_threads))
-    share(
+    in_threads(
         lambda first: _pack(values[first : first + step], np.uint64(limit), codes[first : first + step]),
         [(first,) for first in range(0, n, step)],
         num_threads,

@@ -17,7 +17,7 @@ from llc.data.sources import (
     fashion_mnist,
     hold_out,
     open_source,
-    spread,
+    take_evenly,
     with_class_names,
 )
 
@@ -253,7 +253,7 @@ def test_val_fraction_is_a_share(val_fraction, tree):
 def test_subset_is_evenly_spaced(total, data):
     count = data.draw(st.integers(1, total))
     source = IndexedDataset(("a",), np.zeros(total, np.int64), "images", None)
-    indices = spread(source, count).indices
+    indices = take_evenly(source, count).indices
     assert len(set(indices.tolist())) == count and indices.min() >= 0 and indices.max() < total
     gaps = np.diff([*indices, indices[0] + total])
     assert gaps.max() - gaps.min() <= 1

@@ -148,7 +148,7 @@ def test_results_do_not_depend_on_threads_blocks_and_tiles(monkeypatch):
 
 
 def test_an_error_in_a_thread_is_raised_and_ends_the_work():
-    from llc.kernels import share
+    from llc.kernels import in_threads
 
     done = []
 
@@ -159,7 +159,7 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_work():
 
     for num_threads in (1, 2):
         with pytest.raises(OSError, match="piece 3"):
-            share(work, [(i,) for i in range(10_000)], num_threads)
+            in_threads(work, [(i,) for i in range(10_000)], num_threads)
         assert len(done) < 10_000
 
 

@@ -26,7 +26,7 @@ from llc.data.sources.base import (
 )
 from llc.data.sources.fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_FOLDER
 from llc.data.sources.folder import FolderTree, find_split, open_tree
-from llc.data.sources.parts import hold_out, spread, with_class_names
+from llc.data.sources.parts import hold_out, take_evenly, with_class_names
 
 __all__ = [
     "DOWNLOAD_FOLDER",
@@ -48,7 +48,7 @@ __all__ = [
     "open_tree",
     "printable",
     "register",
-    "spread",
+    "take_evenly",
     "with_class_names",
 ]
 
@@ -81,7 +81,7 @@ def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=
     if val_fraction > 0:
         source = hold_out(source, val_fraction, split)
     if subset != -1:
-        source = spread(source, subset)
+        source = take_evenly(source, subset)
     return source
 
 

@@ -53,7 +53,7 @@ def hold_out(source, val_fraction, split):
     return _select(source, indices, f"{note}; these are {split}'s")
 
 
-def spread(source, count):
+def take_evenly(source, count):
     """`count` evenly spaced images of a source. Raises SourceError where there are fewer."""
     if not 1 <= count <= len(source):
         raise SourceError(
