@@ -43,7 +43,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from llc import config as edge
 from llc import stages
@@ -61,8 +60,8 @@ from llc.precision import autocast_for
 from llc.training import config as training_config
 from llc.training.build import build_network, initial_codebook, make_train_loader, make_val_loader
 from llc.training.engine import Engine
+from llc.training.plan import flops_per_image
 from llc.training.schedules import stage_resolution
-from llc.training.stage_module import StageModule
 
 CPU_FLOPS = 0.25e12  # the most of a step on a CPU, unless the command line sets the batch: 2 s on 2 cores
 AHEAD = LIFE + 1  # batches that our loader may have ready or be making
@@ -156,7 +155,7 @@ def affordable(config, plan, processes):
     if processes.device.type != "cpu" or plan.keeps_batch_size:
         return config
     stage = config.stage(plan.stage)
-    flops = flops_of_a_step(config, stage, NUM_CLASSES, stage_resolution(stage, config.resolution, 0))
+    flops = flops_per_image(config, stage, NUM_CLASSES, stage_resolution(stage, config.resolution, 0))
     images = max(int(CPU_FLOPS / flops) // parts, 2)  # of a part
     images = parts << images.bit_length() - 1
     if images >= batch_size:
@@ -388,7 +387,7 @@ def _figures(config, plan, processes, train, val, resolution, seconds, starting)
     )
     parts = {name: rates[name] for name in ("loader", "step", "copy") if name in rates}
     limit = min(parts, key=parts.get)
-    flops = flops_of_a_step(config, config.stage(plan.stage), train.num_classes, resolution)
+    flops = flops_per_image(config, config.stage(plan.stage), train.num_classes, resolution)
     matrix_rate = _matrix_rate(config.training.precision, device)
     return {
         "config": {
@@ -491,20 +490,6 @@ def _memory(used):
         "device_reserved_bytes": "reserved there",
     }
     return ", ".join(f"{used[key] / 1e9:.2f} GB {place}" for key, place in places.items() if key in used)
-
-
-def flops_of_a_step(config, stage, num_classes, resolution):
-    """Floating-point operations of forward and backward, per image; a multiply-add is two.
-
-    Counted from the shapes of a batch of two images, without computing anything.
-    """
-    with torch.device("meta"):
-        module = StageModule(build_network(config, num_classes), stage, 0.0)
-        images = torch.empty(2, 3, resolution, resolution, dtype=torch.uint8)
-        labels = torch.zeros(2, dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            module(images, labels).backward()
-    return counter.get_total_flops() / 2
 
 
 def _matrix_rate(precision, device):

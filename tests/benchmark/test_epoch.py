@@ -17,6 +17,7 @@ from llc.data.storage import read_sample
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.training import config as training_config
+from llc.training.plan import flops_per_image
 from tests.conftest import ROOT, SMALL
 
 RN50, DEMO = f"--config={ROOT}/rn50_configs/llc_20bit.yaml", f"--config={ROOT}/rn18_configs/llc_demo.yaml"
@@ -261,6 +262,6 @@ def test_flops_of_resnet50_are_the_published_ones():
     The backward pass is twice that, but for the stem.
     """
     config, _ = read("--codebook.epochs=1", "--codebook.lr=1", "--instance.epochs=1", "--instance.lr=1")
-    flops = epoch.flops_of_a_step(config, config.stage("codebook"), 1000, 224)
+    flops = flops_per_image(config, config.stage("codebook"), 1000, 224)
     assert flops == pytest.approx(3 * 2 * 4.09e9, rel=0.02)
     assert torch.get_default_device().type == "cpu"
