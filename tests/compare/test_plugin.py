@@ -11,6 +11,7 @@ from llc.compare.grid import headline_metrics
 from llc.evaluation import decoders
 from tests.compare.test_compare import RECIPE
 from tests.conftest import ROOT
+from tests.tools.chaos import make_betons
 from tests.waiting import seconds
 
 PLUGIN = """
@@ -43,8 +44,6 @@ def test_columns_of_a_registered_decoder(twice):
 
 
 def test_a_comparison_with_a_plugin(tmp_path):
-    from tests.chaos import make_betons
-
     train, val = make_betons(tmp_path)
     (tmp_path / "twice.py").write_text(PLUGIN)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

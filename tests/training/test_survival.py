@@ -307,7 +307,7 @@ def test_an_instance_stage_follows_a_joint_one_and_both_stages_too(command, tmp_
         command(tmp_path / "both", *after, "--instance.codebook_weight=1", "--codebook.instance_weight=2")
     )
     assert capsys.readouterr().out.count(f"network weights from {joint / 'checkpoints' / 'joint.pth'}") == 2
-    with pytest.raises(UserError, match="trained with codes.normalize = batchnorm, here it is none"):
+    with pytest.raises(UserError, match="trained with codes.normalize = batchnorm, but here it is none"):
         train_llc.main(command(tmp_path / "other", f"--model.weights={joint}"))
 
 
