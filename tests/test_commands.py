@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 
+import train_llc
 from llc.codebook import health, load_codebook
+from llc.errors import UserError
 from tests.conftest import SMALL
 
 CHANCE = 1 / 6
@@ -157,18 +159,29 @@ def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
         (["--codes.logit_scale=0"], "it takes one of none, sqrt, learnable, or a positive number"),
         (["--codes.init_distance=8"], "lower it to that, or raise codes.num_bits"),
         (["--codes.num_bits=2", "--codes.min_distance=2"], "no code of 2 bits has this distance between"),
-        (["--training.batch_sise=3"], "did you mean training.batch_size?"),
         (["--training.batch_size=many"], "training.batch_size = 'many': it takes a whole number"),
         (["--codebook.lr_schedule_type=square"], "it takes one of triangular, cosine, step"),
         (["--codebook.epochs=1", "--codebook.lr_peak_epoch=3"], "codebook.lr_peak_epoch = 3"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--training.stages=instance"], "codes.init_codebook"),
-        (["--data.val_dataset=nowhere.beton"], "nowhere.beton"),
         (["--model.arch=vit_b_16"], "not a ResNet"),
         (["--resume=nowhere"], "not a run folder"),
     ],
 )
-def test_bad_input_is_named_and_ends_non_zero(words, message, betons, run_llc, tmp_path):
+def test_bad_input_is_named(words, message, betons, tmp_path):
+    data = [f"--data.train_dataset={betons[0]}", f"--data.val_dataset={betons[1]}"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        train_llc.main([*SMALL, *data, f"--logging.folder={tmp_path}", *words])
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--training.batch_sise=3"], "did you mean training.batch_size?"),
+        (["--data.val_dataset=nowhere.beton"], "nowhere.beton"),
+    ],
+)
+def test_bad_input_ends_non_zero(words, message, betons, run_llc, tmp_path):
     done = run_llc(
         "train_llc.py",
         *SMALL,

@@ -161,7 +161,7 @@ def test_evaluate_takes_all_keys_of_a_recipe_with_a_run_folder(tmp_path, capsys)
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "config.yaml: not a YAML file"),
+        ("{", "config.yaml: not a valid YAML file"),
         ("[1]", "expected sections with keys, found list"),
         ("hashing: {epochs: 3}", "hashing: not a section of a recipe; .*--plugin=FILE.py"),
         ("codes: 3", "codes is 3; expected names of keys"),

@@ -102,7 +102,7 @@ def test_with_the_plugin_a_finished_run_is_finished_and_its_weights_start_anothe
 
 def test_without_the_plugin_errors_name_the_flag(trained, run_llc):
     plugin, run = trained
-    with pytest.raises(UserError, match="mine is not a section.*--plugin="):
+    with pytest.raises(UserError, match="mine: not a section.*--plugin="):
         llc.load(run)
     for words in (["-m", "llc.evaluate", run], ["train_llc.py", f"--resume={run}"]):
         done = run_llc(*words, check=False)
