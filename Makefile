@@ -12,7 +12,7 @@ PY := .venv/bin/python
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
 	@echo 'make demo DATA=FOLDER   the same on your images, one folder per class'
-	@echo 'make check              formatting, lint, types and the quick tests: 2 minutes on 2 CPU cores'
+	@echo 'make check              formatting, lint, types and the quick tests: about 2 minutes on 2 CPU cores'
 	@echo 'make test               run all tests'
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'

@@ -104,7 +104,11 @@ class Training:
     )
     batch_size: int = option(1024, minimum=2, help="images per step, over all processes")
     momentum: float = option(0.9, minimum=0, maximum=1, help="momentum of SGD")
-    weight_decay: float = option(1e-4, minimum=0, help="L2 penalty, on everything but normalisation layers")
+    weight_decay: float = option(
+        1e-4,
+        minimum=0,
+        help="L2 penalty, except on normalisation layers, layer scales, tokens and position embeddings",
+    )
     label_smoothing: float = option(
         0.1, minimum=0, maximum=1, help="label smoothing of the class logits' cross entropy"
     )
