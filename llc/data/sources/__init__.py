@@ -9,13 +9,17 @@ parts.py                the label order of another dataset, a held-out part, a s
 
 import difflib
 import importlib
+import inspect
 import pkgutil
 
 from llc.data.sources.base import (
     DOWNLOAD_FOLDER,
+    FOUND_BY_SOURCE,
     IMAGE_SUFFIXES,
     OPENERS,
+    RECOGNISERS,
     SPLITS,
+    Columns,
     IndexedDataset,
     Selection,
     Source,
@@ -34,7 +38,9 @@ __all__ = [
     "FASHION_MNIST_FOLDER",
     "IMAGE_SUFFIXES",
     "OPENERS",
+    "RECOGNISERS",
     "SPLITS",
+    "Columns",
     "FolderTree",
     "IndexedDataset",
     "Selection",
@@ -47,6 +53,7 @@ __all__ = [
     "open_source",
     "open_tree",
     "printable",
+    "recognise",
     "register",
     "take_evenly",
     "with_class_names",
@@ -85,10 +92,31 @@ def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=
     return source
 
 
-def open_named(dataset, data_dir, split):
-    """All images of one split of a dataset, by its name. Raises SourceError."""
+def recognise(data_dir):
+    """The name of the registered source that takes `data_dir`; "folder" where none does.
+
+    Raises SourceError where several do.
+    """
+    found = [name for name, takes in RECOGNISERS.items() if takes(data_dir)] if data_dir else []
+    if len(found) > 1:
+        raise SourceError(f"{printable(data_dir)} may be {' or '.join(found)}: say which with dataset=NAME")
+    return found[0] if found else "folder"
+
+
+def open_named(dataset, data_dir, split, columns=FOUND_BY_SOURCE):
+    """All images of one split of a dataset, by its name, or by what it looks like for "auto".
+
+    Raises SourceError.
+    """
+    if dataset.lower() == "auto":
+        dataset = recognise(data_dir)
     if dataset.lower() in OPENERS:
-        return OPENERS[dataset.lower()][1](data_dir, split)
+        title, opener = OPENERS[dataset.lower()]
+        if "columns" in inspect.signature(opener).parameters:
+            return opener(data_dir, split, columns)
+        if columns != FOUND_BY_SOURCE:
+            raise SourceError(f"dataset={title} has no columns to name")
+        return opener(data_dir, split)
     from llc.data.sources import torchvision_dataset
 
     others = (

@@ -8,8 +8,9 @@ it:
         ...
         return MySource(class_names, labels, ...)
 
-`write_ffcv.py --cfg.dataset=mine` then finds it. Import large libraries inside functions: every command, and
-each of the writer's processes, imports all sources.
+`write_ffcv.py --cfg.dataset=mine` then finds it. With `recognises=`, it is also found where the user names no
+dataset. A function with a third parameter `columns` also gets the Columns that the user named. Import large
+libraries inside functions: every command, and each of the writer's processes, imports all sources.
 """
 
 import os
@@ -28,17 +29,36 @@ SPLITS = ("train", "val")
 DOWNLOAD_FOLDER = "data"  # for a named dataset without a data_dir
 
 OPENERS = {}  # {name in lower case: (name as it was registered first, function)}
+RECOGNISERS = {}  # {name as it was registered first: function of a path}
 
 
 class SourceError(UserError):
     """A source that cannot be used as it is. The message says what is wrong with it and what to do."""
 
 
-def register(*names):
+@dataclass(frozen=True)
+class Columns:
+    """Where a table has its images and labels. "" stands for what the source finds by itself.
+
+    image, label: names of columns, or their numbers, counted from 0. header: whether the first line of a
+    text table names the columns: "auto", "yes" or "no".
+    """
+
+    image: str = ""
+    label: str = ""
+    header: str = "auto"
+
+
+FOUND_BY_SOURCE = Columns()
+
+
+def register(*names, recognises=None):
     """A decorator that makes `open(data_dir, split) -> Source` known under `names`, in any case.
 
     data_dir: text, "" where the user gave none. split: "train" or "val". The function raises SourceError
-    where the source cannot be used. Messages show the first name. Raises ValueError where a name is taken.
+    where the source cannot be used. Messages show the first name. recognises: data_dir -> whether it is a
+    dataset of this kind. It is asked where the user names no dataset, so it must be quick, and true only for
+    what no other source takes. Raises ValueError where a name is taken.
     """
 
     def add(function):
@@ -46,6 +66,8 @@ def register(*names):
             if OPENERS.get(name.lower(), (name, function))[1] is not function:
                 raise ValueError(f"dataset source {name!r} is registered already")
         OPENERS.update({name.lower(): (names[0], function) for name in names})
+        if recognises is not None:
+            RECOGNISERS[names[0]] = recognises
         return function
 
     return add
@@ -55,14 +77,17 @@ def register(*names):
 class Source:
     """Images by index, with labels int64 [len], which index `class_names`.
 
-    `notes` are lines that tell the user what was found. A subclass defines `image` and `name`. One with long
-    lists of names also defines `reader`, `handles` and `read`, so that worker processes get only what they
-    read.
+    A source without labels has no class_names, and every label is -1. class_words: what each class is called
+    in plain words, "" where it is not known; or empty. `notes` are lines that tell the user what was found.
+
+    A subclass defines `image` and `name`. One with long lists of names also defines `reader`, `handles` and
+    `read`, so that worker processes get only what they read.
     """
 
     class_names: tuple
     labels: np.ndarray
     notes: tuple = field(default=(), kw_only=True)
+    class_words: tuple = field(default=(), kw_only=True)
 
     def __len__(self):
         return len(self.labels)
@@ -101,7 +126,7 @@ class Source:
 
     def class_counts(self):
         """Images per class, int64 [num_classes]."""
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
 
 
 @dataclass(frozen=True)
