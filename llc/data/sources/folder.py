@@ -25,6 +25,11 @@ def open_folder(data_dir, split):
     """The tree of `split` in or at `data_dir`. Raises SourceError."""
     if not data_dir:
         raise SourceError("data_dir is missing: give the folder that holds one folder of images per class")
+    from llc.data.sources import imagenet  # here, because it builds on this module
+
+    unsorted = imagenet.open_unsorted(data_dir, split)
+    if unsorted is not None:
+        return unsorted
     return open_tree(find_split(data_dir, split), may_be_empty=True)  # empty classes: see check_classes
 
 
