@@ -105,6 +105,11 @@ class Source:
         """Whether the images come class by class, and have to again when the classes get another order."""
         return False
 
+    @property
+    def numbered_classes(self):
+        """Whether the class names are only the labels' numbers."""
+        return False
+
     def check_classes(self):
         """Raises SourceError where the classes that were found look like a mistake.
 
