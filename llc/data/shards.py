@@ -12,6 +12,8 @@ from llc import environment
 from llc.data.manifest import Manifest, ManifestError, check_same_classes, open_verified
 from llc.errors import UserError
 
+_MAX_SHOWN = 10  # parts that a message names
+
 
 @dataclass(frozen=True)
 class Shards:
@@ -116,7 +118,7 @@ def _check_parts(where, paths, manifests):
         num_sets = max(counts[i, n] for i in range(1, n + 1))  # of parts, as of several data sets
         missing = [(i, n) for i in range(1, n + 1) if counts[i, n] < num_sets]
         if missing:
-            shown = ", ".join(map(_of, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            shown = ", ".join(map(_of, missing[:_MAX_SHOWN])) + (", ..." if len(missing) > _MAX_SHOWN else "")
             raise ManifestError(
                 f"{where}: part {shown} is missing; write it with --cfg.part={missing[0][0]}/{n}, or name a"
                 " single file to use one part alone"
@@ -132,18 +134,19 @@ def _check_one_conversion(parts, n):
 
     parts: [(path, manifest)]. Part i holds images i, i + n, ... of all, counted from 1.
     """
-    sizes = {manifest.part: manifest.num_samples + len(manifest.skipped) for _, manifest in parts}
-    total = sum(sizes[i, n] for i in range(1, n + 1))
-    first_path, first = parts[0]
-    for path, manifest in parts:
-        i = manifest.part[0]
-        if manifest.order != first.order or sizes[i, n] != len(range(i - 1, total, n)):
-            raise ManifestError(
-                f"{first_path} and {path} are parts {_of(first.part)} and {_of(manifest.part)}, but of"
-                f" different images or in different orders ({sizes[first.part]:,} images in order"
-                f" {first.order}, and {sizes[i, n]:,} in order {manifest.order}); write all parts with the"
-                " same settings"
-            )
+    sizes = {manifest.part[0]: manifest.num_samples + len(manifest.skipped) for _, manifest in parts}
+    total = sum(sizes.values())
+    same_images = all(size == len(range(i - 1, total, n)) for i, size in sizes.items())
+    if same_images and all(manifest.order == parts[0][1].order for _, manifest in parts):
+        return
+    shown = "; ".join(
+        f"{path}: part {_of(manifest.part)}, {sizes[manifest.part[0]]:,} images in the order {manifest.order}"
+        for path, manifest in parts[:_MAX_SHOWN]
+    )
+    raise ManifestError(
+        f"these parts were not made from the same images in the same order ({shown}"
+        f"{'; ...' if n > _MAX_SHOWN else ''}); write all parts with the same settings from the same images"
+    )
 
 
 def _of(part):
