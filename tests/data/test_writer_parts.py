@@ -152,14 +152,40 @@ def test_names_for_classes_that_are_only_numbers(registry, tmp_path):
     assert any("1 of 4 classes have no images in this split: more" in note for note in source.notes)
     chosen = open_source("digits", "", classes=class_file(tmp_path, "2\n0 nothing\n"))
     assert chosen.class_names == ("2", "0") and chosen.labels.tolist() == [0, 1, 0]
-    with pytest.raises(SourceError, match="names 2 classes, but the labels are the numbers 0 to 2"):
+    with pytest.raises(SourceError, match="names 2 classes, but the classes here are numbers up to 2"):
         open_source("digits", "", classes=class_file(tmp_path, "a\nb\n"))
     with pytest.raises(SourceError, match="names the class crane in lines 1 and 3"):
         open_source("digits", "", classes=class_file(tmp_path, "crane\nb\ncrane\n"))
     source = open_source("digits", "", class_names=("cow", "ant", "bee"))  # as of a manifest
     assert source.class_names == ("cow", "ant", "bee") and source.labels.tolist() == [2, 0, 1, 2]
+    assert "the classes are numbers, and 3 names are given for them: 0 is cow" in source.notes
     with pytest.raises(SourceError, match="3 classes are not among the 2 of class_names_from: 0, 1, 2"):
         open_source("digits", "", class_names=("cow", "ant"))
+
+
+@pytest.mark.parametrize(
+    "numbers, labels",
+    [
+        (("0", "3"), [0, 3]),  # classes without images have no number
+        (("1", "3"), [1, 3]),
+        (("1", "4"), [0, 3]),  # 4 names and a class 4: they count from 1
+        (("2", "4"), [1, 3]),
+    ],
+)
+def test_numbers_count_from_zero_or_from_one(numbers, labels, registry, tmp_path):
+    register("sparse")(lambda data_dir, split: greys(numbers, [0, 1], numbered=True))
+    classes = class_file(tmp_path, "a\nb\nc\nd\n")
+    assert open_source("sparse", "", classes=classes).labels.tolist() == labels
+    assert open_source("sparse", "", class_names=tuple("abcd")).labels.tolist() == labels
+
+
+@pytest.mark.parametrize("numbers", [("0", "4"), ("1", "5")])
+def test_numbers_that_have_no_name(numbers, registry, tmp_path):
+    register("sparse")(lambda data_dir, split: greys(numbers, [0, 1], numbered=True))
+    with pytest.raises(
+        SourceError, match=f"names 4 classes, but the classes here are numbers up to {numbers[1]}"
+    ):
+        open_source("sparse", "", classes=class_file(tmp_path, "a\nb\nc\nd\n"))
 
 
 # ----------------------------------------------------------------------------------------- images per class

@@ -107,7 +107,7 @@ class Source:
 
     @property
     def numbered_classes(self):
-        """Whether the class names are only the labels' numbers."""
+        """Whether class_names are only numbers as text, such as "17", so that a list can name class 17."""
         return False
 
     def check_classes(self):

@@ -14,13 +14,14 @@ _WORDNET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 def with_class_names(source, class_names):
     """The same images, labelled by `class_names`, which must hold all of the source's.
 
-    Where the source has only the labels' numbers, number i is the class at position i. Raises SourceError.
+    Where the source's classes are only numbers, they are positions in `class_names` (_places). Raises
+    SourceError.
     """
     position = {name: label for label, name in enumerate(class_names)}
     strange = [name for name in source.class_names if name not in position]
-    if strange and source.numbered_classes and len(source.class_names) <= len(class_names):
-        note = f"the labels are numbers; number i is taken for class i of {len(class_names)} class names"
-        return _relabel(source, class_names, np.arange(len(source.class_names)), notes=(note,))
+    places = _places(source, len(class_names)) if strange else None
+    if places is not None:
+        return _relabel(source, class_names, places, notes=(_meaning(places, source, class_names),))
     if strange:
         missing = [name for name in class_names if name not in set(source.class_names)]
         raise SourceError(
@@ -39,7 +40,8 @@ def with_classes(source, path):
 
     The file is text in UTF-8 with a class a line. Blank lines and lines that begin with # are ignored. A line
     is a class name, or a class name and what the class is called, as `n01440764 tench, Tinca tinca`. Where
-    the source has only the labels' numbers, and a line is none of them, line i names class i.
+    the source's classes are only numbers, and a line is none of them, the lines name the classes in the order
+    of their numbers (_places).
 
     Raises SourceError.
     """
@@ -62,17 +64,39 @@ def with_classes(source, path):
 
 
 def _with_names_of_numbers(source, path, lines):
-    if len(lines) < len(source.class_names):
+    places = _places(source, len(lines))
+    if places is None:
         raise SourceError(
-            f"{printable(path)} names {len(lines)} classes, but the labels are the numbers 0 to"
-            f" {len(source.class_names) - 1}: give a name for each of them, or list only such numbers"
+            f"{printable(path)} names {len(lines)} classes, but the classes here are numbers up to"
+            f" {max(map(int, source.class_names))}: give a name for each of them, or list only such numbers"
         )
     matches = [(_WORDNET_LINE.fullmatch(line), line) for _, line in lines]
     names = [match[1] if match else line for match, line in matches]
     _check_once(path, lines, names)
     words = tuple(match[2] if match else "" for match, _ in matches)
-    note = f"the labels are numbers; number i is called as line i of {printable(path)} says"
-    return _relabel(source, names, np.arange(len(source.class_names)), words, (note,))
+    return _relabel(source, names, places, words, (_meaning(places, source, names),))
+
+
+def _places(source, num_names):
+    """The position among `num_names` names of each class of a source whose classes are numbers.
+
+    Numbers count from 0. If the highest one is `num_names`, and there is no 0, they count from 1. None where
+    the classes are no numbers, or are more than the names.
+    """
+    if not source.numbered_classes:
+        return None
+    places = np.array([int(name) for name in source.class_names])
+    if places.max() == num_names and places.min() > 0:
+        places -= 1
+    return places if places.max() < num_names else None
+
+
+def _meaning(places, source, names):
+    first = int(np.argmin(places))
+    return (
+        f"the classes are numbers, and {len(names)} names are given for them: {source.class_names[first]} is"
+        f" {printable(names[places[first]])}"
+    )
 
 
 def _read_lines(path):
