@@ -1,6 +1,10 @@
 """What write_ffcv.py chooses to write: classes, images of each, several roots, a random order, a part."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +19,8 @@ from llc.data.sources.joined import split_roots
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
 from tests.data.betons import stored_samples
-from tests.data.helpers import picture, write_tree
+from tests.data.helpers import REPOSITORY, picture, write_tree
+from tests.waiting import seconds
 
 
 def convert(path, data_dir, **settings):
@@ -427,3 +432,29 @@ def test_the_command_writes_parts_and_says_so(tree, tmp_path, write_ffcv):
     assert f"{tmp_path / 'part-2.beton'}: 5 images, 3 classes" in lines[-1]
     done = write_ffcv(data_dir=tree, write_path=tmp_path / "x.beton", shuffle=-2)
     assert done.returncode == 2 and "cfg.shuffle" in done.stderr and "at least -1" in done.stderr
+
+
+def test_the_slurm_recipe_of_the_documents(tmp_path):
+    """The script in docs/data.md, run once per task as Slurm runs it, for 3 parts and other folders."""
+    text = (REPOSITORY / "docs/data.md").read_text()
+    (script,) = [block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH" in block]
+    write_tree(tmp_path / "images/train", {"ant": 4, "bee": 6})
+    for old, new in (
+        ("1-8", "1-3"),
+        ("$i/8", "$i/3"),
+        (".venv/bin/python", sys.executable),
+        ("/imagenet", f"{tmp_path}/images"),
+        ("/betons", str(tmp_path)),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    for task in (1, 2, 3):
+        if task == 3:
+            with pytest.raises(UserError, match="part 3 of 3 is missing"):
+                open_shards(f"{tmp_path}/train-part-*.beton")
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}
+        subprocess.run(
+            ["bash", "-c", script], cwd=REPOSITORY, env=environment, check=True, timeout=seconds(120)
+        )
+    shards = open_shards(f"{tmp_path}/train-part-*.beton")
+    assert shards.manifest.class_counts == (4, 6)
