@@ -458,3 +458,21 @@ def test_the_slurm_recipe_of_the_documents(tmp_path):
         )
     shards = open_shards(f"{tmp_path}/train-part-*.beton")
     assert shards.manifest.class_counts == (4, 6)
+
+
+def test_progress_shows_megabytes_written_and_how_many_were_skipped(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("llc.progress.LINE_SECONDS", 0.0)  # a line at every step
+    (tree / "ant/000.png").write_bytes(b"")
+    config = WriterConfig(
+        write_path=str(tmp_path / "out.beton"),
+        data_dir=str(tree),
+        num_workers=1,
+        chunk_size=2,
+        on_error="skip",
+    )
+    write_beton(config)
+    lines = capsys.readouterr().err.splitlines()
+    assert all(
+        re.search(r"^out.beton: \d+ % \(\d+ of 26 img\), .* img/s, .* left, skipped 1$", x) for x in lines
+    )
+    assert any(re.search(r"img/s, [\d.,]+ MB/s, ", line) for line in lines)
