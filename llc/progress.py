@@ -5,8 +5,9 @@
             ...
             bar.update(len(images))
 
-A line looks like `train.beton: 35 % (448,000 of 1,281,167 img), 3,120 img/s, 04:27 left`. Work that ends
-sooner writes none. Everything goes to stderr.
+A line looks like `train.beton: 35 % (448,000 of 1,281,167 img), 3,120 img/s, 04:27 left`. Work that counts
+bytes too shows them as `3,120 img/s, 214 MB/s`. Work that ends sooner writes no line. Everything goes to
+stderr.
 """
 
 import sys
@@ -19,11 +20,13 @@ NOTE_SECONDS = 2.0  # between two notes on a terminal
 
 
 def bar(total, description, unit="img", initial=0, disable=False):
-    """A context manager with `update(n=1)`, `note(**values)` and `due`, for `total` units of work.
+    """A context manager with `update(n=1, num_bytes=0)`, `note(**values)` and `due`.
 
-    initial: units that were done before, in an earlier process. disable: show nothing, as on all but the main
-    process. `note(loss=..., lr=...)` shows values beside the progress. If they cost something, compute them
-    only while `due` is true, because the next `update` may then show them.
+    total: units of work. num_bytes: how many bytes belong to these units. Where there are any, their rate is
+    shown in MB (1,000,000 bytes) per second. initial: units that were done before, in an earlier process.
+    disable: show nothing, as on all but the main process. `note(loss=..., lr=...)` shows values beside the
+    progress. If they cost something, compute them only while `due` is true, because the next `update` may
+    then show them.
     """
     if disable:
         return _Hidden()
@@ -54,7 +57,7 @@ class _Hidden:
     def __exit__(self, *exception):
         pass
 
-    def update(self, n=1):
+    def update(self, n=1, num_bytes=0):
         pass
 
     def note(self, **values):
@@ -76,7 +79,8 @@ class _Bar:
             dynamic_ncols=True,
             file=sys.stderr,
         )
-        self._noted = _now()
+        self._noted = self._rated = _now()
+        self._num_bytes, self._rate, self._note = 0, "", ""
 
     def __enter__(self):
         return self
@@ -84,7 +88,13 @@ class _Bar:
     def __exit__(self, *exception):
         self._tqdm.close()
 
-    def update(self, n=1):
+    def update(self, n=1, num_bytes=0):
+        self._num_bytes += num_bytes
+        passed = _now() - self._rated
+        if self._num_bytes and passed >= NOTE_SECONDS:
+            self._rate = _megabytes(self._num_bytes / passed)
+            self._rated, self._num_bytes = _now(), 0
+            self._show()
         self._tqdm.update(n)
 
     @property
@@ -93,7 +103,12 @@ class _Bar:
 
     def note(self, **values):
         self._noted = _now()
-        self._tqdm.set_postfix({name: _short(value) for name, value in values.items()}, refresh=False)
+        self._note = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+        self._show()
+
+    def _show(self):
+        text = ", ".join(filter(None, (self._rate, self._note)))
+        self._tqdm.set_postfix_str(text, refresh=False)
 
 
 class _Lines:
@@ -102,7 +117,7 @@ class _Lines:
     def __init__(self, total, description, unit, initial):
         self._total, self._description, self._unit = total, description, unit
         self._done = self._done_before = initial
-        self._written, self._note = _now(), ""
+        self._written, self._note, self._num_bytes = _now(), "", 0
 
     def __enter__(self):
         return self
@@ -117,20 +132,28 @@ class _Lines:
     def note(self, **values):
         self._note = "".join(f", {name} {_short(value)}" for name, value in values.items())
 
-    def update(self, n=1):
+    def update(self, n=1, num_bytes=0):
         self._done += n
+        self._num_bytes += num_bytes
         if not self.due or self._done >= self._total:
             return
         now = _now()
         rate = (self._done - self._done_before) / (now - self._written)
         left = tqdm.format_interval((self._total - self._done) / rate) if rate else "?"
+        bytes_rate = f", {_megabytes(self._num_bytes / (now - self._written))}" if self._num_bytes else ""
         print(
             f"{self._description}: {100 * self._done // self._total} % ({self._done:,} of {self._total:,} "
-            f"{self._unit}), {rate:,.{0 if rate >= 100 else 1}f} {self._unit}/s, {left} left{self._note}",
+            f"{self._unit}), {rate:,.{0 if rate >= 100 else 1}f} {self._unit}/s{bytes_rate}, {left} left"
+            f"{self._note}",
             file=sys.stderr,
             flush=True,
         )
-        self._written, self._done_before = now, self._done
+        self._written, self._done_before, self._num_bytes = now, self._done, 0
+
+
+def _megabytes(bytes_per_second):
+    rate = bytes_per_second / 1e6
+    return f"{rate:,.{0 if rate >= 100 else 1}f} MB/s"
 
 
 def _short(value):

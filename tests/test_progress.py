@@ -71,6 +71,18 @@ def test_notes_are_due_when_a_line_is_and_stand_at_its_end(clock, capsys):
     assert not bar.due
 
 
+def test_bytes_are_shown_as_megabytes_per_second_since_the_line_before(clock, capsys):
+    with progress.bar(1000, "train.beton") as bar:
+        for num_bytes in (45_000_000, 0, 3_000_000_000, 15_000_000_000):
+            clock[0] += 15
+            bar.update(10, num_bytes)
+            bar.note(skipped=2)
+    assert capsys.readouterr().err.splitlines() == [
+        "train.beton: 2 % (20 of 1,000 img), 0.7 img/s, 1.5 MB/s, 24:30 left, skipped 2",
+        "train.beton: 4 % (40 of 1,000 img), 0.7 img/s, 600 MB/s, 24:00 left, skipped 2",
+    ]
+
+
 def test_each_yields_the_items(clock, capsys):
     seen = []
     for item in progress.each("abc", 3, "blocks", unit="block"):
@@ -100,7 +112,7 @@ with progress.bar(20, "train.beton") as bar:
         time.sleep(0.15)
         if bar.due:
             bar.note(loss=1.23456, lr=0.1)
-        bar.update()
+        bar.update(1, 30_000_000)
 """
 
 
@@ -117,5 +129,6 @@ def test_a_terminal_gets_a_bar():
         pass
     assert process.wait(seconds(20)) == 0
     text = text.decode()
-    assert "train.beton:" in text and "/20" in text and "img/s" in text and "loss=1.235, lr=0.1" in text
+    assert "train.beton:" in text and "/20" in text and "img/s" in text
+    assert " MB/s, loss=1.235, lr=0.1" in text
     assert text.count("\n") == 0  # one line, drawn again and again

@@ -1,7 +1,8 @@
 """The manifest beside every beton, `OUT.beton.json`: what is in it, and what verifies it before it is opened.
 
-It holds the class names in label order, counts, the writer's settings and what was left out. Verifying takes
-a fraction of a second for ImageNet, because it reads the beton's tables, not its images.
+It holds the class names in label order, counts, the writer's settings, the order of the images, which part of
+the images this is, and what was left out. Verifying takes a fraction of a second for ImageNet, because it
+reads the beton's tables, not its images.
 """
 
 import json
@@ -52,6 +53,10 @@ class Manifest:
     samples_per_checksum: int = 256
     # an int for each block of that many samples (data_checksums); empty if the writer made none
     checksums: tuple = ()
+    class_words: tuple = ()  # str, what each class is called in plain words, "" if unknown; or empty
+    # how the images are ordered: "source", as in their source; {"shuffled": seed}; or "unknown"
+    order: str | Mapping = "unknown"
+    part: tuple | None = None  # (i, n): part i of n, counted from 1; None: the whole
 
     def __post_init__(self):
         if not self.class_names or not all(type(name) is str for name in self.class_names):
@@ -96,6 +101,21 @@ class Manifest:
                 f"{len(self.checksums)} checksums, but {self.num_samples} samples make {_short(num_blocks)}"
                 " blocks"
             )
+        if not all(type(words) is str for words in self.class_words):
+            raise ManifestError("class_words is not a list of texts")
+        if len(self.class_words) not in (0, len(self.class_names)):
+            raise ManifestError(
+                f"{len(self.class_names)} class_names, but {len(self.class_words)} class_words"
+            )
+        shuffled = isinstance(self.order, Mapping) and set(self.order) == {"shuffled"}
+        if not (shuffled and type(self.order["shuffled"]) is int or self.order in ("source", "unknown")):
+            raise ManifestError(
+                f'order is {_short(self.order)}, not "source", "unknown" or {{"shuffled": a seed}}'
+            )
+        if self.part is not None:
+            is_pair = len(self.part) == 2 and all(type(number) is int for number in self.part)
+            if not is_pair or not 1 <= self.part[0] <= self.part[1]:
+                raise ManifestError(f"part is {_short(self.part)}, not [i, n] with 1 <= i <= n")
 
     @property
     def num_classes(self):
@@ -266,8 +286,8 @@ def _from_json(content):
     missing = [key for key in keys if key not in content]
     if missing:
         raise ManifestError(f"{missing[0]} is missing")
-    for key in ("class_names", "class_counts", "skipped", "checksums"):
-        if not isinstance(content.get(key, []), list):  # checksums came later than the rest
+    for key in ("class_names", "class_counts", "skipped", "checksums", "class_words"):
+        if not isinstance(content.get(key, []), list):  # older manifests lack the last two
             raise ManifestError(f"{key} is not a list")
     for entry in content["skipped"]:
         if not isinstance(entry, dict) or not {"name", "reason"} <= entry.keys():
@@ -279,6 +299,13 @@ def _from_json(content):
             "checksums": tuple(content["checksums"]),
             "samples_per_checksum": content.get("samples_per_checksum"),
         }
+    if "order" in content:
+        values["order"] = content["order"]
+    if content.get("part") is not None:
+        if not isinstance(content["part"], list):
+            raise ManifestError(f"part is {_short(content['part'])}, not [i, n]")
+        values["part"] = tuple(content["part"])
+    values["class_words"] = tuple(content.get("class_words", ()))
     return Manifest(tuple(content["class_names"]), tuple(content["class_counts"]), skipped=skipped, **values)
 
 

@@ -2,13 +2,17 @@
 
 import glob
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from llc.data.manifest import Manifest, check_same_classes, open_verified
+from llc import environment
+from llc.data.manifest import Manifest, ManifestError, check_same_classes, open_verified
 from llc.errors import UserError
+
+_MAX_SHOWN = 10  # parts that a message names
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,17 @@ def open_shards(where):
     """Verifies and opens `where`: a beton, several separated by commas, or a glob (its files sorted by name).
 
     Raises UserError where there is no file or one comes twice; ManifestError and BetonError as
-    `manifest.verify` does, and where the manifests name different classes.
+    `manifest.verify` does, and where the manifests name different classes, or some of the parts of
+    `write_ffcv.py --cfg.part` are missing. One part is opened alone only if `where` is its name.
     """
-    paths = _find(str(where))
+    where = str(where)
+    paths = _find(where)
     opened = [open_verified(path) for path in paths]
     manifests, tables = zip(*opened)
     for path, manifest in zip(paths[1:], manifests[1:]):
         check_same_classes(manifests[0], manifest, str(paths[0]), str(path))
+    if not Path(where).exists():
+        _check_parts(where, paths, manifests)
     return Shards(
         tuple(paths),
         np.cumsum([0, *map(len, tables)]),
@@ -93,6 +101,58 @@ def _find(where):
     return paths
 
 
+def _check_parts(where, paths, manifests):
+    """Raises ManifestError unless the parts among the betons are complete and of one conversion."""
+    seen = {}
+    for path, manifest in zip(paths, manifests):
+        before = seen.setdefault(manifest.tables_sha256, path)
+        if manifest.part and before is not path:
+            raise ManifestError(
+                f"{before} and {path} are both part {_of(manifest.part)}, and equal; every image of it would"
+                " come twice"
+            )
+    if environment.world_size() > environment.local_world_size():
+        return  # each machine may have its own parts
+    counts = Counter(manifest.part for manifest in manifests if manifest.part)
+    for n in {n for _, n in counts}:
+        num_sets = max(counts[i, n] for i in range(1, n + 1))  # of parts, as of several data sets
+        missing = [(i, n) for i in range(1, n + 1) if counts[i, n] < num_sets]
+        if missing:
+            shown = ", ".join(map(_of, missing[:_MAX_SHOWN])) + (", ..." if len(missing) > _MAX_SHOWN else "")
+            raise ManifestError(
+                f"{where}: part {shown} is missing; write it with --cfg.part={missing[0][0]}/{n}, or name a"
+                " single file to use one part alone"
+            )
+        if num_sets == 1:
+            _check_one_conversion(
+                [(path, m) for path, m in zip(paths, manifests) if m.part and m.part[1] == n], n
+            )
+
+
+def _check_one_conversion(parts, n):
+    """Raises ManifestError where n parts cannot be of the same images.
+
+    parts: [(path, manifest)]. Part i holds images i, i + n, ... of all, counted from 1.
+    """
+    sizes = {manifest.part[0]: manifest.num_samples + len(manifest.skipped) for _, manifest in parts}
+    total = sum(sizes.values())
+    same_images = all(size == len(range(i - 1, total, n)) for i, size in sizes.items())
+    if same_images and all(manifest.order == parts[0][1].order for _, manifest in parts):
+        return
+    shown = "; ".join(
+        f"{path}: part {_of(manifest.part)}, {sizes[manifest.part[0]]:,} images in the order {manifest.order}"
+        for path, manifest in parts[:_MAX_SHOWN]
+    )
+    raise ManifestError(
+        f"these parts were not made from the same images in the same order ({shown}"
+        f"{'; ...' if n > _MAX_SHOWN else ''}); write all parts with the same settings from the same images"
+    )
+
+
+def _of(part):
+    return f"{part[0]} of {part[1]}"
+
+
 def _merge(manifests):
     """The manifest of all samples together; that of a single shard is unchanged."""
     if len(manifests) == 1:
@@ -106,4 +166,7 @@ def _merge(manifests):
         writer=manifests[0].writer if all(m.writer == manifests[0].writer for m in manifests) else {},
         skipped=sum((m.skipped for m in manifests), ()),
         checksums=(),  # blocks begin anew with each file
+        class_words=next((m.class_words for m in manifests if m.class_words), ()),
+        order="unknown",
+        part=None,
     )

@@ -29,7 +29,7 @@ import numpy as np
 from llc import progress
 from llc.data import beton
 from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
-from llc.data.sources import open_source, printable
+from llc.data.sources import Columns, open_source, parse_part, printable
 from llc.data.workers import Workers, write_at
 from llc.errors import UserError
 from llc.options import option
@@ -50,13 +50,23 @@ class WriterConfig:
     write_path: str = option(help="the beton to write; its manifest is written beside it, as WRITE_PATH.json")
     data_dir: str = option(
         "",
-        help="the folder of the dataset: with a folder of images per class, or with such folders in train/"
-        " and val/; for a named dataset, where its files are",
+        help="where the images are: a folder with a folder of images per class, or with such folders in"
+        " train/ and val/; the file or folder of another kind of dataset; several of these, separated by"
+        " commas, which have the same classes and are joined",
     )
     dataset: str = option(
-        "folder",
-        help="folder (imagenet means the same), FashionMNIST, a plugin's source, or a torchvision dataset:"
-        " CIFAR10, ...",
+        "auto",
+        help="auto: the kind of dataset that data_dir looks like; folder (imagenet means the same),"
+        " FashionMNIST, a plugin's source, or a torchvision dataset: CIFAR10, ...",
+    )
+    image_column: str = option(
+        "", help="tables: the name or number (from 0) of the column with the images (empty: found by itself)"
+    )
+    label_column: str = option(
+        "", help="tables: the name or number (from 0) of the column with the labels (empty: found by itself)"
+    )
+    header: str = option(
+        "auto", choices=("auto", "yes", "no"), help="text tables: whether the first line names the columns"
     )
     split: str = option("train", choices=("train", "val"), help="the split to write")
     write_mode: str = option(
@@ -78,7 +88,16 @@ class WriterConfig:
         help="JPEG files that fit into max_resolution keep their picture, whatever jpeg_quality says; most"
         " are read more slowly then",
     )
+    per_class: int = option(
+        -1, minimum=-1, help="write only this many images of each class, evenly spaced over it (-1: all)"
+    )
     subset: int = option(-1, minimum=-1, help="write only this many images, evenly spaced over all (-1: all)")
+    shuffle: int = option(
+        -1, minimum=-1, help="write the images in a random order with this seed (-1: in the dataset's order)"
+    )
+    part: str = option(
+        "", help="i/n: write only part i of n, counted from 1, so that several machines share the work"
+    )
     compress_probability: float = option(
         0.5, minimum=0, maximum=1, help="write_mode=proportion: fraction of images stored as JPEG"
     )
@@ -94,6 +113,11 @@ class WriterConfig:
     class_names_from: str = option(
         "", help="a manifest, such as train.beton.json, whose order of classes the labels follow"
     )
+    classes: str = option(
+        "",
+        help="a text file with a class name a line: write only images of these classes, with labels in this"
+        " order",
+    )
     on_error: str = option(
         "fail",
         choices=("fail", "skip"),
@@ -105,22 +129,19 @@ class WriterConfig:
 def write_beton(config, source=None, show_progress=True):
     """Writes `config.write_path` and its manifest, and returns the Manifest.
 
-    `source` is a llc.data.sources.Source; without one, the source that config names is opened. Raises
-    UserError. Then, and after Ctrl-C, SIGTERM or SIGHUP, nothing is left behind and a beton that existed
-    before is unchanged.
+    `source` is a llc.data.sources.Source, which is written as it is. Without one, the images that config asks
+    for are opened. Raises UserError. Then, and after Ctrl-C, SIGTERM or SIGHUP, nothing is left behind and a
+    beton that existed before is unchanged.
     """
     started = time.perf_counter()
     target = _check_target(config.write_path)
+    order, part = "source", None
     if source is None:
-        class_names = load_manifest(config.class_names_from).class_names if config.class_names_from else None
-        source = open_source(
-            config.dataset,
-            config.data_dir,
-            config.split,
-            val_fraction=config.val_fraction,
-            class_names=class_names,
-            subset=config.subset,
-        )
+        part = parse_part(config.part)
+        source = _open(config, part)
+        if config.shuffle != -1:
+            order = {"shuffled": config.shuffle}
+    _check_source(source)
     for note in source.notes:
         print(printable(note))
     if config.write_mode == "smart" and not config.smart_threshold:
@@ -141,12 +162,44 @@ def write_beton(config, source=None, show_progress=True):
                 writer=dataclasses.asdict(config),
                 skipped=skipped,
                 checksums=checksums,
+                class_words=tuple(source.class_words),
+                order=order,
+                part=part,
             )
             _put_in_place(temporary, target, manifest)
         except OSError as error:
             raise _write_error(target, error) from error
     _say_what_was_written(target, manifest, time.perf_counter() - started)
     return manifest
+
+
+def _open(config, part):
+    class_names = load_manifest(config.class_names_from).class_names if config.class_names_from else None
+    return open_source(
+        config.dataset,
+        config.data_dir,
+        config.split,
+        config.val_fraction,
+        class_names,
+        config.subset,
+        columns=Columns(config.image_column, config.label_column, config.header),
+        classes=config.classes,
+        per_class=config.per_class,
+        shuffle_seed=config.shuffle,
+        part=part,
+    )
+
+
+def _check_source(source):
+    """Raises UserError, before the work begins, for what a beton and its manifest cannot hold."""
+    if not source.class_names or source.labels.min(initial=0) < 0:
+        raise UserError(
+            "these images have no labels, and a beton holds a label for every image. Sort the images into a"
+            " folder per class, or name the table's column of labels with --cfg.label_column; images without"
+            " classes are read directly by python -m llc.encode"
+        )
+    if len(source.class_words) not in (0, len(source.class_names)):
+        raise UserError(f"{len(source.class_names)} classes, but words for {len(source.class_words)} of them")
 
 
 # ------------------------------------------------------------------------------------------------ all samples
@@ -200,14 +253,18 @@ def _write_samples(source, config, path, descriptor, show_progress):
                     num_encoded + part.stop - part.start,
                     num_bytes + int(sizes[part].sum()),
                 )
+                if unreadable:
+                    bar.note(**{"skipped" if config.on_error == "skip" else "unreadable": len(unreadable)})
                 bar.update(part.stop - part.start)
             while next_placed in encoded:
                 worker = encoded.pop(next_placed)
                 part = slice(*chunks[next_placed])
-                worker.held_bytes -= int(sizes[part].sum())
+                held_bytes = int(sizes[part].sum())
+                worker.held_bytes -= held_bytes
                 # If this will fail, continue only to find all unreadable images, and fill no disk.
                 hopeless = bool(unreadable) and config.on_error == "fail"
                 worker.write(None if hopeless else offset)
+                bar.update(0, 0 if hopeless else held_bytes)
                 images["data_ptr"][part], offset = beton.place(offset, sizes[part])
                 next_placed += 1
 

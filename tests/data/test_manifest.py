@@ -307,15 +307,38 @@ def manifest(**changes):
 
 def test_save_and_load(tmp_path):
     saved = manifest(class_names=('zebra\n"ß"', "\udcff name that is not UTF-8"))
+    saved = dataclasses.replace(
+        saved, class_words=("tench, Tinca tinca", ""), order={"shuffled": 7}, part=(2, 3)
+    )
     saved.save(tmp_path / "x.beton")
+    assert json.loads((tmp_path / "x.beton.json").read_text())["part"] == [2, 3]
     assert load_manifest(tmp_path / "x.beton") == load_manifest(tmp_path / "x.beton.json") == saved
     assert saved.num_classes == 2
     assert [path.name for path in tmp_path.iterdir()] == ["x.beton.json"]
 
 
+def test_older_manifests_know_no_words_order_or_part(tmp_path):
+    content = json.loads(manifest().to_json())
+    for key in ("class_words", "order", "part"):
+        del content[key]
+    (tmp_path / "x.beton.json").write_text(json.dumps(content))
+    loaded = load_manifest(tmp_path / "x.beton")
+    assert (loaded.class_words, loaded.order, loaded.part) == ((), "unknown", None)
+    assert loaded == manifest()
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({"class_words": ("a",)}, "2 class_names, but 1 class_words"),
+        ({"class_words": ("a", 1)}, "class_words is not a list of texts"),
+        ({"order": "random"}, "order is 'random', not"),
+        ({"order": {"shuffled": 1.5}}, "order is {'shuffled': 1.5}, not"),
+        ({"order": {"shuffled": 1, "more": 2}}, "not .source., .unknown. or"),
+        ({"part": (0, 3)}, r"part is \(0, 3\), not \[i, n\] with 1 <= i <= n"),
+        ({"part": (4, 3)}, "not .i, n. with"),
+        ({"part": (1, 2, 3)}, "not .i, n. with"),
+        ({"part": (1, True)}, "not .i, n. with"),
         ({"class_names": ()}, "class_names is not a list of names"),
         ({"class_names": ("a", 1)}, "class_names is not a list of names"),
         ({"class_names": ("a", "a")}, "class_names holds 'a' more than once"),

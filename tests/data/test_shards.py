@@ -6,22 +6,28 @@ import numpy as np
 import pytest
 
 from llc.data import beton
-from llc.data.manifest import Manifest, ManifestError, verify
+from llc.data.manifest import Manifest, ManifestError, Skipped, verify
 from llc.data.shards import open_shards
 from llc.errors import UserError
 from tests.data.betons import write_small_beton
 from tests.data.helpers import picture
 
 
-def write(path, labels, class_names=("ant", "bee", "cow")):
-    """A beton of raw pictures, as high as their place in it + 5, and its manifest."""
+def write(path, labels, class_names=("ant", "bee", "cow"), **more):
+    """A beton of raw pictures, as high as their place in it + 5, and its manifest, with `more` in it."""
     write_small_beton(
         path, [picture(i, 5 + i, 9) for i in range(len(labels))], labels, [beton.RAW] * len(labels)
     )
     tables = beton.read_tables(path)
     counts = tuple(tables.class_counts(len(class_names)))
     Manifest(
-        class_names, counts, len(labels), tables.file_size, tables.sha256, writer={"write_mode": "raw"}
+        class_names,
+        counts,
+        len(labels),
+        tables.file_size,
+        tables.sha256,
+        writer={"write_mode": "raw"},
+        **more,
     ).save(path)
     return path
 
@@ -103,3 +109,89 @@ def test_shards_of_other_classes_or_damaged_are_refused(folder):
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "file_size": 7}))
     with pytest.raises(UserError, match="c.beton is not the file of its manifest"):
         open_shards(f"{folder}/*.beton")
+
+
+# ------------------------------------------------------------------------------------ the parts of a whole
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Three parts of eight images, part-1.beton to part-3.beton."""
+    for i, labels in enumerate(([0, 1, 2], [1, 2, 0], [2, 0]), 1):
+        write(tmp_path / f"part-{i}.beton", labels, part=(i, 3), order={"shuffled": 1})
+    return tmp_path
+
+
+def test_all_parts_are_one_dataset_and_one_alone_is_one_by_its_name(parts):
+    shards = open_shards(parts / "*.beton")
+    assert shards.labels.tolist() == [0, 1, 2, 1, 2, 0, 2, 0] and shards.manifest.part is None
+    assert open_shards(parts / "part-2.beton").manifest.part == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "removed, where, message",
+    [
+        (
+            "2",
+            "{0}/*.beton",
+            r"/\*.beton: part 2 of 3 is missing; write it with --cfg.part=2/3, or name a single",
+        ),
+        ("", "{0}/part-2.beton,{0}/part-3.beton", "part 1 of 3 is missing"),
+        ("13", "{0}/*.beton", "part 1 of 3, 3 of 3 is missing"),  # a glob of which only one was written
+    ],
+)
+def test_a_missing_part_is_named(removed, where, message, parts):
+    for i in removed:
+        (parts / f"part-{i}.beton").unlink()
+    with pytest.raises(ManifestError, match=message):
+        open_shards(where.format(parts))
+
+
+def test_machines_may_hold_different_parts(parts, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert len(open_shards(f"{parts}/part-[12].beton")) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ManifestError, match="part 3 of 3 is missing"):
+        open_shards(f"{parts}/part-[12].beton")
+
+
+def test_a_part_that_comes_twice_is_named(parts):
+    write(parts / "copy.beton", [1, 2, 0], part=(2, 3), order={"shuffled": 1})
+    with pytest.raises(ManifestError, match="copy.beton and .*part-2.beton are both part 2 of 3, and equal"):
+        open_shards(parts / "*.beton")
+
+
+def test_parts_of_two_datasets_are_counted(parts):
+    for i, labels in enumerate(([0, 0, 0], [1, 1], [2, 2]), 1):
+        write(parts / f"more-{i}.beton", labels, part=(i, 3))
+    write(parts / "other-1.beton", [0] * 5, part=(1, 2))
+    write(parts / "other-2.beton", [1] * 5, part=(2, 2))
+    write(parts / "no-part.beton", [0] * 9)
+    assert len(open_shards(parts / "*.beton")) == 8 + 7 + 10 + 9
+    (parts / "more-3.beton").unlink()
+    with pytest.raises(ManifestError, match="part 3 of 3 is missing"):
+        open_shards(parts / "*.beton")
+
+
+@pytest.mark.parametrize(
+    "labels, order", [([1, 2, 0], "source"), ([1, 2, 0], {"shuffled": 2}), ([1], {"shuffled": 1})]
+)
+def test_parts_of_different_conversions_are_refused(labels, order, parts):
+    write(parts / "part-2.beton", labels, part=(2, 3), order=order)
+    message = (
+        f"not made from the same images in the same order .*part 2 of 3, {len(labels)} images in the order"
+    )
+    with pytest.raises(ManifestError, match=message):
+        open_shards(parts / "*.beton")
+
+
+def test_what_was_left_out_belongs_to_its_part(parts):
+    write(
+        parts / "part-2.beton",
+        [1, 2],
+        part=(2, 3),
+        order={"shuffled": 1},
+        skipped=(Skipped("x.jpg", "broken"),),
+    )
+    assert len(open_shards(parts / "*.beton")) == 7

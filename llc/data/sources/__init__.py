@@ -4,9 +4,12 @@ base.py                 Source, and how to add one: a file in this folder or a p
 folder.py               a tree with a folder of images per class
 fashion_mnist.py        Fashion-MNIST from its four files
 torchvision_dataset.py  torchvision's datasets, by name
-parts.py                the label order of another dataset, a held-out part, a subset
+joined.py               several sources as one
+classes.py              the label order of another dataset, the classes that a file lists
+parts.py                a held-out part, some images of each class or of all, one of n parts; shuffled
 """
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -28,9 +31,11 @@ from llc.data.sources.base import (
     printable,
     register,
 )
+from llc.data.sources.classes import with_class_names, with_classes
 from llc.data.sources.fashion_mnist import FASHION_MNIST_CLASSES, FASHION_MNIST_FOLDER
 from llc.data.sources.folder import FolderTree, find_split, open_tree
-from llc.data.sources.parts import hold_out, take_evenly, with_class_names
+from llc.data.sources.joined import join, split_roots
+from llc.data.sources.parts import hold_out, parse_part, shuffle, take_evenly, take_part, take_per_class
 
 __all__ = [
     "DOWNLOAD_FOLDER",
@@ -52,6 +57,7 @@ __all__ = [
     "open_named",
     "open_source",
     "open_tree",
+    "parse_part",
     "printable",
     "recognise",
     "register",
@@ -63,14 +69,34 @@ for _module in pkgutil.iter_modules(__path__):  # each registers what it opens
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=None, subset=-1):
+def open_source(
+    dataset,
+    data_dir,
+    split="train",
+    val_fraction=0.0,
+    class_names=None,
+    subset=-1,
+    *,
+    columns=FOUND_BY_SOURCE,
+    classes="",
+    per_class=-1,
+    shuffle_seed=-1,
+    part=None,
+):
     """The images that `write_ffcv.py` is asked for, as a Source.
 
-    dataset: a registered name, such as "folder", or the name of a torchvision dataset; any case. data_dir:
-    the folder that holds it. split: "train" or "val". val_fraction: if above 0, this fraction of each class
-    of the *training* images is held out as "val", and "train" is the rest. class_names: if given, the label
-    order; the source's own classes must be among them. subset: this many images, evenly spaced over all of
-    them, because the first ones of a tree would be of its first classes only; -1: all.
+    What is asked for is applied in this order: open and join, classes, val_fraction, per_class, subset,
+    shuffle, part.
+
+    dataset: a registered name, such as "folder", or the name of a torchvision dataset; any case; "auto" takes
+    what `recognise` says. data_dir: the folder or file that holds it; several, separated by commas, are
+    joined (joined.py). split: "train" or "val". columns: for tables. class_names: if given, the label order;
+    the source's own classes must be among them. classes: if given, a file that lists the classes to take
+    (classes.py). val_fraction: if above 0, this fraction of each class of the *training* images is held out
+    as "val", and "train" is the rest. per_class: this many images of each class, evenly spaced; -1: all.
+    subset: this many images, evenly spaced over all of them, because the first ones of a tree would be of its
+    first classes only; -1: all. shuffle_seed: if not -1, the images come in the random order of this seed.
+    part: (i, n), part i of n, counted from 1; None: all.
 
     Raises SourceError.
     """
@@ -80,15 +106,49 @@ def open_source(dataset, data_dir, split="train", val_fraction=0.0, class_names=
         raise SourceError(
             f"val_fraction={val_fraction} is not a fraction of the images: 0 (none) <= val_fraction < 1"
         )
-    source = open_named(dataset, data_dir, "train" if val_fraction > 0 else split)
-    if class_names is None:
-        source.check_classes()
-    else:
+    if classes and class_names is not None:
+        raise SourceError("classes and class_names_from both say which classes there are; give one of them")
+    source = _open_roots(dataset, data_dir, "train" if val_fraction > 0 else split, columns)
+    if not source.class_names and (classes or class_names is not None or val_fraction > 0 or per_class != -1):
+        raise SourceError(
+            f"{printable(data_dir)} has no labels, so its images cannot be chosen by class (classes,"
+            " class_names_from, val_fraction, per_class)"
+        )
+    if classes:
+        source = with_classes(source, classes)
+    elif class_names is not None:
         source = with_class_names(source, class_names)
+    else:
+        source.check_classes()
     if val_fraction > 0:
         source = hold_out(source, val_fraction, split)
+    if per_class != -1:
+        source = take_per_class(source, per_class)
     if subset != -1:
         source = take_evenly(source, subset)
+    if shuffle_seed != -1:
+        source = shuffle(source, shuffle_seed)
+    if part is not None:
+        source = take_part(source, part)
+    return source
+
+
+def _open_roots(dataset, data_dir, split, columns):
+    """All images of a split of all places that `data_dir` names."""
+    roots = split_roots(data_dir)
+    sources = [_open_root(dataset, root, split, columns) for root in roots]
+    return sources[0] if len(sources) == 1 else join(roots, sources)
+
+
+def _open_root(dataset, root, split, columns):
+    if dataset.lower() != "auto":
+        return open_named(dataset, root, split, columns)
+    found = recognise(root)
+    source = open_named(found, root, split, columns)
+    if found == "folder":
+        return source
+    source = copy.copy(source)  # dataclasses.replace would need to know how the subclass is made
+    object.__setattr__(source, "notes", (f"{printable(root)} was recognised as {found}", *source.notes))
     return source
 
 
