@@ -6,8 +6,8 @@ import os
 from llc.errors import UserError
 
 # What the system says about one file, and would say again: it is missing, a folder, not ours to read. All
-# other numbers (too many open files, no memory, an input/output error, a stale handle, ...) tell nothing about
-# the image.
+# other numbers (too many open files, no memory, an input/output error, a stale handle, ...) tell nothing
+# about the image.
 _OF_THE_FILE = {
     errno.ENOENT,
     errno.EACCES,
@@ -33,9 +33,9 @@ class ImageError(UserError):
 
 
 class MachineError(UserError):
-    """The machine failed while it read an image, which may be fine. `name` says which, `reason` what happened.
+    """The machine failed while it read an image. `name` says which image, `reason` what happened.
 
-    No setting leaves such an image out: with on_error=skip, too, the conversion ends.
+    The image may be fine. So no setting leaves it out: the conversion ends, with on_error=skip, too.
     """
 
     def __init__(self, name, reason):

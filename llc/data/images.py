@@ -144,13 +144,13 @@ def _decode(data, name):
     if not head.startswith(png.MAGIC):
         return _decode_by_pillow(data, name)
     try:
-        return _decode_by_pillow(data, name, png)
+        return _decode_by_pillow(data, name)
     except Exception as error:
         # A broken note is no reason to lose the picture.
         again = None if machine_fault(error) or isinstance(error, _TooLarge) else png.without_notes(data)
         if again is None:
             raise
-    return _decode_by_pillow(again, name, png)
+    return _decode_by_pillow(again, name)
 
 
 class _TooLarge(ImageError):
@@ -195,8 +195,10 @@ def _open(data, name):
     raise ImageError(None, reason or kinds.describe(data))
 
 
-def _decode_by_pillow(data, name, png=None):
-    """The bytes of a file that Pillow knows -> uint8 [H, W, 3]. png: the module, where the file is a PNG."""
+def _decode_by_pillow(data, name):
+    """The bytes of a file that Pillow knows -> uint8 [H, W, 3]."""
+    from llc.data import png, whole
+
     image, is_large = _open(data, name)
     with image:
         try:
@@ -211,11 +213,9 @@ def _decode_by_pillow(data, name, png=None):
             if kind is None or machine_fault(error):
                 raise
             raise ImageError(None, kind) from error
-        if png is None:
-            return _upright_array(image, None)
-        if not png.is_whole(data, image):
-            raise ImageError(None, "is cut off: its data end before its last row")
-        return _upright_array(image, png.transparency(data, image))
+        if not whole.is_whole(data, image):
+            raise ImageError(None, f"holds only a part of its picture ({image.format})")
+        return _upright_array(image, png.transparency(data, image) if image.format == "PNG" else None)
 
 
 def _upright_array(image, alpha):

@@ -3,6 +3,7 @@
 Source: PNG specification, third edition (W3C, 2025), sections 5, 8 and 11.
 """
 
+import io
 import struct
 import zlib
 
@@ -96,9 +97,7 @@ def transparency(data, image):
 
 
 def _low_bytes(data):
-    """The low bytes of a PNG of 16-bit RGB: uint8 [H, W, 3]. Pillow's mode has room for the high ones only."""
-    import io
-
+    """The low bytes of a PNG of 16-bit RGB: uint8 [H, W, 3]. Pillow's own picture has the high ones."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -108,9 +107,10 @@ def _low_bytes(data):
 
 
 def without_notes(data):
-    """The file without its ancillary chunks, but for transparency and orientation; None where it has no others.
+    """The file without its ancillary chunks, except transparency and orientation.
 
-    Their checksums may be wrong, and their contents broken, in a file whose picture is whole.
+    None where there are no other ones. Where their checksums are wrong, or their contents broken, the picture
+    may still be whole.
     """
     kept, is_shorter = [MAGIC], False
     for kind, content, chunk in _chunks(data):

@@ -1,10 +1,10 @@
 """TIFF files -> upright 8-bit RGB, as the tags of the file say.
 
 Pillow knows a fixed list of combinations of tags, and reads some of them wrongly, without an error. So this
-module reads the tags itself, and refuses what it does not know, naming the property. Pillow (its libtiff) only
-undoes the compression. For that it gets the same strips or tiles under other tags, which describe their bytes
-as a grey picture of 8 bits. JPEG, fax, and YCbCr go to Pillow as they are, because there the decoder itself
-makes the pixels.
+module reads the tags itself, and refuses what it does not know, naming the property. Pillow (its libtiff)
+only undoes the compression. For that it gets the same strips or tiles under other tags, which describe their
+bytes as a grey picture of 8 bits. JPEG, fax, and YCbCr go to Pillow as they are, because there the decoder
+itself makes the pixels.
 
 Sources: TIFF 6.0 (Adobe, 1992); its Technical Notes on predictors of floating-point values and on ICC Lab;
 BigTIFF (libtiff).
@@ -18,13 +18,15 @@ import numpy as np
 
 from llc.data.image_errors import ImageError
 from llc.data.levels import lab_to_rgb, over_white, to_8_bit, upright
+from llc.data.silence import silenced
+from llc.data.whole import is_whole_jpeg
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 # The tags that matter here
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIP_OFFSETS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP, _STRIP_SIZES = 273, 274, 277, 278, 279
-_PLANAR, _PREDICTOR, _COLOUR_MAP = 284, 317, 320
+_PLANAR, _PREDICTOR, _COLOUR_MAP, _JPEG_TABLES = 284, 317, 320, 347
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 322, 323, 324, 325
 _INK_SET, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 332, 338, 339
 _YCBCR = (529, 530, 531, 532)  # coefficients, subsampling, positioning, reference of black and white
@@ -56,7 +58,7 @@ _UNKNOWN_COLOURS = {
 }
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 
-_UNCOMPRESSED, _DEFLATE = 1, 8
+_UNCOMPRESSED, _JPEG, _DEFLATE = 1, 7, 8
 _BYTE_COMPRESSIONS = {
     1,
     5,
@@ -85,15 +87,18 @@ def read(data, check_size, by_pillow, as_array):
     """The first page of a TIFF file -> uint8 [H, W, 3], upright.
 
     data: the bytes of the file. check_size(width, height) raises where that is too large. by_pillow(data)
-    decodes a file as it is, as_array(image) a loaded PIL image of any mode. Raises ImageError where the file is
-    broken or has a property that is not supported.
+    decodes a file as it is, as_array(image) a loaded PIL image of any mode. Raises ImageError where the file
+    is broken or has a property that is not supported.
     """
     page = _Page(data)
     check_size(page.width, page.height)
-    if page.photometric == _YCC and page.compression in _BYTE_COMPRESSIONS:
-        return by_pillow(page.deflated() if page.compression == _UNCOMPRESSED else data)
-    if page.compression in _PICTURE_COMPRESSIONS | _FAX:
-        return by_pillow(data)
+    if page.photometric == _YCC and page.compression == _UNCOMPRESSED:
+        data = page.deflated()
+    if page.compression == _JPEG:
+        page.check_jpegs()
+    if page.photometric == _YCC or page.compression in _PICTURE_COMPRESSIONS | _FAX:
+        with silenced():
+            return by_pillow(data)
     return upright(page.pixels(as_array), page.one(_ORIENTATION, 1))
 
 
@@ -235,7 +240,7 @@ class _Page:
     # ------------------------------------------------------------------------------- where the samples are
 
     def _read_places(self):
-        """How strips or tiles cover the picture: self.block_height, self.block_width, self.offsets, self.sizes."""
+        """How strips or tiles ("blocks") cover the picture, and where they are in the file."""
         planar = self.one(_PLANAR, 1)
         if planar not in (1, 2):
             raise _refuse(f"planar configuration {planar}")
@@ -322,10 +327,19 @@ class _Page:
             tags |= {_ROWS_PER_STRIP: (4, [self.block_height])}
             tags |= {_STRIP_OFFSETS: (4, offsets), _STRIP_SIZES: (4, sizes)}
         with TiffImagePlugin.TiffImageFile(io.BytesIO(_with_directory(self.data[8:], tags))) as image:
-            # Memory of its own, because Pillow would take a picture of so many bytes for a decompression bomb.
+            # Its own memory, because Pillow takes a picture of so many bytes for a decompression bomb.
             image.im = Image.new("L", image.size).im
-            image.load()
+            with silenced():
+                image.load()
             return np.asarray(image).reshape(height, self.across, self.row_bytes)
+
+    def check_jpegs(self):
+        """Raises ImageError where a strip or tile, each of which is a JPEG, holds only a part of its rows."""
+        tables = bytes(self.values(_JPEG_TABLES))
+        for offset, size in zip(self.offsets, self.sizes):
+            block = bytes(self.data[offset : offset + size])
+            if not is_whole_jpeg(tables[:-2] + block[2:] if tables else block):
+                raise _broken(f"one of its {'tiles' if self.tiled else 'strips'} is a broken JPEG")
 
     def deflated(self):
         """An uncompressed file as a compressed one. Pillow reads YCbCr wrongly from uncompressed files."""

@@ -21,6 +21,7 @@ import numpy as np
 from llc.errors import UserError
 
 OK = 0  # the status of a sample that decoded
+CORRUPT = 1  # and of one that libjpeg has an error or a warning about
 _NO_MEMORY = 1  # what llc_encode_jpeg returns when libjpeg fails for another reason than too little room
 UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
 
