@@ -41,6 +41,7 @@ def encode_sample(image, index, config, name=None):
     MachineError where the machine is at fault; both call the image `name`.
     """
     if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image) if name is None else name
         image = read_file(image, name)
     if isinstance(image, (bytes, bytearray, memoryview)):
         encoded = _encode_jpeg_file(image, index, config)

@@ -5,19 +5,23 @@ what the file holds           what comes out
 ============================  ================================================================================
 grey, 1 bit, palette,         converted to RGB
 YCbCr, HSV
-Lab                           converted to sRGB (ICC: white point D50, perceptual)
+Lab                           converted to sRGB (white point D50; 8 bits by ICC, perceptual)
 CMYK, YCCK                    Pillow's plain conversion; the inks of JPEGs are taken to be stored inverted
                               (Adobe's convention), as every common reader does
 transparency of any kind      laid over white
-16-bit grey, 16-bit colour    scaled, not clipped: grey to the nearest of value / 257, colour to its high byte
-                              (Pillow's choice; they differ by 1 at most)
+more than 8 bits              scaled, not clipped: grey to the nearest of value / (2^bits - 1) * 255, 16-bit
+                              colour to its high byte (Pillow's choice; they differ by 1 at most)
 floating point, 32-bit        floats within 0..1 times 255; floats within 0..255 rounded; integers within
-integers                      0..65535 as 16 bit; any other range is stretched, its lowest value to 0, its
-                              highest to 255
+integers, signed integers     0..65535 as 16 bit (8-bit ones within 0..255 as 8 bit); any other range is
+                              stretched, its lowest value to 0, its highest to 255
+white is zero (TIFF)          inverted, after all of this
 EXIF, TIFF orientation        applied
 several frames or pages       the first one
 embedded colour profile       not applied
 ============================  ================================================================================
+
+A file that holds less than its header promises is broken. A file is never broken because the machine failed:
+image_errors.py has an error of its own for that.
 """
 
 import functools
@@ -79,8 +83,7 @@ def load_rgb(source, name=None):
         elif isinstance(source, (str, os.PathLike)):
             pixels = _decode(read_file(source, name), name)
         else:
-            source.load()
-            pixels = _upright_array(source, None)
+            pixels = _of_pil_image(source, name)
     except MachineError:
         raise
     except ImageError as error:
@@ -91,6 +94,15 @@ def load_rgb(source, name=None):
     if 0 in pixels.shape:
         raise ImageError(name, f"is empty: {pixels.shape[1]} x {pixels.shape[0]} pixels")
     return pixels
+
+
+def _of_pil_image(image, name):
+    if image.format == "TIFF" and image.tile and not image.tell():
+        # Not loaded yet, so that its tags can be read as those of a file.
+        image.fp.seek(0)
+        return _decode(image.fp.read(), name)
+    image.load()
+    return _upright_array(image, None)
 
 
 def _error(name, error):

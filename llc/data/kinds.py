@@ -157,7 +157,7 @@ def describe_jpeg(data):
     if not width:
         return "is a JPEG of width 0"
     if marker in (0xC9, 0xCA):
-        return "is a JPEG with arithmetic coding, which cannot be decoded here"
+        return "is a JPEG with arithmetic coding that is broken, or that cannot be decoded here"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Images that are broken, of another kind, or only in part there; and machines that fail while they are read."""
+"""Images that are broken, cut off or of another kind, and machines that fail while an image is read."""
 
 import errno
 import gzip
@@ -59,7 +59,7 @@ def png(pixels, bits=8, colour=2, before=b"", after=b"", end=True, interlaced=Fa
     return data + (chunk(b"IEND", b"") if end else b"")
 
 
-# ------------------------------------------------------------------------------------- PNG: its one clear colour
+# ----------------------------------------------------------------------------- PNG: its transparent colour
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -90,7 +90,7 @@ def test_rgb_png_with_a_transparent_colour(bits, interlaced):
     assert np.array_equal(load_rgb(data), shown)
 
 
-# ------------------------------------------------------------------------------------------------------- whole
+# ------------------------------------------------------------------------------------------------- whole
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -148,7 +148,7 @@ def icon(inner):
 
 def test_icon_whose_png_has_too_few_rows_is_broken():
     assert np.array_equal(load_rgb(icon(png(RGB))), RGB)
-    with pytest.raises(ImageError, match="part of its picture"):
+    with pytest.raises(ImageError, match="part of its picture|truncated"):
         load_rgb(icon(png(RGB, lose=300)))
 
 
@@ -215,13 +215,13 @@ def test_a_cut_file_is_broken_or_has_all_its_pixels(name, capfd):
     assert capfd.readouterr() == ("", "")  # libraries' own words name no file
 
 
-# ------------------------------------------------------------------------------------------- only notes are broken
+# ----------------------------------------------------------------------------------- only notes are broken
 
 NOTES = {
     "text": chunk(b"tEXt", b"a\0b", checksum=1),
     "colour profile": chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"x" * 200), checksum=1),
     "colour profile that is none": chunk(b"iCCP", b"icc\0\0nothing"),
-    "EXIF": chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0", checksum=1),
+    "EXIF": chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\1\0\0\0\0\0\0\0", checksum=1),
     "gamma": chunk(b"gAMA", b"\0\0\1\0", checksum=1),
     "compressed text": chunk(b"zTXt", b"a\0\0nothing", checksum=1),
     "text that unpacks to too much": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26))),
@@ -255,7 +255,7 @@ def test_png_whose_picture_is_broken_stays_broken():
         load_rgb(bytes(damaged))
 
 
-# ------------------------------------------------------------------------------------------------ what it is
+# ---------------------------------------------------------------------------------------------- what it is
 
 JPEG = encoded(RGB, "JPEG", subsampling=0)
 FRAME = JPEG.index(b"\xff\xc0")
@@ -279,7 +279,6 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
         (b"", "is an empty file"),
         (changed_jpeg(bits=12), "JPEG of 12 bits"),
         (changed_jpeg(height=0), "DNL"),
-        (changed_jpeg(marker=0xC9)[:-200], "arithmetic coding|part of its picture|truncated"),
         (changed_jpeg(marker=0xC3), "lossless JPEG"),
         (changed_jpeg(marker=0xC5), "hierarchical JPEG"),
         (JPEG[:30], "JPEG"),
@@ -327,9 +326,9 @@ def test_what_the_file_is(data, reason, tmp_path, capfd):
 
 def test_warning_about_a_very_large_image_names_it(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", HEIGHT * WIDTH - 1)
-    for name in ("PNG", "TIFF", "JPEG", "ICO"):
+    for name in ("PNG", "TIFF", "JPEG", "GIF"):
         path = tmp_path / f"large.{name}"
-        path.write_bytes(icon(png(RGB)) if name == "ICO" else encoded(RGB, name))
+        path.write_bytes(encoded(RGB, name))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             load_rgb(path)
@@ -340,7 +339,7 @@ def test_warning_about_a_very_large_image_names_it(tmp_path, monkeypatch, recwar
         load_rgb(tmp_path / "large.PNG")
 
 
-# ------------------------------------------------------------------------------------------------ machine faults
+# ------------------------------------------------------------------------------------------ machine faults
 
 
 def failing(error):
@@ -397,7 +396,6 @@ def test_no_memory_in_opencv_and_in_the_jpeg_encoder_is_no_broken_image(monkeypa
     config = WriterConfig(write_path="", write_mode="jpg", max_resolution=20)
 
     def resize(*arguments, **options):  # OpenCV's real exception of this kind
-        cv2.Mat = None
         error = cv2.error("Insufficient memory")
         error.code = -4
         raise error

@@ -3,9 +3,14 @@
 Where another reader knows a kind, too, the file is checked with it: that it is what it shall be.
 """
 
+import io
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from llc.data.images import ImageError, load_rgb
 from tests.data.tiffs import tiff
@@ -239,7 +244,7 @@ def test_lab():
         stored = np.dstack([np.round(light / 100 * white), np.round(lab[..., 1:] + zero) % 256]).astype(
             np.uint8
         )
-        check(tiff(stored, 8, photometric), expected, 5)  # 8 bits are coarse
+        check(tiff(stored, 8, photometric), expected, 8)  # 8 bits are coarse, in dark colours above all
     for photometric, white, zero in ((8, 65535, 0), (9, 65280, 32768)):
         for layout in ({}, {"order": ">", "compression": 8, "predictor": 2}, {"tile": (16, 16)}):
             stored = np.dstack([np.round(light / 100 * white), np.round(lab[..., 1:] * 256 + zero) % 65536])
@@ -376,3 +381,31 @@ def test_more_bytes_than_pillow_allows_for_a_picture(monkeypatch, recwarn):
     values = np.dstack([RGB16, ALPHA * np.uint16(257)])
     check(tiff(values, 16, 2, extra=[2], compression=8), on_white(RGB16 / 257, ALPHA), 1.5)
     assert not recwarn.list
+
+
+def test_an_opened_pil_image_is_read_by_its_tags_too():
+    values = GREY * np.uint16(257)
+    for data, expected in (
+        (tiff(values, 16, 0, compression=5), 255 - GREY),
+        (tiff(values >> 4, 12, 1), GREY),
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            assert np.array_equal(load_rgb(image), three(expected))
+            assert np.array_equal(load_rgb(image), three(expected))
+
+
+def test_a_thread_may_read_while_another_one_does(capfd):
+    broken = tiff(RGB, 8, 2, compression=32773, cut=40)
+    whole = tiff(RGB16, 16, 2, compression=5, predictor=2)
+
+    def read(i):
+        if i % 3:
+            return np.array_equal(load_rgb(whole), RGB16 >> 8)
+        with pytest.raises(ImageError):
+            load_rgb(broken)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(200)))
+    os.write(2, b"after")  # standard error is itself again
+    assert capfd.readouterr().err == "after"

@@ -22,7 +22,6 @@ from llc.errors import UserError
 
 OK = 0  # the status of a sample that decoded
 CORRUPT = 1  # and of one that libjpeg has an error or a warning about
-_NO_MEMORY = 1  # what llc_encode_jpeg returns when libjpeg fails for another reason than too little room
 UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
 
 _PATH = Path(__file__).with_name("_native.so")
@@ -216,7 +215,7 @@ class JpegWriter:
     def encode(self, pixels, quality, restart_blocks):
         """uint8 [height, width, 3] -> the bytes of a baseline JPEG, 4:2:0, with restart markers.
 
-        None if they are more than the capacity. Raises MemoryError.
+        None if they are more than the capacity.
         """
         height, width, _ = pixels.shape
         pixels = _array(pixels, np.uint8, (height, width, 3), "pixels")
@@ -230,8 +229,6 @@ class JpegWriter:
             self._out.size,
             ctypes.byref(self._length),
         )
-        if status == _NO_MEMORY:
-            raise MemoryError("no memory left to encode a JPEG")
         return None if status else self._out[: self._length.value].copy()
 
     def _picture(self, function, data, *settings):
