@@ -148,6 +148,8 @@ class Workers:
                 raise OSError(*content)
             if kind == "not read":
                 raise self._not_sent(*content)
+            if kind == "stopped":
+                raise UserError(f"{content[0]}; nothing was written")
             if kind == "bug":
                 raise UserError(f"a worker process failed; nothing was written:\n{content[0]}")
             yield worker, kind, *content
@@ -210,6 +212,10 @@ def _obey(pipe, descriptor, parent):
                 pipe.send(("written",))
     except (EOFError, ConnectionError):
         raise
+    except UserError as error:  # such as a MachineError: not the image is at fault, so none is left out
+        return "stopped", str(error)
+    except MemoryError:
+        return "stopped", "the machine has no memory left to encode images"
     except OSError as error:
         return "error", error.errno, error.strerror
     except Exception:

@@ -21,6 +21,7 @@ import numpy as np
 from llc.errors import UserError
 
 OK = 0  # the status of a sample that decoded
+CORRUPT = 1  # and of one that libjpeg has an error or a warning about
 UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
 
 _PATH = Path(__file__).with_name("_native.so")
