@@ -279,7 +279,7 @@ def _folder_of_images(path, entries, column):
     paths = [entry for entry in islice(entries, _NUM_TRIED) if isinstance(entry, str)]
     folders = [beside, *(os.path.join(beside, name) for name in (stem, "images"))]
     for folder in folders:
-        if not paths or any(os.path.lexists(_file_of(folder, entry)) for entry in paths):
+        if not paths or any(_is_file(_file_of(folder, entry)) for entry in paths):
             return folder
     tried = _file_of(beside, paths[0])
     raise SourceError(
@@ -292,9 +292,13 @@ def _folder_of_images(path, entries, column):
 def _file_of(folder, entry):
     """The path of an image; a name without suffix is that of the file that exists with a usual one."""
     path = os.path.join(folder, entry)
-    if is_image_name(entry) or os.path.lexists(path):
+    if is_image_name(entry) or _is_file(path):
         return path
-    return next((path + suffix for suffix in _USUAL_SUFFIXES if os.path.lexists(path + suffix)), path)
+    return next((path + suffix for suffix in _USUAL_SUFFIXES if _is_file(path + suffix)), path)
+
+
+def _is_file(path):
+    return os.path.lexists(path) and not os.path.isdir(path)
 
 
 @dataclass(frozen=True)
