@@ -2,7 +2,7 @@
 
 With pyarrow a process that wants a few images of a row group decodes and copies all of them, and several
 processes share each row group when images are converted in order. Here a page without wanted rows is skipped,
-and a value is a view into the decompressed page: reading costs 0.25 of what it costs by pyarrow.
+and a value is a view into the decompressed page. Reading in order takes half the CPU time or less.
 
 Format: https://parquet.apache.org/docs/file-format and parquet.thrift there. Read are columns without
 repetition, of the encodings PLAIN, PLAIN_DICTIONARY and RLE_DICTIONARY, in data pages of version 1 and 2.
