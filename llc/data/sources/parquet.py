@@ -8,9 +8,8 @@ imagenet-1k has the files train-00000-of-00294.parquet, validation-..., and test
 images without labels. Its classes are called "tench, Tinca tinca", in the order of the WordNet ids. These
 words are the class names then, and class_words is empty.
 
-Memory: opening reads only the labels. An image is read with its neighbours, in batches of a few MB, of which
-a process keeps some. pyarrow holds more, though: the writer of a file may have put up to 1,024 images into
-one page, and a page is decoded as a whole.
+Memory: opening reads only the labels. An image is read with its page, and pages are kept for a while. Writers
+often put all images of a row group, up to 1,024, into a single page, a dictionary, which is read as a whole.
 """
 
 import glob
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llc.data.images import ImageError
+from llc.data.sources import parquet_pages
 from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import (
     IMAGE_COLUMNS,
@@ -41,10 +41,10 @@ _SUFFIX = ".parquet"
 # Where a folder's parquet files may be, besides in itself.
 _FOLDERS = ("data", "train", "val", "valid", "validation", "test")
 _MAX_LOOKED_AT = 10_000  # entries of a folder that may be something else entirely
-_BATCH_BYTES = 4 << 20  # of images that are read together
-_KEPT_BYTES = 32 << 20  # of batches that a process keeps, so that nearby images are there already
+_BATCH_BYTES = 4 << 20  # of images that are read together where single pages cannot be read
+_KEPT_BYTES = 32 << 20  # of images that a process keeps, so that nearby images are there already
 _MAX_OPEN_FILES = 16
-_MAX_OPEN_GROUPS = 2  # threads that work in order cross from one row group to the next at different moments
+_MAX_CHUNKS = 64  # row groups of an open file whose pages are known
 _BUFFER_BYTES = 1 << 20
 
 
@@ -91,7 +91,7 @@ def open_parquet(data_dir, split, columns):
     starts = np.array(starts, np.int64)
     if not starts[-1]:
         raise SourceError(f"{printable(data_dir)}: its parquet files hold no rows")
-    reader = _Reader(root, tuple(names), layout.image, layout.in_struct, _Rows())
+    reader = _Reader(root, tuple(names), layout.image, layout.bytes_column, _Rows())
 
     def where(i):
         return reader.name(_handle(starts, i))
@@ -204,13 +204,14 @@ def _kind_of(path):
 class _Layout:
     """Which columns of a parquet file hold the images and labels.
 
-    in_struct: whether an image is a struct of bytes and path. label: None where there is none. text_label:
-    whether labels are text. class_names: those of the metadata, or None.
+    bytes_column: the path of the column of image files: the image column, or in a struct its `bytes`; ""
+    where there are only paths. label: None where there is none. text_label: whether labels are text.
+    class_names: those of the metadata, or None.
     """
 
     columns: tuple
     image: str
-    in_struct: bool
+    bytes_column: str
     label: str | None
     text_label: bool
     class_names: tuple | None
@@ -239,11 +240,11 @@ class _Layout:
             if types.is_integer(label_type) and _kind(feature) == "ClassLabel":
                 class_names = feature.get("names")
                 class_names = tuple(map(str, class_names)) if class_names else None
-        return cls(names, image, types.is_struct(kind), label, text_label, class_names)
+        return cls(names, image, _bytes_column(image, kind), label, text_label, class_names)
 
     def check_same(self, path, other):
         """Raises SourceError where another file of the same data set has another layout."""
-        for what in ("image", "in_struct", "label", "text_label"):
+        for what in ("image", "bytes_column", "label", "text_label"):
             ours, theirs = getattr(self, what), getattr(other, what)
             if ours != theirs:
                 raise SourceError(
@@ -315,6 +316,14 @@ def _may_hold_images(kind):
     if types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 or kind.get_field_index("path") >= 0
     return types.is_binary(kind) or types.is_large_binary(kind) or _is_text(kind)
+
+
+def _bytes_column(name, kind):
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return f"{name}.bytes" if kind.get_field_index("bytes") >= 0 else ""
+    return name if types.is_binary(kind) or types.is_large_binary(kind) else ""
 
 
 def _is_text(kind):
@@ -397,12 +406,12 @@ def _handle(starts, i):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads images by handle. files: paths relative to `root`. column, in_struct: as _Layout has them."""
+    """Reads images by handle. files: paths relative to `root`. column, bytes_column: as in _Layout."""
 
     root: str
     files: tuple
     column: str
-    in_struct: bool
+    bytes_column: str
     cache: "_Rows"
 
     def name(self, handle):
@@ -413,16 +422,16 @@ class _Reader:
         file, row = handle
         name, path = self.name(handle), os.path.join(self.root, self.files[file])
         try:
-            value = self.cache.row(path, self.column, row)
+            value = self.cache.row(path, self.column, self.bytes_column, row)
         except MemoryError:
             raise
-        except (OSError, ValueError, IndexError) as error:
+        except Exception as error:  # for damaged data nearly any type
             if getattr(error, "errno", None):
                 raise  # the machine's fault, not the image's
             raise ImageError(
                 name, f"cannot be read, nor its neighbours in the parquet file: {one_line(error)}"
             ) from error
-        if self.in_struct and value is not None:
+        if isinstance(value, dict):
             data = value.get("bytes")
             value = value.get("path") if data is None else data
         if value is None:
@@ -431,94 +440,134 @@ class _Reader:
 
 
 class _Rows:
-    """Rows of a column by number, read in batches. Threads may share it; a copy in another process is empty.
+    """Images by row, read page by page. Threads may share it; a copy in another process is empty.
 
-    Within a row group, batches are read in order. A row before the last batches that are kept has its row
-    group read again from the start, so access in random order reads nearly a whole row group for each image.
+    Pages, or with some writers' files batches of a row group in order, are kept as long as there is room, so
+    images near each other are read once.
     """
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._files = (
-            OrderedDict()
-        )  # {path: (ParquetFile, first row of each group)}, least recently used first
-        self._groups = OrderedDict()  # {(path, group): [iterator of batches, next row]}, the same
-        self._batches = OrderedDict()  # {(path, group, first row): batch}, the same
+        # Each with what was used longest ago first.
+        self._files = OrderedDict()  # {path: _OpenFile}
+        self._kept = OrderedDict()  # {what was read: (values, bytes)}
         self._kept_bytes = 0
 
     def __reduce__(self):
         return _Rows, ()
 
-    def row(self, path, column, row):
-        """The value of a column in a row, as Python has it. Raises SourceError, OSError or ValueError."""
+    def row(self, path, column, bytes_column, row):
+        """The value of an image column in a row: bytes, text, None, or a dict of them.
+
+        Raises SourceError, OSError or ValueError.
+        """
         with self._lock:
-            file, starts = self._file(path)
-            group = int(np.searchsorted(starts, row, side="right")) - 1
-            row -= int(starts[group])
-            first, batch = self._kept(path, group, row) or self._advance(file, path, group, column, row)
-        return batch.column(0)[row - first].as_py()
+            file = self._file(path)
+            group = int(np.searchsorted(file.starts, row, side="right")) - 1
+            row -= int(file.starts[group])
+            value = self._by_page(path, file, group, bytes_column, row) if bytes_column else None
+            if value is not None:
+                return bytes(value)
+            return self._by_batch(path, file, group, column, row)
 
     def _file(self, path):
         if path not in self._files:
-            file = open_file(path)
-            metadata = file.metadata
-            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            self._files[path] = file, np.concatenate([[0], np.cumsum(counts)])
-            if len(self._files) > _MAX_OPEN_FILES:
-                oldest, _ = self._files.popitem(last=False)
-                for key in [key for key in self._groups if key[0] == oldest]:
-                    del self._groups[key]
+            if len(self._files) >= _MAX_OPEN_FILES:
+                self._files.popitem(last=False)
+            self._files[path] = _OpenFile(path)
         self._files.move_to_end(path)
         return self._files[path]
 
-    def _kept(self, path, group, row):
-        """(first row, batch) of the kept batch that holds a row, or None."""
-        for key, batch in self._batches.items():
-            if key[:2] == (path, group) and 0 <= row - key[2] < batch.num_rows:
-                self._batches.move_to_end(key)
-                return key[2], batch
-        return None
+    def _by_page(self, path, file, group, column, row):
+        """The bytes in a row; None where there are none, or the column is not stored in such pages."""
+        chunk = file.chunk(group, column)
+        if chunk is None:
+            return None
+        page = chunk.page_of(row)
+        values = self._find((path, group, column, page.first_row))
+        if values is None:
+            dictionary = None
+            if page.encoding != parquet_pages.PLAIN and chunk.dictionary is not None:
+                dictionary = self._find((path, group, column, None))
+                if dictionary is None:
+                    self._make_room(chunk.dictionary.decoded_size)
+                    dictionary = parquet_pages.read_dictionary(file.descriptor, chunk)
+                    self._keep((path, group, column, None), dictionary, chunk.dictionary.decoded_size)
+            # The dictionary stays, whatever its size, because the group's other pages need it too.
+            self._make_room(page.decoded_size, but=dictionary is not None)
+            values = parquet_pages.read_values(file.descriptor, chunk, page, dictionary)
+            self._keep((path, group, column, page.first_row), values, page.decoded_size)
+        return values[row - page.first_row]
 
-    def _advance(self, file, path, group, column, row):
-        """(first row, batch) of the batch that holds a row, which is read from the file."""
-        key = path, group
-        if key not in self._groups or self._groups[key][1] > row:
-            self._groups.pop(key, None)
-            while len(self._groups) >= _MAX_OPEN_GROUPS:
-                self._groups.popitem(last=False)
-            self._groups[key] = [_batches(file, group, column), 0]
-        self._groups.move_to_end(key)
-        stream = self._groups[key]
-        try:
-            while True:
-                batch = next(stream[0], None)
-                if batch is None:
-                    raise IndexError("the file has fewer rows than its footer says")
-                first, stream[1] = stream[1], stream[1] + batch.num_rows
-                if stream[1] == file.metadata.row_group(group).num_rows:
-                    self._groups.pop(key)  # frees what pyarrow holds of the row group
-                self._keep((path, group, first), batch)
-                if row < first + batch.num_rows:
-                    return first, batch
-        except BaseException:
-            self._groups.pop(key, None)
-            raise
+    def _by_batch(self, path, file, group, column, row):
+        """The value in a row, by pyarrow. Batches come in order; for an earlier one it starts again."""
+        rows_per_batch = file.rows_per_batch(group, column)
+        first = row // rows_per_batch * rows_per_batch
+        batch = self._find((path, group, column, "batch", first))
+        if batch is None:
+            for start, batch in file.batches(group, column, first):
+                self._make_room(batch.nbytes)
+                self._keep((path, group, column, "batch", start), batch, batch.nbytes)
+        return batch[row - first].as_py()
 
-    def _keep(self, key, batch):
-        if key in self._batches:  # read again on the way to another
-            self._kept_bytes -= self._batches.pop(key).nbytes
-        self._batches[key] = batch
-        self._kept_bytes += batch.nbytes
-        while self._kept_bytes > _KEPT_BYTES and len(self._batches) > 1:
-            self._kept_bytes -= self._batches.popitem(last=False)[1].nbytes
+    def _find(self, key):
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def _keep(self, key, values, size):
+        self._kept[key] = values, size
+        self._kept_bytes += size
+
+    def _make_room(self, size, but=0):
+        """Forgets what was used longest ago, until there is room for `size` bytes; never the last `but`."""
+        while len(self._kept) > but and self._kept_bytes + size > _KEPT_BYTES:
+            self._kept_bytes -= self._kept.popitem(last=False)[1][1]
 
 
-def _batches(file, group, column):
-    """Iterates over a row group's rows of one column in batches of about _BATCH_BYTES."""
-    metadata = file.metadata.row_group(group)
-    parts = (metadata.column(i) for i in range(metadata.num_columns))
-    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
-    rows = max(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1)
-    return file.iter_batches(
-        min(rows, metadata.num_rows), row_groups=[group], columns=[column], use_threads=False
-    )
+class _OpenFile:
+    """A parquet file that is open: its row groups, and how far each was read."""
+
+    def __init__(self, path):
+        self._file = open_file(path)
+        metadata = self._file.metadata
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])  # first row of each group
+        self._stream = open(path, "rb")
+        self.descriptor = self._stream.fileno()
+        self._chunks = OrderedDict()  # {(group, column): parquet_pages.Chunk or None}
+        self._batches = (None, None, None)  # group, next row, iterator
+
+    def chunk(self, group, column):
+        """The pages of a column in a row group, or None where they are not read singly."""
+        key = group, column
+        if key not in self._chunks:
+            if len(self._chunks) >= _MAX_CHUNKS:
+                self._chunks.popitem(last=False)
+            self._chunks[key] = parquet_pages.open_chunk(self.descriptor, self._file.metadata, group, column)
+        return self._chunks[key]
+
+    def rows_per_batch(self, group, column):
+        """Rows that take about _BATCH_BYTES."""
+        metadata = self._file.metadata.row_group(group)
+        parts = (metadata.column(i) for i in range(metadata.num_columns))
+        size = sum(
+            part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column
+        )
+        return min(max(_BATCH_BYTES * metadata.num_rows // max(size, 1), 1), metadata.num_rows)
+
+    def batches(self, group, column, row):
+        """Yields (first row, values of a column) of a row group, up to the batch that starts at `row`."""
+        now, start, batches = self._batches
+        if now != group or start > row:
+            start = 0
+            batches = self._file.iter_batches(
+                self.rows_per_batch(group, column), row_groups=[group], columns=[column], use_threads=False
+            )
+        while start <= row:
+            self._batches = (None, None, None)  # what fails is not continued
+            values = next(batches).column(0)
+            first, start = start, start + len(values)
+            self._batches = group, start, batches
+            yield first, values
