@@ -84,6 +84,10 @@ def _unwrapped(state, source):
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
         raise UserError(f"{source}: holds no state dict of tensors")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantised" if value.is_quantized else f"of layout {str(value.layout).split('.')[-1]}"
+            raise UserError(f"{source}: {name} is a tensor {kind}; expected plain floating-point numbers")
     return _without_wrappers({str(name): value for name, value in state.items()})
 
 
@@ -156,10 +160,8 @@ def _bad_values(module, state, without):
         if name in without or name not in state or not wanted.is_floating_point():
             continue
         value = state[name]
-        plain = value.layout == torch.strided and not value.is_quantized
-        if not value.is_floating_point() or not plain:
-            layout = "" if value.layout == torch.strided else f", {str(value.layout).removeprefix('torch.')}"
-            kind.append(f"{name} ({str(value.dtype).removeprefix('torch.')}{layout})")
+        if not value.is_floating_point():
+            kind.append(f"{name} ({str(value.dtype).removeprefix('torch.')})")
         elif not torch.isfinite(value.to(wanted.dtype)).all():
             finite.append(name)
     problems = [

@@ -134,15 +134,16 @@ def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) ->
             codes[part], labels[part], broken[part] = batch_codes, batch_labels, batch_broken
             done += len(batch_codes)
             bar.update(len(batch_codes))
-    check_finite(broken, names=images.files)
+    names = images.files
+    check_finite(broken, names)
     arrays = {
         "codes": codes,
         "num_bits": np.array(encoder.num_bits),
         "labels": labels,
         "class_names": np.array(images.class_names, "U"),
     }
-    if images.files is not None:
-        arrays["files"] = np.array([_as_text(name) for name in images.files], "U")
+    if names is not None:
+        arrays["files"] = np.array([_as_text(name) for name in names], "U")
     return arrays
 
 

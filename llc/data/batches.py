@@ -144,16 +144,20 @@ class BetonImages(Source):
 class Images:
     """What `open_images` opened: iterate over `loader`.
 
-    files: what the source calls each image: for a folder, its path below the folder; None for betons.
-    num_unlabelled: how many images have no class; their label is -1.
+    source: None for betons. num_unlabelled: how many images have no class; their label is -1.
     """
 
     loader: Iterable
     num_samples: int
     class_names: tuple[str, ...]
-    files: tuple[str, ...] | None
+    source: Source | None
     notes: tuple[str, ...]
     num_unlabelled: int
+
+    @property
+    def files(self) -> list[str] | None:
+        """What the source calls each image: for a folder, its path below the folder; None for betons."""
+        return None if self.source is None else [self.source.name(i) for i in range(self.num_samples)]
 
 
 def open_images(
@@ -188,7 +192,7 @@ def open_images(
         SourceLoader(source, preprocessing, batch_size, num_workers, processes),
         len(source),
         tuple(source.class_names),
-        tuple(source.name(i) for i in range(len(source))),
+        source,
         tuple(source.notes),
         int((source.labels < 0).sum()),
     )
