@@ -86,8 +86,10 @@ def _unwrapped(state, source):
         raise UserError(f"{source}: holds no state dict of tensors")
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized:
-            kind = "quantised" if value.is_quantized else f"of layout {str(value.layout).split('.')[-1]}"
-            raise UserError(f"{source}: {name} is a tensor {kind}; expected plain floating-point numbers")
+            kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise UserError(
+                f"{source}: {name} is a tensor of layout {kind}; expected plain floating-point numbers"
+            )
     return _without_wrappers({str(name): value for name, value in state.items()})
 
 
