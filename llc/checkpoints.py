@@ -11,8 +11,10 @@ original  the form of the published LLC models (github.com/RAIVNLab/LLC), ResNet
           num_bits, 1, 1] the codebook, which models of instance codes do not have
 ========  ====================================================================================================
 
-A file may wrap any of them: in a dict ("network", "state_dict" or "model"), in DataParallel's `module.` or
-in torch.compile's `_orig_mod.`. A codebook value of exactly 0 counts as -1 in the original's network, as it
+A file may wrap any of them, in any order and depth: in dicts, such as "state_dict" or "model_ema"; in a
+prefix of all names, such as DataParallel's `module.`, Lightning's `model.`, or the `module.` of a moving
+average (torch.optim.swa_utils) with its `n_averaged`; in torch.compile's `_orig_mod.`. Weights must be
+finite floating-point numbers. A codebook value of exactly 0 counts as -1 in the original's network, as it
 does here; the original's code reads 0 in codebook *files* as +1.
 """
 
@@ -59,19 +61,49 @@ def read_state(path):
     return _unwrapped(read_safetensors(path)[0] if is_safetensors(path) else read_torch_file(path), path)
 
 
+# Keys under which files hold a state dict. Where a file has several, the first in this order is taken: the
+# weights themselves before their moving average.
+_CONTAINERS = (
+    "network", "state_dict", "model", "model_state_dict", "module", "weights",
+    "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "ema",
+)  # fmt: skip
+# Taken off where all names begin with it.
+_PREFIXES = ("module.", "model.", "network.", "model_ema.", "ema_model.", "ema.")
+# Parts that only wrappers put into names, at any place: torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_MAX_DEPTH = 16  # of dicts in each other; a file may hold one that holds itself
+
+
 def _unwrapped(state, source):
-    for key in ("network", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
+    for _ in range(_MAX_DEPTH):
+        if isinstance(state, dict):
+            state = next((state[key] for key in _CONTAINERS if isinstance(state.get(key), dict)), state)
     if (
         not isinstance(state, dict)
         or not state
         or not all(isinstance(value, torch.Tensor) for value in state.values())
     ):
         raise UserError(f"{source}: holds no state dict of tensors")
-    return {
-        str(name).removeprefix("module.").removeprefix("_orig_mod."): value for name, value in state.items()
-    }
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantised" if value.is_quantized else str(value.layout).removeprefix("torch.")
+            raise UserError(
+                f"{source}: {name} is a tensor of layout {kind}; expected plain floating-point numbers"
+            )
+    return _without_wrappers({str(name): value for name, value in state.items()})
+
+
+def _without_wrappers(state):
+    """The same tensors under the names that they have without wrappers."""
+    for wrapper in _WRAPPERS:
+        state = {name.replace(wrapper, ""): value for name, value in state.items()}
+    while True:
+        if len(state) > 1:
+            state.pop("n_averaged", None)  # how many steps a moving average has seen
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            return state
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
 
 
 # ------------------------------------------------------------------------------------------ into our network
@@ -109,12 +141,36 @@ def _as_matrix(state, name, source):
 def fit(module, state, source, *, without=()):
     """Loads `state` into `module`. Names and shapes must agree exactly, except for the names in `without`.
 
-    Raises UserError that lists the keys which do not agree.
+    Raises UserError that lists the keys which do not agree, or whose values are no weights.
     """
     problems = _problems(module, state, without)
     if problems:
         raise UserError(f"{source} does not fit: {_listed(problems)}")
+    problems = _bad_values(module, state, without)
+    if problems:
+        raise UserError(f"{source} holds no usable weights: {_listed(problems)}")
     module.load_state_dict(state, strict=False)
+
+
+def _bad_values(module, state, without):
+    """[(what is wrong, keys)] of tensors that are no weights: of another type, or NaN or infinite.
+
+    Integers and complex numbers are not converted, because their scale or their imaginary part would be lost.
+    """
+    kind, finite = [], []
+    for name, wanted in module.state_dict().items():
+        if name in without or name not in state or not wanted.is_floating_point():
+            continue
+        value = state[name]
+        if not value.is_floating_point():
+            kind.append(f"{name} ({str(value.dtype).removeprefix('torch.')})")
+        elif not torch.isfinite(value.to(wanted.dtype)).all():
+            finite.append(name)
+    problems = [
+        ("of a type other than floating-point numbers", kind),
+        ("with NaN or infinite values", finite),
+    ]
+    return [(what, names) for what, names in problems if names]
 
 
 def _problems(module, state, without):
@@ -205,12 +261,25 @@ def load_weights(network, source, arch):
         )
         said = [f"network weights from {path}" + (", a model of the original LLC code" if original else "")]
     else:
+        state = _as_named_in(network.backbone, state)
         names = [f"{network.classifier}.{name}" for name in ("weight", "bias")]
         classifier = [name for name in names if state.pop(name, None) is not None]
         left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []
         fit(network.backbone, state, f"{title}, into {arch}")
         said = [f"backbone weights from {source}"]
     return ", ".join(said + left_out)
+
+
+def _as_named_in(module, state):
+    """A state whose names got back a prefix that _without_wrappers took off, if all of the module's have it.
+
+    A plugin's backbone may hold everything under `model.`.
+    """
+    wanted = module.state_dict()
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in wanted) and not wanted.keys() & state.keys():
+            return {prefix + name: value for name, value in state.items()}
+    return state
 
 
 def options_of(state, source):
@@ -257,7 +326,8 @@ def build(options, state, source):
         raise UserError(
             f"{source} does not fit the network that it describes, {options}: {_listed(problems)}"
         )
-    network = Network(**options)
+    with torch.random.fork_rng(devices=[]):  # its first values are drawn at random, only to be replaced
+        network = Network(**options)
     fit(network, state, source, without=without)
     return network
 

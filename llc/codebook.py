@@ -10,7 +10,7 @@ import torch
 
 from llc.codes import pack_bits, unpack_bits
 from llc.errors import UserError
-from llc.files import atomic_write
+from llc.files import atomic_write, stand_in
 from llc.hamming import decode_ed, search
 
 
@@ -206,8 +206,13 @@ def load_codebook(path: str | os.PathLike, num_bits: int | None = None) -> torch
     if path.is_dir():
         path = path / "codebook.npy"
     try:
+        something_else = stand_in(path)
+        if something_else:
+            raise UserError(f"codebook {path}: {something_else}")
         # mapped, not read: a header that claims more than the file holds fails before memory is allocated
         values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"codebook {path}: cannot be read: {error}") from error
     except Exception as error:  # numpy parses the header as Python, which can raise many kinds of errors

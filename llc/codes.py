@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from llc.arguments import whole_number
+
 # A function that takes Array and returns Array returns the kind that it was given: torch or numpy.
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
 
@@ -93,8 +95,7 @@ def unpack_bits(codes: Array, num_bits: int) -> Array:
 
     Raises ValueError if num_bits < 1 or if the codes are not uint8 [n, ceil(num_bits / 8)].
     """
-    if num_bits < 1:
-        raise ValueError(f"num_bits: expected 1 or more, got {num_bits}")
+    num_bits = whole_number("num_bits", num_bits, 1)
     if (
         not isinstance(codes, (np.ndarray, torch.Tensor))
         or codes.dtype not in (np.dtype("uint8"), torch.uint8)

@@ -7,7 +7,9 @@ here: an unknown key is an error that names the nearest known one, and `run` tur
 
 import dataclasses
 import difflib
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from llc.errors import UserError
 from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, is_required, item_type
 from llc.yaml_file import read_yaml
 
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters but tab and newline
 _TOP = "_"  # fastargs' name for the section without a name
 _COMMAND_LINE = "command line"  # where a value comes from, in messages
 
@@ -256,8 +259,12 @@ def run(main):
     """Runs an entry point: a UserError becomes one printed message and exit status 2, Ctrl-C status 130.
 
     Among several processes only the first prints. torchrun's report at the end shows the error of the process
-    that failed first, whichever it is.
+    that failed first, whichever it is. What the terminal's encoding lacks is printed as an escape, because a
+    name with such a letter must not end a command.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     quiet = environment.rank() != 0
     try:
         main(plugins.take(sys.argv[1:]))
@@ -285,7 +292,9 @@ def run(main):
 def _end(error, quiet):
     _report_to_torchrun(error)
     if not quiet:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        # Control characters would reach the terminal from the names of files that the message may hold.
+        text = re.sub(_CONTROL, lambda m: f"\\x{ord(m[0]):02x}", str(error))
+        print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

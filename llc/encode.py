@@ -1,15 +1,20 @@
 """Packed codes of many images, written to one file.
 
     python -m llc.encode MODEL --data=val.beton --out=codes.npz
+    python -m llc.encode MODEL --data='val-*.parquet' --out=codes.npz
+    python -m llc.encode MODEL --data=photos.csv --image_column=path --out=codes.npz
 
 MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder
-with one folder of images per class, or a folder of images. The file holds plain arrays for numpy.load:
+with one folder of images per class, a folder of images, an image, or whatever another source takes, such as
+tars, tables or LMDB; --dataset names the source where the path does not tell. Images are read from where they
+are. The file holds plain arrays for numpy.load:
 
     codes        uint8 [n, ceil(num_bits / 8)], packed as llc.pack_bits does
     num_bits     int
     labels       int64 [n], in the order of class_names; -1 if the data has no classes
     class_names  text [num_classes], the data's
-    files        text [n], paths below the folder; a beton's images have no names, and then it is missing
+    files        text [n], the source's name of each image: in a folder, its path below the folder. A beton's
+                 images have no names, and then it is missing
 """
 
 import collections
@@ -26,16 +31,18 @@ from llc import config as edge
 from llc import gpu, progress
 from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
+from llc.data.reading import Reading
 from llc.data.sources import printable
 from llc.distributed import Processes
-from llc.encoder import Encoder, load
+from llc.encoder import Encoder, check_finite, load, non_finite
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.inference import evaluating
 from llc.options import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Encoding:
+class Encoding(Reading):
     """The flags of every command that encodes."""
 
     checkpoint: str = option(
@@ -55,7 +62,7 @@ class Options(Encoding):
     """What is encoded."""
 
     model: str = option(positional=True, help="what llc.load takes: a run folder or a file")
-    data: str = option(help="a beton or a folder of images")
+    data: str = option(help="a beton, a folder of images, an image, tars, a table, ...")
     out: str = option(help="the .npz to write")
 
 
@@ -63,16 +70,10 @@ def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     check_out(options.out, "--out")
     encoder = load(options.model, checkpoint=options.checkpoint or None)
-    arrays = encode(
-        encoder,
-        options.data,
-        device=options.device,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-    )
+    arrays = encode(encoder, options.data, options)
     write_arrays(options.out, arrays)
     num_images, size = arrays["codes"].shape
-    print(f"{options.out}: {num_images:,} codes of {arrays['num_bits']} bits, {size} bytes each")
+    print(f"{printable(options.out)}: {num_images:,} codes of {arrays['num_bits']} bits, {size} bytes each")
 
 
 def check_out(path: str, flag: str) -> None:
@@ -80,13 +81,13 @@ def check_out(path: str, flag: str) -> None:
     out = Path(path)
     folder = out.parent
     if not folder.is_dir():
-        raise UserError(f"{flag}={path}: there is no folder {folder}; make it first")
+        raise UserError(f"{flag}={printable(path)}: there is no folder {printable(folder)}; make it first")
     if out.is_dir():
-        raise UserError(f"{flag}={path}: this is a folder; expected the name of a file to write")
+        raise UserError(f"{flag}={printable(path)}: this is a folder; expected the name of a file to write")
     if out.exists() and not out.is_file():
-        raise UserError(f"{flag}={path}: it exists and is not a file")
+        raise UserError(f"{flag}={printable(path)}: it exists and is not a file")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{flag}={path}: the folder {folder} cannot be written")
+        raise UserError(f"{flag}={printable(path)}: the folder {printable(folder)} cannot be written")
 
 
 def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
@@ -96,47 +97,62 @@ def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def encode(
-    encoder: Encoder, data: str | os.PathLike[str], *, device: str, batch_size: int, num_workers: int
-) -> dict[str, np.ndarray]:
-    """The arrays of the file, by name, of the images at `data`; the encoder is moved to `device`.
+def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) -> dict[str, np.ndarray]:
+    """The arrays of the file, by name, of the images at `data`; the encoder is moved to options.device.
 
-    device: cpu, cuda, cuda:N or auto; num_workers: threads, -1 for one per core. Two batches of images are in
-    memory at a time. Raises UserError.
+    Two batches of images are in memory at a time. Raises UserError, also where z is NaN or infinite.
     """
+    device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     processes = Processes(device=gpu.device(device))
     encoder.to(processes.device)
     images = open_images(
-        data, encoder.preprocessing, batch_size=batch_size, num_workers=num_workers, processes=processes
+        data,
+        encoder.preprocessing,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        processes=processes,
+        reading=options,
     )
     for note in images.notes:
         print(printable(note))
     codes = np.empty((images.num_samples, code_size(encoder.num_bits)), np.uint8)
     labels = np.empty(images.num_samples, np.int64)
+    broken = np.empty(images.num_samples, bool)
     if processes.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
+
+    def packed(batch):
+        z = encoder(batch[0])
+        return pack_bits(z), batch[1], non_finite(z)
+
     done = 0
-    with progress.bar(images.num_samples, "encode") as bar:
-        packed = ((pack_bits(encoder(batch)), batch_labels) for batch, batch_labels in images.loader)
-        for batch_codes, batch_labels in _on_host(packed):
+    with progress.bar(images.num_samples, "encode") as bar, evaluating(encoder.network):
+        for batch_codes, batch_labels, batch_broken in _on_host(map(packed, images.loader)):
             part = slice(done, done + len(batch_codes))
-            codes[part], labels[part] = batch_codes, batch_labels
+            codes[part], labels[part], broken[part] = batch_codes, batch_labels, batch_broken
             done += len(batch_codes)
             bar.update(len(batch_codes))
+    names = images.files
+    check_finite(broken, names)
     arrays = {
         "codes": codes,
         "num_bits": np.array(encoder.num_bits),
         "labels": labels,
         "class_names": np.array(images.class_names, "U"),
     }
-    if images.files is not None:
-        arrays["files"] = np.array([printable(name) for name in images.files], "U")
+    if names is not None:
+        arrays["files"] = np.array([_as_text(name) for name in names], "U")
     return arrays
 
 
-def _on_host(batches: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[tuple[torch.Tensor, ...]]:
+def _as_text(name: str) -> str:
+    """A file name as it is, but for bytes that are not UTF-8, which become escapes."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _on_host(batches: Iterator[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yields tuples of tensors on the CPU.
 
     A GPU's tensors come a batch late, so that it computes while the host stores.

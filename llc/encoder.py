@@ -20,14 +20,17 @@ from PIL import Image
 from torch import nn
 
 from llc import checkpoints, runs, stages
+from llc.arguments import one_of, whole_number
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
 from llc.data.batches import prepare
 from llc.data.images import load_rgb
 from llc.data.preprocessing import Preprocessing
+from llc.data.sources import printable
 from llc.errors import UserError
 from llc.evaluation.decoders import DECODERS, bind
 from llc.files import atomic_write
+from llc.inference import evaluating
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network, average_over_flip
 from llc.precision import PRECISIONS, autocast_for
 
@@ -81,6 +84,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         num_classes = len(network.codebook)
+        if isinstance(class_names, (str, bytes)) or not all(isinstance(n, str) for n in class_names or ()):
+            raise ValueError(f"class_names: expected a list of texts, got {class_names!r:.80}")
         if class_names is not None and len(class_names) != num_classes:
             raise UserError(
                 f"class_names: {len(class_names)} names, but the codebook has {num_classes} classes"
@@ -130,7 +135,9 @@ class Encoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Ready images -> z float32 [b, num_bits].
 
-        images: uint8 [b, 3, H, W] as `preprocess` returns them, on the encoder's device.
+        images: uint8 [b, 3, H, W] as `preprocess` returns them, on the encoder's device. As of any module,
+        the result follows the modes of the network's modules and has a gradient. The methods below run in
+        evaluation mode, without a gradient, whatever the modes are, and leave them as they are.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise UserError(
@@ -152,25 +159,31 @@ class Encoder(nn.Module):
         pixels_of, count = _as_pixels(images)
         parts = list(prepare(pixels_of, range(count), self.preprocessing, batch_size=256))
         size = self.preprocessing.resolution
-        return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8)
+        return torch.cat(parts) if parts else torch.empty(0, 3, size, size, dtype=torch.uint8, device="cpu")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def project(self, images: Images, batch_size: int = 256) -> torch.Tensor:
         """Images, as `preprocess` takes them -> z float32 [n, num_bits], whose signs are the codes.
 
-        The result is on the encoder's device.
+        The result is on the encoder's device. Raises ValueError for a batch_size below 1, UserError for an
+        image that cannot be read, and where z is NaN or infinite.
         """
         pixels_of, count = _as_pixels(images)
         batches = prepare(pixels_of, range(count), self.preprocessing, batch_size=batch_size)
-        parts = [self(batch.to(self.device, non_blocking=True)) for batch in batches]
-        return torch.cat(parts) if parts else torch.empty(0, self.num_bits, device=self.device)
+        with evaluating(self.network):
+            parts = list(map(lambda batch: self(batch.to(self.device, non_blocking=True)), batches))
+        if not parts:
+            return torch.empty(0, self.num_bits, dtype=torch.float32, device=self.device)
+        z = torch.cat(parts)
+        check_finite(non_finite(z).cpu().numpy())
+        return z
 
     def encode(self, images: Images, batch_size: int = 256) -> torch.Tensor:
         """Images, as `preprocess` takes them -> packed codes uint8 [n, ceil(num_bits / 8)] (see llc.codes).
 
         They are the codes that the trainer's evaluation computes from the same pixels. If a value of z is
         within float rounding of 0, its bit may differ in another batch or on another device. The result is on
-        the encoder's device.
+        the encoder's device. Raises as `project` does.
         """
         return pack_bits(self.project(images, batch_size))
 
@@ -180,18 +193,18 @@ class Encoder(nn.Module):
         decode: the name of a decoder in llc.evaluation.decoders.DECODERS: "mhd", the nearest class codes by
         Hamming distance, ties to the lowest class; "ed", the class whose code equals the image's, or none
         (one answer, whatever k is); "class", the highest class logits; or one that was registered from
-        outside. Raises UserError if the model has no codebook.
+        outside. Raises as `project` does, ValueError for an unknown decoder and a k below 1, and UserError if
+        the model has no codebook.
         """
-        if decode not in DECODERS:
-            raise UserError(f"decode = {decode!r}: expected one of {', '.join(DECODERS)}")
-        if k < 1:
-            raise UserError(f"k = {k}: expected 1 or more")
+        one_of("decode", decode, DECODERS)
+        k = whole_number("k", k, 1)
         if not len(self.codebook):
             raise UserError(
                 "this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)"
             )
         z = self.project(images, batch_size)
-        with torch.inference_mode():
+        # Without autocast, because a decoder's scores are float32 wherever this is called.
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             labels, scores = bind(decode, self.network)(z, min(k, len(self.codebook)))
         names = [
             [self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()
@@ -227,6 +240,23 @@ class Encoder(nn.Module):
             checkpoints.plain(self.network.state_dict()), {"llc": json.dumps(description)}
         )
         atomic_write(path, lambda file: file.write(data))
+
+
+def non_finite(z: torch.Tensor) -> torch.Tensor:
+    """Which images have a NaN or infinite value in z [n, num_bits]: bool [n]."""
+    return ~torch.isfinite(z).all(1)
+
+
+def check_finite(broken: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Raises UserError if any image of bool [n] has NaN or infinite values, whose signs mean nothing."""
+    found = np.flatnonzero(broken)
+    if len(found):
+        first = f"image {found[0]}" if names is None else printable(names[found[0]])
+        raise UserError(
+            f"z is NaN or infinite for {len(found):,} of {len(broken):,} images, so they have no codes (the "
+            f"first: {first}): the model's weights or its batch norm statistics are damaged or too large; "
+            "where it computes in bf16 or fp16, precision = fp32 may help"
+        )
 
 
 def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:

@@ -7,8 +7,9 @@
 RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
 of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own
 preprocessing, which --validation.KEY=VALUE changes; that of the original code (github.com/RAIVNLab/LLC) is to
-resize the shorter side to 256 pixels and to crop the central 224. --data.val_dataset is a beton or a folder
-with one folder of images per class.
+resize the shorter side to 256 pixels and to crop the central 224. --data.val_dataset is a beton, a folder
+with one folder of images per class, or another source of labelled images, such as tars, Parquet files or a
+table; --dataset, --split and --label_column say how it is read.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from llc import recipe, runs
 from llc.codebook import health
 from llc.data.batches import open_images
 from llc.data.preprocessing import RESIZES, Preprocessing
+from llc.data.reading import Reading
 from llc.data.sources import printable
 from llc.distributed import Processes
 from llc.encode import check_out, write_arrays
@@ -38,9 +40,9 @@ from llc.precision import autocast_for
 PUBLISHED = {"class": 75.5, "mhd": 74.5, "ed": 68.9}
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is evaluated, and what is written."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Reading):
+    """What is evaluated, how its images are read, and what is written."""
 
     model: str = option("", positional=True, help="a run folder, or a file that llc.load takes")
     original: str = option("", help="a checkpoint of the original code, in place of MODEL")
@@ -52,7 +54,9 @@ class Options:
 class Data:
     """What a file is evaluated on."""
 
-    val_dataset: str = option(help="a beton, or a folder with one folder of images per class")
+    val_dataset: str = option(
+        help="a beton, a folder with one folder of images per class, tars, a table, ..."
+    )
     num_workers: int = option(-1, minimum=-1, help="threads of each process, not 0; -1: one per core")
 
     def __post_init__(self) -> None:
@@ -145,7 +149,7 @@ def _evaluate_run(path: str, argv: list[str]) -> None:
     )
     for encoder in encoders.values():
         encoder.flip, encoder.precision = config.validation.lr_tta, config.training.precision
-    _evaluate(encoders, path, preprocessing, config.data, config.validation, config.dist, options.predictions)
+    _evaluate(encoders, path, preprocessing, config.data, config.validation, config.dist, options)
 
 
 def _evaluate_file(model: str, argv: list[str]) -> None:
@@ -176,7 +180,7 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
         values["data"],
         validation,
         values["dist"],
-        options.predictions,
+        options,
         PUBLISHED if options.original else {},
     )
 
@@ -188,7 +192,7 @@ def _evaluate(
     data: Any,
     validation: Any,
     dist: Any,
-    predictions_file: str,
+    options: Options,
     published: Mapping[str, float] = {},
 ) -> None:
     """Runs the encoders over the data; the main process prints the report and writes the predictions.
@@ -196,6 +200,7 @@ def _evaluate(
     encoders: {stage: Encoder}, all with the same codebook and flip, the one for image codes last; data,
     validation, dist: the sections of a recipe, or those of this module.
     """
+    predictions_file = options.predictions
     first, last = list(encoders.values())[0], list(encoders.values())[-1]
     num_classes = len(last.codebook)
     processes = Processes.start(dist.timeout_minutes, backend=dist.backend)
@@ -206,14 +211,21 @@ def _evaluate(
             data.val_dataset,
             preprocessing,
             batch_size=validation.batch_size,
-            num_workers=data.num_workers,
+            num_workers=data.num_workers or -1,  # recipes may say 0, which means the same
             processes=processes,
             class_names=first.class_names if first.named else None,
+            reading=options,
         )
+        where = f"data.val_dataset = {printable(data.val_dataset)}"
+        if images.num_unlabelled:
+            raise UserError(
+                f"{where}: {images.num_unlabelled:,} of {images.num_samples:,} images have no label, and an "
+                "accuracy needs one for each: give one folder of images per class, a table with "
+                "--label_column=NAME, or a beton; python -m llc.encode takes images without labels"
+            )
         if len(images.class_names) != num_classes:
             raise UserError(
-                f"data.val_dataset = {data.val_dataset} has {len(images.class_names)} classes, "
-                f"{title} has {num_classes}"
+                f"{where} has {len(images.class_names)} classes, {printable(title)} has {num_classes}"
             )
         predictions = {}
         for stage, encoder in encoders.items():
@@ -229,13 +241,13 @@ def _evaluate(
             )
         if not processes.is_main:
             return
+        if predictions_file:  # before anything is printed, because printing may fail
+            of_last = list(predictions.values())[-1]
+            write_arrays(predictions_file, of_last[FLIP if last.flip else ""].arrays())
         for note in images.notes:
             print(printable(note))
         metrics = {stage: evaluate(of_stage, num_classes) for stage, of_stage in predictions.items()}
         _report(title, images.num_samples, metrics, last, published)
-        if predictions_file:
-            of_last = list(predictions.values())[-1]
-            write_arrays(predictions_file, of_last[FLIP if last.flip else ""].arrays())
     finally:
         processes.stop()
 
@@ -252,7 +264,7 @@ def _report(
     metrics: {stage: its metrics}; a decoder's line shows those of the stage that learns what it reads.
     """
     flipped = ", left-right flips averaged" if encoder.flip else ""
-    print(f"{title}: {num_images} images, {encoder.num_bits} bits{flipped}")
+    print(f"{printable(title)}: {num_images} images, {encoder.num_bits} bits{flipped}")
     if published:
         print(
             f"  (the network of the {encoder.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class "

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and files that hold something else than their name says."""
 
 import os
 import tempfile
@@ -7,6 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from llc.errors import UserError
+
+
+def stand_in(path: str | os.PathLike) -> str | None:
+    """What the file at `path` is, in words, if it only stands in the place of the real one; None otherwise.
+
+    A Git LFS pointer is such a file, a web page that was downloaded in place of a file, and an empty file.
+    Raises OSError.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        return "an empty file"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git LFS pointer, not the file that it stands for: fetch that with git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return (
+            "an HTML or XML page, such as a site's log-in or error page, not the file: open the address in a "
+            "browser, and download the file again"
+        )
+    return None
 
 
 def atomic_write(

@@ -3,9 +3,10 @@
     python -m llc.search codes.npz --queries=more.npz [--k=10] [--out=neighbours.npz]
     python -m llc.search codes.npz --queries=cat.jpg --model=MODEL
 
-codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or an image, a folder of images or
-a beton; these are encoded by MODEL, which must be the model that encoded the database. --out holds distances
-int32 [n, k] and indices int64 [n, k], positions in the database, sorted by distance, then index.
+codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or images: an image, a folder, a
+beton, or whatever else `python -m llc.encode` reads. These are encoded by MODEL, which must be the model that
+encoded the database. --out holds distances int32 [n, k] and indices int64 [n, k], positions in the database,
+sorted by distance, then index.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from llc.data.sources import printable
 from llc.encode import Encoding, check_out, encode, write_arrays
 from llc.encoder import load
 from llc.errors import UserError
+from llc.files import stand_in
 from llc.hamming import search
 from llc.options import option
 
@@ -32,7 +34,7 @@ class Options(Encoding):
     """What is searched for, and where."""
 
     database: str = option(positional=True, help="codes.npz, a file of python -m llc.encode")
-    queries: str = option(help="codes.npz, an image, a folder of images or a beton")
+    queries: str = option(help="codes.npz, an image, or what llc.encode takes as --data")
     model: str = option("", help="the model that encodes queries that are images: what llc.load takes")
     k: int = option(10, minimum=1, help="number of neighbours of each query")
     out: str = option("", help="an .npz to write")
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> None:
         )
     k = min(options.k, len(database["codes"]))
     distances, indices = search(queries["codes"], database["codes"], k)
+    if options.out:  # before anything is printed, because printing may fail
+        write_arrays(options.out, {"distances": distances, "indices": indices})
     for i in range(min(len(indices), _MAX_SHOWN)):
         neighbours = ", ".join(
             f"{_name(database, j)} ({d})" for d, j in zip(distances[i].tolist(), indices[i].tolist())
@@ -59,29 +63,18 @@ def main(argv: list[str]) -> None:
     if len(indices) > _MAX_SHOWN:
         more = f"... and {len(indices) - _MAX_SHOWN:,} more queries"
         print(more if options.out else f"{more}; --out=FILE.npz keeps them all")
-    if options.out:
-        write_arrays(options.out, {"distances": distances, "indices": indices})
 
 
 def _queries(options: Options) -> dict[str, Any]:
-    path = Path(options.queries)
-    if path.suffix == ".npz":
-        return read_codes(path)
+    if options.queries.endswith(".npz"):
+        return read_codes(options.queries)
     if not options.model:
         raise UserError(
-            f"--queries={path}: images need --model=MODEL, the model that encoded the database; codes need a "
-            "file .npz of python -m llc.encode"
+            f"--queries={printable(options.queries)}: images need --model=MODEL, the model that encoded the "
+            "database; codes need a file .npz of python -m llc.encode"
         )
     encoder = load(options.model, checkpoint=options.checkpoint or None)
-    if path.is_dir() or path.suffix == ".beton":
-        return encode(
-            encoder,
-            path,
-            device=options.device,
-            batch_size=options.batch_size,
-            num_workers=options.num_workers,
-        )
-    return {"codes": encoder.encode(path).numpy(), "num_bits": encoder.num_bits, "files": [path.name]}
+    return encode(encoder, options.queries, options)
 
 
 def read_codes(path: str | Path) -> dict[str, np.ndarray]:
@@ -91,6 +84,9 @@ def read_codes(path: str | Path) -> dict[str, np.ndarray]:
     """
     not_codes = f"{path}: not a file of codes as python -m llc.encode writes"
     try:
+        something_else = stand_in(path)
+        if something_else:
+            raise UserError(f"{path}: {something_else}")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except OSError as error:
@@ -120,7 +116,7 @@ def _name(arrays: dict[str, Any], i: int) -> str:
         return printable(str(arrays["files"][i]))
     label = int(arrays["labels"][i]) if "labels" in arrays else -1
     named = 0 <= label < len(arrays.get("class_names", ()))
-    return f"{i} {arrays['class_names'][label]}" if named else str(i)
+    return f"{i} {printable(str(arrays['class_names'][label]))}" if named else str(i)
 
 
 if __name__ == "__main__":

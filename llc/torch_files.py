@@ -11,6 +11,7 @@ import zipfile
 import torch
 
 from llc.errors import UserError
+from llc.files import stand_in
 
 _FOLDER = 0x10  # in a zip record's attributes
 # The older format is this many pickles in a row: a magic number, a version, the machine, the objects, and the
@@ -99,10 +100,13 @@ class _Watched:
 
 
 def check_torch_file(path):
-    """Reads a torch zip file once, and raises UserError if it is damaged.
+    """Reads a torch zip file once, and raises UserError if it is damaged, or no such file at all.
 
     Damaged are records whose checksum is wrong, or that claim more bytes than the file holds.
     """
+    something_else = stand_in(path)
+    if something_else:
+        raise UserError(f"{path}: {something_else}")
     with open(path, "rb") as file:
         if file.read(4) != b"PK\x03\x04":  # the older format, or no such file at all
             file.seek(0)

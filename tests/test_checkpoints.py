@@ -16,7 +16,7 @@ from torch import nn
 from torchvision import transforms
 
 import llc
-from llc import checkpoints, evaluate, export
+from llc import backbones, checkpoints, evaluate, export
 from llc.checkpoints import load_weights
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
@@ -205,6 +205,144 @@ def test_dense_weights_start_the_backbone_and_one_line_says_what_was_left_out(fo
     values = state.get("state_dict", state.get("model", state))
     wanted = next(value for name, value in values.items() if name.endswith("layer3.0.conv1.weight"))
     assert torch.equal(network.backbone.layer3[0].conv1.weight, wanted)
+
+
+def wrapped(state, *wrappers):
+    for wrapper in wrappers:
+        if wrapper == "average":
+            state = {"n_averaged": torch.tensor(7)} | {f"module.{name}": v for name, v in state.items()}
+        elif wrapper.endswith("."):
+            state = {f"{wrapper}{name}": value for name, value in state.items()}
+        else:
+            state = {"epoch": 3, wrapper: state, "optimizer": {"state": {}, "param_groups": []}}
+    return state
+
+
+@pytest.mark.parametrize(
+    "wrappers",
+    [
+        ("module.", "_orig_mod."),
+        ("_orig_mod.", "module."),
+        ("module.", "module."),
+        ("model.", "state_dict"),  # Lightning
+        ("_orig_mod.", "model.", "state_dict"),
+        ("average",),
+        ("module.", "average", "model_ema"),
+        ("average", "module.", "_orig_mod.", "state_dict", "model"),
+        ("module.", "state_dict_ema"),  # timm
+        ("model_state_dict", "network"),
+        ("_fsdp_wrapped_module.", "model.", "state_dict"),
+        ("module.", "_orig_mod.", "model.", "average", "ema", "state_dict", "model", "network"),
+    ],
+)
+@pytest.mark.parametrize("form", ["dense", "original", "ours"])
+def test_wrappers_of_any_order_and_depth_are_taken_off(wrappers, form, tmp_path):
+    network = trained_network("resnet18", 9, 4, width=8)
+    if form == "ours":
+        state = network.state_dict()
+    elif form == "original":
+        state = checkpoints.to_original(network, with_codebook=True)
+    else:
+        state = checkpoints.to_backbone(network, with_classifier=True)
+    torch.save(wrapped(state, *wrappers), tmp_path / "weights.pth")
+    other = Network("resnet18", 9, 4, width=8)
+    load_weights(other, str(tmp_path / "weights.pth"), "resnet18")
+    for name, value in network.state_dict().items():
+        if name != "codebook" and (form != "dense" or name.startswith("backbone.")):
+            assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_parts_of_a_compiled_model_and_weights_beside_their_average(tmp_path):
+    state = torchvision.models.resnet18(num_classes=5).state_dict()
+    parts = {name.replace("layer2.", "layer2._orig_mod."): value for name, value in state.items()}
+    average = wrapped({name: torch.full_like(value, 9) for name, value in state.items()}, "average")
+    torch.save({"model_ema": average, "model": parts}, tmp_path / "weights.pth")
+    network = Network("resnet18", 12, 5)
+    load_weights(network, str(tmp_path / "weights.pth"), "resnet18")
+    assert torch.equal(network.backbone.layer2[0].conv1.weight, state["layer2.0.conv1.weight"])
+
+
+def test_a_backbone_whose_own_names_begin_like_a_wrapper(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "_registered", dict(backbones._registered))
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 6), nn.Linear(6, 2))
+
+    backbones.register("outer", classifier="model.2")(Outer)
+    state = Outer().state_dict()
+    for content in (state, wrapped(state, "module."), wrapped(state, "model.", "state_dict")):
+        torch.save(content, tmp_path / "weights.pth")
+        network = Network("outer", 5, 3)
+        said = load_weights(network, str(tmp_path / "weights.pth"), "outer")
+        assert torch.equal(network.backbone.model[1].weight, state["model.1.weight"])
+        assert "classifier left out (model.2.weight, model.2.bias)" in said
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda v: v.index_put((torch.tensor(0),), torch.tensor(float("nan"))), "NaN or infinite values"),
+        (lambda v: v * float("inf"), "NaN or infinite values"),
+        (lambda v: v.double() + 1e39, "NaN or infinite values"),  # above float32's largest
+        (lambda v: (v * 100).to(torch.int8), r"other than floating-point numbers: {name} \(int8\)"),
+        (lambda v: v.to(torch.complex64), r"{name} \(complex64\)"),
+        (lambda v: v.to_sparse(), "{name} is a tensor of layout sparse_coo"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize("name", ["backbone.bn1.running_var", "backbone.conv1.weight", "projection.weight"])
+def test_values_that_are_no_weights_are_refused_by_name(change, message, name, tmp_path):
+    network = trained_network("resnet18", 9, 4, width=8)
+    state = dict(network.state_dict())
+    state[name] = change(state[name])
+    torch.save(state, tmp_path / "weights.pth")
+    message = message.format(name=re.escape(name))
+    with pytest.raises(UserError, match=f"weights.pth.*{message}") as refused:
+        load_weights(Network("resnet18", 9, 4, width=8), str(tmp_path / "weights.pth"), "resnet18")
+    assert name in str(refused.value) and "conv2" not in str(refused.value)
+    original_state = checkpoints.to_original(trained_network("resnet18", 9, 4), with_codebook=True)
+    theirs = {"projection.weight": "module.fc_lr.weight"}.get(name, name.replace("backbone.", "module."))
+    original_state[theirs] = change(original_state[theirs])
+    torch.save(original_state, tmp_path / "model_best.pth")
+    with pytest.raises(UserError, match="model_best.pth"):
+        llc.load(tmp_path / "model_best.pth")
+
+
+def test_half_precision_weights_are_taken(tmp_path):
+    network = trained_network("resnet18", 9, 4, width=8)
+    halves = {name: v.bfloat16() if v.is_floating_point() else v for name, v in network.state_dict().items()}
+    torch.save(halves, tmp_path / "weights.pth")
+    other = Network("resnet18", 9, 4, width=8)
+    load_weights(other, str(tmp_path / "weights.pth"), "resnet18")
+    assert torch.equal(other.projection.weight, halves["projection.weight"].float())
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "an empty file"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 9\n",
+            "a Git LFS pointer.*git lfs",
+        ),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html>", "an HTML or XML page"),
+        (b"<html><body>Sign in", "an HTML or XML page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "an HTML or XML page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "codebook.npy"])
+def test_what_lies_in_place_of_a_file_is_called_what_it_is(content, message, name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        if name == "codebook.npy":
+            load_codebook(path)
+        else:
+            llc.load(path)
+    with pytest.raises(UserError, match=message if name != "codebook.npy" else name):
+        load_weights(Network("resnet18", 9, 4, width=8), str(path), "resnet18")
 
 
 def test_weights_that_do_not_fit_are_listed(tmp_path):
@@ -409,6 +547,7 @@ def test_the_originals_models_are_evaluated_with_its_own_preprocessing(data, ima
 
 @torch.no_grad()
 def test_batch_norm_on_z_goes_into_a_dense_classifier_and_not_into_the_originals_form(tmp_path):
+    torch.manual_seed(0)
     network = Network("resnet18", 10, 5, logit_scale="learnable", normalize="batchnorm")
     torch.nn.init.normal_(network.codebook)
     images = original.pictures(16, seed=8)

@@ -1,9 +1,11 @@
 """llc as a library: the trainer's codes, every kind of image, decoders against loops, one safe file."""
 
+import dataclasses
 import inspect
 import json
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -267,9 +269,118 @@ def test_classify_equals_a_loop_over_classes():
         assert found["class"].names[i] == [NAMES[c] for c in found["class"].labels[i].tolist()]
     assert 0 < exact < 40
     assert encoder.classify(images, k=50).labels.shape == (40, 7)
-    for wrong in ({"decode": "hamming"}, {"k": 0}):
-        with pytest.raises(UserError, match="expected"):
-            encoder.classify(images, **wrong)
+
+
+# ------------------------------------------------------------------------ only images and weights count
+
+
+def outcome(encoder, images):
+    """What the library says of some images."""
+    found = encoder.classify(images, "class", k=7, batch_size=3)
+    return encoder.project(images, batch_size=3), encoder.encode(images), found.labels, found.scores
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+def test_modes_of_modules_do_not_count_and_stay():
+    encoder, images = small_encoder(), pictures(9, seed=5, size=40)
+    expected = outcome(encoder, images)
+    surrounding = torch.nn.Sequential(encoder, torch.nn.Linear(11, 2)).train()
+    encoder.network.backbone.layer2.eval()  # frozen
+    before = {name: module.training for name, module in surrounding.named_modules()}
+    state = {name: value.clone() for name, value in surrounding.state_dict().items()}
+    assert True in before.values() and False in before.values()
+    assert equal(outcome(encoder, images), expected)
+    assert before == {name: module.training for name, module in surrounding.named_modules()}
+    assert all(torch.equal(value, state[name]) for name, value in surrounding.state_dict().items())
+    with pytest.raises(UserError):
+        encoder.encode(["nowhere.jpg"])
+    assert before == {name: module.training for name, module in surrounding.named_modules()}
+    ready = encoder.preprocess(images)
+    assert not torch.equal(encoder(ready), expected[0])  # a module's own forward follows the mode
+
+
+def test_threads_encode_while_the_network_is_in_training_mode():
+    encoder, images = small_encoder(), pictures(6, seed=5, size=40)
+    expected = encoder.encode(images)
+    encoder.network.train()
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda n: encoder.encode(images, batch_size=1 + n % 3), range(12)))
+    assert all(torch.equal(codes, expected) for codes in found)
+    assert all(module.training for module in encoder.network.modules())
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.enable_grad,
+        torch.no_grad,
+        torch.inference_mode,
+    ],
+)
+def test_autocast_and_gradients_around_it_do_not_count(around):
+    encoder, images = small_encoder(flip=True), pictures(5, seed=5, size=40)
+    expected = outcome(encoder, images)
+    with around():
+        enabled = torch.is_grad_enabled()
+        found = outcome(encoder, images)
+        assert torch.is_grad_enabled() == enabled
+    assert equal(found, expected) and not any(tensor.requires_grad for tensor in found)
+    assert {tensor.dtype for tensor in found} == {torch.float32, torch.uint8, torch.int64}
+
+
+def test_a_new_layer_can_be_trained_on_z():
+    layer = torch.nn.Linear(11, 2)
+    layer(small_encoder().project(pictures(3, seed=5, size=40))).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_loading_and_encoding_draw_no_random_numbers(tmp_path):
+    small_encoder().save(tmp_path / "encoder.safetensors")
+    images = pictures(3, seed=5, size=40)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    llc.load(tmp_path / "encoder.safetensors").classify(images)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_float64_default_changes_nothing():
+    encoder, images = small_encoder(), pictures(3, seed=5, size=40)
+    expected = outcome(encoder, images)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found, none = outcome(encoder, images), encoder.project([])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert equal(found, expected) and none.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_z_that_is_no_number_is_an_error_with_the_number_of_images(value, tmp_path):
+    encoder, images = small_encoder(), pictures(8, seed=5, size=40)
+    means = images.float().mean((1, 2, 3))
+    middle = means.sort().values[3:5].mean()
+    bright = means > middle
+    assert bright.sum() == 4
+
+    def spoil(module, arguments, z):
+        spoilt = arguments[0].float().mean((1, 2, 3)) > middle
+        return torch.where(spoilt[:, None], value, z)
+
+    encoder.preprocessing = dataclasses.replace(encoder.preprocessing, resolution=40, crop_ratio=1.0)
+    encoder.network.register_forward_hook(spoil)
+    first = int(bright.nonzero()[0, 0])
+    message = rf"NaN or infinite for {bright.sum()} of 8 images.*\(the first: image {first}\)"
+    for call in (encoder.project, encoder.encode, encoder.classify):
+        with pytest.raises(UserError, match=message):
+            call(images, batch_size=3)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match=rf"for {bright.sum()} of 8 images.*the first: {first}.png"):
+        encode.encode(encoder, tmp_path, encode.Encoding(batch_size=3, device="cpu"))
 
 
 # ------------------------------------------------------------------------------------ one file, and only data

@@ -76,6 +76,32 @@ def test_an_image_finds_itself(tmp_path, capsys):
         search.main([words[0], f"--queries={folder}"])
 
 
+def test_names_that_cannot_be_printed_lose_no_result(tmp_path, run_llc, monkeypatch):
+    codes = np.array([[1], [7], [128]], np.uint8)
+    names = np.array(["\u0142.png", "two\nlines.png", "red\x1b[31m.png"])
+    np.savez(tmp_path / "codes.npz", codes=codes, num_bits=8, files=names)
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    words = [tmp_path / "codes.npz", f"--queries={tmp_path / 'codes.npz'}", "--k=2"]
+    done = run_llc("-m", "llc.search", *words, f"--out={tmp_path / 'found.npz'}")
+    assert np.load(tmp_path / "found.npz")["indices"].tolist() == [[0, 1], [1, 0], [2, 0]]
+    assert "\\u0142.png: \\u0142.png (0), " in done.stdout
+    missing = run_llc("-m", "llc.search", *words[:1], "--queries=\x1b[31m\u0142.npz", check=False)
+    assert missing.returncode == 2 and "\\x1b[31m\\u0142.npz: cannot be read" in missing.stderr
+
+
+def test_results_are_written_before_they_are_printed(tmp_path, monkeypatch):
+    np.savez(tmp_path / "codes.npz", codes=np.zeros((2, 1), np.uint8), num_bits=8)
+
+    def full(*_, **__):
+        raise OSError("the disk of the log is full")
+
+    monkeypatch.setattr("builtins.print", full)
+    words = [str(tmp_path / "codes.npz"), f"--queries={tmp_path / 'codes.npz'}"]
+    with pytest.raises(OSError, match="log is full"):
+        search.main([*words, f"--out={tmp_path / 'found.npz'}"])
+    assert np.load(tmp_path / "found.npz")["distances"].shape == (2, 2)
+
+
 def test_files_that_hold_no_codes_are_refused(tmp_path):
     good = tmp_path / "good.npz"
     np.savez(good, codes=np.zeros((2, 1), np.uint8), num_bits=7)
@@ -95,6 +121,12 @@ def test_files_that_hold_no_codes_are_refused(tmp_path):
         ("object.npz", lambda path: np.savez(path, codes=np.array([{}]), num_bits=7), "not a file of codes"),
         ("text.npz", lambda path: path.write_text("codes"), "not a file of codes"),
         ("array.npz", lambda path: np.save(open(path, "wb"), np.zeros(3)), "not a file of codes"),
+        ("empty.npz", lambda path: path.touch(), "empty.npz: an empty file"),
+        (
+            "pointer.npz",
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+            "a Git LFS pointer",
+        ),
         ("zip.npz", lambda path: path.write_bytes(good.read_bytes()[:80]), "not a file of codes"),
     ]
     for name, write, message in cases:
@@ -136,12 +168,15 @@ def test_flags_that_are_wrong_are_named_before_any_work(command, words, message,
         command.main(words)
 
 
+READING = "dataset= split= image_column= label_column= header="
+
+
 @pytest.mark.parametrize(
     "command, keys",
     [
-        (encode, "MODEL data= out= checkpoint= device= batch_size= num_workers="),
-        (search, "DATABASE queries= model= k= out= checkpoint= device= batch_size= num_workers="),
-        (evaluate, "MODEL original= codebook= predictions= data.val_dataset= validation.resize="),
+        (encode, f"MODEL data= out= checkpoint= device= batch_size= num_workers= {READING}"),
+        (search, f"DATABASE queries= model= k= out= checkpoint= device= batch_size= num_workers= {READING}"),
+        (evaluate, f"MODEL original= codebook= predictions= data.val_dataset= validation.resize= {READING}"),
     ],
 )
 def test_help_lists_every_key(command, keys, capsys):

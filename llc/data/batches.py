@@ -1,4 +1,4 @@
-"""Ready batches from whatever holds images: a beton, a folder, image files, images in memory.
+"""Ready batches from whatever holds images: betons, any registered source, images in memory.
 
 Betons whose rule is "area" go through the validation loader. Everything else is decoded and resized here,
 image by image in threads (Pillow and OpenCV release the GIL), by the Preprocessing of the model that will see
@@ -11,60 +11,73 @@ import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice, zip_longest
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from llc.arguments import whole_number, worker_count
 from llc.data.beton import RAW
 from llc.data.images import load_rgb
-from llc.data.loaders import ValLoader
+from llc.data.loaders import ValLoader, default_workers
 from llc.data.manifest import ManifestError
 from llc.data.preprocessing import Preprocessing
+from llc.data.reading import AUTO, Reading, find_source
 from llc.data.shards import Shards, open_shards
-from llc.data.sources import (
-    FolderTree,
-    Source,
-    find_split,
-    is_image_name,
-    open_tree,
-    printable,
-    with_class_names,
-)
+from llc.data.sources import Source, printable, with_class_names
 from llc.data.storage import read_sample
-from llc.errors import UserError
 
 
 def prepare(
-    pixels_of: Callable[[int], np.ndarray],
-    indices: Iterable[int],
+    pixels_of: Callable[[Any], np.ndarray],
+    items: Iterable[Any],
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     num_workers: int = -1,
 ) -> Iterator[torch.Tensor]:
-    """Yields uint8 [b, 3, resolution, resolution] for the images `indices`, in order.
+    """An iterator over batches uint8 [b, 3, resolution, resolution] of the images `items`, in order.
 
-    pixels_of(i): uint8 [H, W, 3].
+    b is batch_size, or less in the last batch. pixels_of(item): uint8 [H, W, 3]; threads call it.
 
-    num_workers threads (-1: one per core) work ahead by at most one batch. An error of pixels_of is raised in
-    place of its batch.
+    num_workers threads (-1: one per core, divided among this machine's processes) work on the batch that is
+    asked for and on the one after it, so two batches are in memory if the caller keeps none. An error of
+    pixels_of is raised in place of its batch. Raises ValueError for a batch_size below 1, and unless
+    num_workers is -1, or 1 or more.
     """
-    indices, waiting = iter(indices), deque()
-    pool = ThreadPoolExecutor(num_workers if num_workers > 0 else len(os.sched_getaffinity(0)))
+    batch_size = whole_number("batch_size", batch_size, 1)
+    num_workers = worker_count("num_workers", num_workers)
+    return _prepared(pixels_of, iter(items), preprocessing, batch_size, num_workers)
+
+
+def _prepared(pixels_of, items, preprocessing, batch_size, num_workers):
+    size = preprocessing.resolution
+    pool = ThreadPoolExecutor(num_workers if num_workers > 0 else default_workers())
+
+    def fill(batch, i, item):
+        batch[i] = preprocessing(pixels_of(item))
+
+    waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
     try:
         while True:
-            for i in islice(indices, 2 * batch_size - len(waiting)):
-                waiting.append(pool.submit(lambda i: preprocessing(pixels_of(i)), i))
+            while len(waiting) < 2 and (chunk := list(islice(items, batch_size))):
+                batch = np.empty((len(chunk), size, size, 3), np.uint8)
+                waiting.append((batch, [pool.submit(fill, batch, i, item) for i, item in enumerate(chunk)]))
+                del batch  # here and below, no name may keep a batch in memory while the caller uses it
             if not waiting:
                 return
-            batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+            yield _finished(*waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch, futures):
+    for future in futures:
+        future.result()
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +96,26 @@ class SourceLoader:
 
     def __iter__(self):
         indices = np.arange(self.processes.rank, len(self.source), self.processes.world_size)
-        start = 0
-        for images in prepare(
-            self._pixels,
-            indices,
-            self.preprocessing,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-        ):
+        reader, start = self.source.reader, 0
+
+        def pixels_of(handle):
+            image, name = reader.read(handle)
+            return load_rgb(image, printable(name))
+
+        def handles():
+            for first in range(0, len(indices), self.batch_size):
+                yield from self.source.handles(indices[first : first + self.batch_size])
+
+        def send(images):
+            nonlocal start
             labels = torch.from_numpy(self.source.labels[indices[start : start + len(images)]])
             start += len(images)
-            yield images.to(self.processes.device), labels.to(self.processes.device)
+            return images.to(self.processes.device), labels.to(self.processes.device)
 
-    def _pixels(self, i):
-        return load_rgb(self.source.image(i), printable(self.source.name(i)))
+        batches = prepare(
+            pixels_of, handles(), self.preprocessing, batch_size=self.batch_size, num_workers=self.num_workers
+        )
+        return map(send, batches)  # unlike a loop with a name for the batch, it keeps none in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,49 +144,68 @@ class BetonImages(Source):
 class Images:
     """What `open_images` opened: iterate over `loader`.
 
-    files: the images' paths, relative to the folder; None for a beton.
+    source: None for betons. num_unlabelled: how many images have no class; their label is -1.
     """
 
     loader: Iterable
     num_samples: int
     class_names: tuple[str, ...]
-    files: tuple[str, ...] | None
+    source: Source | None
     notes: tuple[str, ...]
+    num_unlabelled: int
+
+    @property
+    def files(self) -> list[str] | None:
+        """What the source calls each image: for a folder, its path below the folder; None for betons."""
+        return None if self.source is None else [self.source.name(i) for i in range(self.num_samples)]
 
 
 def open_images(
-    path,
+    path: str | os.PathLike[str],
     preprocessing: Preprocessing,
     *,
     batch_size: int,
     num_workers: int,
     processes,
     class_names: Sequence[str] | None = None,
+    reading: Reading = AUTO,
 ) -> Images:
-    """Opens a beton, a folder of class folders (or of val/ or test/ with such), or a folder of images.
+    """Opens betons, or any source of images: a folder, tars, tables, ... (llc.data.reading).
 
-    Images without a class get the label -1. class_names: the label order that is wanted. A folder is labelled
-    by it; a beton must have it. Raises UserError.
+    reading: which source it is, and what is read of it. class_names: the label order that is wanted. Images
+    of a source with classes are labelled by it; betons must have it. Without it the classes are the source's.
+    Images without a class get the label -1. Raises UserError.
     """
-    path = Path(path)
-    if path.is_dir():
-        source = _open_folder(path)
-        if class_names is not None and source.class_names:
-            source = with_class_names(source, class_names)
-        files = tuple(os.path.relpath(source.image(i), path) for i in range(len(source)))
-        return Images(
-            SourceLoader(source, preprocessing, batch_size, num_workers, processes),
-            len(source),
-            source.class_names,
-            files,
-            source.notes,
-        )
+    whole_number("batch_size", batch_size, 1)
+    worker_count("num_workers", num_workers)
+    path = os.fspath(path)
+    source = find_source(path, reading)
+    if source is None:
+        return _open_betons(path, preprocessing, batch_size, num_workers, processes, class_names)
+    if not source.class_names:
+        pass  # images without classes, which fit any model
+    elif class_names is not None:
+        source = with_class_names(source, class_names)
+    else:
+        source.check_classes()
+    return Images(
+        SourceLoader(source, preprocessing, batch_size, num_workers, processes),
+        len(source),
+        tuple(source.class_names),
+        source,
+        tuple(source.notes),
+        int((source.labels < 0).sum()),
+    )
+
+
+def _open_betons(path, preprocessing, batch_size, num_workers, processes, class_names):
     shards = open_shards(path)
     manifest = shards.manifest
     if class_names is not None and tuple(class_names) != manifest.class_names:
         label = next(i for i, (a, b) in enumerate(zip_longest(manifest.class_names, class_names)) if a != b)
         there, wanted = (
-            names[label] if label < len(names) else "nothing" for names in (manifest.class_names, class_names)
+            printable(names[label]) if label < len(names) else "nothing"
+            for names in (manifest.class_names, class_names)
         )
         raise ManifestError(
             f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of"
@@ -185,29 +223,6 @@ def open_images(
         )
     else:
         loader = SourceLoader(BetonImages.of(shards), preprocessing, batch_size, num_workers, processes)
-    return Images(
-        loader,
-        manifest.num_samples,
-        manifest.class_names,
-        None,
-        (f"{manifest.num_samples:,} images of {path}",),
-    )
-
-
-def _open_folder(path):
-    try:
-        visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"{path} cannot be listed: {error.strerror}") from error
-    if any(entry.is_dir() for entry in visible):
-        return open_tree(find_split(path, "val"))
-    files = sorted(entry.name for entry in visible if is_image_name(entry.name))
-    if not files:
-        raise UserError(f"{path} holds no images and no folders of images")
-    return FolderTree(
-        (),
-        np.full(len(files), -1),
-        os.fspath(path),
-        tuple(files),
-        notes=(f"{len(files):,} images of {path}",),
-    )
+    note = f"{manifest.num_samples:,} images of {path}"
+    unlabelled = int((shards.labels < 0).sum())
+    return Images(loader, manifest.num_samples, manifest.class_names, None, (note,), unlabelled)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from llc import environment
+from llc.arguments import fraction, one_of, whole_number, worker_count
 from llc.data import native, sampling
 from llc.data.prefetch import Prefetch
 from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
@@ -59,6 +60,10 @@ class TrainLoader:
     def __init__(
         self, shards, *, batch_size, num_workers, processes, seed, min_scale, in_memory=True, on_error="fail"
     ):
+        batch_size = whole_number("batch_size", batch_size, 1)
+        num_workers = worker_count("num_workers", num_workers)
+        min_scale = fraction("min_scale", min_scale)
+        one_of("on_error", on_error, ("fail", "skip_sample"))
         self._shards, self._batch_size, self._seed, self._min_scale = shards, batch_size, seed, min_scale
         self._on_error, self._device = on_error, processes.device
         self._num_threads = num_workers if num_workers > 0 else default_workers()
@@ -76,6 +81,8 @@ class TrainLoader:
 
     def epoch(self, epoch, resolution, start_batch=0):
         """The batches of one epoch from `start_batch` on. Several epochs may run at once."""
+
+        resolution = whole_number("resolution", resolution, 1)
 
         def draw(indices, heights, widths):
             return sampling.random_crops(indices, heights, widths, self._seed, epoch, self._min_scale)
@@ -133,6 +140,10 @@ class ValLoader:
     """
 
     def __init__(self, shards, *, batch_size, num_workers, processes, resolution, crop_ratio, in_memory=True):
+        batch_size = whole_number("batch_size", batch_size, 1)
+        num_workers = worker_count("num_workers", num_workers)
+        resolution = whole_number("resolution", resolution, 1)
+        crop_ratio = fraction("crop_ratio", crop_ratio)
         if len({digest for digest, _, _ in _of_all(shards, processes)}) > 1:
             raise UserError(
                 f"{shards}: the processes have different val betons; every machine needs the same"

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +14,7 @@ from llc.distributed import Processes
 from llc.evaluation.decoders import DECODERS, bind
 from llc.evaluation.metrics import FLIP
 from llc.gpu import is_out_of_memory
+from llc.inference import evaluating
 from llc.network import Network, average_over_flip
 
 Answers: TypeAlias = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -64,7 +65,7 @@ def predict(
         return {name: rank(z.float(), depths[name]) for name, rank in ranks.items()}
 
     collected: dict[str, list[_Batch]] = {"": [], FLIP: []} if flip else {"": []}
-    with _evaluating(network):
+    with evaluating(network):
         for images, labels in loader:
             with autocast():
                 z = project(images)
@@ -101,18 +102,6 @@ def _together(batches: list[_Batch], processes: Processes) -> Predictions:
         for name in answers[0]
     }
     return Predictions(whole(labels), whole(codes), decoded)
-
-
-@contextlib.contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode; at the end, for each module the mode that it had."""
-    before = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 class _InParts:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llc.arguments import whole_number
 from llc.codes import Array
 from llc.hamming.neighbours import as_array, check_codes, is_cuda, search
 
@@ -38,6 +39,8 @@ class Decoder:
         check_codes(class_codes=class_codes)
         if len(class_codes) == 0:
             raise ValueError("class_codes: there are no classes")
+        if table not in (True, False, None):
+            raise ValueError(f"table: expected True, False or None, got {table!r:.80}")
         # a copy, so that the table keeps fitting them
         self.class_codes = (
             class_codes.clone() if isinstance(class_codes, torch.Tensor) else class_codes.copy()
@@ -61,6 +64,7 @@ class Decoder:
         does.
         """
         check_codes(codes=codes, class_codes=self.class_codes)
+        k = whole_number("k", k, 1, len(self.class_codes), "the number of classes")
         if k != 1:
             return search(codes, self.class_codes, k)[1]
         return self._nearest(codes)[:, None]

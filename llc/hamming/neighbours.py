@@ -3,12 +3,12 @@
 On CUDA one call takes up to 2^31 - 2^16 queries and as many codes. All three raise ValueError for more.
 """
 
-import operator
 from typing import Any
 
 import numpy as np
 import torch
 
+from llc.arguments import whole_number
 from llc.codes import Array
 
 MAX_CODE_SIZE = 8191  # bytes: distances fit in 16 bits
@@ -33,9 +33,7 @@ def search(queries: Array, database: Array, k: int) -> tuple[Array, Array]:
     check_codes(queries=queries, database=database)
     if len(database) == 0:
         raise ValueError("database: holds no codes to search")
-    k = _integer("k", k)
-    if not 1 <= k <= len(database):
-        raise ValueError(f"k: expected 1 to {len(database)} (the database's size), got {k}")
+    k = whole_number("k", k, 1, len(database), "the database's size")
     return _run("search", queries, database, k)
 
 
@@ -49,9 +47,7 @@ def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, A
     ValueError as `pairwise` does, and if radius < 0.
     """
     check_codes(queries=queries, database=database)
-    radius = _integer("radius", radius)
-    if radius < 0:
-        raise ValueError(f"radius: expected 0 or more bits, got {radius}")
+    radius = whole_number("radius", radius, 0)
     return _run("range_search", queries, database, radius)
 
 
@@ -120,10 +116,3 @@ def is_cuda(codes: np.ndarray | torch.Tensor) -> bool:
 def as_array(codes: np.ndarray | torch.Tensor) -> np.ndarray:
     """Codes on the CPU as a contiguous numpy array, which shares their memory where it can."""
     return np.ascontiguousarray(codes if isinstance(codes, np.ndarray) else codes.numpy())
-
-
-def _integer(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise ValueError(f"{name}: expected an integer, got {value!r}") from error

@@ -148,7 +148,7 @@ def make_train_loader(config, shards, processes):
     return TrainLoader(
         shards,
         batch_size=config.training.batch_size // processes.world_size,
-        num_workers=config.data.num_workers,
+        num_workers=config.data.num_workers or -1,  # recipes may say 0, which means the same
         processes=processes,
         seed=config.training.seed,
         min_scale=config.data.min_scale,
@@ -162,7 +162,7 @@ def make_val_loader(config, shards, processes):
     return ValLoader(
         shards,
         batch_size=config.validation.batch_size,
-        num_workers=config.data.num_workers,
+        num_workers=config.data.num_workers or -1,  # recipes may say 0, which means the same
         processes=processes,
         resolution=config.validation.resolution,
         crop_ratio=config.validation.crop_ratio,

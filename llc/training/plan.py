@@ -146,10 +146,13 @@ def _run_path(config, resume):
     """The run folder. Raises UserError if the run could not begin in it."""
     folder, name = Path(config.logging.folder), config.logging.name
     if resume and resume != "auto":
-        return RunFolder.open(resume).path
+        run = RunFolder.open(resume)
+        run.check_resumable()
+        return run.path
     if resume == "auto" and not name:
         raise UserError("--resume=auto needs the name of the run: give it as --logging.name=NAME")
     path = folder / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if path.exists() and resume != "auto":
-        RunFolder(path).check_unused()
+    if path.exists():
+        run = RunFolder(path)
+        run.check_resumable() if resume == "auto" else run.check_unused()
     return path

@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -18,6 +19,10 @@ from llc.codebook import save_codebook
 from llc.errors import UserError
 from llc.files import atomic_write
 from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
+
+# What shows that a run has trained, and what was made from it. In checkpoints/ it is all but initial.pth.
+_WORK = ("results.csv", "log.jsonl", "codebook.npy", "events.out.tfevents.*", "original", "*.safetensors")
+_MAX_LISTED = 12  # files that an error names
 
 _LOCK_SECONDS = 60.0  # a run that was stopped may still be writing when the next process resumes it
 
@@ -55,11 +60,53 @@ class RunFolder:
 
     def check_unused(self):
         """Raises UserError if a run has begun in this folder."""
-        if self._has_begun():
+        if not self._has_begun():
+            return
+        advice = f"continue it with --resume={self.path}"
+        if self._work() and not self._to_continue_from():
+            advice = f"remove this folder first{self._what_is_kept()}"
+        raise UserError(
+            f"run folder {self.path} exists already{self._listing()}; choose another logging.name, or "
+            f"{advice}"
+        ) from None
+
+    def check_resumable(self):
+        """Raises UserError if the folder holds work of a run, but no checkpoint to resume from.
+
+        To begin anew here would overwrite that work. A run that was killed before its first checkpoint has
+        left none, and begins anew.
+        """
+        work = self._work()
+        if work and not self._to_continue_from():
             raise UserError(
-                f"run folder {self.path} exists already; choose another logging.name, or continue it with "
-                f"--resume={self.path}"
-            ) from None
+                f"run folder {self.path} has no checkpoint to resume from (checkpoints/last.pth or "
+                f"previous_1.pth), but it holds work of a run{self._listing()}. Nothing was changed. Put the "
+                "checkpoint back to continue this run; or start a new one: choose another logging.name, or "
+                f"remove this folder first{self._what_is_kept()}"
+            )
+
+    def _work(self):
+        """What the folder holds of a run's work: sorted paths below it, as texts. Raises UserError."""
+        try:
+            # not by glob, which takes a folder that cannot be listed for an empty one
+            names = [name for name in os.listdir(self.path) if any(fnmatch(name, kind) for kind in _WORK)]
+            if (self.path / "checkpoints").exists():
+                names += [f"checkpoints/{name}" for name in os.listdir(self.path / "checkpoints")]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"run folder {self.path} cannot be listed: {error.strerror}") from error
+        return sorted(n for n in names if n != "checkpoints/initial.pth" and "/." not in n)
+
+    def _listing(self):
+        names = self._work()
+        more = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+        return f" ({', '.join(names[:_MAX_LISTED])}{more})" if names else ""
+
+    def _what_is_kept(self):
+        """Advice to those who remove a folder, if it holds networks that can be used."""
+        usable = any((self.path / "checkpoints").glob("*.pth"))
+        return f" (the networks in it can be used: llc.load({str(self.path)!r}))" if usable else ""
 
     def _has_begun(self):
         """Whether the folder holds anything but what `create` makes."""
@@ -81,6 +128,7 @@ class RunFolder:
         """An existing run folder. Waits while another process writes to it, then raises UserError."""
         run = cls(path)
         if not (run.path / "checkpoints").is_dir():
+            run.check_resumable()
             raise UserError(f"{path}: not a run folder (it has no checkpoints/); choose another logging.name")
         run._take_lock()
         for stray in [*run.path.glob(".*.tmp"), *(run.path / "checkpoints").glob(".*.tmp")]:
@@ -142,11 +190,12 @@ class RunFolder:
         )
 
     def load_last(self):
-        """The newest state that can be read, or None if there is none yet.
+        """The newest state that can be read, or None if the run has not done any work yet.
 
         A damaged file is named in a warning and renamed to NAME.damaged. Raises UserError if there are
-        checkpoints and none can be read.
+        checkpoints and none can be read, or none where a run has left other work (check_resumable).
         """
+        self.check_resumable()
         names = self._to_continue_from()
         problems = []
         for name in names:

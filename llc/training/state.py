@@ -9,6 +9,7 @@ import dataclasses
 
 import torch
 
+from llc import checkpoints
 from llc.errors import UserError
 from llc.network import running_statistics
 from llc.progress import say
@@ -112,7 +113,7 @@ class RunState:
             for difference in differences:
                 say(f"warning: {_WHERE} is of a run that differs: {difference}", self._processes)
             self.progress = Progress.of(checkpoint, len(self._config.stages))
-            self.network.load_state_dict(checkpoint["network"])
+            checkpoints.fit(self.network, checkpoint["network"], _WHERE)
         except _DAMAGED as error:
             raise UserError(f"{_WHERE} does not hold the state of a run: {_short(error)}") from error
         self.progress.batch = min(self.progress.batch, self._parts.steps)
