@@ -365,7 +365,7 @@ def _nearest(scratch, queries, database, first, last, distances, indices):
     distances[:] = 8 * code_size + 1
     for start in range(first, last, tile):
         if is_set(scratch[4]):
-            return
+            break
         size = min(tile, last - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
@@ -543,7 +543,7 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
     tile = planes.shape[1]
     for start in range(0, m, tile):
         if is_set(scratch[4]):
-            return
+            break
         size = min(tile, m - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
@@ -617,7 +617,7 @@ def _all(scratch, queries, database, distances):
     tile = planes.shape[1]
     for start in range(0, m, tile):
         if is_set(scratch[4]):
-            return
+            break
         size = min(tile, m - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
