@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from llc.kernels import address_of, in_threads, kernel, load_word64
+from llc.kernels import address_of, in_threads, is_set, kernel, load_word64
 
 LANES = 64  # codes whose distances are computed at once; the size of a tile is a multiple of it
 TILE_BYTES = 32 << 10  # the size of a tile's planes, so that they stay in the first-level cache
@@ -38,9 +38,12 @@ WIDE = 64  # code size from which the nearest code is often more than 254 bits a
 # takes 1.1 ns per code, and scanning them 0.04 ns per code and query.
 FEW_QUERIES = 3
 BLOCK_QUERIES = 4096  # queries that share the planes of a tile
-BLOCK_PAIRS = 1 << 34  # the most pairs of codes in a kernel call, about a second: it cannot be interrupted
 BLOCK_CANDIDATES = 4 << 20  # candidates kept for a block of queries: 32 MB
 THREAD_BYTES = 1 << 22  # query bytes x database codes that are worth starting a thread for (about 50 us)
+# Work above this is done while the calling thread waits, so that Ctrl-C is heard at once. Its unit is a byte
+# that is compared, and a pair of codes counts as PAIR_BYTES more. Work of this size took 2 to 100 ms.
+LONG_BYTES = 1 << 30
+PAIR_BYTES = 32
 INDEX_BITS = 40  # a candidate is distance << INDEX_BITS | index: one integer, in the order of the result
 
 
@@ -231,11 +234,12 @@ def _nearest_lane(typing, planes, query, num_lanes):
 # ---- tiles -------------------------------------------------------------------------------------------
 
 
-def _scratch(code_size, m):
-    """The working memory of a kernel: (planes, query, counts, distances).
+def _scratch(code_size, m, stop):
+    """The working memory of a kernel: (planes, query, counts, distances, stop).
 
     planes uint8 [code_size, tile], query uint8 [code_size], counts uint8 [tile], distances uint8 or uint16
-    [tile]. Where distances fit in bytes, counts and distances are the same array.
+    [tile]. Where distances fit in bytes, counts and distances are the same array. stop: uint8 [1]; once it
+    is 1, the kernel returns at its next tile, and its result is of no use.
     """
     tile = min(MAX_TILE, TILE_BYTES // code_size, m)
     tile = max(1, -(-tile // LANES)) * LANES
@@ -246,6 +250,7 @@ def _scratch(code_size, m):
         np.zeros(len(planes), np.uint8),
         counts,
         counts if code_size < 32 else _aligned_zeros(tile, np.uint16),
+        stop,
     )
 
 
@@ -297,7 +302,7 @@ def _begin_tile(database, start, size, num_queries, scratch):
 
     Returns scratch's counts and distances, cut to `size` rounded up to a multiple of LANES.
     """
-    planes, _, counts, distances = scratch
+    planes, _, counts, distances, _ = scratch
     if num_queries > FEW_QUERIES:
         _fill_planes(database, start, size, planes)
     num_lanes = _whole_lanes(size)
@@ -359,6 +364,8 @@ def _nearest(scratch, queries, database, first, last, distances, indices):
     tile = planes.shape[1]
     distances[:] = 8 * code_size + 1
     for start in range(first, last, tile):
+        if is_set(scratch[4]):
+            break
         size = min(tile, last - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
@@ -408,6 +415,8 @@ def _k_nearest(scratch, queries, database, first, last, candidates, distances, i
     counts, limits = np.zeros(n, np.int64), np.full(n, 8 * code_size, np.int64)
     starts, spare = np.empty(8 * code_size + 2, np.int64), np.empty(k, np.int64)
     for start in range(first, last, tile):
+        if is_set(scratch[4]):
+            return
         size = min(tile, last - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(n):
@@ -480,7 +489,8 @@ def search(
     """llc.hamming.search on the CPU, for 1 <= k <= m."""
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
-    block = min(_block_size(n, m, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
+    block = min(_block_size(n, num_threads), max(1, BLOCK_CANDIDATES // _capacity(k, m)))
+    stop = np.zeros(1, np.uint8)
     # If there are fewer blocks of queries than threads, the database is divided too, and results are merged.
     num_parts = min(m, -(-num_threads // -(-n // block))) if n else 1
     bounds = [m * part // num_parts for part in range(num_parts + 1)]
@@ -493,21 +503,25 @@ def search(
         first, last = bounds[part], bounds[part + 1]
         some = queries[start : start + block]
         distances, indices = (result[start : start + block] for result in results[part])
+        scratch = _scratch(code_size, m, stop)
         if k == 1:
-            _nearest(_scratch(code_size, m), some, database, first, last, distances[:, 0], indices[:, 0])
+            _nearest(scratch, some, database, first, last, distances[:, 0], indices[:, 0])
         else:
             candidates = np.empty((len(some), _capacity(k, last - first)), np.int64)
-            _k_nearest(_scratch(code_size, m), some, database, first, last, candidates, distances, indices)
+            _k_nearest(scratch, some, database, first, last, candidates, distances, indices)
 
-    in_threads(
-        work, [(part, start) for start in range(0, n, block) for part in range(num_parts)], num_threads
-    )
-    if num_parts == 1:
-        return results[0]
-    distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
-    # the parts are in ascending order of indices, so a stable sort leaves ties in that order too
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
+    def merge():
+        distances, indices = (np.concatenate(parts, axis=1) for parts in zip(*results))
+        # the parts are in ascending order of indices, so a stable sort leaves ties in that order too
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        results[:] = [(np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1))]
+
+    heard = stop if _is_long(n, m, code_size) else None
+    pieces = [(part, start) for start in range(0, n, block) for part in range(num_parts)]
+    in_threads(work, pieces, num_threads, heard)
+    if num_parts > 1:
+        in_threads(merge, [()], 1, heard)
+    return results[0]
 
 
 def _capacity(k, m):
@@ -528,6 +542,8 @@ def _within_radius(scratch, queries, database, radius, ends, write, distances, i
     planes, query, few = scratch[0], scratch[1], len(queries) <= FEW_QUERIES
     tile = planes.shape[1]
     for start in range(0, m, tile):
+        if is_set(scratch[4]):
+            break
         size = min(tile, m - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
@@ -563,14 +579,16 @@ def range_search(
     """
     n, (m, code_size) = len(queries), database.shape
     num_threads = _threads_worth(n, m, code_size, num_threads)
-    block = _block_size(n, m, num_threads)
+    block = _block_size(n, num_threads)
+    stop = np.zeros(1, np.uint8)
+    heard = stop if _is_long(n, m, code_size) else None
     radius = min(radius, 8 * code_size)
     lims = np.zeros(n + 1, np.int64)
 
     def scan(ends, write, distances, indices):
         in_threads(
             lambda start: _within_radius(
-                _scratch(code_size, m),
+                _scratch(code_size, m, stop),
                 queries[start : start + block],
                 database,
                 radius,
@@ -581,6 +599,7 @@ def range_search(
             ),
             [(start,) for start in range(0, n, block)],
             num_threads,
+            heard,
         )
 
     scan(lims[1:], False, np.empty(0, np.int32), np.empty(0, np.int64))
@@ -597,6 +616,8 @@ def _all(scratch, queries, database, distances):
     planes, query, few = scratch[0], scratch[1], len(queries) <= FEW_QUERIES
     tile = planes.shape[1]
     for start in range(0, m, tile):
+        if is_set(scratch[4]):
+            break
         size = min(tile, m - start)
         tile_counts, tile_distances = _begin_tile(database, start, size, len(queries), scratch)
         for q in range(len(queries)):
@@ -617,13 +638,18 @@ def pairwise(queries: np.ndarray, database: np.ndarray, num_threads: int) -> np.
     if m == 0:
         return distances
     num_threads = _threads_worth(n, m, code_size, num_threads)
-    block = _block_size(n, m, num_threads)
+    block = _block_size(n, num_threads)
+    stop = np.zeros(1, np.uint8)
     in_threads(
         lambda start: _all(
-            _scratch(code_size, m), queries[start : start + block], database, distances[start : start + block]
+            _scratch(code_size, m, stop),
+            queries[start : start + block],
+            database,
+            distances[start : start + block],
         ),
         [(start,) for start in range(0, n, block)],
         num_threads,
+        stop if _is_long(n, m, code_size) else None,
     )
     return distances
 
@@ -636,6 +662,11 @@ def _threads_worth(n, m, code_size, num_threads):
     return max(1, min(num_threads, n * m * code_size // THREAD_BYTES))
 
 
-def _block_size(n, m, num_threads):
+def _is_long(n, m, code_size):
+    """Whether the work may take longer than Ctrl-C should wait."""
+    return n * m * (code_size + PAIR_BYTES) > LONG_BYTES
+
+
+def _block_size(n, num_threads):
     """The number of queries in a block: each thread gets several blocks, but not very small ones."""
-    return max(1, min(BLOCK_QUERIES, BLOCK_PAIRS // max(1, m), max(64, -(-n // (3 * num_threads)))))
+    return max(1, min(BLOCK_QUERIES, max(64, -(-n // (3 * num_threads)))))

@@ -15,6 +15,7 @@ from llc.kernels import in_threads, kernel, load_word32
 
 CLASS_BITS = 25  # 5 more bits hold distances up to 24, and 31 for an entry that no class has reached yet
 CODES_PER_THREAD = 1 << 18  # for fewer codes, starting a thread (about 50 us) costs more than it saves
+BYTES_PER_PIECE = 1 << 22  # a kernel call for codes of so many bytes takes 2 to 20 ms; Ctrl-C waits for it
 
 
 def build(class_codes: np.ndarray, num_bits: int) -> np.ndarray:
@@ -59,7 +60,7 @@ def look_up(codes: np.ndarray, num_bits: int, table: np.ndarray, num_threads: in
     """The nearest class of each code: codes uint8 [n, code_size], table as `build` makes it -> int64 [n]."""
     classes = np.empty(len(codes), np.int64)
     num_threads = max(1, min(num_threads, len(codes) // CODES_PER_THREAD))
-    step = max(1, -(-len(codes) // num_threads))
+    step = max(1, min(BYTES_PER_PIECE // codes.shape[1], -(-len(codes) // num_threads)))
     in_threads(
         lambda first: _look_up(
             codes[first : first + step], np.uint64(32 - num_bits), table, classes[first : first + step]
@@ -85,9 +86,16 @@ def _look_up(codes, shift, table, classes):
         classes[row] = table[word >> shift]
 
 
-@kernel
-def keep_exact(codes, class_codes, classes):
+def keep_exact(codes: np.ndarray, class_codes: np.ndarray, classes: np.ndarray) -> None:
     """Sets classes, int64 [n], to -1 where the code of the class differs from the given code."""
+    step = BYTES_PER_PIECE // codes.shape[1]
+    for start in range(0, len(codes), step):
+        piece = slice(start, start + step)
+        _keep_exact(codes[piece], class_codes, classes[piece])
+
+
+@kernel
+def _keep_exact(codes, class_codes, classes):
     for row in range(len(codes)):
         for byte in range(codes.shape[1]):
             if codes[row, byte] != class_codes[classes[row], byte]:

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 from llc.kernels import address_of, in_threads, kernel
 
 VALUES_PER_THREAD = 1 << 21  # for fewer values, starting a thread (about 50 us) costs more than it saves
+VALUES_PER_PIECE = 1 << 24  # a kernel call of so many values takes about 10 ms; between two, Ctrl-C is heard
 
 
 def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
@@ -23,7 +24,7 @@ def pack(values: np.ndarray, limit: int, num_threads: int) -> np.ndarray:
     n, num_bits = values.shape
     codes = np.empty((n, (num_bits + 7) // 8), np.uint8)
     num_threads = max(1, min(num_threads, values.size // VALUES_PER_THREAD))
-    step = max(1, -(-n // num_threads))
+    step = max(1, min(VALUES_PER_PIECE // num_bits, -(-n // num_threads)))
     in_threads(
         lambda first: _pack(values[first : first + step], np.uint64(limit), codes[first : first + step]),
         [(first,) for first in range(0, n, step)],

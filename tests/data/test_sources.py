@@ -2,7 +2,11 @@
 
 import gzip
 import os
+import shutil
+import stat
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,9 +21,13 @@ from llc.data.sources import (
     fashion_mnist,
     hold_out,
     open_source,
+    printable,
     take_evenly,
     with_class_names,
 )
+from llc.data.sources.base import some
+from tests.data.helpers import REPOSITORY
+from tests.waiting import seconds
 
 
 def touch(root, *paths):
@@ -91,10 +99,197 @@ def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path):
         load_rgb(source.image(1))
 
 
-def test_pipes_are_passed_over(tmp_path):
+@pytest.mark.parametrize("place", [".", "a", "a/deep"])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (os.mkfifo, "is a named pipe"),
+        (lambda path: os.mknod(path, stat.S_IFSOCK), "is a socket"),
+        (lambda path: path.symlink_to("/dev/null"), "is a link to /dev/null, and that is a device"),
+        (lambda path: path.symlink_to("/not/mounted"), "is a link to /not/mounted, which is not there"),
+        (lambda path: path.symlink_to(path.name), "is a link to .*, which leads back to it"),
+        (
+            lambda path: path.symlink_to("x" * 300),
+            "is a link to x+, which cannot be read: File name too long",
+        ),
+    ],
+)
+def test_what_is_neither_folder_nor_file_is_an_error(make, message, place, tmp_path):
+    """A link to an unmounted disk may be a class: without it the others would get other labels."""
+    touch(tmp_path, "a/deep/1.png", "b/1.png", "b/notes.txt")
+    make(tmp_path / place / "aa")
+    with pytest.raises(SourceError, match=f"{tmp_path / place / 'aa'} {message}"):
+        open_source("folder", tmp_path)
+
+
+@pytest.mark.parametrize("target", ["/not/mounted", "train", "x" * 300])
+def test_links_to_splits_that_lead_nowhere(target, tmp_path):
+    touch(tmp_path, "val/a/1.png")
+    (tmp_path / "train").symlink_to(target)
+    with pytest.raises(SourceError, match=f"{tmp_path}/train is a link to {target}, which"):
+        open_source("folder", tmp_path)
+    for name in ("folder", "CIFAR10", "FashionMNIST"):
+        with pytest.raises(SourceError, match=f"{tmp_path}/train is a link to {target}, which"):
+            open_source(name, tmp_path / "train")
+    assert names(open_source("folder", tmp_path, split="val")) == ["a/1.png"]
+
+
+@pytest.mark.parametrize("target", ["2.png", "x" * 300 + ".png"])
+def test_a_link_in_a_class_that_cannot_be_followed_is_an_image_that_cannot_be_read(target, tmp_path):
     touch(tmp_path, "a/1.png")
-    os.mkfifo(tmp_path / "a/2.png")
-    assert names(open_source("folder", tmp_path)) == ["a/1.png"]
+    (tmp_path / "a/2.png").symlink_to(target)
+    source = open_source("folder", tmp_path)
+    assert names(source) == ["a/1.png", "a/2.png"]
+    with pytest.raises(ImageError, match="a/2.png: "):
+        load_rgb(source.image(1))
+
+
+@pytest.mark.parametrize("name", ["folder", "CIFAR10", "FashionMNIST"])
+@pytest.mark.parametrize("path", ["x" * 300, "/x" * 3000, "a\0b"])
+def test_paths_that_the_system_refuses(path, name, tmp_path):
+    with pytest.raises(SourceError, match="cannot be read: (File name too long|embedded null byte)"):
+        open_source(name, f"{tmp_path}/{path}")
+
+
+def test_folders_deeper_than_python_may_recurse(tmp_path):
+    deep = "a" + "/d" * 1200
+    subprocess.run(["mkdir", "-p", tmp_path / deep], check=True)
+    try:
+        (tmp_path / deep / "1.png").write_bytes(b"")
+        assert names(open_source("folder", tmp_path)) == [f"{deep}/1.png"]
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # Python's own clean-up recurses
+
+
+def test_closed_folders_are_errors_that_name_them(tmp_path):
+    """In a process without root's privileges, which opens a source of each kind."""
+    touch(tmp_path, "tree/a/1.png", "tree/b/1.png", "closed/x/1.png", "open/a/1.png")
+    (tmp_path / "linked/a").mkdir(parents=True)
+    (tmp_path / "linked/b").symlink_to(tmp_path / "closed/x")
+    closed = [tmp_path / "closed", tmp_path / "tree/b"]
+    for folder in closed:
+        if os.geteuid() == 0:
+            os.chown(folder, 65534, 65534)
+        folder.chmod(0o000)
+    script = """
+import sys
+from llc.data.sources import SourceError, open_source
+for dataset, folder in [word.split(":") for word in sys.argv[1:]]:
+    try:
+        open_source(dataset, folder)
+    except SourceError as error:
+        print(error)
+"""
+    cases = {
+        f"folder:{tmp_path}/tree": f"{tmp_path}/tree/b cannot be listed: Permission denied",
+        f"folder:{tmp_path}/linked": f"{tmp_path}/linked/b is a link to {tmp_path}/closed/x, which cannot be"
+        " read: Permission denied; mend the link or remove it",
+    }
+    for dataset in ("folder", "FashionMNIST", "CIFAR10"):
+        cases[f"{dataset}:{tmp_path}/closed/x"] = f"{tmp_path}/closed/x cannot be read: Permission denied"
+    command = [sys.executable, "-c", script, *cases]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root without its privileges needs setpriv")
+        command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", *command]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds(120))
+    for folder in closed:
+        folder.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == list(cases.values())
+
+
+def test_what_systems_make_is_no_class_and_no_image(tmp_path):
+    made = ("@eaDir", "lost+found", "$RECYCLE.BIN", "__MACOSX", ".ipynb_checkpoints")
+    made += ("System Volume Information",)
+    touch(tmp_path, "a/1.png", "a/deep/2.png", "b/1.png", "b/Thumbs.db", "desktop.ini", "b/notes.txt")
+    touch(tmp_path, "a/deep/@eaDir/2.png/SYNOPHOTO_THUMB_M.jpg", *(f"{name}/1.png" for name in made))
+    source = open_source("folder", tmp_path)
+    assert source.class_names == ("a", "b") and names(source) == ["a/1.png", "a/deep/2.png", "b/1.png"]
+    assert source.notes[1] == "1 files there are not images by their names and were ignored, like b/notes.txt"
+    assert source.notes[2] == (
+        "made by systems, not by people, and ignored: $RECYCLE.BIN, .ipynb_checkpoints, @eaDir,"
+        " System Volume Information, __MACOSX, and 4 more"
+    )
+    # they make no root a dataset of classes either
+    touch(tmp_path, "root/train/a/1.png", "root/lost+found/x", "only/lost+found/1.png")
+    with pytest.raises(SourceError, match="split=val: .* no folder val or test"):
+        open_source("folder", tmp_path / "root", split="val")
+    with pytest.raises(SourceError, match=r"holds no folder: .*; lost\+found is made by systems"):
+        open_source("folder", tmp_path / "only")
+
+
+def test_classes_that_differ_by_case_or_encoding_stay_two_and_are_named(tmp_path):
+    touch(tmp_path, "Cat/1.png", "cat/1.png", "caf\u00e9/1.png", "cafe\u0301/1.png", "dog/1.png")
+    source = open_source("folder", tmp_path)
+    assert len(source.class_names) == 5
+    assert source.notes[-1] == (
+        "class folders that differ only by case or by the encoding of accents stay different classes:"
+        " Cat and cat, 'cafe\\u0301' and 'caf\\xe9'"
+    )
+    (tmp_path / "cat").rename(tmp_path / "kat")
+    (tmp_path / "caf\u00e9").rename(tmp_path / "caf")
+    assert len(open_source("folder", tmp_path).notes) == 1
+
+
+# Names that a terminal would act on: a new line, a colour, a backspace, an escape in 8 bits, text from right
+# to left, a name that looks like another, and a byte that is not UTF-8.
+NASTY = [
+    "a\nb",
+    "a\x1b[31mb",
+    "a\bb",
+    "a\x9b31mb",
+    "a\u202egpj",
+    "a\u2066b",
+    "a\u200bb",
+    "a\ufeffb",
+    "a\udcffb",
+]
+SHOWN = [
+    r"a\nb",
+    r"a\x1b[31mb",
+    r"a\x08b",
+    r"a\x9b31mb",
+    r"a\u202egpj",
+    r"a\u2066b",
+    r"a\u200bb",
+    r"a\ufeffb",
+    r"a\xffb",
+]
+
+
+@pytest.mark.parametrize("name, shown", [*zip(NASTY, SHOWN)])
+def test_names_cannot_act_on_a_terminal(name, shown, tmp_path):
+    assert printable(name) == shown == printable(shown) and some([name, "b"]) == f"{shown}, b"
+    root = tmp_path / name
+    touch(root, f"{name}/{name}.png", f"{name}/{name}.txt", f"{name}.png", f"b{name}/1.png", f"B{name}/1.png")
+    touch(root, f"{name}/@eaDir/{name}")
+    source = open_source("folder", root)
+    assert f"{name}/{name}.png" in names(source) and name in source.class_names  # as they are
+    texts = [*source.notes]
+    assert len(texts) == 5 and all(shown in text for text in texts)
+    (root / f"empty{name}").mkdir()
+    errors = [("folder", root), ("folder", root / "gone"), ("folder", root / f"{name}.png")]
+    (root / f"{name}/link").symlink_to(f"/gone/{name}")
+    errors.append(("folder", root / name))
+    errors += [("CIFAR10", root / f"{name}.png"), ("folder", root / name / "link")]
+    for dataset, path in errors:
+        with pytest.raises(SourceError) as caught:
+            open_source(dataset, path)
+        texts.append(str(caught.value))
+        assert shown in texts[-1]
+    assert all(printable(text) == text for text in texts)
+
+
+def test_text_that_is_printable_stays_as_it_is():
+    for text in (
+        "caf\u00e9 \u0142 \u4e2d\u6587 \u0645\u06cc\u200c\u062e",
+        "\U0001f469\u200d\U0001f373",
+        "a\\nb",
+        "a  b",
+    ):
+        assert printable(text) == text
+    assert printable("a\ud800b") == r"a\ud800b"  # no file name, but JSON may hold it
 
 
 def test_names_that_are_not_utf8(tmp_path):

@@ -1,6 +1,10 @@
 """pairwise, search and range_search on the CPU against a double loop over Python integers' bit_count."""
 
 import itertools
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llc.hamming import cpu, neighbours, pairwise, range_search, search
+from tests.data.helpers import wait_until
 from tests.hamming.helpers import random_codes, slow_pairwise, slow_range_search, slow_search
+from tests.waiting import seconds
 
 sizes = st.one_of(st.integers(1, 5), st.integers(1, 140))
 lengths = st.one_of(st.integers(1, 24), st.integers(1, 300))
@@ -161,6 +167,71 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_work():
         with pytest.raises(OSError, match="piece 3"):
             in_threads(work, [(i,) for i in range(10_000)], num_threads)
         assert len(done) < 10_000
+
+
+def interrupted(work):
+    """Sends Ctrl-C to this process while `work` runs -> seconds until it is heard."""
+    sent = []
+
+    def send():
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.3, send)
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+            timer.join()  # the work was too short
+        return time.monotonic() - sent[0]
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.parametrize("code_size", [8, 512, neighbours.MAX_CODE_SIZE])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda queries, database: search(queries, database, 1),
+        lambda queries, database: search(queries, database, 10),
+        lambda queries, database: range_search(queries, database, 0),
+        lambda queries, database: pairwise(queries, database),
+    ],
+    ids=["nearest", "k nearest", "range", "pairwise"],
+)
+def test_ctrl_c_is_heard_soon_and_the_threads_end(call, code_size):
+    """Work of seconds, which codes of 512 bytes made a single kernel call of each thread."""
+    database = np.zeros(((64 << 20) // code_size, code_size), np.uint8)
+    queries = np.zeros((64 if code_size == 8 else 1000, code_size), np.uint8)
+    call(queries[:1], database[:99])  # compiles
+    num_threads = threading.active_count()
+    assert interrupted(lambda: [call(queries, database) for _ in range(20)]) < seconds(0.5)
+    wait_until(lambda: threading.active_count() <= num_threads)
+
+
+def test_an_interrupted_kernel_returns_early():
+    """`stop` ends a kernel at its next tile, so threads that nobody waits for do not go on for minutes."""
+    queries, database = np.zeros((9, 8), np.uint8), np.zeros((1 << 20, 8), np.uint8)
+    for stop, found in ((0, 1), (1, 0)):
+        distances, indices = np.full(9, 70, np.int32), np.full(9, -1, np.int64)
+        scratch = cpu._scratch(8, len(database), np.array([stop], np.uint8))
+        cpu._nearest(scratch, queries, database, 0, len(database), distances, indices)
+        assert (indices == 0).all() == found
+
+
+def test_an_error_stops_the_other_threads():
+    from llc.kernels import in_threads
+
+    stop = np.zeros(1, np.uint8)
+
+    def work(piece):
+        if piece == 1:
+            raise OSError("piece 1")
+        while not stop[0]:
+            time.sleep(0.001)
+
+    with pytest.raises(OSError, match="piece 1"):
+        in_threads(work, [(0,), (1,)], 2, stop)
 
 
 @pytest.mark.parametrize(

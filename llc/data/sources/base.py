@@ -15,6 +15,7 @@ libraries inside functions: every command, and each of the writer's processes, i
 
 import os
 import re
+import unicodedata
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -181,8 +182,30 @@ def is_image_name(name):
 
 
 def printable(name):
-    """A file name as text that can be printed: bytes that are not UTF-8 become escapes."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file or class name as text that is safe to print: what a terminal would act on becomes escapes.
+
+    These are control characters such as newlines and escape sequences, characters that change the direction
+    of text or are invisible, and bytes that are not UTF-8. Text that is printable already stays as it is.
+    """
+    text = os.fspath(name)
+    if text.isprintable():
+        return text
+    text = _LONE_SURROGATE.sub(lambda match: _escape(match[0]), text)
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+
+
+# Halves of a pair that stand for no byte of a file name. JSON may hold them.
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_NEEDED_BY_SCRIPTS = "\u200c\u200d"  # join and separate letters, as in Persian and in emoji
+
+
+def _is_hidden(character):
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp") and character not in _NEEDED_BY_SCRIPTS
+
+
+def _escape(character):
+    return ascii(character)[1:-1]
 
 
 def some(names, limit=20):
@@ -193,4 +216,4 @@ def some(names, limit=20):
 
 def one_line(error):
     """An exception's message on a single line, or its type if it has none."""
-    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
+    return printable(re.sub(r"\s+", " ", str(error)).strip().rstrip(".")) or type(error).__name__

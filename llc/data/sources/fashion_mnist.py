@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llc.data.sources.base import DOWNLOAD_FOLDER, IndexedDataset, SourceError, one_line, register
+from llc.data.sources.base import DOWNLOAD_FOLDER, IndexedDataset, SourceError, one_line, printable, register
+from llc.data.sources.listing import is_file, status_of
 
 FASHION_MNIST_FOLDER = (
     "/usr/share/datasets/fashion-mnist"  # where Debian's package dataset-fashion-mnist puts it
@@ -36,6 +37,7 @@ def open_fashion_mnist(data_dir, split):
 def _find(data_dir, split):
     """The folder that holds the two files of a split, or None."""
     if data_dir:
+        status_of(data_dir)  # raises SourceError for a folder that is closed, or a link that leads nowhere
         folders = [Path(data_dir), Path(data_dir, "FashionMNIST", "raw"), Path(data_dir, "raw")]
     else:
         folders = [Path(DOWNLOAD_FOLDER, "FashionMNIST", "raw")]
@@ -47,7 +49,7 @@ def _find(data_dir, split):
 
 def _idx_file(folder, split, kind):
     stem = f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte"
-    return next((path for path in (folder / stem, folder / f"{stem}.gz") if path.is_file()), None)
+    return next((path for path in (folder / stem, folder / f"{stem}.gz") if is_file(path)), None)
 
 
 def _read(folder, split):
@@ -55,10 +57,10 @@ def _read(folder, split):
     labels = _read_idx(_idx_file(folder, split, "labels-idx1"), num_axes=1).astype(np.int64)
     if len(pictures) != len(labels) or not len(labels) or labels.max() >= len(FASHION_MNIST_CLASSES):
         raise SourceError(
-            f"{folder}: not Fashion-MNIST: {len(pictures)} images, {len(labels)} labels up to"
+            f"{printable(folder)}: not Fashion-MNIST: {len(pictures)} images, {len(labels)} labels up to"
             f" {labels.max(initial=-1)}"
         )
-    note = f"FashionMNIST, {split}: read from {folder}"
+    note = f"FashionMNIST, {split}: read from {printable(folder)}"
     return IndexedDataset(
         FASHION_MNIST_CLASSES, labels, f"FashionMNIST {split}", _GreyPictures(pictures), notes=(note,)
     )
@@ -82,14 +84,16 @@ def _read_idx(path, num_axes):
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             data = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise SourceError(f"{path} cannot be read: {one_line(error)}") from error
+        raise SourceError(f"{printable(path)} cannot be read: {one_line(error)}") from error
     head = 4 + 4 * num_axes
     if len(data) < head or data[:4] != bytes((0, 0, 8, num_axes)):
-        raise SourceError(f"{path} is not an IDX file of bytes with {num_axes} axes")
+        raise SourceError(f"{printable(path)} is not an IDX file of bytes with {num_axes} axes")
     shape = struct.unpack(f">{num_axes}I", data[4:head])
     size = 1
     for length in shape:  # Python's integers, which do not overflow
         size *= length
     if len(data) != head + size:
-        raise SourceError(f"{path} is cut off: {len(data) - head} bytes of data, where {shape} needs {size}")
+        raise SourceError(
+            f"{printable(path)} is cut off: {len(data) - head} bytes of data, where {shape} needs {size}"
+        )
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

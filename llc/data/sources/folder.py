@@ -1,20 +1,16 @@
 """A tree with a folder of images per class, alone or below folders called train and val."""
 
 import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from llc.data.sources.base import (
-    IMAGE_SUFFIXES,
-    Source,
-    SourceError,
-    is_image_name,
-    printable,
-    register,
-    some,
-)
+from llc.data.sources.base import IMAGE_SUFFIXES, Source, SourceError, printable, register, some
+from llc.data.sources.listing import is_folder, listing, must_be_folder, status_of
 
 # A folder with nothing but these in it is the root of a dataset, not a dataset with these classes.
 _SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "test"))
@@ -55,8 +51,8 @@ class FolderTree(Source):
         empty = [name for name, count in zip(self.class_names, self.class_counts()) if not count]
         if empty:
             raise SourceError(
-                f"{self.root}: {len(empty)} of {len(self.class_names)} class folders hold no images:"
-                f" {some(empty)};"
+                f"{printable(self.root)}: {len(empty)} of {len(self.class_names)} class folders hold no"
+                f" images: {some(empty)};"
                 " fill or remove them (for a val split that lacks some classes of train, give"
                 " class_names_from)"
             )
@@ -80,115 +76,143 @@ def find_split(data_dir, split):
     ImageNet's val, before it is sorted into class folders, is such a case.
     """
     root = Path(data_dir)
-    _must_be_folder(root, "data_dir")
+    must_be_folder(root, "data_dir")
     candidates = (split, "test") if split == "val" else (split,)
     for candidate in candidates:
         if _holds_class_folders(root / candidate):
             return root / candidate
-    folders = _subfolders(root)
+    folders = listing(root, broken_images=False).folders
     other_splits = [name for name in folders if name in _SPLIT_FOLDERS and _holds_class_folders(root / name)]
     if other_splits or (folders and _SPLIT_FOLDERS.issuperset(folders)):
         found = f"{', '.join(other_splits)} does" if other_splits else f"{', '.join(folders)} do not"
         can_hold_out = split == "val" and "train" in other_splits
         raise SourceError(
-            f"split={split}: {root} holds no folder {' or '.join(candidates)} that holds a folder of images"
-            " per class"
-            f" ({found}); sort its images into class folders, or give the folder that holds them as data_dir"
+            f"split={split}: {printable(root)} holds no folder {' or '.join(candidates)} that holds a folder"
+            f" of images per class ({found}); sort its images into class folders, or give the folder that"
+            " holds them as data_dir"
             + (", or hold a val split out of train with val_fraction" if can_hold_out else "")
         )
     return root
 
 
-def _must_be_folder(path, what):
-    if not path.exists():
-        raise SourceError(f"{what} {path} does not exist")
-    if not path.is_dir():
-        raise SourceError(f"{what} {path} is a file; a folder is needed")
-
-
-def _subfolders(folder):
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
-
-
 def _holds_class_folders(folder):
     """Whether `folder` holds folders and no images beside them."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return False
-    entries = _entries(folder)
-    has_images = any(is_image_name(entry.name) for entry in entries if not entry.is_dir())
-    return any(entry.is_dir() for entry in entries) and not has_images
-
-
-def _entries(folder):
-    """What `folder` holds, sorted by name, without hidden files. Raises SourceError."""
-    try:
-        with os.scandir(folder) as listing:
-            visible = (entry for entry in listing if not entry.name.startswith("."))
-            return sorted(visible, key=lambda entry: entry.name)
-    except OSError as error:
-        raise SourceError(f"{printable(folder)} cannot be listed: {error.strerror}") from error
+    found = listing(folder)
+    return bool(found.folders) and not found.images
 
 
 def open_tree(root, may_be_empty=False):
     """The tree `root`: its sorted folders are the classes; their images are found at any depth, and sorted.
 
-    Hidden files are ignored; files that are not images are counted in `notes`. Links are followed. Raises
-    SourceError where `root` is no folder, holds no class folder or no image, or has a class without images
-    (unless `may_be_empty`).
+    Hidden files are ignored. Files that are not images are counted in `notes`, and what systems make, such as
+    lost+found, is ignored and named there. Links are followed. Raises SourceError where `root` is no folder,
+    holds no class folder or no image, has a class without images (unless `may_be_empty`), or where it or a
+    folder below it holds a link that leads nowhere, a socket or a device. A broken link in a class that is
+    called like an image is one that cannot be read.
     """
     root = Path(root)
-    _must_be_folder(root, "image folder")
-    class_names = _subfolders(root)
-    files, labels, others = [], [], []
-    for label, class_name in enumerate(class_names):
-        found = _images_below(root, class_name, others)
+    must_be_folder(root, "image folder")
+    shown, top = printable(root), listing(root, broken_images=False)
+    files, labels, others, ignored = [], [], [], list(top.ignored)
+    for label, class_name in enumerate(top.folders):
+        found = _images_below(root, class_name, others, ignored)
         files += found
         labels += [label] * len(found)
-    beside = [entry.name for entry in _entries(root) if is_image_name(entry.name) and not entry.is_dir()]
+    beside = [printable(name) for name in top.images]
     hint = f"; the images directly in it, like {beside[0]}, have no class" if beside else ""
-    if not class_names:
-        raise SourceError(f"{root} holds no folder: one folder of images per class is needed{hint}")
+    if not top.folders:
+        made = f"; {some(ignored)} is made by systems" if ignored else ""
+        raise SourceError(f"{shown} holds no folder: one folder of images per class is needed{hint}{made}")
     if not files:
         raise SourceError(
-            f"{root} holds no images in its {len(class_names)} folders ({some(class_names)}); "
+            f"{shown} holds no images in its {len(top.folders)} folders ({some(top.folders)}); "
             f"images end in {' '.join(sorted(IMAGE_SUFFIXES))}{hint}"
         )
-    notes = [f"{len(files):,} images in {len(class_names)} class folders of {root}"]
+    notes = [f"{len(files):,} images in {len(top.folders)} class folders of {shown}"]
     if others:
         notes.append(
-            f"{len(others)} files there are not images by their names and were ignored, like {others[0]}"
+            f"{len(others)} files there are not images by their names and were ignored, like"
+            f" {printable(min(others))}"
         )
     if beside:
         notes.append(
-            f"{len(beside)} images directly in {root} have no class and were ignored, like {beside[0]}"
+            f"{len(beside)} images directly in {shown} have no class and were ignored, like {beside[0]}"
         )
+    if ignored:
+        notes.append(f"made by systems, not by people, and ignored: {some(ignored, 5)}")
+    notes += _lookalikes(top.folders)
     tree = FolderTree(
-        tuple(class_names), np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes)
+        top.folders, np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes)
     )
     if not may_be_empty:
         tree.check_classes()
     return tree
 
 
-def _images_below(root, relative, others, above=()):
-    """Sorted paths, relative to `root`, of the images in its folder `relative` and below.
+def _images_below(root, class_name, others, ignored):
+    """Sorted paths, relative to `root`, of the images in its folder `class_name` and below.
 
-    Other files are added to `others`. above: identities of the folders around this one.
+    Other files are added to `others`, and what systems make to `ignored`.
     """
-    folder = os.path.join(root, relative)
-    entries = _entries(folder)
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise SourceError(f"{printable(folder)} is a link to a folder that contains it: remove the link")
     found = []
-    for entry in entries:
-        path = os.path.join(relative, entry.name)
-        if entry.is_dir():
-            found += _images_below(root, path, others, (*above, identity))
-        elif is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
-            # A broken link is kept: reading it is an error with its name, not a silently missing image.
+    entered = [_Entered.of(root, class_name, others, ignored)]  # the folders around the current one, and it
+    while entered:
+        kind, path = next(entered[-1].left, (None, None))
+        if kind is None:
+            entered.pop()
+        elif kind == "image":
             found.append(path)
         else:
-            others.append(path)
+            inner = _Entered.of(root, path, others, ignored)
+            if inner.identity in [outer.identity for outer in entered]:
+                raise SourceError(
+                    f"{printable(os.path.join(root, path))} is a link to a folder that contains it: remove"
+                    " the link"
+                )
+            entered.append(inner)
     return found
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """A folder that is being read. left: iterator of ("folder" or "image", path), sorted by name."""
+
+    identity: tuple
+    left: Iterator
+
+    @classmethod
+    def of(cls, root, relative, others, ignored):
+        """Opens the folder `relative` below `root`; adds what is neither to `others` and `ignored`."""
+        folder = os.path.join(root, relative)
+        status = status_of(folder)
+        if status is None:
+            raise SourceError(f"{printable(folder)} was removed while its images were listed: start again")
+        content = listing(folder)
+        others += [os.path.join(relative, name) for name in content.others]
+        ignored += [os.path.join(relative, name) for name in content.ignored]
+        both = [(name, "folder") for name in content.folders] + [(name, "image") for name in content.images]
+        left = ((kind, os.path.join(relative, name)) for name, kind in sorted(both))
+        return cls((status.st_dev, status.st_ino), left)
+
+
+def _lookalikes(class_names):
+    """Notes on names that differ only by case or by the encoding of accents; some systems mix them up."""
+    groups = defaultdict(list)
+    for name in class_names:
+        decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+        groups[decomposed].append(name)
+    groups = [group for group in groups.values() if len(group) > 1]
+    if not groups:
+        return []
+    shown = []
+    for group in groups[:5]:
+        same = len({unicodedata.normalize("NFC", name) for name in group}) < len(group)
+        # Names that look the same on a screen are shown by the numbers of their characters.
+        shown.append(" and ".join(ascii(name) if same else printable(name) for name in group))
+    more = f", and {len(groups) - 5} more" if len(groups) > 5 else ""
+    return [
+        "class folders that differ only by case or by the encoding of accents stay different classes:"
+        f" {', '.join(shown)}{more}"
+    ]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llc.data.sources.base import DOWNLOAD_FOLDER, IndexedDataset, SourceError, one_line
+from llc.data.sources.base import DOWNLOAD_FOLDER, IndexedDataset, SourceError, one_line, printable
+from llc.data.sources.listing import must_be_folder, status_of
 
 _SOCKET_TIMEOUT_SECONDS = 30  # torchvision's downloads have no time-out: a silent server would block for ever
 _NOT_DATASETS = ("ImageFolder", "DatasetFolder", "FakeData", "VisionDataset")
@@ -35,8 +36,8 @@ def open_dataset(name, data_dir, split):
 def open_class(cls, data_dir, split):
     """The Source of one of `classes`. Raises SourceError."""
     root = Path(data_dir or DOWNLOAD_FOLDER)
-    if data_dir and root.exists() and not root.is_dir():
-        raise SourceError(f"data_dir {root} is a file; a folder is needed")
+    if data_dir and status_of(root) is not None:
+        must_be_folder(root, "data_dir")
     instance, note = _construct(cls, root, split)
     labels = _labels_of(instance, cls.__name__)
     class_names = _class_names_of(instance, labels, cls.__name__)
@@ -47,7 +48,7 @@ def _construct(cls, root, split):
     """(instance of a torchvision dataset for our split, line that says where it came from)."""
     accepted = inspect.signature(cls.__init__).parameters
     choices = _split_arguments(cls, accepted, split)
-    existed = root.exists()
+    existed = status_of(root) is not None
     for place, extra in _places(accepted):
         for choice in choices:
             try:
@@ -60,7 +61,7 @@ def _construct(cls, root, split):
                 failure = error
                 break
             used = "".join(f", {key}={value}" for key, value in choice.items())
-            return instance, f"{cls.__name__}{used}: {place} {root}"
+            return instance, f"{cls.__name__}{used}: {place} {printable(root)}"
     if not existed:
         _remove_empty_folders(root)
     if "Unknown value" in str(failure):
@@ -69,7 +70,7 @@ def _construct(cls, root, split):
             " the"
             " images that you want"
         ) from failure
-    message = f"dataset={cls.__name__}, split={split}: not found in {root.absolute()}, and "
+    message = f"dataset={cls.__name__}, split={split}: not found in {printable(root.absolute())}, and "
     if "download" in accepted:
         message += (
             f"it could not be downloaded: {one_line(failure)}. Put its files there as torchvision lays them"
