@@ -1,7 +1,20 @@
 """Where images and labels come from. `open_source` finds a source by name.
 
 base.py                 Source, and how to add one: a file in this folder or a plugin
+listing.py              what lies in a folder, with errors that name the path
+patterns.py             names of several files in one: braces and wildcards
+labels.py               classes from stored labels, columns and splits by their usual names
 folder.py               a tree with a folder of images per class
+archive.py              images as byte ranges of files
+tar.py, zip.py          what tar and zip files hold
+packed_tree.py          a zip or tar with a folder of images per class
+imagenet.py             ImageNet's tar files, and its val folder without class folders
+kaggle.py               ImageNet as Kaggle lays it out, in a folder or a zip
+webdataset.py           WebDataset's tar files
+parquet.py              Hugging Face's parquet files
+parquet_pages.py        single pages of a parquet column
+table.py                images that a CSV, TSV or JSON lines file lists
+lmdb.py                 LMDB databases of image files or of Caffe's Datum
 fashion_mnist.py        Fashion-MNIST from its four files
 torchvision_dataset.py  torchvision's datasets, by name
 joined.py               several sources as one
