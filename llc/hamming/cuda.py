@@ -1,25 +1,32 @@
 """Distances and search on CUDA, by Triton. Arguments are tensors on one device that llc.hamming has checked.
 
 Two modules compute distances: cuda_popc uses the instruction that counts bits, and cuda_dot uses int8
-tensor cores. They give the same results, and _takes_dot chooses between them. Under TRITON_INTERPRET=1 the
+tensor cores. They give the same results, and _takes_dot chooses between them. cuda_topk selects the nearest
+codes. Under TRITON_INTERPRET=1 the
 kernels run on CPU tensors, for tests.
 """
 
 import torch
+import triton
 
-from llc.hamming import cuda_dot, cuda_popc
-from llc.hamming.cuda_popc import INDEX_BITS
+from llc.hamming import cuda_dot, cuda_popc, cuda_topk
 from llc.kernels.cuda_launch import check_grid
 
 # "popc" or "dot" makes every search use that module where it can, for tests and timings. None: see
 # _takes_dot.
 METHOD = None
-DOT_QUERIES = 256  # from this many queries on tensor cores are faster, see _takes_dot
+DOT_QUERIES = 512  # from this many queries on tensor cores are faster, see _takes_dot
 MAX_CODES = (1 << 31) - (
     1 << 16
 )  # kernels number codes by int32, and the last tile reaches beyond the last code
-QUERY_TILE = 8192  # queries of a top-k or range search that are processed together
+QUERY_TILE = 8192  # queries of a range search that are processed together
 MAX_CANDIDATES = 1 << 25  # candidates of a top-k search at a time, unless a single query has more
+MAX_MINIMA = 1 << 27  # lowest distances, of queries and groups of codes, at a time: 256 MB
+MAX_GROUPS = 1 << 14  # of codes: more would be of no use, and fewer queries would fit into MAX_MINIMA
+# With fewer groups per neighbour, radii from minima would include too many codes.
+GROUPS_PER_NEIGHBOUR = 4
+# Room for codes that are as far away as the last neighbour. Random codes of 64 bits need up to 5.
+CANDIDATES_PER_NEIGHBOUR = 8
 
 
 def pairwise(queries: torch.Tensor, database: torch.Tensor) -> torch.Tensor:
@@ -36,33 +43,68 @@ def search(queries: torch.Tensor, database: torch.Tensor, k: int) -> tuple[torch
     _check_numbers(queries, database)
     if len(queries) == 0:
         return _empty(torch.int32, (0, k), queries), _empty(torch.int64, (0, k), queries)
-    if k == 1:
-        if _takes_dot(queries, database):
-            keys = cuda_dot.nearest(queries, database)
-        else:
-            keys = cuda_popc.nearest(queries, cuda_popc.prepare(database))
-        return (keys[:, None] >> INDEX_BITS).int(), keys[:, None] & ((1 << INDEX_BITS) - 1)
-    words, parts = cuda_popc.prepare(database), []
-    for part in queries.split(max(1, min(QUERY_TILE, MAX_CANDIDATES // (4 * k)))):
-        if _takes_dot(part, database):
-            nearest = cuda_dot.nearest_in_lanes(part, database, 4 * k)
-        else:
-            nearest = cuda_popc.nearest_in_lanes(part, words, 4 * k)
-        parts.append(_k_nearest(part, words, k, _radii(nearest, k)))
+    parts = list(_nearest(queries, database) if k == 1 else _several_nearest(queries, database, k))
+    if len(parts) == 1:
+        return parts[0]
     distances, indices = (torch.cat(part) for part in zip(*parts))
     return distances, indices
 
 
-def _radii(nearest, k):
-    """A distance within which each query has at least k codes -> int32 [n].
+def _nearest(queries, database):
+    """Yields search(part, database, 1) for parts of the queries."""
+    if _takes_dot(queries, database):
+        for part in queries.split(cuda_dot.max_queries(queries)):
+            yield cuda_topk.lowest(cuda_dot.nearest(part, database))
+    else:
+        words = cuda_popc.prepare(database)
+        for part in queries.split(cuda_popc.MAX_QUERIES):
+            yield cuda_topk.lowest(cuda_popc.nearest(part, words))
 
-    nearest: int32 [n, lanes], the lowest distance in each lane. The k-th lowest of these is such a distance,
-    because k lanes have a code within it. If there are fewer than k lanes, all codes are candidates.
-    """
-    if k > nearest.shape[1]:
-        return nearest.new_full((len(nearest),), (1 << 16) - 1)
-    # not kthvalue: torch warns that its choice among equal values is not deterministic
-    return nearest.topk(k, dim=1, largest=False).values[:, -1].contiguous()
+
+def _several_nearest(queries, database, k):
+    """Yields search(part, database, k) for parts of the queries, for k > 1."""
+    words, takes_dot = cuda_popc.prepare(database), _takes_dot(queries, database)
+    tile = cuda_dot.BLOCK_M if takes_dot else words.block_m
+    group_steps = triton.cdiv(triton.cdiv(len(database), tile), MAX_GROUPS)
+    num_groups = triton.cdiv(len(database), tile * group_steps)
+    if num_groups < GROUPS_PER_NEIGHBOUR * k:
+        for part in queries.split(QUERY_TILE):
+            yield _k_nearest(part, words, k, _exact_radii(part, words, k))
+        return
+    capacity = triton.next_power_of_2(CANDIDATES_PER_NEIGHBOUR * k)
+    at_a_time = max(1, min(MAX_MINIMA // num_groups, MAX_CANDIDATES // capacity))
+    if takes_dot:
+        at_a_time = min(at_a_time, cuda_dot.max_queries(queries))
+    for part in queries.split(at_a_time):
+        if takes_dot:
+            minima = cuda_dot.group_minima(part, database, group_steps)
+        else:
+            minima = cuda_popc.group_minima(part, words, group_steps)
+        radii, num_within = cuda_topk.radii_of(minima, k, 8 * part.shape[1])
+        keys = None
+        if int(num_within.sum()) <= cuda_topk.MAX_PAIRS:
+            keys = cuda_topk.k_nearest(part, words, minima, tile * group_steps, radii, k, capacity)
+        if keys is None:  # many codes are equally far away, so that there are many candidates
+            yield from (
+                _k_nearest(few, words, k, few_radii)
+                for few, few_radii in zip(part.split(QUERY_TILE), radii.split(QUERY_TILE))
+            )
+        else:
+            yield cuda_topk.as_result(keys)
+
+
+def _exact_radii(queries, database, k):
+    """The distance of each query's k-th nearest code, by bisection: int32 [n]."""
+    num_bits = 8 * queries.shape[1]
+    low = torch.zeros(len(queries), dtype=torch.int32, device=queries.device)
+    high = torch.full_like(low, num_bits)
+    splits, steps = cuda_popc.split(len(queries), database)
+    for _ in range(num_bits.bit_length()):
+        middle = (low + high) >> 1
+        enough = cuda_popc.count_within(queries, database, middle, splits, steps).sum(1) >= k
+        high = torch.where(enough, middle, high)
+        low = torch.where(enough, low, torch.minimum(middle + 1, high))
+    return high
 
 
 def _k_nearest(queries, database, k, radii):
@@ -109,23 +151,16 @@ def range_search(
 def _takes_dot(queries, database):
     """Whether to find the nearest codes by tensor cores (cuda_dot) instead of by POPC (cuda_popc).
 
-    The rule follows from counting instructions of the compiled kernels; it has not been measured on a GPU.
-    Per clock cycle a multiprocessor computes and compares the distances of so many pairs of codes:
-
-                     POPC   products on an H100   products on an A100
-        64 bits         8              about 20              about 16
-        256 bits        4              about 10               about 6
-
-    Unpacking the database takes as long as products save on 120 queries (64 bits) to 240 queries (256 bits).
-    Codes of one word gain nothing, because comparing the distances takes most of their time. Triton has no
-    int8 products for compute capabilities below 8.0. For 10.0 and above the instructions were not counted.
+    Measured on an H200, in 1,281,167 codes (BENCHMARKS.md): at 512 queries tensor cores take 0.65 to 0.88 of
+    the time for the nearest code of 32 to 256 bits, and from 64 bits on a third for 10,000 queries. At 256
+    queries both take about as long. Triton has no int8 products for compute capabilities below 8.0. For 10.0
+    and above neither way was tried.
     """
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:
         return possible and METHOD == "dot"
     return (
         possible
-        and queries.shape[1] > 4
         and len(queries) >= DOT_QUERIES
         and queries.is_cuda
         and 8 <= torch.cuda.get_device_capability(queries.device)[0] < 10

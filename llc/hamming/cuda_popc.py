@@ -1,6 +1,6 @@
 """Distances on CUDA by POPC, the instruction that counts bits, for codes of any length.
 
-Codes are stored as 32-bit words in the shape [words, n], so that neighbouring threads read neighbouring
+The database is stored as 32-bit words in the shape [words, m], so that neighbouring threads read neighbouring
 words. The last code is repeated until the last tile is full, so no load needs a mask. A program holds the
 distances of one tile in registers: BLOCK_N queries x block_m codes. The database is cut into splits of
 `steps` tiles each, so that a few queries also keep the whole device busy.
@@ -23,17 +23,17 @@ BLOCK_M = 512  # codes of a tile: 8 x 4 pairs per thread
 LONG_BLOCK_M = 256  # the same for codes of more than two words, as carry-save adders need registers too
 GROUP = 8  # words that go through the carry-save adders together
 PART = 64  # codes of a tile that are written at a time
-PROGRAMS = 4096  # enough for a few waves on 132 multiprocessors: an assumption, not measured
+PROGRAMS = 4096  # a few waves; on an H200 2048 to 16384 take as long
 STEP_BITS = 15  # a lane's key is distance << STEP_BITS | step, which leaves 16 bits for the distance
 INDEX_BITS = 40  # a query's key is distance << INDEX_BITS | index
-MAX_QUERIES = 1 << 22  # of one launch: its grid then stays within CUDA's limit for any size of database
+MAX_QUERIES = 1 << 22  # of one search: a grid then stays within CUDA's limit for any size of database
 
 
 # ---- kernels ------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _count_bits(x):
+def count_bits(x):
     """The number of bits that are 1 in uint32 x -> int32.
 
     LLVM recognises this pattern and replaces it by one popc. The minimum keeps LLVM from merging the last
@@ -47,19 +47,16 @@ def _count_bits(x):
 
 
 @triton.jit
-def _differing(query, code, word: tl.constexpr, query_stride, code_stride):
+def _differing(query, code, word: tl.constexpr, code_stride):
     """The differing bits of word number `word` -> uint32 [BLOCK_N, BLOCK_M]."""
-    a = tl.load(query + word * query_stride).to(tl.uint32, bitcast=True)
+    a = tl.load(query + word).to(tl.uint32, bitcast=True)
     b = tl.load(code + word * code_stride).to(tl.uint32, bitcast=True)
     return a[:, None] ^ b[None, :]
 
 
 @triton.jit
-def _two_words(query, code, word: tl.constexpr, query_stride, code_stride):
-    return (
-        _differing(query, code, word, query_stride, code_stride),
-        _differing(query, code, word + 1, query_stride, code_stride),
-    )
+def _two_words(query, code, word: tl.constexpr, code_stride):
+    return _differing(query, code, word, code_stride), _differing(query, code, word + 1, code_stride)
 
 
 @triton.jit
@@ -69,28 +66,28 @@ def _full_add(a, b, c):
 
 
 @triton.jit
-def _group_distances(query, code, query_stride, code_stride, words: tl.constexpr):
+def _group_distances(query, code, code_stride, words: tl.constexpr):
     """The number of differing bits in 1 to GROUP words. The names ones, twos, fours give a bit's weight."""
-    ones = _differing(query, code, 0, query_stride, code_stride)
+    ones = _differing(query, code, 0, code_stride)
     if words >= 3:
-        a, b = _two_words(query, code, 1, query_stride, code_stride)
+        a, b = _two_words(query, code, 1, code_stride)
         ones, twos = _full_add(ones, a, b)
     if words >= 5:
-        a, b = _two_words(query, code, 3, query_stride, code_stride)
+        a, b = _two_words(query, code, 3, code_stride)
         ones, more_twos = _full_add(ones, a, b)
     if words >= 7:
-        a, b = _two_words(query, code, 5, query_stride, code_stride)
+        a, b = _two_words(query, code, 5, code_stride)
         ones, last_twos = _full_add(ones, a, b)
         twos, fours = _full_add(twos, more_twos, last_twos)
-    distance = _count_bits(ones)
+    distance = count_bits(ones)
     if words % 2 == 0:
-        distance += _count_bits(_differing(query, code, words - 1, query_stride, code_stride))
+        distance += count_bits(_differing(query, code, words - 1, code_stride))
     if words >= 3:
-        distance += 2 * _count_bits(twos)
+        distance += 2 * count_bits(twos)
     if words == 5 or words == 6:
-        distance += 2 * _count_bits(more_twos)
+        distance += 2 * count_bits(more_twos)
     if words >= 7:
-        distance += 4 * _count_bits(fours)
+        distance += 4 * count_bits(fours)
     return distance
 
 
@@ -99,54 +96,42 @@ def _tile_distances(
     queries, database, rows, columns, n, code_stride, words: tl.constexpr, GROUP: tl.constexpr
 ):
     """Distances of queries `rows` [BLOCK_N] to codes `columns` [BLOCK_M] -> int32 [BLOCK_N, BLOCK_M]."""
-    query, code = queries + rows, database + columns
-    query_stride = (tl.cdiv(n, rows.shape[0]) * rows.shape[0]).to(tl.int64)
-    code_stride = code_stride.to(tl.int64)
+    # Rows beyond n repeat the last query. For long codes the queries hold them already: without a minimum all
+    # rows' pointers differ by constants, which saves 80 registers.
+    if words <= GROUP:
+        rows = tl.minimum(rows, n - 1)
+    query = queries + rows.to(tl.int64) * words
+    code, code_stride = database + columns, code_stride.to(tl.int64)
     distance = tl.zeros([rows.shape[0], columns.shape[0]], tl.int32)
     for _ in range(words // GROUP):
-        distance += _group_distances(query, code, query_stride, code_stride, GROUP)
-        query += GROUP * query_stride
+        distance += _group_distances(query, code, code_stride, GROUP)
+        query += GROUP
         code += GROUP * code_stride
     if words % GROUP > 0:
-        distance += _group_distances(query, code, query_stride, code_stride, words % GROUP)
+        distance += _group_distances(query, code, code_stride, words % GROUP)
     return distance
 
 
 @triton.jit
 def store_nearest(
-    nearest,
-    best,
-    rows,
-    n,
-    split,
-    splits,
-    steps,
-    STEP_BITS: tl.constexpr,
-    INDEX_BITS: tl.constexpr,
-    EACH_LANE: tl.constexpr,
+    nearest, best, rows, n, split, splits, steps, STEP_BITS: tl.constexpr, INDEX_BITS: tl.constexpr
 ):
-    """Stores the result of a split: best int32 [BLOCK_N, BLOCK_M], which is distance << STEP_BITS | step.
+    """Stores each query's lowest key in a split into nearest int64 [splits, n].
 
-    With EACH_LANE it stores the lowest distance of each lane into nearest int32 [n, splits * BLOCK_M].
-    Otherwise it stores the lowest key of each query into nearest int64 [splits, n].
+    best: int32 [BLOCK_N, BLOCK_M], which is distance << STEP_BITS | step.
     """
     BLOCK_M: tl.constexpr = best.shape[1]
-    lanes = tl.arange(0, BLOCK_M)
-    if EACH_LANE:
-        pointers = nearest + (rows.to(tl.int64) * splits + split)[:, None] * BLOCK_M + lanes[None, :]
-        tl.store(pointers, best >> STEP_BITS, mask=(rows < n)[:, None])
-    else:
-        index = (split * steps + (best & ((1 << STEP_BITS) - 1))) * BLOCK_M + lanes[None, :]
-        key = ((best >> STEP_BITS).to(tl.int64) << INDEX_BITS) | index
-        tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
+    index = (split * steps + (best & ((1 << STEP_BITS) - 1))) * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+    key = ((best >> STEP_BITS).to(tl.int64) << INDEX_BITS) | index
+    tl.store(nearest + split.to(tl.int64) * n + rows, tl.min(key, axis=1), mask=rows < n)
 
 
 # By default Triton compiles a kernel again for numbers that are 1 or multiples of 16, which gains nothing
 # here. If Triton knew the alignment of the database, each thread would load 4 neighbouring words, and these
 # would have to go through shared memory to the threads that need them.
 _unspecialised = triton.jit(
-    do_not_specialize=["n", "m", "code_stride", "splits", "steps"],
-    do_not_specialize_on_alignment=["database"],
+    do_not_specialize=["n", "m", "code_stride", "splits", "steps", "group_steps"],
+    do_not_specialize_on_alignment=["queries", "database"],
 )
 
 
@@ -192,26 +177,54 @@ def _nearest_kernel(
     BLOCK_M: tl.constexpr,
     STEP_BITS: tl.constexpr,
     INDEX_BITS: tl.constexpr,
-    EACH_LANE: tl.constexpr,
 ):
-    """The nearest code of each query, or of each lane, as store_nearest stores it.
+    """The nearest code of each query, as store_nearest stores it.
 
     Codes beyond m repeat the last one. They never become the nearest code, because the last one itself has
-    the same distance and a lower index. But a lane that has only such codes must count as empty.
+    the same distance and a lower index.
     """
     split = tl.program_id(0) % splits
     rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
-    lanes = tl.arange(0, BLOCK_M)
     start = split * steps * BLOCK_M
     best = tl.full([BLOCK_N, BLOCK_M], 0x7FFFFFFF, tl.int32)
     for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
-        columns = start + step * BLOCK_M + lanes
+        columns = start + step * BLOCK_M + tl.arange(0, BLOCK_M)
         distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
-        key = distance * (1 << STEP_BITS) + step
-        if EACH_LANE:
-            key = tl.where((columns < m)[None, :], key, 0x7FFFFFFF)
-        best = tl.minimum(best, key)
-    store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS, INDEX_BITS, EACH_LANE)
+        best = tl.minimum(best, distance * (1 << STEP_BITS) + step)
+    store_nearest(nearest, best, rows, n, split, splits, steps, STEP_BITS, INDEX_BITS)
+
+
+@_unspecialised
+def _minima_kernel(
+    queries,
+    database,
+    minima,
+    n,
+    m,
+    code_stride,
+    splits,
+    steps,
+    group_steps,
+    words: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Each query's lowest distance in each group of group_steps tiles, into minima [num_groups, n].
+
+    steps is a multiple of group_steps, so that no group lies in two splits.
+    """
+    split = tl.program_id(0) % splits
+    rows = tl.program_id(0) // splits * BLOCK_N + tl.arange(0, BLOCK_N)
+    lowest = tl.full([BLOCK_N], 0x7FFFFFFF, tl.int32)
+    for step in range(tl.minimum(steps, tl.cdiv(m, BLOCK_M) - split * steps)):
+        tile = split * steps + step
+        columns = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        distance = _tile_distances(queries, database, rows, columns, n, code_stride, words, GROUP)
+        lowest = tl.minimum(lowest, tl.min(distance, axis=1))
+        # It is stored after every tile of a group; the last one counts.
+        tl.store(minima + (tile // group_steps).to(tl.int64) * n + rows, lowest, mask=rows < n)
+        lowest = tl.where((tile + 1) % group_steps == 0, 0x7FFFFFFF, lowest)
 
 
 @triton.jit
@@ -318,16 +331,24 @@ def prepare(codes: torch.Tensor) -> Database:
 
 
 def _words(codes, tile):
-    """uint8 [n, code_size] -> int32 [ceil(code_size / 4), n rounded up to a multiple of tile].
+    """uint8 [m, code_size] -> int32 [ceil(code_size / 4), m rounded up to a multiple of tile].
 
-    Each code is padded with zeros, and the last code is repeated until the last tile is full.
+    The last code is repeated until the last tile is full.
     """
-    n, code_size = codes.shape
-    shape = triton.cdiv(n, tile) * tile, triton.cdiv(code_size, 4) * 4
-    padded = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
-    padded[:n, :code_size] = codes
-    padded[n:, :code_size] = codes[-1]
-    return padded.view(torch.int32).T.contiguous()
+    rows, m = rows_of_words(codes), len(codes)
+    words = rows.new_empty(rows.shape[1], triton.cdiv(m, tile) * tile)
+    words[:, :m] = rows.T
+    words[:, m:] = words[:, m - 1 : m]
+    return words
+
+
+def rows_of_words(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, code_size] -> int32 [n, ceil(code_size / 4)], filled up with zeros. It may share memory."""
+    missing = -codes.shape[1] % 4
+    codes = torch.nn.functional.pad(codes, (0, missing)) if missing else codes.contiguous()
+    if codes.storage_offset() % 4:
+        codes = codes.clone()
+    return codes.view(torch.int32)
 
 
 def pairwise_programs(n: int, m: int) -> int:
@@ -335,70 +356,54 @@ def pairwise_programs(n: int, m: int) -> int:
     return triton.cdiv(n, BLOCK_N) * triton.cdiv(m, LONG_BLOCK_M)
 
 
-def split(n: int, database: Database, lanes: int = 0) -> tuple[int, int]:
-    """(splits, steps) for n queries: at least `lanes` lanes, if the database has that many codes."""
-    num_splits = triton.cdiv(lanes, database.block_m)
-    return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, num_splits)
+def split(n: int, database: Database, group_steps: int = 1) -> tuple[int, int]:
+    """(splits, steps) for n queries, as splits_and_steps says."""
+    return splits_and_steps(triton.cdiv(n, BLOCK_N), database.num_tiles, PROGRAMS, group_steps)
 
 
 def splits_and_steps(
-    num_row_blocks: int, num_tiles: int, num_programs: int, num_splits: int
+    num_row_blocks: int, num_tiles: int, num_programs: int, group_steps: int = 1
 ) -> tuple[int, int]:
     """Cuts num_tiles tiles into splits of `steps` tiles -> (splits, steps).
 
-    If there are enough tiles, this gives about num_programs programs and at least num_splits splits. No
-    split has more steps than STEP_BITS bits can number.
+    If there are enough tiles, this gives about num_programs programs. steps is a multiple of group_steps. If
+    group_steps is 1, no split has more steps than STEP_BITS bits can number.
     """
-    at_least = max(num_splits, triton.cdiv(num_tiles, 1 << STEP_BITS))
-    wanted = max(triton.cdiv(num_programs, num_row_blocks), at_least)
-    steps = max(1, num_tiles // wanted)
+    wanted = max(triton.cdiv(num_programs, num_row_blocks), triton.cdiv(num_tiles, 1 << STEP_BITS))
+    steps = max(1, num_tiles // (wanted * group_steps)) * group_steps
     return triton.cdiv(num_tiles, steps), steps
 
 
 def pairwise(queries: torch.Tensor, database: Database) -> torch.Tensor:
     """Every distance: queries uint8 [n, code_size], n >= 1 -> int32 [n, m]."""
     distances = torch.empty(len(queries), database.length, dtype=torch.int32, device=queries.device)
-    _launch(_all_kernel, queries, database, database.num_tiles, 1, distances)
+    _launch(_all_kernel, queries, database, database.num_tiles, (1,), distances)
     return distances
 
 
 def nearest(queries: torch.Tensor, database: Database) -> torch.Tensor:
-    """The nearest code of each query, as a key int64 [n] = distance << INDEX_BITS | index.
+    """The nearest code of each query in each split, as keys distance << INDEX_BITS | index.
 
-    queries: uint8 [n, code_size], n >= 1.
+    queries: uint8 [n, code_size], 1 <= n <= MAX_QUERIES -> int64 [splits, n].
     """
-    keys = []
-    for part in queries.split(MAX_QUERIES):
-        splits, steps = split(len(part), database)
-        found = torch.empty(splits, len(part), dtype=torch.int64, device=queries.device)
-        _launch_nearest(part, database, splits, steps, found, each_lane=False)
-        keys.append(found.amin(0))
-    return torch.cat(keys)
-
-
-def nearest_in_lanes(queries: torch.Tensor, database: Database, lanes: int) -> torch.Tensor:
-    """The lowest distance in each lane -> int32 [n, num_lanes].
-
-    The codes are divided among at least min(lanes, m) lanes. An empty lane has a distance above all others.
-    """
-    splits, steps = split(len(queries), database, lanes)
-    found = torch.empty(len(queries), splits * database.block_m, dtype=torch.int32, device=queries.device)
-    _launch_nearest(queries, database, splits, steps, found, each_lane=True)
+    splits, steps = split(len(queries), database)
+    found = torch.empty(splits, len(queries), dtype=torch.int64, device=queries.device)
+    constants = {"STEP_BITS": STEP_BITS, "INDEX_BITS": INDEX_BITS}
+    _launch(_nearest_kernel, queries, database, splits, (steps,), found, **constants)
     return found
 
 
-def _launch_nearest(queries, database, splits, steps, found, each_lane):
-    _launch(
-        _nearest_kernel,
-        queries,
-        database,
-        splits,
-        steps,
-        found,
-        STEP_BITS=STEP_BITS,
-        INDEX_BITS=INDEX_BITS,
-        EACH_LANE=each_lane,
-    )
+def group_minima(queries: torch.Tensor, database: Database, group_steps: int) -> torch.Tensor:
+    """Each query's lowest distance in each group of group_steps tiles of the database.
+
+    queries: uint8 [n, code_size], n >= 1 -> int16 [num_groups, n], or int32 for codes of 2^15 bits or more.
+    """
+    splits, steps = split(len(queries), database, group_steps)
+    dtype = torch.int16 if 8 * queries.shape[1] < 1 << 15 else torch.int32
+    num_groups = triton.cdiv(database.num_tiles, group_steps)
+    minima = torch.empty(num_groups, len(queries), dtype=dtype, device=queries.device)
+    _launch(_minima_kernel, queries, database, splits, (steps, group_steps), minima)
+    return minima
 
 
 def count_within(
@@ -406,7 +411,7 @@ def count_within(
 ) -> torch.Tensor:
     """The number of codes of each split within each query's radius, radii int32 [n] -> int64 [n, splits]."""
     counts = torch.empty(len(queries), splits, dtype=torch.int64, device=queries.device)
-    _launch(_count_kernel, queries, database, splits, steps, radii, counts)
+    _launch(_count_kernel, queries, database, splits, (steps,), radii, counts)
     return counts
 
 
@@ -426,7 +431,7 @@ def write_within(
             queries,
             database,
             counts.shape[1],
-            steps,
+            (steps,),
             radii,
             starts,
             distances,
@@ -437,22 +442,25 @@ def write_within(
 
 
 def _launch(kernel, queries, database, splits, steps, *arguments, **constants):
+    """Launches a kernel on all tiles. steps: (steps,), or (steps, group_steps) if the kernel takes both."""
     num_words, code_stride = database.words.shape
     # For 7 and 8 words ptxas would use 168 registers, though 128 are enough and let 4 programs instead of 3
     # run on a multiprocessor. With this limit longer codes and the writing kernel would spill.
     options = {"maxnreg": 128} if num_words in (7, 8) and kernel is not _write_kernel else {}
-    row_blocks = triton.cdiv(len(queries), BLOCK_N)
+    row_blocks, rows = triton.cdiv(len(queries), BLOCK_N), rows_of_words(queries)
+    if num_words > GROUP:
+        rows = torch.cat([rows, rows[-1:].expand(-len(rows) % BLOCK_N, -1)])
     launch(
         kernel,
         row_blocks * splits,
-        _words(queries, BLOCK_N),
+        rows,
         database.words,
         *arguments,
         len(queries),
         database.length,
         code_stride,
         splits,
-        steps,
+        *steps,
         num_words,
         GROUP,
         BLOCK_N,

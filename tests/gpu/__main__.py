@@ -2,7 +2,7 @@
 
     python -m tests.gpu [--only=NAME,...] [--json=gpu.json] [--rehearse]
 
-How long it takes has not been measured. Every part runs in a process of its own, because an error on the
+The tests take about 10 minutes on an H200. Every part runs in a process of its own, because an error on the
 device spoils whatever follows it in the same process. A table of all parts is printed at the end. The JSON
 file holds the table and the benchmarks' figures; it is written after each part. --only chooses parts by the
 beginnings of their names. Tests that need two GPUs are left out on a machine with one. The exit status is 0

@@ -1,7 +1,5 @@
 """The encoder on a CUDA device: the CPU's codes, except where z is within rounding of 0."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -49,9 +47,7 @@ def test_a_folder_is_encoded_on_cuda_as_on_the_cpu(image_tree):
         precision="fp32",
     )
     on_cpu, on_cuda = (
-        encode.encode(
-            encoder, image_tree / "val", SimpleNamespace(device=device, batch_size=8, num_workers=2)
-        )
+        encode.encode(encoder, image_tree / "val", device=device, batch_size=8, num_workers=2)
         for device in ("cpu", "cuda")
     )
     for name in ("labels", "files", "class_names"):

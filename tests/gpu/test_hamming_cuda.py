@@ -70,10 +70,24 @@ def test_products_and_popc_agree(monkeypatch, num_bits, n, m, distinct):
         same(found[None], [part.cpu() for part in found["popc"]])
 
 
+@pytest.mark.parametrize("method", ["popc", "dot"])
+@pytest.mark.parametrize("num_bits, m", [(24, 300_000), (64, 300_000), (256, 200_001)])
+def test_k_nearest_of_many_codes(monkeypatch, method, num_bits, m):
+    """Enough groups of codes for each k; with few distinct codes there is no room for all candidates."""
+    monkeypatch.setattr(cuda, "METHOD", method)
+    queries = codes(40, num_bits, 0)
+    for distinct in (None, 500):
+        database = codes(m, num_bits, 1, distinct)
+        for k in (2, 10, 100):
+            same(search(queries.cuda(), database.cuda(), k), search(queries, database, k))
+    monkeypatch.setattr(cuda, "MAX_GROUPS", 450)  # of several tiles each
+    same(search(queries.cuda(), database.cuda(), 100), search(queries, database, 100))
+
+
 def test_all_codes_equal_and_all_wanted(monkeypatch):
     monkeypatch.setattr(cuda, "MAX_CANDIDATES", 100_000)  # so that queries are halved
     queries, database = codes(33, 64, 0, 1), codes(20_000, 64, 0, 1)
-    for k in (1, 100, 20_000):
+    for k in (1, 5, 100, 20_000):
         distances, indices = search(queries.cuda(), database.cuda(), k)
         assert (distances == 0).all() and (indices.cpu() == torch.arange(k)).all()
 

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,15 +127,17 @@ def train(betons, folder, name, stop_after=None):
 
 
 def test_three_resolutions_two_stops_the_same_bits_and_what_was_learnt(betons, tmp_path):
-    status, text = train(betons, tmp_path, "undisturbed")
-    assert status == 0, text
-    # the first line of an epoch stands before its validation: stopped in the second epoch, then in the
-    # instance stage
-    for stop in ("codebook 1/4: loss", "instance 1/2: loss"):
-        status, text = train(betons, tmp_path, "run", stop)
-        assert status == 75 and "stopped by SIGUSR1" in text, text
-    status, text = train(betons, tmp_path, "run")
-    assert status == 0 and "continues in epoch 2 of the instance stage" in text, text
+    with ThreadPoolExecutor() as pool:  # at once, because each run spends minutes compiling
+        undisturbed = pool.submit(train, betons, tmp_path, "undisturbed")
+        # the first line of an epoch stands before its validation: stopped in the second epoch, then in the
+        # instance stage
+        for stop in ("codebook 1/4: loss", "instance 1/2: loss"):
+            status, text = train(betons, tmp_path, "run", stop)
+            assert status == 75 and "stopped by SIGUSR1" in text, text
+        status, text = train(betons, tmp_path, "run")
+        assert status == 0 and "continues in epoch 2 of the instance stage" in text, text
+        status, text = undisturbed.result()
+        assert status == 0, text
     assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "undisturbed")) == []
 
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

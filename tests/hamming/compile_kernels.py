@@ -23,7 +23,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from llc.hamming import cuda_dot, cuda_popc
+from llc.hamming import cuda_dot, cuda_popc, cuda_table, cuda_topk
 from llc.kernels import pack_cuda
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,15 +74,14 @@ def launch_all():
             cuda_popc.write_within(queries, database, radii, counts, 1)
             if num_bits in (64, 4096):
                 cuda_popc.pairwise(queries, database)
-            if num_bits in (64, 256):
-                label(f"{num_bits} bits, lanes")
-                cuda_popc.nearest_in_lanes(queries, database, 9)
+            cuda_popc.group_minima(queries, database, 1)
             if 64 <= num_bits <= 256:
-                label(f"{num_bits} bits")
                 cuda_dot.nearest(queries, codes)
-            if num_bits == 256:
-                label(f"{num_bits} bits, lanes")
-                cuda_dot.nearest_in_lanes(queries, codes, 9)
+                cuda_dot.group_minima(queries, codes, 1)
+            cuda_topk.lowest(torch.zeros(3, n, dtype=torch.int64))
+            minima = torch.zeros(3, n, dtype=torch.int16)
+            cuda_topk.radii_of(minima, 2, num_bits)
+            cuda_topk.k_nearest(queries, database, minima, 512, radii, 2, 16)
     largest_numbers = {"uint8": 1, "uint16": 0x7F80, "uint32": 0x7F80_0000, "uint64": 2**64 - 1}
     for name, largest in largest_numbers.items():
         dtype = getattr(torch, name)
@@ -90,6 +89,9 @@ def launch_all():
         pack_cuda.pack(torch.zeros(500, 20, dtype=dtype), largest)
         label(f"{dtype}, by columns")
         pack_cuda.pack(torch.zeros(20, 500, dtype=dtype).T, largest)
+    label("20 bits")
+    for n in (1, 32):
+        cuda_table.look_up(as_codes(n, 20), 20, torch.zeros(1 << 20, dtype=torch.int32))
     label("33 bits")
     cuda_popc.nearest(as_codes(9, 33), cuda_popc.prepare(as_codes(1001, 33)))
     cuda_dot.nearest(as_codes(9, 33), as_codes(1001, 33))

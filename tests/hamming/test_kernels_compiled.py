@@ -24,19 +24,16 @@ as_measured = pytest.mark.skipif(
 # threads if a thread has 128 registers, and 3 if it has 168; it runs 1 program of 256 threads of 255
 # registers.
 REGISTERS = {
-    "_nearest_kernel": {
-        "20 bits": 80,
-        "64 bits": 88,
-        "128 bits": 88,
-        "256 bits": 128,
-        "4096 bits": 168,
-        "64 bits, lanes": 80,
-        "256 bits, lanes": 128,
-    },
-    "_count_kernel": {"20 bits": 88, "64 bits": 96, "128 bits": 104, "256 bits": 128, "4096 bits": 168},
-    "_write_kernel": {"20 bits": 64, "64 bits": 80, "128 bits": 104, "256 bits": 168, "4096 bits": 168},
+    "_nearest_kernel": {"20 bits": 80, "64 bits": 88, "128 bits": 88, "256 bits": 128, "4096 bits": 168},
+    "_minima_kernel": {"20 bits": 40, "64 bits": 64, "128 bits": 72, "256 bits": 128, "4096 bits": 128},
+    "_count_kernel": {"20 bits": 88, "64 bits": 104, "128 bits": 104, "256 bits": 128, "4096 bits": 168},
+    "_write_kernel": {"20 bits": 64, "64 bits": 96, "128 bits": 104, "256 bits": 168, "4096 bits": 168},
     "_all_kernel": {"64 bits": 48, "4096 bits": 128},
-    "_product_kernel": {"64 bits": 216, "128 bits": 224, "256 bits": 216, "256 bits, lanes": 176},
+    "_product_kernel": {"64 bits": 216, "128 bits": 224, "256 bits": 216},
+    "_product_minima_kernel": {"64 bits": 168, "128 bits": 168, "256 bits": 168},
+    "_collect_kernel": {"20 bits": 96, "64 bits": 96, "256 bits": 128},
+    "_radius_kernel": {"20 bits": 112},
+    "_lowest_kernel": {"20 bits": 64},
     "_unpack_kernel": {"64 bits": 16},
     "_pack_kernel": {"torch.uint8": 64, "torch.uint64, by columns": 64},
 }
@@ -107,11 +104,13 @@ def test_registers(variants):
 
 def test_bits_are_counted_by_popc_after_carry_save_adders(variants):
     for (kernel, bits), line in variants.items():
-        popc, bits = line["opcodes"].get("POPC", 0), bits.removesuffix(", lanes")
+        popc = line["opcodes"].get("POPC", 0)
         if kernel == "_write_kernel":  # it also computes parts, an eighth or a quarter of a tile
             assert POPC[bits] < popc <= POPC[bits] * 5 / 4
-        elif kernel in ("_nearest_kernel", "_count_kernel", "_all_kernel"):
+        elif kernel in ("_nearest_kernel", "_minima_kernel", "_count_kernel", "_all_kernel"):
             assert popc == POPC.get(bits, 64)
+        elif kernel == "_collect_kernel":
+            assert popc > 0
         else:
             assert popc == 0
     # For 16 pairs of 8 words: one xor per word, and 4 full adders of two instructions each. Up to 128 more
@@ -128,6 +127,6 @@ def test_long_codes_are_a_loop(variants):
 def test_products_use_tensor_cores(variants):
     for (kernel, _), line in variants.items():
         found = [name for name in line["opcodes"] if name in ("IMMA", "IGMMA")]  # of capability 8.0 and 9.0
-        assert len(found) == (kernel == "_product_kernel")
-        if found:
+        assert len(found) == (kernel in ("_product_kernel", "_product_minima_kernel"))
+        if "IMMA" in found:
             assert line["shared"] <= 99 << 10  # the most that GPUs of capability 8.6 and 8.9 give a program

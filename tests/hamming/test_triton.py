@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llc.codes import pack_bits
-from llc.hamming import cpu
+from llc.hamming import cpu, table
 from tests.hamming.helpers import random_codes
 
 if torch.cuda.is_available():
@@ -23,7 +23,7 @@ from triton.runtime import interpreter  # noqa: E402
 
 # Triton reads TRITON_INTERPRET when it is imported and when a kernel is defined, both in tests/conftest.py,
 # and when a kernel runs.
-from llc.hamming import cuda, cuda_dot, cuda_popc  # noqa: E402
+from llc.hamming import cuda, cuda_dot, cuda_popc, cuda_table, cuda_topk  # noqa: E402
 from llc.kernels import pack_cuda  # noqa: E402
 
 PART = cuda_popc.PART
@@ -99,6 +99,44 @@ def test_carry_save_adders_count_any_number_of_words():
         assert cuda.pairwise(*tensors)[0, 0] == 8 * queries.shape[1]
 
 
+def lowest_in_groups(distances, group_size):
+    return torch.stack([group.amin(1) for group in distances.split(group_size, dim=1)], dim=1)
+
+
+@settings(max_examples=10)
+@given(
+    n=st.integers(1, 20),
+    m=st.integers(1, 4000),
+    num_bits=st.integers(1, 130),
+    seed=st.integers(0, 999),
+    distinct=st.one_of(st.none(), st.integers(1, 40)),
+    capacity=st.sampled_from([1, 8]),
+    data=st.data(),
+)
+def test_k_nearest_from_minima_of_groups(n, m, num_bits, seed, distinct, capacity, data):
+    """With one or several tiles per group, and with more candidates than there is room for."""
+    num_groups = data.draw(st.integers(1, -(-m // 512)), label="most groups")
+    k = data.draw(st.integers(1, min(m, 9)), label="k")
+    queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
+    tensors = torch.from_numpy(queries), torch.from_numpy(database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "METHOD", "popc")
+        patch.setattr(cuda, "GROUPS_PER_NEIGHBOUR", 0)
+        patch.setattr(cuda, "MAX_GROUPS", num_groups)
+        patch.setattr(cuda, "CANDIDATES_PER_NEIGHBOUR", capacity)
+        if num_groups >= k:
+            same(cuda.search(*tensors, k), cpu.search(queries, database, k, 1))
+    words = cuda_popc.prepare(tensors[1])
+    group_steps = -(-words.num_tiles // num_groups)
+    minima = cuda_popc.group_minima(tensors[0], words, group_steps)
+    distances = torch.from_numpy(cpu.pairwise(queries, database, 1))
+    assert torch.equal(minima.T.int(), lowest_in_groups(distances, group_steps * words.block_m))
+    k = min(k, len(minima))
+    radii, num_within = cuda_topk.radii_of(minima, k, 8 * queries.shape[1])
+    assert torch.equal(radii, minima.sort(dim=0).values[k - 1].int())
+    assert torch.equal(num_within.long(), (minima <= radii).sum(0))
+
+
 @settings(max_examples=15)
 @given(
     n=st.integers(1, 300),
@@ -108,9 +146,10 @@ def test_carry_save_adders_count_any_number_of_words():
     distinct=st.one_of(st.none(), st.integers(1, 4)),
     programs=st.sampled_from([1, 5, 2048]),
     parts=st.integers(1, 3),
+    group_steps=st.integers(1, 3),
     data=st.data(),
 )
-def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts, data):
+def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts, group_steps, data):
     """One or several splits, steps, parts of the queries and of the database."""
     k = data.draw(st.integers(1, m), label="k")
     queries, database = random_codes(n, num_bits, seed), random_codes(m, num_bits, seed + 1, distinct)
@@ -119,13 +158,12 @@ def test_products_equal_the_cpu(n, m, num_bits, seed, distinct, programs, parts,
         patch.setattr(cuda, "METHOD", "dot")
         patch.setattr(cuda_dot, "PROGRAMS", programs)
         patch.setattr(cuda_dot, "MAX_BYTES", max(n, m) // parts * 8 * cuda_dot._padded_size(queries.shape[1]))
+        patch.setattr(cuda, "GROUPS_PER_NEIGHBOUR", 1)
         same(cuda.search(*tensors, 1), cpu.search(queries, database, 1, 1))
-        found = cuda_dot.nearest_in_lanes(*tensors, min(k, 9))
-    # However the codes are divided among lanes, the lowest distance is found, and no code is in two lanes.
+        same(cuda.search(*tensors, k), cpu.search(queries, database, k, 1))
+        found = cuda_dot.group_minima(*tensors, group_steps)
     distances = torch.from_numpy(cpu.pairwise(queries, database, 1))
-    assert torch.equal(found.amin(1), distances.amin(1)) and ((found < 1 << 15).sum(1) <= m).all()
-    ranked, in_lanes = distances.sort(dim=1).values, found.sort(dim=1).values
-    assert (in_lanes[:, :m] >= ranked[:, : found.shape[1]]).all()
+    assert torch.equal(found.T.int(), lowest_in_groups(distances, group_steps * cuda_dot.BLOCK_M))
 
 
 @pytest.mark.parametrize("method", ["popc", "dot"])
@@ -144,18 +182,17 @@ def test_several_splits_of_several_steps_and_halved_queries(monkeypatch, method)
         same(cuda.range_search(*tensors, 14), cpu.range_search(queries, database, 14, 1))
 
 
-def test_products_are_for_many_queries_and_codes_of_two_to_eight_words(monkeypatch):
+def test_products_are_for_many_queries_and_codes_of_up_to_256_bits(monkeypatch):
     asked = []
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: asked.append(device) or capability
     )
     table = [
-        ((9, 0), 256, 64, True),
-        ((8, 0), 256, 256, True),
-        ((8, 6), 10_000, 40, True),
-        ((9, 0), 255, 64, False),
-        ((9, 0), 10_000, 32, False),
+        ((9, 0), 512, 64, True),
+        ((8, 0), 512, 256, True),
+        ((8, 6), 10_000, 20, True),
+        ((9, 0), 511, 64, False),
         ((9, 0), 10_000, 257, False),
         ((7, 5), 10_000, 64, False),
         ((10, 0), 10_000, 64, False),
@@ -165,6 +202,16 @@ def test_products_are_for_many_queries_and_codes_of_two_to_eight_words(monkeypat
         assert cuda._takes_dot(queries, queries) is expected, (capability, n, num_bits)
     # the capability of the tensors' device was asked for only where sizes alone did not decide
     assert asked == [torch.device("cpu")] * 5
+
+
+def test_look_up_in_a_table():
+    """Tables of 1 to 3 bytes, and codes with more bits than the classes use."""
+    for num_bits in (5, 8, 13, 20):
+        class_codes, codes = random_codes(30, num_bits, 0), random_codes(300, num_bits, 1)
+        built = torch.from_numpy(table.build(class_codes, num_bits))
+        found = cuda_table.look_up(torch.from_numpy(codes), num_bits, built)
+        same([found], [table.look_up(codes, num_bits, built.numpy(), 1)])
+    assert cuda_table.look_up(torch.from_numpy(codes[:0]), num_bits, built).shape == (0,)
 
 
 def test_no_queries():
@@ -229,8 +276,10 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
     cuda.range_search(codes, codes, 30)
     for method in ("popc", "dot"):
         monkeypatch.setattr(cuda, "METHOD", method)
-        for k in (1, 3):
+        for k, groups in ((1, 4), (3, 4), (3, 0)):
+            monkeypatch.setattr(cuda, "GROUPS_PER_NEIGHBOUR", groups)
             cuda.search(codes, codes, k)
+    cuda_table.look_up(codes, 8, torch.zeros(256, dtype=torch.int32))
     pack_cuda.pack(torch.ones(3, 8, dtype=torch.uint8), 1)
     assert not inside and set(launched) == {
         "_all_kernel",
@@ -238,8 +287,14 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
         "_write_kernel",
         "_nearest_kernel",
         "_product_kernel",
+        "_product_minima_kernel",
         "_unpack_kernel",
         "_pack_kernel",
+        "_minima_kernel",
+        "_radius_kernel",
+        "_collect_kernel",
+        "_lowest_kernel",
+        "_look_up_kernel",
     }
 
 
@@ -270,7 +325,7 @@ def test_numbers_up_to_the_limit_fit_in_int32():
         tiles = -(-cuda.MAX_CODES // block_m)
         assert tiles * block_m + block_m < 1 << 31  # columns, the stride of words, the sums in cdiv
         for row_blocks in (1, 1024, cuda_popc.MAX_QUERIES // cuda_popc.BLOCK_N):
-            splits, steps = cuda_popc.splits_and_steps(row_blocks, tiles, cuda_popc.PROGRAMS, 1)
+            splits, steps = cuda_popc.splits_and_steps(row_blocks, tiles, cuda_popc.PROGRAMS)
             assert splits * row_blocks < 1 << 31 and steps <= 1 << cuda_popc.STEP_BITS
             assert splits * steps >= tiles
     assert (65528 << cuda_popc.STEP_BITS) + (1 << cuda_popc.STEP_BITS) - 1 < 0x7FFFFFFF  # the highest key
