@@ -179,7 +179,7 @@ def test_what_cannot_be_read_is_named(opened, model, tmp_path):
         ([f"--data={tmp_path}", "--label_column=1"], "read as folder, which has no columns"),
         ([f"--data={tmp_path / 'x.beton'}", "--header=no"], "read as beton, which has no columns"),
         ([f"--data={tmp_path}"], "holds no images"),
-        ([f"--data={model}", "--dataset=folder"], "cannot be read: Not a directory"),
+        ([f"--data={model}", "--dataset=folder"], "cannot be listed: Not a directory"),
     ]:
         with pytest.raises(UserError, match=message):
             encode.main([model, f"--out={tmp_path / 'codes.npz'}", *words])

@@ -34,7 +34,7 @@ def test_metrics_equal_a_double_loop():
         answers = {
             name: decoders.bind(name, network)(z, min(decoder.depth, 9)) for name, decoder in DECODERS.items()
         }
-    values = metrics.evaluate({"": Predictions(labels, pack_bits(z), answers)}, 9)
+    values = metrics.evaluate({"": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 9)
 
     names = "class", "mhd", "ed"
     hits = dict.fromkeys((*(f"top1_{name}" for name in names), "top5_class", "top5_mhd"), 0)
@@ -62,7 +62,7 @@ def test_with_few_classes_there_are_no_ties_across_the_fifth_place():
     z, labels = torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
     with torch.no_grad():
         answers = {name: decoders.bind(name, network)(z, 1) for name in DECODERS}
-    values = metrics.evaluate({"_flip": Predictions(labels, pack_bits(z), answers)}, 1, ema=True)
+    values = metrics.evaluate({"_flip": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 1, ema=True)
     assert values["top1_mhd_flip_ema"] == values["top5_class_flip_ema"] == 1
     assert values["tied_mhd_flip_ema"] == values["tied5_mhd_flip_ema"] == 0
 
