@@ -89,13 +89,16 @@ def check_parts_of_all(shards, processes):
     Every process calls this with its own Shards. One part alone is allowed where all have the same one, by
     its name.
     """
-    of_all = processes.gather_objects(
-        (shards.where, Path(shards.where).exists(), _betons(shards.paths, shards.manifests))
-    )
+    of_all = processes.gather_objects(_named(shards))
     betons = {beton.identity: beton for _, _, betons in of_all for beton in betons}  # machines may share some
     if len(betons) == 1 and all(is_name for _, is_name, _ in of_all):
         return
     _check_parts(of_all[0][0], list(betons.values()), " on all machines together" if len(of_all) > 1 else "")
+
+
+def _named(shards):
+    """What one process names: (text, whether it is the name of one beton, its betons)."""
+    return shards.where, Path(shards.where).exists(), _betons(shards.paths, shards.manifests)
 
 
 def _find(where):
