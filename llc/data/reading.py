@@ -17,13 +17,12 @@ from llc.data.sources import (
     Columns,
     FolderTree,
     Source,
-    find_split,
     is_image_name,
     open_named,
-    open_tree,
     printable,
     recognise,
 )
+from llc.data.sources.listing import listing
 from llc.errors import UserError
 from llc.options import option
 
@@ -90,23 +89,20 @@ def _open_image(path, split):
 
 def _open_folder(path, split):
     """A folder of class folders, alone or below train/ and val/, or a folder of images."""
-    try:
-        with os.scandir(path) as listing:
-            visible = sorted((e.name, e.is_dir()) for e in listing if not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{printable(error.filename or path)} cannot be read: {error.strerror}") from error
-    if any(is_folder for _, is_folder in visible):
-        root = find_split(path, split)
-        return _named_from(path, open_tree(root), os.path.relpath(root, path))
-    files = tuple(name for name, _ in visible if is_image_name(name))
-    if not files:
+    found = listing(path)
+    if found.folders:
+        source = open_named("folder", path, split)
+        source.check_classes()
+        return _named_from(path, source) if isinstance(source, FolderTree) else source
+    if not found.images:
         raise UserError(f"{printable(path)} holds no images and no folders of images")
-    note = f"{len(files):,} images of {path}"
-    return FolderTree((), np.full(len(files), -1), os.fspath(path), files, notes=(note,))
+    note = f"{len(found.images):,} images of {path}"
+    return FolderTree((), np.full(len(found.images), -1), os.fspath(path), found.images, notes=(note,))
 
 
-def _named_from(path, tree, split_folder):
+def _named_from(path, tree):
     """A tree whose images are named by their paths below `path`, not below the folder of the split."""
+    split_folder = os.path.relpath(tree.root, path)
     if split_folder == os.curdir:
         return tree
     files = tuple(os.path.join(split_folder, name) for name in tree.files)
