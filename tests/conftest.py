@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
         import triton  # noqa: F401
 
         import llc.hamming.cuda
-        import llc.hamming.cuda_table  # noqa: F401
+        import llc.hamming.cuda_table
         import llc.kernels.pack_cuda  # noqa: F401
 
 from llc.checkpoints import from_original

@@ -97,7 +97,8 @@ def open_parquet(data_dir, split, columns):
         return reader.name(_handle(starts, i))
 
     class_names, labels = _classes(labels, layout, where, int(starts[-1]))
-    notes = [f"{starts[-1]:,} images in {len(names)} parquet files of {root}: column {layout.image}"]
+    place = os.path.join(root, names[0]) if len(names) == 1 else f"{len(names)} files of {data_dir}"
+    notes = [f"{starts[-1]:,} images in {place}: column {layout.image}"]
     if layout.label is None:
         others = [name for name in layout.columns if name != layout.image]
         notes.append(

@@ -13,6 +13,7 @@ suffix is tried with the usual ones.
 import base64
 import binascii
 import csv
+import glob
 import io
 import json
 import os
@@ -54,7 +55,10 @@ def open_table(data_dir, split, columns):
     if not path:
         raise SourceError(f"data_dir is missing: give the table, a file {' or '.join(_DELIMITERS)}")
     if _suffix(path) not in _DELIMITERS:
-        raise SourceError(f"{printable(path)} is not called like a table: {', '.join(_DELIMITERS)}")
+        raise SourceError(f"{printable(path)} is not a table, whose name ends in {', '.join(_DELIMITERS)}")
+    if not os.path.exists(path):
+        hint = "; give one table, or several with commas between them" if glob.has_magic(path) else ""
+        raise SourceError(f"data_dir {printable(path)} does not exist{hint}")
     delimiter = _DELIMITERS[_suffix(path)]
     records = _records(path, delimiter)
     first = list(islice(records, 2))
