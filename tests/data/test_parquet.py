@@ -451,14 +451,14 @@ def test_images_that_are_missing_or_broken_are_named(tmp_path):
         {"bytes": png(0), "path": None},
         None,
         {"bytes": None, "path": None},
-        {"bytes": b"x", "path": ""},
+        {"bytes": b"no picture", "path": ""},
     ]
     source = open_parquet(table(tmp_path, image=pa.array(images, IMAGE)))
     assert_pictures(take_first(source, 1), [0])
     for i in (1, 2):
         with pytest.raises(ImageError, match=rf"t.parquet\[{i}\]: is missing: its field is empty"):
             source.image(i)
-    with pytest.raises(ImageError, match="is not an image"):
+    with pytest.raises(ImageError, match="is a text file, not an image"):
         pixels(source, 3)
 
 
@@ -503,6 +503,6 @@ def test_an_unreadable_image_is_left_out_where_that_is_wanted(write_ffcv, tmp_pa
     pq.write_table(pa.Table.from_pylist(rows, schema), path)
     flags = dict(data_dir=path, dataset="parquet", write_path=tmp_path / "x.beton")
     done = write_ffcv(**flags)
-    assert done.returncode == 2 and "a.parquet[2]: is not an image" in done.stderr
+    assert done.returncode == 2 and "a.parquet[2]: is a text file, not an image" in done.stderr
     done = write_ffcv(**flags, on_error="skip")
     assert done.returncode == 0 and verify(tmp_path / "x.beton").class_counts == (2, 1, 0)

@@ -672,5 +672,13 @@ def test_what_the_messages_about_a_wrong_place_say(tmp_path):
         open_source("auto", str(tmp_path / "*.csv"))
     beside = [note for note in open_source("auto", str(tmp_path / "data")).notes if "labels.csv" in note]
     assert len(beside) == 1 and "in place of" in beside[0]
+    for address in (
+        "s3://bucket/photos",
+        "https://x.org/x-{0..9}.tar",
+        "hf://x/train.parquet",
+        "gs://x/a.csv",
+    ):
+        with pytest.raises(SourceError, match="does not exist. It is an address, .*: download them first"):
+            open_source("auto", address)
     touch(tmp_path, "data/more/2.png")  # two classes: the table may be anything
     assert not [note for note in open_source("auto", str(tmp_path / "data")).notes if "in place of" in note]

@@ -282,7 +282,7 @@ def test_which_shards_are_a_splits(files, pattern, split, expected, tmp_path):
 def test_shards_that_are_missing(tmp_path):
     make_shards(tmp_path, ["train-000.tar", "train-002.tar"], 1)
     for pattern, message in (
-        ("train-{000..002}.tar", "train-001.tar does not exist; data_dir .*{000..002}.tar names it"),
+        ("train-{000..002}.tar", "train-001.tar does not exist; .*{000..002}.tar names it"),
         ("val-*.tar", "no file fits the pattern"),
         ("gone.tar", "gone.tar does not exist$"),
         ("gone", "gone does not exist"),

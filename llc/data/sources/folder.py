@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from llc.data.sources.base import IMAGE_SUFFIXES, Source, SourceError, printable, register, some
-from llc.data.sources.listing import is_file, is_folder, listing, must_be_folder, status_of
+from llc.data.sources.listing import does_not_exist, is_file, is_folder, listing, must_be_folder, status_of
 from llc.data.sources.table import looks_like_table
 
 # A folder with nothing but these in it is the root of a dataset, not a dataset with these classes.
@@ -99,11 +99,9 @@ def find_split(data_dir, split):
 
 def _check_root(root):
     """Raises SourceError unless `root` is a folder; nothing else may be meant, as no other source took it."""
-    if status_of(root) is None and glob.has_magic(str(root)):
-        raise SourceError(
-            f"data_dir {printable(root)} does not exist. Wildcards stand for tars and Parquet files only;"
-            " give several folders with commas between them"
-        )
+    if status_of(root) is None:
+        hint = ". Wildcards stand for tars and Parquet files only; give several folders with commas between"
+        raise does_not_exist(root, f"{hint} them" if glob.has_magic(str(root)) else "")
     if is_file(root):
         raise SourceError(
             f"data_dir {printable(root)} is a file of an unknown kind. A folder of images per class is"

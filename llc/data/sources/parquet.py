@@ -36,6 +36,7 @@ from llc.data.sources.labels import (
     of_split,
     usual_column,
 )
+from llc.data.sources.listing import does_not_exist
 
 _SUFFIX = ".parquet"
 # Where a folder's parquet files may be, besides in itself.
@@ -122,7 +123,7 @@ def _find_files(data_dir, split):
     if os.path.exists(data_dir):
         return os.path.split(data_dir)[0] or ".", [os.path.basename(data_dir)]
     if not glob.has_magic(data_dir):
-        raise SourceError(f"data_dir {printable(data_dir)} does not exist")
+        raise does_not_exist(data_dir)
     found = sorted(path for path in glob.glob(data_dir, recursive=True) if path.endswith(_SUFFIX))
     if not found:
         raise SourceError(f"no parquet file fits the pattern {printable(data_dir)}")

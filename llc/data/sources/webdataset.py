@@ -57,7 +57,7 @@ def _shards_below(folder):
                 entries = [entry for entry in listing if not entry.name.startswith((".", "_"))]
         except (OSError, ValueError):
             continue
-        folders = {entry.name for entry in entries if entry.is_dir()}
+        folders = {entry.name for entry in entries if os.path.isdir(entry)}  # False for a link to itself
         if folders - (set() if below else set(_SPLIT_FOLDERS)):
             return {}
         if any(is_image_name(entry.name) for entry in entries):
