@@ -14,7 +14,7 @@ import llc
 from llc.codebook import health, load_codebook
 from llc.compare import farm
 from llc.compare.runs import FAILED, FINISHED, point_text, suffixed
-from llc.encode import encode
+from llc.encode import Encoding, encode
 from llc.encoder import load
 from llc.errors import UserError
 from llc.evaluation import metrics
@@ -206,13 +206,8 @@ def retrieval(run_folder, config):
     """{"knn", "map", "k"} of a finished run's codes of val, each image against all others."""
     encoder = load(run_folder, checkpoint=config.stages[-1])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its bar
-        arrays = encode(
-            encoder,
-            config.data.val_dataset,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            batch_size=config.validation.batch_size,
-            num_workers=-1,
-        )
+        options = Encoding(batch_size=config.validation.batch_size)
+        arrays = encode(encoder, config.data.val_dataset, options)
     return leave_one_out(arrays["codes"], arrays["labels"], min(NEIGHBOURS, len(arrays["labels"]) - 1))
 
 

@@ -190,7 +190,7 @@ def _open(data, name):
     """
     from PIL import Image
 
-    prefix, broken = bytes(data[:16]), None
+    prefix, broken = bytes(data[:16]).ljust(16, b"\0"), None  # some plugins unpack it before they look
     for image_format in _formats():
         factory, accept = Image.OPEN[image_format]
         accepted = accept is None or accept(prefix)

@@ -277,6 +277,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     "data, reason",
     [
         (b"", "is an empty file"),
+        (b"x", "is a text file, not an image"),
         (changed_jpeg(bits=12), "JPEG of 12 bits"),
         (changed_jpeg(height=0), "DNL"),
         (changed_jpeg(marker=0xC3), "lossless JPEG"),

@@ -47,7 +47,9 @@ def test_a_folder_is_encoded_on_cuda_as_on_the_cpu(image_tree):
         precision="fp32",
     )
     on_cpu, on_cuda = (
-        encode.encode(encoder, image_tree / "val", device=device, batch_size=8, num_workers=2)
+        encode.encode(
+            encoder, image_tree / "val", encode.Encoding(device=device, batch_size=8, num_workers=2)
+        )
         for device in ("cpu", "cuda")
     )
     for name in ("labels", "files", "class_names"):

@@ -170,10 +170,17 @@ def recognise(data_dir):
 
     Raises SourceError where several do.
     """
-    found = [name for name, takes in RECOGNISERS.items() if takes(data_dir)] if data_dir else []
+    found = [name for name, takes in RECOGNISERS.items() if _takes(takes, data_dir)] if data_dir else []
     if len(found) > 1:
         raise SourceError(f"{printable(data_dir)} may be {' or '.join(found)}: say which with dataset=NAME")
     return found[0] if found else "folder"
+
+
+def _takes(recogniser, data_dir):
+    try:
+        return recogniser(data_dir)
+    except OSError:  # a path that cannot be looked at: the folder source says what is wrong with it
+        return False
 
 
 def open_named(dataset, data_dir, split, columns=FOUND_BY_SOURCE):
