@@ -32,7 +32,7 @@ from llc import gpu, progress
 from llc.codes import code_size, pack_bits
 from llc.data.batches import open_images
 from llc.data.reading import Reading
-from llc.data.sources import printable
+from llc.data.sources import as_unicode, printable
 from llc.distributed import Processes
 from llc.encoder import Encoder, check_finite, load, non_finite
 from llc.errors import UserError
@@ -143,13 +143,8 @@ def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) ->
         "class_names": np.array(images.class_names, "U"),
     }
     if names is not None:
-        arrays["files"] = np.array([_as_text(name) for name in names], "U")
+        arrays["files"] = np.array([as_unicode(name) for name in names], "U")
     return arrays
-
-
-def _as_text(name: str) -> str:
-    """A file name as it is, but for bytes that are not UTF-8, which become escapes."""
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _on_host(batches: Iterator[tuple[torch.Tensor, ...]]) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -252,11 +252,16 @@ def check_finite(broken: np.ndarray, names: Sequence[str] | None = None) -> None
     found = np.flatnonzero(broken)
     if len(found):
         first = f"image {found[0]}" if names is None else printable(names[found[0]])
-        raise UserError(
-            f"z is NaN or infinite for {len(found):,} of {len(broken):,} images, so they have no codes (the "
-            f"first: {first}): the model's weights or its batch norm statistics are damaged or too large; "
-            "where it computes in bf16 or fp16, precision = fp32 may help"
-        )
+        raise UserError(f"z is {describe_non_finite(len(found), len(broken), f' (the first: {first})')}")
+
+
+def describe_non_finite(num_broken: int, num_images: int, first: str = "") -> str:
+    """What to say where z of some images is NaN or infinite, after "z is"."""
+    return (
+        f"NaN or infinite for {num_broken:,} of {num_images:,} images, so they have no codes{first}: the "
+        "model's weights or its batch norm statistics are damaged or too large; where it computes in bf16 or "
+        "fp16, precision = fp32 may help"
+    )
 
 
 def _as_pixels(images: Images) -> tuple[Callable[[int], np.ndarray], int]:

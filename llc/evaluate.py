@@ -26,7 +26,7 @@ from llc.data.reading import Reading
 from llc.data.sources import printable
 from llc.distributed import Processes
 from llc.encode import check_out, write_arrays
-from llc.encoder import Encoder, load
+from llc.encoder import Encoder, describe_non_finite, load
 from llc.errors import UserError
 from llc.evaluation.decoders import DECODERS
 from llc.evaluation.metrics import FLIP, evaluate, name, stage_of
@@ -239,6 +239,12 @@ def _evaluate(
                 autocast=autocast,
                 num_classes=num_classes,
             )
+        for stage, of_stage in predictions.items():
+            # The mean over an image and its mirror image is NaN or infinite where one of the two is.
+            broken = max(int(of_view.num_non_finite) for of_view in of_stage.values())
+            if broken:
+                what = describe_non_finite(broken, images.num_samples)
+                raise UserError(f"{printable(title)}, stage {stage}: z is {what}")
         if not processes.is_main:
             return
         if predictions_file:  # before anything is printed, because printing may fail

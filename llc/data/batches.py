@@ -21,12 +21,13 @@ from PIL import Image
 
 from llc.arguments import whole_number, worker_count
 from llc.data.beton import RAW
+from llc.data.image_errors import read_from
 from llc.data.images import load_rgb
 from llc.data.loaders import ValLoader, default_workers
 from llc.data.manifest import ManifestError
 from llc.data.preprocessing import Preprocessing
 from llc.data.reading import AUTO, Reading, find_source
-from llc.data.shards import Shards, open_shards
+from llc.data.shards import Shards, check_parts_of_all, open_shards
 from llc.data.sources import Source, printable, with_class_names
 from llc.data.storage import read_sample
 
@@ -99,7 +100,7 @@ class SourceLoader:
         reader, start = self.source.reader, 0
 
         def pixels_of(handle):
-            image, name = reader.read(handle)
+            image, name = read_from(reader, handle)
             return load_rgb(image, printable(name))
 
         def handles():
@@ -208,8 +209,8 @@ def _open_betons(path, preprocessing, batch_size, num_workers, processes, class_
             for names in (manifest.class_names, class_names)
         )
         raise ManifestError(
-            f"{path} has other classes than the model: {manifest.num_classes} and {len(class_names)} of"
-            f" them, label {label} "
+            f"{printable(path)} has other classes than the model: {manifest.num_classes} and"
+            f" {len(class_names)} of them, label {label} "
             f"is {there} and {wanted}; write it with the model's, --cfg.class_names_from=TRAIN.beton.json"
         )
     if preprocessing.resize == "area":
@@ -222,6 +223,7 @@ def _open_betons(path, preprocessing, batch_size, num_workers, processes, class_
             crop_ratio=preprocessing.crop_ratio,
         )
     else:
+        check_parts_of_all(shards, processes)  # the validation loader does so too
         loader = SourceLoader(BetonImages.of(shards), preprocessing, batch_size, num_workers, processes)
     note = f"{manifest.num_samples:,} images of {path}"
     unlabelled = int((shards.labels < 0).sum())

@@ -56,6 +56,8 @@ def machine_fault(error):
             return no_memory
         if error.errno not in _OF_THE_FILE:
             return f"the machine could not read it: {error.strerror or os.strerror(error.errno)}"
+    if isinstance(error, (ConnectionError, TimeoutError)):  # where a library raises them without a number
+        return f"the machine could not read it: {say(error)}"
     if isinstance(
         error, ImportError
     ):  # a library that is part of the installation, such as without open files
@@ -66,6 +68,35 @@ def machine_fault(error):
     if getattr(error, "code", None) == _OPENCV_NO_MEMORY and type(error).__module__.startswith("cv2"):
         return no_memory
     return None
+
+
+def read_from(reader, handle):
+    """reader.read(handle) of a source's reader: (image, name).
+
+    What the reader raises because the system failed becomes an error of the image that it read: an ImageError
+    where the file is at fault, a MachineError where the machine is. Other errors pass.
+    """
+    try:
+        return reader.read(handle)
+    except (OSError, EOFError, MemoryError) as error:
+        raise fault_of(_name(reader, handle), error) from error
+
+
+def fault_of(name, error):
+    """The MachineError, or else the ImageError, for an error that reading the image `name` raised."""
+    fault = machine_fault(error)
+    if fault is not None:
+        return MachineError(name, fault)
+    return ImageError(name, f"cannot be read: {say(error)}")
+
+
+def _name(reader, handle):
+    """What messages call the image of a handle, whose reader could not say it."""
+    try:
+        return reader.name(handle)
+    except Exception:  # readers need no such method, and its handles may be of other kinds
+        name = handle[-1] if isinstance(handle, tuple) and handle else handle
+        return os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else f"image {name}"
 
 
 def say(error):

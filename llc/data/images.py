@@ -193,7 +193,10 @@ def _open(data, name):
     prefix, broken = bytes(data[:16]).ljust(16, b"\0"), None  # some plugins unpack it before they look
     for image_format in _formats():
         factory, accept = Image.OPEN[image_format]
-        accepted = accept is None or accept(prefix)
+        try:
+            accepted = accept is None or accept(prefix)
+        except (IndexError, struct.error):  # too few bytes for this format
+            continue
         if not accepted or isinstance(accepted, str):  # text: what this Pillow lacks for it
             continue
         try:

@@ -25,6 +25,7 @@ from llc import environment
 from llc.arguments import fraction, one_of, whole_number, worker_count
 from llc.data import native, sampling
 from llc.data.prefetch import Prefetch
+from llc.data.shards import check_parts_of_all
 from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
 from llc.errors import UserError
 
@@ -54,7 +55,8 @@ class TrainLoader:
 
     The betons may differ between processes, as where each machine has its own shards; then those processes
     that have the same betons divide them among themselves. Raises UserError where classes or numbers of
-    images do not fit together, and where no batch can be filled.
+    images do not fit together, where a part of the betons is missing on all machines together
+    (shards.check_parts_of_all), and where no batch can be filled.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class ValLoader:
         num_workers = worker_count("num_workers", num_workers)
         resolution = whole_number("resolution", resolution, 1)
         crop_ratio = fraction("crop_ratio", crop_ratio)
+        check_parts_of_all(shards, processes)
         if len({digest for digest, _, _ in _of_all(shards, processes)}) > 1:
             raise UserError(
                 f"{shards}: the processes have different val betons; every machine needs the same"
@@ -197,13 +200,15 @@ def _of_all(shards, processes):
 
     names = "\0".join(shards.manifest.class_names)
     mine = torch.tensor(
-        [[digest(shards.manifest.tables_sha256), digest(names), len(shards)]], device=processes.device
+        [[digest("".join(m.identity for m in shards.manifests)), digest(names), len(shards)]],
+        device=processes.device,
     )
     return [tuple(row[0].tolist()) for row in processes.gather(mine)]
 
 
 def _share(shards, batch_size, processes):
     """(rank and world size among the processes with the same betons, batches per epoch of every process)."""
+    check_parts_of_all(shards, processes)
     of_all = _of_all(shards, processes)
     for rank, (_, names, _) in enumerate(of_all):
         if names != of_all[0][1]:

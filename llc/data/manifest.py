@@ -5,6 +5,7 @@ the images this is, and what was left out. Verifying takes a fraction of a secon
 reads the beton's tables, not its images.
 """
 
+import hashlib
 import json
 import os
 import warnings
@@ -120,6 +121,16 @@ class Manifest:
     @property
     def num_classes(self):
         return len(self.class_names)
+
+    @property
+    def identity(self):
+        """Text that is equal for copies of a beton, and differs for betons of other content.
+
+        The tables alone do not tell, because those of raw images of one size with the same labels are equal.
+        So it covers the checksums of the images, which betons of other programs lack.
+        """
+        text = repr((self.tables_sha256, self.part, self.checksums))
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self):
         """The text of the manifest file."""

@@ -25,6 +25,7 @@ from llc.data.sources import (
     recognise,
 )
 from llc.data.sources.imagenet import flat_val_files, open_unsorted
+from llc.data.sources.listing import listing
 from llc.errors import UserError
 from llc.options import option
 
@@ -103,19 +104,14 @@ def _open_image(path, split):
 
 def _open_folder(path, split):
     """A folder of class folders, alone or below train/ and val/, or a folder of images."""
-    try:
-        with os.scandir(path) as listing:
-            visible = sorted((e.name, e.is_dir()) for e in listing if not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{printable(error.filename or path)} cannot be read: {error.strerror}") from error
-    if any(is_folder for _, is_folder in visible):
+    found = listing(path)
+    if found.folders:
         root = find_split(path, split)
         return _named_from(path, open_tree(root), os.path.relpath(root, path))
-    files = tuple(name for name, _ in visible if is_image_name(name))
-    if not files:
+    if not found.images:
         raise UserError(f"{printable(path)} holds no images and no folders of images")
-    note = f"{len(files):,} images of {path}"
-    return FolderTree((), np.full(len(files), -1), os.fspath(path), files, notes=(note,))
+    note = f"{len(found.images):,} images of {path}"
+    return FolderTree((), np.full(len(found.images), -1), os.fspath(path), found.images, notes=(note,))
 
 
 def _named_from(path, tree, split_folder):

@@ -21,7 +21,7 @@ class Shards:
 
     paths: tuple of S; starts: int64 [S + 1], the first sample of each shard, and n; images: structured [n]
     (beton.IMAGE_TYPE; data_ptr is an offset in the shard); sizes: int64 [n], bytes; labels: int64 [n];
-    page_sizes, file_sizes, manifests: tuples of S; manifest: of all shards together.
+    page_sizes, file_sizes, manifests: tuples of S; manifest: of all shards together. where: what was opened.
     """
 
     paths: tuple
@@ -33,6 +33,7 @@ class Shards:
     file_sizes: tuple
     manifest: Manifest
     manifests: tuple
+    where: str
 
     def __len__(self):
         return len(self.labels)
@@ -63,8 +64,11 @@ def open_shards(where):
     manifests, tables = zip(*opened)
     for path, manifest in zip(paths[1:], manifests[1:]):
         check_same_classes(manifests[0], manifest, str(paths[0]), str(path))
-    if not Path(where).exists():
-        _check_parts(where, paths, manifests)
+    betons = _betons(paths, manifests)
+    _check_not_twice(betons)
+    # Each machine may have its own parts; then check_parts_of_all compares them.
+    if not Path(where).exists() and environment.world_size() == environment.local_world_size():
+        _check_parts(where, betons)
     return Shards(
         tuple(paths),
         np.cumsum([0, *map(len, tables)]),
@@ -75,7 +79,26 @@ def open_shards(where):
         tuple(t.file_size for t in tables),
         _merge(manifests),
         manifests,
+        where,
     )
+
+
+def check_parts_of_all(shards, processes):
+    """Raises ManifestError, on all processes, where some parts are missing on all machines together.
+
+    Every process calls this with its own Shards. One part alone is allowed where all have the same one, by
+    its name.
+    """
+    of_all = processes.gather_objects(_named(shards))
+    betons = {beton.identity: beton for _, _, betons in of_all for beton in betons}  # machines may share some
+    if len(betons) == 1 and all(is_name for _, is_name, _ in of_all):
+        return
+    _check_parts(of_all[0][0], list(betons.values()), " on all machines together" if len(of_all) > 1 else "")
+
+
+def _named(shards):
+    """What one process names: (text, whether it is the name of one beton, its betons)."""
+    return shards.where, Path(shards.where).exists(), _betons(shards.paths, shards.manifests)
 
 
 def _find(where):
@@ -101,47 +124,71 @@ def _find(where):
     return paths
 
 
-def _check_parts(where, paths, manifests):
-    """Raises ManifestError unless the parts among the betons are complete and of one conversion."""
+@dataclass(frozen=True)
+class _Beton:
+    """What a beton is a part of. identity: the same for copies. num_images: with those that were left out."""
+
+    path: str
+    identity: str
+    part: tuple | None
+    order: object
+    num_images: int
+
+
+def _betons(paths, manifests):
+    return [
+        _Beton(
+            str(path),
+            manifest.identity,
+            manifest.part,
+            manifest.order,
+            manifest.num_samples + len(manifest.skipped),
+        )
+        for path, manifest in zip(paths, manifests)
+    ]
+
+
+def _check_not_twice(betons):
+    """Raises ManifestError where two betons are the same part."""
     seen = {}
-    for path, manifest in zip(paths, manifests):
-        before = seen.setdefault(manifest.tables_sha256, path)
-        if manifest.part and before is not path:
+    for beton in betons:
+        before = seen.setdefault(beton.identity, beton)
+        if beton.part and before is not beton:
             raise ManifestError(
-                f"{before} and {path} are both part {_of(manifest.part)}, and equal; every image of it would"
-                " come twice"
+                f"{before.path} and {beton.path} are both part {_of(beton.part)}, and equal; every image of"
+                " it would come twice"
             )
-    if environment.world_size() > environment.local_world_size():
-        return  # each machine may have its own parts
-    counts = Counter(manifest.part for manifest in manifests if manifest.part)
+
+
+def _check_parts(where, betons, whose=""):
+    """Raises ManifestError unless the parts among the betons are complete and of one conversion."""
+    counts = Counter(beton.part for beton in betons if beton.part)
     for n in {n for _, n in counts}:
         num_sets = max(counts[i, n] for i in range(1, n + 1))  # of parts, as of several data sets
         missing = [(i, n) for i in range(1, n + 1) if counts[i, n] < num_sets]
         if missing:
             shown = ", ".join(map(_of, missing[:_MAX_SHOWN])) + (", ..." if len(missing) > _MAX_SHOWN else "")
             raise ManifestError(
-                f"{where}: part {shown} is missing; write it with --cfg.part={missing[0][0]}/{n}, or name a"
-                " single file to use one part alone"
+                f"{where}: part {shown} is missing{whose}; write it with --cfg.part={missing[0][0]}/{n}, or"
+                " name a single file to use one part alone"
             )
         if num_sets == 1:
-            _check_one_conversion(
-                [(path, m) for path, m in zip(paths, manifests) if m.part and m.part[1] == n], n
-            )
+            _check_one_conversion([beton for beton in betons if beton.part and beton.part[1] == n], n)
 
 
 def _check_one_conversion(parts, n):
     """Raises ManifestError where n parts cannot be of the same images.
 
-    parts: [(path, manifest)]. Part i holds images i, i + n, ... of all, counted from 1.
+    Part i holds images i, i + n, ... of all, counted from 1.
     """
-    sizes = {manifest.part[0]: manifest.num_samples + len(manifest.skipped) for _, manifest in parts}
+    sizes = {beton.part[0]: beton.num_images for beton in parts}
     total = sum(sizes.values())
     same_images = all(size == len(range(i - 1, total, n)) for i, size in sizes.items())
-    if same_images and all(manifest.order == parts[0][1].order for _, manifest in parts):
+    if same_images and all(beton.order == parts[0].order for beton in parts):
         return
     shown = "; ".join(
-        f"{path}: part {_of(manifest.part)}, {sizes[manifest.part[0]]:,} images in the order {manifest.order}"
-        for path, manifest in parts[:_MAX_SHOWN]
+        f"{beton.path}: part {_of(beton.part)}, {beton.num_images:,} images in the order {beton.order}"
+        for beton in parts[:_MAX_SHOWN]
     )
     raise ManifestError(
         f"these parts were not made from the same images in the same order ({shown}"

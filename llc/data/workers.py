@@ -24,7 +24,7 @@ import numpy as np
 from llc import environment
 from llc.data import beton
 from llc.data.encoding import encode_sample
-from llc.data.images import ImageError
+from llc.data.image_errors import ImageError, machine_fault, read_from
 from llc.errors import UserError
 
 # A worker computes in one thread. Starting OpenBLAS's threads takes most of numpy's import time, and they
@@ -32,6 +32,10 @@ from llc.errors import UserError
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
 _LIBC, _SYNC_FILE_RANGE_WRITE = ctypes.CDLL(None), 2  # the number is Linux's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WHY_KILLED = {
+    signal.SIGKILL: " (the system does that when memory runs out)",
+    signal.SIGBUS: " (the system does that when a file that is read was cut off, or its disk failed)",
+}
 _MAX_BUFFERS = 1000  # of one pwritev call, which accepts 1024 (IOV_MAX) on Linux
 
 # ------------------------------------------------------------------------------------ as the parent sees them
@@ -68,7 +72,7 @@ class Worker:
             how = f"ended with status {status}"
         else:
             how = f"was killed by {signal.Signals(-status).name}"
-            how += " (the system does that when memory runs out)" if -status == signal.SIGKILL else ""
+            how += _WHY_KILLED.get(-status, "")
         raise UserError(f"worker process {self.process.pid} {how}; nothing was written")
 
 
@@ -195,6 +199,8 @@ def _obey(pipe, descriptor, parent):
     message = pipe.recv_bytes()
     try:
         reader, config = pickle.loads(message)
+    except UserError as error:
+        return "stopped", str(error)
     except Exception as error:
         return "not read", str(error)
     held = collections.deque()  # encoded chunks that have no place yet
@@ -208,18 +214,20 @@ def _obey(pipe, descriptor, parent):
             else:
                 chunk = held.popleft()
                 if content[0] is not None:
-                    _write_chunk(descriptor, chunk, content[0])
+                    try:
+                        _write_chunk(descriptor, chunk, content[0])
+                    except OSError as error:
+                        return "error", error.errno, error.strerror
                 pipe.send(("written",))
     except (EOFError, ConnectionError):
         raise
-    except UserError as error:  # such as a MachineError: not the image is at fault, so none is left out
+    except UserError as error:  # such as a SourceError: not the image is at fault, so none is left out
         return "stopped", str(error)
     except MemoryError:
         return "stopped", "the machine has no memory left to encode images"
-    except OSError as error:
-        return "error", error.errno, error.strerror
-    except Exception:
-        return "bug", traceback.format_exc()
+    except Exception as error:
+        fault = machine_fault(error)
+        return ("bug", traceback.format_exc()) if fault is None else ("stopped", f"an image: {fault}")
 
 
 def _encode_chunk(reader, config, start, handles, parent):
@@ -235,7 +243,7 @@ def _encode_chunk(reader, config, start, handles, parent):
         if os.getppid() != parent:
             raise EOFError
         try:
-            image, name = reader.read(handle)
+            image, name = read_from(reader, handle)
             sample = encode_sample(image, start + row, config, name)
         except ImageError as error:
             problems.append((start + row, error.reason))

@@ -29,7 +29,7 @@ import numpy as np
 from llc import progress
 from llc.data import beton
 from llc.data.manifest import Manifest, Skipped, data_checksums, load_manifest, manifest_path
-from llc.data.sources import Columns, open_source, parse_part, printable
+from llc.data.sources import Columns, as_unicode, open_source, parse_part, printable
 from llc.data.workers import Workers, write_at
 from llc.errors import UserError
 from llc.options import option
@@ -284,13 +284,14 @@ def _write_samples(source, config, path, descriptor, show_progress):
     head, table, table_start = beton.assemble_tables(images[kept], source.labels[kept], sizes[kept], offset)
     write_at(descriptor, head, 0)
     write_at(descriptor, table, table_start)
-    skipped = tuple(Skipped(printable(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
+    skipped = tuple(Skipped(as_unicode(source.name(i)), reason) for i, reason in sorted(unreadable.items()))
     return kept, skipped, data_checksums(crcs[kept])
 
 
 def _listing(source, unreadable):
     lines = [
-        f"  {printable(source.name(i))}: {reason}" for i, reason in sorted(unreadable.items())[:_MAX_LISTED]
+        f"  {printable(source.name(i))}: {printable(reason)}"
+        for i, reason in sorted(unreadable.items())[:_MAX_LISTED]
     ]
     if len(unreadable) > _MAX_LISTED:
         lines.append(f"  ... and {len(unreadable) - _MAX_LISTED} more")
@@ -432,7 +433,7 @@ def _say_what_was_written(target, manifest, seconds):
     if manifest.skipped:
         print(f"{len(manifest.skipped)} images cannot be read and were left out:")
         for skipped in manifest.skipped[:_MAX_LISTED]:
-            print(f"  {skipped.name}: {skipped.reason}")
+            print(f"  {printable(skipped.name)}: {printable(skipped.reason)}")
         if len(manifest.skipped) > _MAX_LISTED:
             print(f"  ... and {len(manifest.skipped) - _MAX_LISTED} more; all are in {manifest_path(target)}")
     print(

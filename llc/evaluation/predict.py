@@ -26,12 +26,14 @@ class Predictions:
     """Codes and decoded classes of N images, in dataset order.
 
     labels int64 [N]; codes uint8 [N, code_size]; answers: {decoder: (classes int64 [N, d], scores [N, d])}
-    with d at most the decoder's depth.
+    with d at most the decoder's depth. num_non_finite int64 []: images whose z is NaN or infinite, so that
+    their codes mean nothing.
     """
 
     labels: torch.Tensor
     codes: torch.Tensor
     answers: Answers
+    num_non_finite: torch.Tensor
 
     def arrays(self) -> dict[str, np.ndarray]:
         """{name: numpy array}: labels, codes, and top_NAME, the classes of each decoder."""
@@ -65,6 +67,7 @@ def predict(
         return {name: rank(z.float(), depths[name]) for name, rank in ranks.items()}
 
     collected: dict[str, list[_Batch]] = {"": [], FLIP: []} if flip else {"": []}
+    non_finite = {view: torch.zeros((), dtype=torch.int64, device=processes.device) for view in collected}
     with evaluating(network):
         for images, labels in loader:
             with autocast():
@@ -72,13 +75,18 @@ def predict(
                 views = {"": z, FLIP: average_over_flip(project, images, z)} if flip else {"": z}
             for view, values in views.items():
                 collected[view].append((labels, pack_bits(values), decode(values)))
+                # On the device, which the host need not wait for.
+                non_finite[view] += (~torch.isfinite(values).all(1)).sum()
     if not collected[""]:
         # A process without images takes part in the exchange with empty tensors of the right shapes.
         z = torch.zeros(1, network.codebook.shape[1], device=network.codebook.device)
         labels = torch.zeros(1, dtype=torch.int64, device=z.device)
         empty = _first_rows((labels, pack_bits(z), decode(z)), 0)
         collected = {view: [empty] for view in collected}
-    return {view: _together(batches, processes) for view, batches in collected.items()}
+    return {
+        view: _together(batches, processes.sum(non_finite[view]), processes)
+        for view, batches in collected.items()
+    }
 
 
 def _first_rows(batch: _Batch, n: int) -> _Batch:
@@ -90,8 +98,8 @@ def _first_rows(batch: _Batch, n: int) -> _Batch:
     )
 
 
-def _together(batches: list[_Batch], processes: Processes) -> Predictions:
-    """Predictions from the batches of all processes."""
+def _together(batches: list[_Batch], num_non_finite: torch.Tensor, processes: Processes) -> Predictions:
+    """Predictions from the batches of all processes. num_non_finite: that of all of them."""
 
     def whole(parts: Iterable[torch.Tensor]) -> torch.Tensor:
         return _in_order(torch.cat(list(parts)), processes)
@@ -101,7 +109,7 @@ def _together(batches: list[_Batch], processes: Processes) -> Predictions:
         name: (whole(batch[name][0] for batch in answers), whole(batch[name][1] for batch in answers))
         for name in answers[0]
     }
-    return Predictions(whole(labels), whole(codes), decoded)
+    return Predictions(whole(labels), whole(codes), decoded, num_non_finite)
 
 
 class _InParts:

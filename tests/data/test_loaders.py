@@ -37,6 +37,9 @@ class Alone(Processes):
     def gather(self, tensor):
         return [tensor] * self.world_size
 
+    def gather_objects(self, value):
+        return [value] * self.world_size
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
@@ -329,6 +332,9 @@ class OneOfTwoMachines(Processes):
     def gather(self, tensor):
         theirs = torch.tensor([[a if a is not None else b for a, b in zip(self.others, tensor[0].tolist())]])
         return [tensor, tensor, theirs, theirs] if self.rank < 2 else [theirs, theirs, tensor, tensor]
+
+    def gather_objects(self, value):
+        return [value] * 4
 
 
 def test_machines_with_betons_of_their_own_share_each_among_its_processes(path):

@@ -17,12 +17,15 @@ from llc.data.preprocessing import Preprocessing
 from llc.data.reading import Reading
 from llc.data.sources import OPENERS, RECOGNISERS, Source, SourceError, register
 from llc.data.sources.base import Columns
+from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import draw, trained_network
 
 NAMES = ("ant", "bee", "cow")
+ANY = (Preprocessing(32, 0.875, "area", IMAGENET_MEAN, IMAGENET_STD),)
+ALONE = {"batch_size": 3, "num_workers": 1, "processes": Processes()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,50 @@ def test_evaluation_takes_the_models_label_order(opened, model, data, tmp_path, 
         evaluate.main([model, f"--data.val_dataset={data('cow', 'ant', 'zebra')}"])
 
 
+def test_evaluation_says_for_how_many_images_z_is_no_number(opened, model, data, monkeypatch, capsys):
+    def spoilt(*words, **options):
+        found = llc.load(*words, **options)
+        found.network.register_forward_hook(lambda module, arguments, z: z * float("nan"))
+        return found
+
+    monkeypatch.setattr(evaluate, "load", spoilt)
+    with pytest.raises(UserError, match="z is NaN or infinite for 7 of 7 images, so they have no codes"):
+        evaluate.main([model, f"--data.val_dataset={data('cow', 'ant', 'bee')}"])
+    assert "top-1" not in capsys.readouterr().out
+
+
+def test_names_are_stored_as_they_are(model, tmp_path, capsys):
+    tree = tmp_path / "images\033"
+    for name in ("ant\u202e", "bee\n"):
+        (tree / name).mkdir(parents=True)
+        drawn(1, 1).save(tree / name / "1\033\udcff.png")
+    found = encoded(model, tree, tmp_path)
+    assert found["class_names"].tolist() == ["ant\u202e", "bee\n"]
+    assert found["files"].tolist() == ["ant\u202e/1\033\\xff.png", "bee\n/1\033\\xff.png"]
+    assert "\033" not in capsys.readouterr().out
+
+
+def test_messages_about_classes_escape_their_names(model, tmp_path):
+    for name in ("ant", "bee\033[1m", "cow"):
+        (tmp_path / "t" / name).mkdir(parents=True)
+        drawn(1, 1).save(tmp_path / "t" / name / "1.png")
+    beton = str(tmp_path / "o\033.beton")
+    config = WriterConfig(write_path=beton, data_dir=str(tmp_path / "t"), num_workers=1)
+    write_beton(config, show_progress=False)
+    with pytest.raises(UserError, match="label 1 is bee.* and bee; write it") as caught:
+        evaluate.main([model, f"--data.val_dataset={beton}"])
+    assert r"bee\x1b[1m" in str(caught.value) and str(caught.value).isprintable()
+
+
+def test_a_folder_of_images_is_listed_as_a_tree_is(model, tmp_path):
+    drawn(1, 1).save(tmp_path / "1.png")
+    (tmp_path / "@eaDir").mkdir()  # made by a system
+    assert open_images(tmp_path, *ANY, **ALONE).files == ["1.png"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="pipe is a named pipe, neither a folder nor a file"):
+        open_images(tmp_path, *ANY, **ALONE)
+
+
 def test_images_without_labels_are_encoded_and_not_evaluated(opened, model, data, tmp_path):
     found = encoded(model, data(), tmp_path)
     assert found["labels"].tolist() == [-1] * 7 and found["class_names"].shape == (0,)
@@ -179,7 +226,7 @@ def test_what_cannot_be_read_is_named(opened, model, tmp_path):
         ([f"--data={tmp_path}", "--label_column=1"], "read as folder, which has no columns"),
         ([f"--data={tmp_path / 'x.beton'}", "--header=no"], "read as beton, which has no columns"),
         ([f"--data={tmp_path}"], "holds no images"),
-        ([f"--data={model}", "--dataset=folder"], "cannot be read: Not a directory"),
+        ([f"--data={model}", "--dataset=folder"], "cannot be listed: Not a directory"),
     ]:
         with pytest.raises(UserError, match=message):
             encode.main([model, f"--out={tmp_path / 'codes.npz'}", *words])

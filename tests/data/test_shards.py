@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from llc.data import beton
-from llc.data.manifest import Manifest, ManifestError, Skipped, verify
-from llc.data.shards import open_shards
+from llc.data import shards as module
+from llc.data.loaders import TrainLoader, ValLoader
+from llc.data.manifest import Manifest, ManifestError, Skipped, data_checksums, verify
+from llc.data.shards import check_parts_of_all, open_shards
+from llc.distributed import Processes
 from llc.errors import UserError
 from tests.data.betons import write_small_beton
 from tests.data.helpers import picture
@@ -154,6 +157,68 @@ def test_machines_may_hold_different_parts(parts, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(ManifestError, match="part 3 of 3 is missing"):
         open_shards(f"{parts}/part-[12].beton")
+
+
+class Machines(Processes):
+    """One of several processes; `of_all`: what each of them names."""
+
+    def __init__(self, of_all):
+        super().__init__(0, len(of_all))
+        self.of_all = of_all
+
+    def gather_objects(self, value):
+        values = [module._named(open_shards(where)) for where in self.of_all]
+        assert values[self.rank] == value
+        return values
+
+
+def compared(monkeypatch, *of_all):
+    monkeypatch.setenv("WORLD_SIZE", str(len(of_all)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    check_parts_of_all(open_shards(of_all[0]), Machines(of_all))
+
+
+def test_the_parts_of_all_machines_together_are_complete(parts, monkeypatch):
+    one, two, three = (f"{parts}/part-{i}.beton" for i in (1, 2, 3))
+    every = f"{parts}/part-*.beton"
+    for of_all in (
+        (f"{one},{two}", three),
+        (one, two, three),
+        (f"{one},{two}", f"{two},{three}"),  # machines may share a part
+        (every, every),
+        (two, two),  # one part alone, by its name
+    ):
+        compared(monkeypatch, *of_all)
+    message = "part 3 of 3 is missing on all machines together; write it with --cfg.part=3/3"
+    for of_all in ((f"{one},{two}", one), (one, two), (f"{parts}/part-[12].beton",) * 2):
+        with pytest.raises(ManifestError, match=message):
+            compared(monkeypatch, *of_all)
+    write(parts / "part-3.beton", [2, 0], part=(3, 3), order="source")
+    with pytest.raises(ManifestError, match="not made from the same images in the same order"):
+        compared(monkeypatch, f"{one},{two}", three)
+
+
+def test_both_loaders_compare_the_parts(parts, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shards, of_all = open_shards(f"{parts}/part-[12].beton"), (f"{parts}/part-[12].beton",) * 2
+    with pytest.raises(ManifestError, match="part 3 of 3 is missing"):
+        TrainLoader(shards, batch_size=1, num_workers=1, processes=Machines(of_all), seed=0, min_scale=1)
+    with pytest.raises(ManifestError, match="part 3 of 3 is missing"):
+        ValLoader(shards, batch_size=1, num_workers=1, processes=Machines(of_all), resolution=8, crop_ratio=1)
+
+
+def test_parts_with_equal_tables_are_different_betons(tmp_path):
+    for i in (1, 2):
+        images = [picture(10 * i + k, 9, 9) for k in range(3)]
+        write_small_beton(tmp_path / f"{i}.beton", images, [0] * 3, [beton.RAW] * 3)
+        tables = beton.read_tables(tmp_path / f"{i}.beton")
+        checksums = data_checksums([i] * 3)
+        Manifest(("ant",), (3,), 3, tables.file_size, tables.sha256, part=(i, 2), checksums=checksums).save(
+            tmp_path / f"{i}.beton"
+        )
+    first, second = (verify(tmp_path / f"{i}.beton") for i in (1, 2))
+    assert first.tables_sha256 == second.tables_sha256 and first.identity != second.identity
+    assert len(open_shards(tmp_path / "*.beton")) == 6
 
 
 def test_a_part_that_comes_twice_is_named(parts):

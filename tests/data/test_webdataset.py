@@ -179,11 +179,11 @@ def test_unlabelled_samples_and_captions(tmp_path):
 @pytest.mark.parametrize(
     "place, content",
     [
-        ("classnames.txt", "tench\ngoldfish\ngreat white shark\n\n"),
+        ("train/classnames.txt", "tench\ngoldfish\ngreat white shark\n\n"),
         ("train/classnames.txt", "tench\r\ngoldfish\r\ngreat white shark"),
-        ("classes.txt", "tench\ngoldfish\ngreat white shark"),
+        ("train/classes.txt", "tench\ngoldfish\ngreat white shark"),
         (
-            "dataset_info.json",
+            "train/dataset_info.json",
             json.dumps(
                 {
                     "features": {
@@ -209,6 +209,13 @@ def test_class_names_beside_the_shards(place, content, tmp_path):
     (tmp_path / place).write_text("{" if place.endswith("json") else "a\n\nb\n")
     with pytest.raises(SourceError, match="is not JSON" if place.endswith("json") else "has an empty line"):
         open_source("wds", tmp_path)
+
+
+def test_class_names_in_the_folder_above_are_not_taken(tmp_path):
+    shard(tmp_path / "train/0.tar", {"": "a", "jpg": "x", "cls": "1"}, {"": "b", "jpg": "x", "cls": "0"})
+    (tmp_path / "classnames.txt").write_text("of\nanother\ndata set\n")
+    for data_dir in (tmp_path, tmp_path / "train"):
+        assert open_source("wds", data_dir).class_names == ("0", "1")
 
 
 # ------------------------------------------------------------------------------------------------ shards

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,10 +273,29 @@ def test_roots_with_different_classes_are_refused_with_what_differs(tmp_path):
 def test_what_is_between_commas(tmp_path):
     assert split_roots("a, b,") == ["a", "b"] and split_roots("") == [""] and split_roots("a ") == ["a "]
     assert split_roots("x/{0,1}.tar,y/{2,3}.tar") == ["x/{0,1}.tar", "y/{2,3}.tar"]
+    nested = "x/{a,{b,c},d}-{0..3,7}.tar"
+    assert split_roots(nested) == [nested] and split_roots(f"{nested}, y") == [nested, "y"]
+    assert split_roots("x{,y") == ["x{", "y"] and split_roots("x},{y,z}") == ["x}", "{y,z}"]
     (tmp_path / "a,b").mkdir()
     assert split_roots(tmp_path / "a,b") == [tmp_path / "a,b"]
+    (tmp_path / "a,b,c.tar").write_text("")
+    where = f"{tmp_path}/x,{tmp_path}/a,b,c.tar, {tmp_path}/a,b,y"
+    assert split_roots(where) == [f"{tmp_path}/x", f"{tmp_path}/a,b,c.tar", f"{tmp_path}/a,b", "y"]
     with pytest.raises(SourceError, match="names a/../a twice; every image of it would come twice"):
         split_roots("a,b,a/../a")
+
+
+def test_names_with_control_characters_are_stored_as_they_are_and_printed_as_escapes(tmp_path, capsys):
+    for root in ("a", "b\033[1m"):
+        write_tree(tmp_path / root, {"ant\u202e": 2})
+    victim = f"{tmp_path}/b\033[1m/ant\u202e/\n\udcff.png"
+    Path(victim).write_bytes(b"\x89PNG")
+    manifest, _ = convert(tmp_path / "out.beton", f"{tmp_path}/a,{tmp_path}/b\033[1m", on_error="skip")
+    assert manifest.class_names == ("ant\u202e",)
+    assert [skipped.name for skipped in manifest.skipped] == [victim.replace("\udcff", "\\xff")]
+    assert verify(tmp_path / "out.beton") == manifest
+    printed = capsys.readouterr().out
+    assert r"b\x1b[1m/ant\u202e/\n\xff.png: " in printed and not {"\033", "\u202e"} & set(printed)
 
 
 def test_an_unreadable_image_is_named_with_its_root(tmp_path, capsys):

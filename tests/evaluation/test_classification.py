@@ -34,7 +34,7 @@ def test_metrics_equal_a_double_loop():
         answers = {
             name: decoders.bind(name, network)(z, min(decoder.depth, 9)) for name, decoder in DECODERS.items()
         }
-    values = metrics.evaluate({"": Predictions(labels, pack_bits(z), answers)}, 9)
+    values = metrics.evaluate({"": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 9)
 
     names = "class", "mhd", "ed"
     hits = dict.fromkeys((*(f"top1_{name}" for name in names), "top5_class", "top5_mhd"), 0)
@@ -62,7 +62,9 @@ def test_with_few_classes_there_are_no_ties_across_the_fifth_place():
     z, labels = torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
     with torch.no_grad():
         answers = {name: decoders.bind(name, network)(z, 1) for name in DECODERS}
-    values = metrics.evaluate({"_flip": Predictions(labels, pack_bits(z), answers)}, 1, ema=True)
+    values = metrics.evaluate(
+        {"_flip": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 1, ema=True
+    )
     assert values["top1_mhd_flip_ema"] == values["top5_class_flip_ema"] == 1
     assert values["tied_mhd_flip_ema"] == values["tied5_mhd_flip_ema"] == 0
 
@@ -116,6 +118,21 @@ def test_a_batch_too_large_for_the_device_is_processed_in_parts():
         assert len(arrays["labels"]) == 30
     with pytest.raises(torch.OutOfMemoryError):
         predictions(0)
+
+
+def test_images_whose_z_is_no_number_are_counted():
+    network = small_network()
+
+    def spoil(module, arguments, z):  # of the batches that are 8 long: the first two images, the last one
+        z = z.clone()
+        if len(z) == 8:
+            z[:2, 3], z[7, 0] = float("nan"), float("inf")
+        return z
+
+    assert [int(of.num_non_finite) for of in predictions_of(network, pixels(8, 5)).values()] == [0, 0]
+    network.register_forward_hook(spoil)
+    found = predictions_of(network, pixels(8, 5, 8))
+    assert {view: int(of_view.num_non_finite) for view, of_view in found.items()} == {"": 6, "_flip": 6}
 
 
 def test_predict_puts_each_module_back_into_its_mode():

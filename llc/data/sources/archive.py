@@ -39,6 +39,15 @@ class Container:
             raise SourceError(f"{printable(path)} is not a regular file")
         return cls(path, status.st_size, status.st_mtime_ns)
 
+    def check(self):
+        """Raises SourceError where the file cannot be found any more, or has changed."""
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise _not_readable(self.path, error) from error
+        if (status.st_size, status.st_mtime_ns) != (self.size, self.modified):
+            raise _has_changed(self.path)
+
 
 class OpenFile:
     """An open Container. It is closed when nothing refers to it any more. Raises SourceError."""
@@ -64,11 +73,17 @@ class OpenFile:
             while len(data) < size:  # one call reads at most 2 GiB
                 more = os.pread(self._descriptor, size - len(data), offset + len(data))
                 if not more:
+                    self._check_size()
                     break
                 data += more
         except OSError as error:
             raise _not_readable(self.container.path, error) from error
         return data
+
+    def _check_size(self):
+        """Raises SourceError where the file has become shorter, because its images would seem damaged."""
+        if os.fstat(self._descriptor).st_size < self.container.size:
+            raise _has_changed(self.container.path)
 
     def read_all(self, size, offset):
         """Exactly `size` bytes from byte `offset` on. Raises SourceError."""

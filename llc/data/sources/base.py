@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llc.data.images import ImageError
+from llc.data.image_errors import ImageError, MachineError, machine_fault
 from llc.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -127,7 +127,12 @@ class Source:
         return indices.tolist()
 
     def read(self, handle):
-        """(image, name) of one of `handles`, as `image` and `name` give them. Raises ImageError."""
+        """(image, name) of one of `handles`, as `image` and `name` give them.
+
+        Raises ImageError for an image that cannot be read, and SourceError where the whole source cannot. An
+        OSError becomes an ImageError, or a MachineError where the machine is at fault
+        (llc.data.image_errors.read_from).
+        """
         return self.image(handle), self.name(handle)
 
     def class_counts(self):
@@ -169,7 +174,11 @@ class IndexedDataset(Source):
     def image(self, i):
         try:
             return self.dataset[i][0]
+        except MachineError:
+            raise
         except Exception as error:  # many datasets open the image themselves
+            if (fault := machine_fault(error)) is not None:
+                raise MachineError(self.name(i), fault) from error
             raise ImageError(self.name(i), f"cannot be read: {one_line(error)}") from error
 
     def name(self, i):
@@ -190,9 +199,18 @@ def printable(name):
     text = os.fspath(name)
     if text.isprintable():
         return text
-    text = _LONE_SURROGATE.sub(lambda match: _escape(match[0]), text)
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+    return "".join(
+        _escape(character) if _is_hidden(character) else character for character in as_unicode(text)
+    )
+
+
+def as_unicode(name):
+    """A file or class name as it is, but for bytes that are not UTF-8, which become escapes.
+
+    So any file can hold it as text. It may hold characters that a terminal acts on: print `printable(name)`.
+    """
+    text = _LONE_SURROGATE.sub(lambda match: _escape(match[0]), os.fspath(name))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 # Halves of a pair that stand for no byte of a file name. JSON may hold them.

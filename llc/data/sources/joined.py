@@ -1,25 +1,33 @@
 """Several sources with the same classes as one."""
 
 import os
-import re
 from dataclasses import dataclass
 
 import numpy as np
 
+from llc.data.image_errors import ImageError, MachineError, read_from
 from llc.data.sources.base import Source, SourceError, printable, some
+from llc.data.sources.patterns import split_outside_braces
 
 
 def split_roots(data_dir):
     """The places that `data_dir` names: itself where it exists, else its parts between commas.
 
-    A comma within braces is part of a pattern such as train-{0..3,7}.tar. Raises SourceError where a place is
-    named twice.
+    A comma within braces is part of a pattern such as train-{0..3,7}.tar. A comma that belongs to the name of
+    a file or folder that exists is part of the name. Raises SourceError where a place is named twice.
     """
     text = os.fspath(data_dir)
-    roots = [root.strip() for root in re.findall(r"(?:\{[^}]*\}|[^,])+", text)]
-    roots = [root for root in roots if root]
-    if len(roots) < 2 or os.path.exists(text):
+    parts = split_outside_braces(text)
+    if len([part for part in parts if part.strip()]) < 2 or os.path.exists(text):
         return [data_dir]
+    roots = []
+    while parts:
+        # The longest name that exists, or else the text up to the next comma.
+        lengths = range(len(parts), 1, -1)
+        length = next((n for n in lengths if os.path.exists(",".join(parts[:n]).strip())), 1)
+        roots.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    roots = [root for root in roots if root]
     places = [os.path.realpath(root) for root in roots]
     for k, place in enumerate(places):
         if place in places[:k]:
@@ -63,7 +71,7 @@ def join(roots, sources):
     return Joined(
         first.class_names,
         labels[order],
-        tuple(map(printable, roots)),
+        tuple(map(os.fspath, roots)),
         tuple(sources),
         np.cumsum([0, *map(len, sources)]),
         order,
@@ -140,5 +148,8 @@ class _Reader:
 
     def read(self, handle):
         which, handle = handle
-        image, name = self.readers[which].read(handle)
+        try:
+            image, name = read_from(self.readers[which], handle)
+        except (ImageError, MachineError) as error:
+            raise type(error)(os.path.join(self.roots[which], error.name), error.reason) from error
         return image, os.path.join(self.roots[which], name)

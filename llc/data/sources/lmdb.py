@@ -23,7 +23,8 @@ from itertools import islice
 
 import numpy as np
 
-from llc.data.images import ImageError
+from llc.data.image_errors import ImageError, MachineError, machine_fault
+from llc.data.sources.archive import Container
 from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import are_numbers, classes_of_numbers, of_split, split_in
 
@@ -62,7 +63,7 @@ def open_lmdb(data_dir, split):
     path = paths[0]
     is_datum, keys, labels = _read_keys(path)
     title = printable(path)
-    reader = _Reader((path,), is_datum)
+    reader = _Reader.of((path,), is_datum)
     notes = [f"{len(keys):,} images in {title}"]
     if is_datum:
         class_names, labels = classes_of_numbers(labels, lambda i: f"{title}: {_text(keys[i])}")
@@ -95,7 +96,7 @@ def _open_lsun(paths):
     keys = tuple(key for _, keys, _ in contents for key in keys)
     class_names = tuple(name[1] for name in names)
     notes = (f"{len(keys):,} images in {len(paths)} databases, each of them a class: {some(class_names)}",)
-    return LmdbImages(class_names, labels, _Reader(tuple(paths), False), labels, keys, notes=notes)
+    return LmdbImages(class_names, labels, _Reader.of(tuple(paths), False), labels, keys, notes=notes)
 
 
 def _find_databases(data_dir, split):
@@ -189,7 +190,7 @@ def _is_image_start(start):
 
 def _classes_of_keys(title, keys, split):
     """(class_names, labels int64, keys of the split) of keys such as CLASS/NAME or train/CLASS/NAME."""
-    folders = [_text(key).rpartition("/")[0] for key in keys]
+    folders = [_name(key).rpartition("/")[0] for key in keys]
     if not any(folders):
         return (), np.full(len(keys), -1, np.int64), keys
     if "" in folders:
@@ -208,7 +209,11 @@ def _classes_of_keys(title, keys, split):
 
 
 def _text(key):
-    return printable(bytes(key).decode("utf-8", "surrogateescape"))
+    return printable(_name(key))
+
+
+def _name(key):
+    return bytes(key).decode("utf-8", "surrogateescape")
 
 
 # ------------------------------------------------------------------------------------------------------ Datum
@@ -321,18 +326,26 @@ class LmdbImages(Source):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads values by handle: (number of the database in `paths`, key)."""
+    """Reads values by handle: (number of the database in `paths`, key). files: the databases' Containers."""
 
     paths: tuple
     is_datum: bool
+    files: tuple
+
+    @classmethod
+    def of(cls, paths, is_datum):
+        """For databases as they are now. Raises SourceError."""
+        return cls(paths, is_datum, tuple(Container.of(_file_of(path)) for path in paths))
 
     def name(self, handle):
-        path, key = self.paths[handle[0]], _text(handle[1])
+        path, key = self.paths[handle[0]], _name(handle[1])
         return key if len(self.paths) == 1 else f"{os.path.basename(path)}/{key}"
 
     def read(self, handle):
-        """(bytes or PIL image, name) of an image. Raises ImageError."""
+        """(bytes or PIL image, name) of an image. Raises ImageError, MachineError, SourceError."""
         name = self.name(handle)
+        # Now, because a page behind the new end of a file would end the process when it is touched.
+        self.files[handle[0]].check()
         try:
             with ENVIRONMENTS.open(self.paths[handle[0]]).begin(buffers=True) as transaction:
                 value = transaction.get(handle[1])
@@ -340,9 +353,22 @@ class _Reader:
                     raise ImageError(name, "is not in the database any more")
                 return _image_of_datum(parse_datum(value)) if self.is_datum else bytes(value), name
         except import_lmdb().Error as error:
+            if (fault := _fault(error)) is not None:
+                raise MachineError(name, fault) from error
             raise ImageError(name, f"cannot be read: {one_line(error)}") from error
         except ValueError as error:
             raise ImageError(name, f"is a Datum that {error}") from error
+
+
+def _file_of(path):
+    """The file of a database."""
+    return os.path.join(path, _DATA_FILE) if os.path.isdir(path) else path
+
+
+def _fault(error):
+    """What the machine says, where an lmdb.Error is its fault: text, or None."""
+    # A code above 0 is an errno; LMDB's own are below.
+    return machine_fault(OSError(error.code, os.strerror(error.code))) if (error.code or 0) > 0 else None
 
 
 def import_lmdb():
@@ -366,7 +392,7 @@ class _Environments:
     def open(self, path):
         """The lmdb.Environment of a database, for reading. Raises SourceError, lmdb.Error."""
         path = os.path.realpath(path)
-        file = os.path.join(path, _DATA_FILE) if os.path.isdir(path) else path
+        file = _file_of(path)
         with self._lock:
             try:
                 status = os.stat(file)
@@ -390,6 +416,8 @@ class _Environments:
                 path, subdir=os.path.isdir(path), readonly=True, lock=False, create=False, max_readers=1
             )
         except lmdb.Error as error:
+            if (fault := _fault(error)) is not None:
+                raise SourceError(f"{printable(path)} cannot be opened: {fault}") from error
             raise SourceError(f"{printable(path)} is not an LMDB database: {one_line(error)}") from error
         # A page behind the end of the file would end the process when it is touched.
         needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llc.data.images import ImageError
+from llc.data.image_errors import ImageError, MachineError, machine_fault, say
 from llc.data.sources import parquet_pages
+from llc.data.sources.archive import Container
 from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import (
     IMAGE_COLUMNS,
@@ -92,7 +93,8 @@ def open_parquet(data_dir, split, columns):
     starts = np.array(starts, np.int64)
     if not starts[-1]:
         raise SourceError(f"{printable(data_dir)}: its parquet files hold no rows")
-    reader = _Reader(root, tuple(names), layout.image, layout.bytes_column, _Rows())
+    containers = tuple(Container.of(os.path.join(root, name)) for name in names)
+    reader = _Reader(root, tuple(names), layout.image, layout.bytes_column, _Rows(), containers)
 
     def where(i):
         return reader.name(_handle(starts, i))
@@ -408,28 +410,36 @@ def _handle(starts, i):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads images by handle. files: paths relative to `root`. column, bytes_column: as in _Layout."""
+    """Reads images by handle.
+
+    files: paths relative to `root`. column, bytes_column: as in _Layout. containers: the files' Containers.
+    """
 
     root: str
     files: tuple
     column: str
     bytes_column: str
     cache: "_Rows"
+    containers: tuple
 
     def name(self, handle):
         return f"{self.files[handle[0]]}[{handle[1]}]"
 
     def read(self, handle):
-        """(path or bytes, name) of an image. Raises ImageError."""
+        """(path or bytes, name) of an image. Raises ImageError, MachineError, SourceError."""
         file, row = handle
         name, path = self.name(handle), os.path.join(self.root, self.files[file])
+        self.containers[file].check()
         try:
             value = self.cache.row(path, self.column, self.bytes_column, row)
-        except MemoryError:
+        except SourceError:
             raise
         except Exception as error:  # for damaged data nearly any type
-            if getattr(error, "errno", None):
-                raise  # the machine's fault, not the image's
+            if (fault := machine_fault(error)) is not None:
+                raise MachineError(name, fault) from error
+            self.containers[file].check()  # what changed just now only seems damaged
+            if getattr(error, "errno", None):  # of the file, not of one image
+                raise SourceError(f"{printable(path)} cannot be read: {say(error)}") from error
             raise ImageError(
                 name, f"cannot be read, nor its neighbours in the parquet file: {one_line(error)}"
             ) from error

@@ -57,6 +57,25 @@ def expand_braces(pattern):
     return [pattern]
 
 
+def split_outside_braces(text):
+    """The texts between the commas of `text` that are not within braces.
+
+    >>> split_outside_braces("x-{a,{b,c},d}.tar,y{,z")
+    ['x-{a,{b,c},d}.tar', 'y{', 'z']
+
+    A brace that is never closed stands for itself.
+    """
+    parts, begin, at = [], 0, 0
+    while at < len(text):
+        if text[at] == "{":
+            at = max(at, _parts(text, at)[1])
+        elif text[at] == ",":
+            parts.append(text[begin:at])
+            begin = at + 1
+        at += 1
+    return [*parts, text[begin:]]
+
+
 def _parts(pattern, start):
     """(texts between the commas of the brace that opens at `start`, where it closes or -1)."""
     depth, parts, begin = 0, [], start + 1

@@ -23,7 +23,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from llc.data.images import ImageError
+from llc.data.image_errors import ImageError, MachineError, machine_fault, say
 from llc.data.sources.base import Source, SourceError, is_image_name, one_line, printable, register, some
 from llc.data.sources.labels import (
     IMAGE_COLUMNS,
@@ -353,12 +353,16 @@ class _Reader:
         return entry if isinstance(entry, str) else f"{os.path.basename(self.table)}, line {entry[2]}"
 
     def read(self, entry):
-        """(path or bytes, name) of an image. Raises ImageError."""
+        """(path or bytes, name) of an image. Raises ImageError, MachineError, SourceError."""
         name = self.name(entry)
         if isinstance(entry, str):
             return _file_of(self.folder, entry), name
         try:
             return _decode(self._field(*entry)), name
+        except OSError as error:  # of the table, not of one image
+            if (fault := machine_fault(error)) is not None:
+                raise MachineError(name, fault) from error
+            raise SourceError(f"{printable(self.table)} cannot be read: {say(error)}") from error
         except (binascii.Error, ValueError, KeyError, AttributeError) as error:
             raise ImageError(name, f"is not an image in Base64: {one_line(error)}") from error
 

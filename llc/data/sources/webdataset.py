@@ -55,9 +55,9 @@ def _shards_below(folder):
         try:
             with os.scandir(os.path.join(folder, below)) as listing:
                 entries = [entry for entry in listing if not entry.name.startswith((".", "_"))]
-        except (OSError, ValueError):
+            folders = {entry.name for entry in entries if entry.is_dir()}
+        except (OSError, ValueError):  # also for a link that leads back to itself
             continue
-        folders = {entry.name for entry in entries if os.path.isdir(entry)}  # False for a link to itself
         if folders - (set() if below else set(_SPLIT_FOLDERS)):
             return {}
         if any(is_image_name(entry.name) for entry in entries):
@@ -288,12 +288,11 @@ def _field(title, member, fields):
 def _class_names_beside(containers):
     """(names of the classes 0, 1, ... or None, a line that says where they are from).
 
-    They are looked for beside the first shard and in the folder above. Raises SourceError.
+    They are looked for in the folder of the first shard alone, because a file in the folder above may be of
+    another data set. Raises SourceError.
     """
     folder = os.path.dirname(os.path.abspath(containers[0].path))
-    for path in (
-        os.path.join(place, name) for place in (folder, os.path.dirname(folder)) for name in _CLASS_FILES
-    ):
+    for path in (os.path.join(folder, name) for name in _CLASS_FILES):
         if not os.path.isfile(path):
             continue
         text = read_text(path)
