@@ -186,7 +186,7 @@ def open_images(
     if not source.class_names:
         pass  # images without classes, which fit any model
     elif class_names is not None:
-        source = with_class_names(source, class_names)
+        source = with_class_names(source, class_names, "the model")
     else:
         source.check_classes()
     return Images(

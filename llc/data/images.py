@@ -158,8 +158,8 @@ def _decode(data, name):
     try:
         return _decode_by_pillow(data, name)
     except Exception as error:
-        # A broken note is no reason to lose the picture.
-        again = None if machine_fault(error) or isinstance(error, _TooLarge) else png.without_notes(data)
+        # A broken ancillary chunk, such as a text, is no reason to lose the picture.
+        again = None if machine_fault(error) or isinstance(error, _TooLarge) else png.without_ancillary(data)
         if again is None:
             raise
     return _decode_by_pillow(again, name)

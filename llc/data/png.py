@@ -1,4 +1,4 @@
-"""What Pillow leaves open about a PNG: is it whole, which colour is transparent, are only its notes broken?
+"""What Pillow leaves open about a PNG: missing rows, the transparent colour, broken ancillary chunks.
 
 Source: PNG specification, third edition (W3C, 2025), sections 5, 8 and 11.
 """
@@ -106,7 +106,7 @@ def _low_bytes(data):
         return np.asarray(image)
 
 
-def without_notes(data):
+def without_ancillary(data):
     """The file without its ancillary chunks, except transparency and orientation.
 
     None where there are no other ones. Where their checksums are wrong, or their contents broken, the picture

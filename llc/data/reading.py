@@ -22,6 +22,7 @@ from llc.data.sources import (
     printable,
     recognise,
 )
+from llc.data.sources.imagenet import flat_val_files, open_unsorted
 from llc.data.sources.listing import listing
 from llc.errors import UserError
 from llc.options import option
@@ -79,7 +80,19 @@ def find_source(path: str, reading: Reading) -> Source | None:
             f"{printable(path)} is read as {title}, which has no columns: --image_column, --label_column and "
             "--header are for tables; name the kind with --dataset"
         )
+    if title == "folder" and (unsorted := _open_imagenet(path, reading.split)) is not None:
+        return unsorted
     return own[title](path, reading.split)
+
+
+def _open_imagenet(path, split):
+    """ImageNet where it is no tree of folders: its val images in one folder, or its tars; None elsewhere."""
+    if flat_val_files(path):
+        return None  # a folder of images, whose labels are not asked for
+    source = open_unsorted(path, split)
+    if isinstance(source, FolderTree):
+        return _named_from(path, source, os.path.relpath(source.root, path))
+    return source
 
 
 def _open_image(path, split):

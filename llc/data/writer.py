@@ -57,13 +57,18 @@ class WriterConfig:
     dataset: str = option(
         "auto",
         help="auto: the kind of dataset that data_dir looks like; folder (imagenet means the same),"
-        " FashionMNIST, a plugin's source, or a torchvision dataset: CIFAR10, ...",
+        " ImageNet-tars, ImageNet-Kaggle, zip, tar, WebDataset, Parquet, table, LMDB, FashionMNIST, a"
+        " plugin's source, or a torchvision dataset: CIFAR10, ...",
     )
     image_column: str = option(
-        "", help="tables: the name or number (from 0) of the column with the images (empty: found by itself)"
+        "",
+        help="tables, Parquet: the name or number (from 0) of the column with the images; WebDataset: the"
+        " extension of the images (empty: found by itself)",
     )
     label_column: str = option(
-        "", help="tables: the name or number (from 0) of the column with the labels (empty: found by itself)"
+        "",
+        help="tables, Parquet: the name or number (from 0) of the column with the labels; WebDataset: their"
+        " extension, or field of a sample's JSON (empty: found by itself)",
     )
     header: str = option(
         "auto", choices=("auto", "yes", "no"), help="text tables: whether the first line names the columns"
@@ -141,9 +146,9 @@ def write_beton(config, source=None, show_progress=True):
         source = _open(config, part)
         if config.shuffle != -1:
             order = {"shuffled": config.shuffle}
-    _check_source(source)
     for note in source.notes:
         print(printable(note))
+    _check_source(source, config.data_dir)
     if config.write_mode == "smart" and not config.smart_threshold:
         print("write_mode=smart without smart_threshold stores every image as raw pixels, as FFCV does")
 
@@ -190,13 +195,13 @@ def _open(config, part):
     )
 
 
-def _check_source(source):
+def _check_source(source, data_dir):
     """Raises UserError, before the work begins, for what a beton and its manifest cannot hold."""
     if not source.class_names or source.labels.min(initial=0) < 0:
         raise UserError(
-            "these images have no labels, and a beton holds a label for every image. Sort the images into a"
-            " folder per class, or name the table's column of labels with --cfg.label_column; images without"
-            " classes are read directly by python -m llc.encode"
+            f"the images{f' of {printable(data_dir)}' if data_dir else ''} have no labels, and a beton holds"
+            " a label for every image. Sort the images into a folder per class, or name the column of labels"
+            " with --cfg.label_column; python -m llc.encode reads images without labels directly"
         )
     if len(source.class_words) not in (0, len(source.class_names)):
         raise UserError(f"{len(source.class_names)} classes, but words for {len(source.class_words)} of them")

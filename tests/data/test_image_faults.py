@@ -215,7 +215,7 @@ def test_a_cut_file_is_broken_or_has_all_its_pixels(name, capfd):
     assert capfd.readouterr() == ("", "")  # libraries' own words name no file
 
 
-# ----------------------------------------------------------------------------------- only notes are broken
+# ------------------------------------------------------------------------- only ancillary chunks are broken
 
 NOTES = {
     "text": chunk(b"tEXt", b"a\0b", checksum=1),

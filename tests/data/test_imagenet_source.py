@@ -13,6 +13,7 @@ from PIL import Image
 
 from llc.data.images import load_rgb
 from llc.data.manifest import verify
+from llc.data.reading import AUTO, find_source
 from llc.data.sources import SourceError, open_source, recognise
 from llc.data.sources.imagenet import GROUND_TRUTH
 from tests.data.helpers import picture
@@ -339,6 +340,20 @@ def test_a_flat_val_without_labels_says_what_is_missing(images, tmp_path, write_
         "LOC_val_solution.csv, which is in Kaggle's",
     ):
         assert part in done.stderr
+
+
+def test_commands_read_a_flat_val_as_the_writer_does(images, tmp_path):
+    make_flat_tree(tmp_path, images)
+    write_devkit(tmp_path)
+    written, read = open_source("auto", str(tmp_path), "val"), find_source(str(tmp_path), AUTO)
+    assert read.class_names == written.class_names and read.labels.tolist() == written.labels.tolist()
+    assert names_of(read) == [os.path.join("val", name) for name in names_of(written)]
+    alone = find_source(str(tmp_path / "val"), AUTO)  # a folder of images
+    assert alone.class_names == () and sorted(names_of(alone)) == sorted(names_of(written))
+
+
+def names_of(source):
+    return [source.name(i) for i in range(len(source))]
 
 
 def damage_devkit(folder, change):

@@ -451,7 +451,7 @@ def test_images_that_are_missing_or_broken_are_named(tmp_path):
         {"bytes": png(0), "path": None},
         None,
         {"bytes": None, "path": None},
-        {"bytes": b"x", "path": ""},
+        {"bytes": b"no picture", "path": ""},
     ]
     source = open_parquet(table(tmp_path, image=pa.array(images, IMAGE)))
     assert_pictures(take_first(source, 1), [0])

@@ -342,7 +342,7 @@ def test_missing_folder_and_file_for_a_folder(tmp_path):
     with pytest.raises(SourceError, match="nowhere does not exist"):
         open_source("folder", tmp_path / "nowhere")
     touch(tmp_path, "file")
-    with pytest.raises(SourceError, match="file is a file; a folder is needed"):
+    with pytest.raises(SourceError, match="file is a file of an unknown kind"):
         open_source("folder", tmp_path / "file")
     with pytest.raises(SourceError, match="data_dir is missing"):
         open_source("folder", "")
@@ -660,3 +660,25 @@ def test_dataset_image_that_cannot_be_read_is_named():
     source = IndexedDataset(("a",), np.zeros(3, np.int64), "Things train", Broken())
     with pytest.raises(ImageError, match=r"Things train\[2\]: cannot be read: no such record"):
         source.image(2)
+
+
+def test_what_the_messages_about_a_wrong_place_say(tmp_path):
+    touch(tmp_path, "packed/train-000.tar.gz", "data/images/1.png", "data/labels.csv", "data/notes.md")
+    with pytest.raises(SourceError, match="holds no folder: .*unknown kind, like train-000.tar.gz"):
+        open_source("auto", str(tmp_path / "packed"))
+    with pytest.raises(SourceError, match="does not exist. Wildcards .* several folders with commas"):
+        open_source("auto", str(tmp_path / "dat*"))
+    with pytest.raises(SourceError, match="does not exist; give one table, or several with commas"):
+        open_source("auto", str(tmp_path / "*.csv"))
+    beside = [note for note in open_source("auto", str(tmp_path / "data")).notes if "labels.csv" in note]
+    assert len(beside) == 1 and "in place of" in beside[0]
+    for address in (
+        "s3://bucket/photos",
+        "https://x.org/x-{0..9}.tar",
+        "hf://x/train.parquet",
+        "gs://x/a.csv",
+    ):
+        with pytest.raises(SourceError, match="does not exist. It is an address, .*: download them first"):
+            open_source("auto", address)
+    touch(tmp_path, "data/more/2.png")  # two classes: the table may be anything
+    assert not [note for note in open_source("auto", str(tmp_path / "data")).notes if "in place of" in note]

@@ -282,9 +282,9 @@ def test_tables_that_cannot_be_used(name, text, message, folder):
 def test_what_is_a_table(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     assert not table.looks_like_table(tmp_path / "folder.csv") and not table.looks_like_table("")
-    with pytest.raises(SourceError, match="gone.csv cannot be read: No such file"):
+    with pytest.raises(SourceError, match="gone.csv does not exist"):
         open_source("auto", str(tmp_path / "gone.csv"))
-    with pytest.raises(SourceError, match="is not called like a table: .csv, .tsv, .jsonl, .ndjson"):
+    with pytest.raises(SourceError, match="is not a table, whose name ends in .csv, .tsv, .jsonl, .ndjson"):
         open_table(tmp_path / "t.txt")
 
 
@@ -307,3 +307,10 @@ def test_betons_are_the_same_for_any_number_of_workers(folder, write_ffcv):
         assert done.returncode == 0, done.stderr
         contents.append(beton.read_bytes())
     assert contents[0] == contents[1] and verify(beton).class_counts == (3, 1, 1)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_another_delimiter_is_told(mark, tmp_path):
+    (tmp_path / "t.csv").write_text(f"path{mark}label\nimages/a.jpg{mark}1\n")
+    with pytest.raises(SourceError, match="Its fields seem to be separated by .*; save it with commas"):
+        open_source("auto", str(tmp_path / "t.csv"))

@@ -1,7 +1,9 @@
 """WebDataset shards: keys, samples, labels and class names as the format defines them; patterns of names."""
 
+import gzip
 import io
 import json
+import lzma
 import subprocess
 
 import numpy as np
@@ -287,7 +289,7 @@ def test_which_shards_are_a_splits(files, pattern, split, expected, tmp_path):
 def test_shards_that_are_missing(tmp_path):
     make_shards(tmp_path, ["train-000.tar", "train-002.tar"], 1)
     for pattern, message in (
-        ("train-{000..002}.tar", "train-001.tar does not exist; data_dir .*{000..002}.tar names it"),
+        ("train-{000..002}.tar", "train-001.tar does not exist; .*{000..002}.tar names it"),
         ("val-*.tar", "no file fits the pattern"),
         ("gone.tar", "gone.tar does not exist$"),
         ("gone", "gone does not exist"),
@@ -370,3 +372,20 @@ def test_braces_keep_their_order_and_wildcards_are_sorted(tmp_path):
     found = [path.rpartition("/")[2] for path in expand(f"{tmp_path}/{{b,a}}*")]
     assert found == ["b0", "b1", "a0", "a1"]
     assert expand(f"{tmp_path}/{{x}}") == [f"{tmp_path}/{{x}}"]
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.tar.xz"])
+def test_a_compressed_tar_is_recognised_and_the_message_says_how_to_unpack_it(name, tmp_path):
+    path = tmp_path / name
+    pack = {"xz": lzma.compress}.get(name.rpartition(".")[2], gzip.compress)
+    path.write_bytes(pack(shard(tmp_path / "x.tar", {"": "a", "jpg": encoded(0), "cls": "0"}).read_bytes()))
+    with pytest.raises(SourceError, match=f"{name} is compressed with .*; unpack it once, with"):
+        open_source("auto", str(path))
+
+
+def test_a_tree_in_a_tar_is_told_from_unlabelled_samples(tmp_path):
+    tree = shard(tmp_path / "tree.tar", {"": "cat/a", "jpg": encoded(0)}, {"": "dog/b", "jpg": encoded(1)})
+    assert "give dataset=tar" in open_source("auto", str(tree)).notes[-1]
+    assert classes(open_source("tar", str(tree))) == ["cat", "dog"]
+    flat = shard(tmp_path / "flat.tar", {"": "a", "jpg": encoded(0)})
+    assert "dataset=tar" not in open_source("auto", str(flat)).notes[-1]

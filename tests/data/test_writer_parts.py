@@ -418,15 +418,19 @@ def test_a_dataset_is_recognised_and_named(registry, tmp_path, capsys):
 
 
 def test_columns_of_what_has_none_are_refused(tree, tmp_path):
-    with pytest.raises(SourceError, match="dataset=folder has no columns to name"):
+    with pytest.raises(SourceError, match="dataset=folder has no columns, so leave"):
         convert(tmp_path / "out.beton", tree, label_column="x")
 
 
-def test_images_without_labels_are_refused_before_the_work(registry, tmp_path):
-    register("bare")(lambda data_dir, split: greys((), [-1, -1]))
-    with pytest.raises(UserError, match="no labels, .* a folder per class, or .*--cfg.label_column"):
+def test_images_without_labels_are_refused_before_the_work(registry, tmp_path, capsys):
+    bare = greys((), [-1, -1], notes=("bare, as it was found",))
+    register("bare")(lambda data_dir, split: bare)
+    with pytest.raises(
+        UserError, match="of here have no labels, .* a folder per class, or .*--cfg.label_column"
+    ):
         convert(tmp_path / "out.beton", "here", dataset="bare")
     assert list(tmp_path.iterdir()) == []
+    assert "bare, as it was found" in capsys.readouterr().out  # says why there are none
     with pytest.raises(UserError, match="here has no labels, so its images cannot be chosen by class"):
         convert(tmp_path / "out.beton", "here", dataset="bare", per_class=1)
     assert len(open_source("bare", "here,there", subset=3)) == 3  # which is enough for encoding

@@ -197,7 +197,10 @@ def open_named(dataset, data_dir, split, columns=FOUND_BY_SOURCE):
         if "columns" in inspect.signature(opener).parameters:
             return opener(data_dir, split, columns)
         if columns != FOUND_BY_SOURCE:
-            raise SourceError(f"dataset={title} has no columns to name")
+            raise SourceError(
+                f"dataset={title} has no columns, so leave image_column, label_column and header out; they"
+                " are for tables, Parquet and WebDataset"
+            )
         return opener(data_dir, split)
     from llc.data.sources import torchvision_dataset
 

@@ -11,11 +11,11 @@ _MAX_SHOWN = 10  # names that no class has, each with near ones
 _WORDNET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
 
 
-def with_class_names(source, class_names):
+def with_class_names(source, class_names, origin="class_names_from"):
     """The same images, labelled by `class_names`, which must hold all of the source's.
 
-    Where the source's classes are only numbers, they are positions in `class_names` (_places). Raises
-    SourceError.
+    Where the source's classes are only numbers, they are positions in `class_names` (_places). origin: where
+    messages say that class_names are from. Raises SourceError.
     """
     position = {name: label for label, name in enumerate(class_names)}
     strange = [name for name in source.class_names if name not in position]
@@ -25,7 +25,7 @@ def with_class_names(source, class_names):
     if strange:
         missing = [name for name in class_names if name not in set(source.class_names)]
         raise SourceError(
-            f"{len(strange)} classes are not among the {len(class_names)} of class_names_from:"
+            f"{len(strange)} classes are not among the {len(class_names)} of {origin}:"
             f" {some(strange)}" + (f"; without images here: {some(missing)}" if missing else "")
         )
     words = ()

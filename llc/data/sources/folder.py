@@ -1,5 +1,6 @@
 """A tree with a folder of images per class, alone or below folders called train and val."""
 
+import glob
 import os
 import unicodedata
 from collections import defaultdict
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from llc.data.sources.base import IMAGE_SUFFIXES, Source, SourceError, printable, register, some
-from llc.data.sources.listing import is_folder, listing, must_be_folder, status_of
+from llc.data.sources.listing import does_not_exist, is_file, is_folder, listing, must_be_folder, status_of
+from llc.data.sources.table import looks_like_table
 
 # A folder with nothing but these in it is the root of a dataset, not a dataset with these classes.
 _SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "test"))
@@ -76,7 +78,7 @@ def find_split(data_dir, split):
     ImageNet's val, before it is sorted into class folders, is such a case.
     """
     root = Path(data_dir)
-    must_be_folder(root, "data_dir")
+    _check_root(root)
     candidates = (split, "test") if split == "val" else (split,)
     for candidate in candidates:
         if _holds_class_folders(root / candidate):
@@ -93,6 +95,19 @@ def find_split(data_dir, split):
             + (", or hold a val split out of train with val_fraction" if can_hold_out else "")
         )
     return root
+
+
+def _check_root(root):
+    """Raises SourceError unless `root` is a folder; nothing else may be meant, as no other source took it."""
+    if status_of(root) is None:
+        hint = ". Wildcards stand for tars and Parquet files only; give several folders with commas between"
+        raise does_not_exist(root, f"{hint} them" if glob.has_magic(str(root)) else "")
+    if is_file(root):
+        raise SourceError(
+            f"data_dir {printable(root)} is a file of an unknown kind. A folder of images per class is"
+            " needed, or a .tar, .zip, .parquet, .csv, .tsv, .jsonl or .lmdb file"
+        )
+    must_be_folder(root, "data_dir")
 
 
 def _holds_class_folders(folder):
@@ -123,6 +138,8 @@ def open_tree(root, may_be_empty=False):
     beside = [printable(name) for name in top.images]
     hint = f"; the images directly in it, like {beside[0]}, have no class" if beside else ""
     if not top.folders:
+        if top.others:
+            hint += f"; it holds files of an unknown kind, like {printable(top.others[0])}"
         made = f"; {some(ignored)} is made by systems" if ignored else ""
         raise SourceError(f"{shown} holds no folder: one folder of images per class is needed{hint}{made}")
     if not files:
@@ -142,6 +159,12 @@ def open_tree(root, may_be_empty=False):
         )
     if ignored:
         notes.append(f"made by systems, not by people, and ignored: {some(ignored, 5)}")
+    tables = [name for name in top.others if looks_like_table(root / name)]
+    if tables and len(top.folders) == 1:
+        notes.append(
+            f"beside the only folder lies {printable(tables[0])}; if it is the table of the images and their"
+            f" labels, give {printable(root / tables[0])} in place of {shown}"
+        )
     notes += _lookalikes(top.folders)
     tree = FolderTree(
         top.folders, np.array(labels, np.int64), os.fspath(root), tuple(files), notes=tuple(notes)

@@ -363,7 +363,9 @@ def _read_devkit(devkit, name):
                     return tar.extractfile(member).read(_MOST_DEVKIT_BYTES)
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise SourceError(f"{printable(devkit)}: {name} cannot be read: {what}; get a new copy") from error
+        separator = os.sep if os.path.isdir(devkit) else ": "
+        place = f"{printable(devkit).rstrip(os.sep)}{separator}{name}"
+        raise SourceError(f"{place} cannot be read: {what}; get a new copy of the devkit") from error
     except Exception as error:  # zlib.error and lzma.LZMAError have no common base
         raise SourceError(f"{printable(devkit)} is damaged: {one_line(error)}; get a new copy") from error
     raise SourceError(f"{printable(devkit)} holds no {name}, so it is not ImageNet's devkit of 2012")

@@ -6,6 +6,7 @@ comes as many kinds of OSError. Here all of them become errors of the source.
 
 import errno
 import os
+import re
 import stat
 from dataclasses import dataclass
 
@@ -136,6 +137,13 @@ def _target(link):
         return printable(os.readlink(link))
     except OSError:
         return "an unknown place"
+
+
+def does_not_exist(path, hint=""):
+    """The SourceError for a `data_dir` where nothing is. hint: what else to say of it."""
+    if re.match(r"[a-z][a-z0-9+]*:/|pipe:", os.fspath(path)):
+        hint = ". It is an address, and llc reads files of this machine's disks only: download them first"
+    return SourceError(f"data_dir {printable(path)} does not exist{hint}")
 
 
 def must_be_folder(path, what):

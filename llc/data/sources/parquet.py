@@ -37,6 +37,7 @@ from llc.data.sources.labels import (
     of_split,
     usual_column,
 )
+from llc.data.sources.listing import does_not_exist
 
 _SUFFIX = ".parquet"
 # Where a folder's parquet files may be, besides in itself.
@@ -99,7 +100,8 @@ def open_parquet(data_dir, split, columns):
         return reader.name(_handle(starts, i))
 
     class_names, labels = _classes(labels, layout, where, int(starts[-1]))
-    notes = [f"{starts[-1]:,} images in {len(names)} parquet files of {root}: column {layout.image}"]
+    place = os.path.join(root, names[0]) if len(names) == 1 else f"{len(names)} files of {data_dir}"
+    notes = [f"{starts[-1]:,} images in {place}: column {layout.image}"]
     if layout.label is None:
         others = [name for name in layout.columns if name != layout.image]
         notes.append(
@@ -123,7 +125,7 @@ def _find_files(data_dir, split):
     if os.path.exists(data_dir):
         return os.path.split(data_dir)[0] or ".", [os.path.basename(data_dir)]
     if not glob.has_magic(data_dir):
-        raise SourceError(f"data_dir {printable(data_dir)} does not exist")
+        raise does_not_exist(data_dir)
     found = sorted(path for path in glob.glob(data_dir, recursive=True) if path.endswith(_SUFFIX))
     if not found:
         raise SourceError(f"no parquet file fits the pattern {printable(data_dir)}")

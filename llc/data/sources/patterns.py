@@ -5,6 +5,7 @@ import os
 import re
 
 from llc.data.sources.base import SourceError, printable
+from llc.data.sources.listing import does_not_exist
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 _MOST_FILES = 1_000_000
@@ -22,10 +23,7 @@ def expand(pattern):
         elif glob.has_magic(path):
             found += sorted(glob.glob(path, recursive=True))
         else:
-            raise SourceError(
-                f"{printable(path)} does not exist"
-                + ("" if path == pattern else f"; data_dir {printable(pattern)} names it")
-            )
+            raise does_not_exist(path, "" if path == pattern else f"; {printable(pattern)} names it")
     if not found:
         raise SourceError(f"no file fits the pattern {printable(pattern)}")
     return list(dict.fromkeys(found))

@@ -13,6 +13,7 @@ suffix is tried with the usual ones.
 import base64
 import binascii
 import csv
+import glob
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from llc.data.sources.labels import (
     classes_of_texts,
     usual_column,
 )
+from llc.data.sources.listing import does_not_exist
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}  # None: JSON
 _USUAL_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPEG", ".JPG", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -54,7 +56,10 @@ def open_table(data_dir, split, columns):
     if not path:
         raise SourceError(f"data_dir is missing: give the table, a file {' or '.join(_DELIMITERS)}")
     if _suffix(path) not in _DELIMITERS:
-        raise SourceError(f"{printable(path)} is not called like a table: {', '.join(_DELIMITERS)}")
+        raise SourceError(f"{printable(path)} is not a table, whose name ends in {', '.join(_DELIMITERS)}")
+    if not os.path.exists(path):
+        hint = "; give one table, or several with commas between them" if glob.has_magic(path) else ""
+        raise does_not_exist(path, hint)
     delimiter = _DELIMITERS[_suffix(path)]
     records = _records(path, delimiter)
     first = list(islice(records, 2))
@@ -282,6 +287,12 @@ def _folder_of_images(path, entries, column):
         if not paths or any(_is_file(_file_of(folder, entry)) for entry in paths):
             return folder
     tried = _file_of(beside, paths[0])
+    other = next((mark for mark in (";", "\t", "|") if mark in paths[0]), None)
+    if other is not None:
+        raise SourceError(
+            f"{printable(path)}: no image is called {printable(paths[0])}. Its fields seem to be separated by"
+            f" {other!r}; save it with commas as .csv, or with tabs as .tsv"
+        )
     raise SourceError(
         f"{printable(path)}: none of the first {len(paths)} images exists, such as {printable(tried)}. Paths"
         f" are relative to the table's folder (also tried: {stem}/ and images/ in it). Is {column} the right"

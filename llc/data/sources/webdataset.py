@@ -30,6 +30,7 @@ from llc.data.sources.tar import Tar
 _IMAGES = ("jpg", "jpeg", "png", "webp")  # in this order where a sample has several
 _FIELDS = ("label", "cls", "class")  # of a sample's JSON, in this order
 _CLASS_FILES = ("classnames.txt", "classes.txt", "dataset_info.json", "dataset_infos.json")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 _MOST_LABEL_BYTES = 1 << 20
 _FEWEST_CAPTIONS = 20  # texts; so few may all differ and still be classes
@@ -40,7 +41,7 @@ def _is_webdataset(data_dir):
     path = os.fspath(data_dir)
     if os.path.isdir(path):
         return any(_shards_below(path).values())
-    if not path.lower().endswith(".tar"):
+    if not path.lower().endswith((".tar", *_COMPRESSED)):  # opening says what to do with a compressed one
         return False
     if os.path.basename(path) in (TRAIN_TAR, VAL_TAR):
         return False
@@ -171,7 +172,8 @@ class _Samples:
                 f" .{', .'.join(self._images)} (for a tar with a folder of images per class, give"
                 " dataset=tar)"
             )
-        notes = [f"{len(self._names):,} images in {len(containers)} shards of {title}"]
+        place = f"{len(containers)} shards of {title}" if len(containers) > 1 else containers[0].path
+        notes = [f"{len(self._names):,} images in {place}"]
         class_names, labels, origin = self._classes(containers)
         notes.append(origin)
         if self._num_without_image:
@@ -200,7 +202,10 @@ class _Samples:
                     f"no sample has the label {self._label!r}, neither as an extension nor as a field of its"
                     f" JSON; {self._where(0)} is the first"
                 )
-            return (), np.full(len(without), -1), "no sample has a label (.cls, .json or .txt)"
+            hint = ""
+            if all(self._names[i].count(b"/") > 1 for i in without):  # behind the shard's name, a folder
+                hint = "; if the folders in it are the classes, give dataset=tar"
+            return (), np.full(len(without), -1), f"no sample has a label (.cls, .json or .txt){hint}"
         if without:
             raise SourceError(
                 f"{len(without):,} of {len(self._labels):,} samples have no label, such as"
