@@ -17,8 +17,10 @@ from llc.data.sources import (
     Columns,
     FolderTree,
     Source,
+    find_split,
     is_image_name,
     open_named,
+    open_tree,
     printable,
     recognise,
 )
@@ -104,18 +106,16 @@ def _open_folder(path, split):
     """A folder of class folders, alone or below train/ and val/, or a folder of images."""
     found = listing(path)
     if found.folders:
-        source = open_named("folder", path, split)
-        source.check_classes()
-        return _named_from(path, source) if isinstance(source, FolderTree) else source
+        root = find_split(path, split)
+        return _named_from(path, open_tree(root), os.path.relpath(root, path))
     if not found.images:
         raise UserError(f"{printable(path)} holds no images and no folders of images")
     note = f"{len(found.images):,} images of {path}"
     return FolderTree((), np.full(len(found.images), -1), os.fspath(path), found.images, notes=(note,))
 
 
-def _named_from(path, tree):
+def _named_from(path, tree, split_folder):
     """A tree whose images are named by their paths below `path`, not below the folder of the split."""
-    split_folder = os.path.relpath(tree.root, path)
     if split_folder == os.curdir:
         return tree
     files = tuple(os.path.join(split_folder, name) for name in tree.files)
