@@ -137,10 +137,10 @@ def test_k_nearest_from_minima_of_groups(n, m, num_bits, seed, distinct, capacit
     assert torch.equal(num_within.long(), (minima <= radii).sum(0))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)  # they take seconds each
 @given(
-    n=st.integers(1, 300),
-    m=st.integers(1, 700),
+    n=st.integers(1, 260),
+    m=st.integers(1, 500),
     num_bits=st.integers(1, 256),
     seed=st.integers(0, 999),
     distinct=st.one_of(st.none(), st.integers(1, 4)),
