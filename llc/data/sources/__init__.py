@@ -3,6 +3,7 @@
 base.py                 Source, and how to add one: a file in this folder or a plugin
 listing.py              what lies in a folder, with errors that name the path
 patterns.py             names of several files in one: braces and wildcards
+varint.py               integers of variable length
 labels.py               classes from stored labels, columns and splits by their usual names
 folder.py               a tree with a folder of images per class
 archive.py              images as byte ranges of files

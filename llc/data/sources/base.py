@@ -27,6 +27,8 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .ppm .pgm .pbm .pnm .jp2 .avif".split()
 )
 SPLITS = ("train", "val")
+# Names of folders that hold a split of a dataset, not a class.
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "test")
 DOWNLOAD_FOLDER = "data"  # for a named dataset without a data_dir
 
 OPENERS = {}  # {name in lower case: (name as it was registered first, function)}

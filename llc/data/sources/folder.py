@@ -10,12 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from llc.data.sources.base import IMAGE_SUFFIXES, Source, SourceError, printable, register, some
+from llc.data.sources.base import (
+    IMAGE_SUFFIXES,
+    SPLIT_FOLDERS,
+    Source,
+    SourceError,
+    printable,
+    register,
+    some,
+)
 from llc.data.sources.listing import does_not_exist, is_file, is_folder, listing, must_be_folder, status_of
 from llc.data.sources.table import looks_like_table
-
-# A folder with nothing but these in it is the root of a dataset, not a dataset with these classes.
-_SPLIT_FOLDERS = frozenset(("train", "training", "val", "valid", "validation", "test"))
 
 
 @register("folder", "imagenet")
@@ -84,8 +89,8 @@ def find_split(data_dir, split):
         if _holds_class_folders(root / candidate):
             return root / candidate
     folders = listing(root, broken_images=False).folders
-    other_splits = [name for name in folders if name in _SPLIT_FOLDERS and _holds_class_folders(root / name)]
-    if other_splits or (folders and _SPLIT_FOLDERS.issuperset(folders)):
+    other_splits = [name for name in folders if name in SPLIT_FOLDERS and _holds_class_folders(root / name)]
+    if other_splits or (folders and set(SPLIT_FOLDERS).issuperset(folders)):
         found = f"{', '.join(other_splits)} does" if other_splits else f"{', '.join(folders)} do not"
         can_hold_out = split == "val" and "train" in other_splits
         raise SourceError(

@@ -27,6 +27,7 @@ from llc.data.image_errors import ImageError, MachineError, machine_fault
 from llc.data.sources.archive import Container
 from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import are_numbers, classes_of_numbers, of_split, split_in
+from llc.data.sources.varint import read_varint
 
 _DATA_FILE = "data.mdb"  # in the folder of a database
 _NAMES = (".lmdb", "_lmdb")  # how databases are usually called
@@ -227,16 +228,23 @@ def parse_datum(buffer):
     data: a memoryview; float_data: True where there is some; the others: int. Raises ValueError where it is
     no such message (https://protobuf.dev/programming-guides/encoding).
     """
-    buffer, position, found = memoryview(buffer), 0, {}
+    try:
+        return _fields(memoryview(buffer))
+    except IndexError:
+        raise ValueError("it ends within a number") from None
+
+
+def _fields(buffer):
+    position, found = 0, {}
     while position < len(buffer):
-        tag, position = _varint(buffer, position)
+        tag, position = read_varint(buffer, position)
         name, kind = _DATUM_FIELDS.get(tag >> 3), tag & 7
         if kind == 0:
-            value, position = _varint(buffer, position)
+            value, position = read_varint(buffer, position)
         elif kind in (1, 2, 5):
             size = {1: 8, 5: 4}.get(kind)
             if size is None:
-                size, position = _varint(buffer, position)
+                size, position = read_varint(buffer, position)
             value, position = buffer[position : position + size], position + size
         else:
             raise ValueError(f"field type {kind}")
@@ -250,19 +258,6 @@ def parse_datum(buffer):
             value = (value & 0xFFFFFFFF ^ 0x80000000) - 0x80000000  # int32; negative ones take 10 bytes
         found[name] = value
     return found
-
-
-def _varint(buffer, position):
-    """(number, position behind it): 7 bits a byte, the lowest first."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(buffer):
-            break
-        byte, position = buffer[position], position + 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number without an end")
 
 
 def _num_pixels(datum):

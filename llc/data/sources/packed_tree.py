@@ -17,13 +17,13 @@ from llc.data.sources.archive import (
     is_hidden,
     is_image,
 )
-from llc.data.sources.base import SourceError, printable, register, some
+from llc.data.sources.base import SPLIT_FOLDERS, SourceError, printable, register, some
 from llc.data.sources.tar import Tar
 from llc.data.sources.zip import PLACE_TYPE, Zip, ZipReader
 
 _LOOKED_AT = 1000  # members, to see whether a zip is Kaggle's
 _SPLITS = {"train": (b"train",), "val": (b"val", b"test")}  # as in a tree of folders
-_SPLIT_FOLDERS = frozenset((b"train", b"training", b"val", b"valid", b"validation", b"test"))
+_SPLIT_FOLDERS = frozenset(name.encode() for name in SPLIT_FOLDERS)
 
 
 def _is_zip(data_dir):

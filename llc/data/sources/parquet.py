@@ -26,7 +26,7 @@ import numpy as np
 from llc.data.image_errors import ImageError, MachineError, machine_fault, say
 from llc.data.sources import parquet_pages
 from llc.data.sources.archive import Container
-from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
+from llc.data.sources.base import SPLIT_FOLDERS, Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -41,7 +41,7 @@ from llc.data.sources.listing import does_not_exist
 
 _SUFFIX = ".parquet"
 # Where a folder's parquet files may be, besides in itself.
-_FOLDERS = ("data", "train", "val", "valid", "validation", "test")
+_FOLDERS = ("data", *SPLIT_FOLDERS)
 _MAX_LOOKED_AT = 10_000  # entries of a folder that may be something else entirely
 _BATCH_BYTES = 4 << 20  # of images that are read together where single pages cannot be read
 _KEPT_BYTES = 32 << 20  # of images that a process keeps, so that nearby images are there already

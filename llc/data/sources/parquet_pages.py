@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llc.data.sources.varint import read_varint
+
 _CODECS = {"UNCOMPRESSED": None, "SNAPPY": "snappy", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 PLAIN, _PLAIN_DICTIONARY, _RLE_DICTIONARY = 0, 2, 8  # encodings
@@ -192,7 +194,7 @@ def _run_lengths(data, width, count):
     found, num_found, position = [], 0, 0
     weights = 1 << np.arange(width, dtype=np.int64)
     while num_found < count:
-        header, position = _varint(data, position)
+        header, position = read_varint(data, position)
         if header & 1:
             size = (header >> 1) * width  # groups of 8 numbers
             bits = np.frombuffer(data[position : position + size], np.uint8)
@@ -209,18 +211,6 @@ def _run_lengths(data, width, count):
         found.append(values)
         num_found, position = num_found + len(values), position + size
     return np.concatenate(found)[:count] if found else np.zeros(0, np.int64)
-
-
-def _varint(data, position):
-    """(number, position behind it): 7 bits a byte, the lowest first."""
-    value, shift = 0, 0
-    while True:
-        byte = data[position]
-        value, shift, position = value | (byte & 0x7F) << shift, shift + 7, position + 1
-        if byte < 0x80:
-            return value, position
-        if shift > 63:
-            raise ValueError("a number without an end")
 
 
 # ------------------------------------------------------------------ headers, in Thrift's compact protocol
@@ -267,7 +257,7 @@ def _field(data, position, kind):
     if kind == 7:
         return None, position + 8
     if kind == 8:
-        size, position = _varint(data, position)
+        size, position = read_varint(data, position)
         data[position + size - 1]  # IndexError where it is cut off
         return None, position + size
     if kind == 12:
@@ -276,5 +266,5 @@ def _field(data, position, kind):
 
 
 def _zigzag(data, position):
-    value, position = _varint(data, position)
+    value, position = read_varint(data, position)
     return value >> 1 ^ -(value & 1), position

@@ -15,6 +15,7 @@ import numpy as np
 from llc.data.sources.archive import RANGE_TYPE, ArchiveImages, Container, Names, OpenFile, as_text
 from llc.data.sources.base import (
     FOUND_BY_SOURCE,
+    SPLIT_FOLDERS,
     SourceError,
     is_image_name,
     one_line,
@@ -31,7 +32,6 @@ _IMAGES = ("jpg", "jpeg", "png", "webp")  # in this order where a sample has sev
 _FIELDS = ("label", "cls", "class")  # of a sample's JSON, in this order
 _CLASS_FILES = ("classnames.txt", "classes.txt", "dataset_info.json", "dataset_infos.json")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-_SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
 _MOST_LABEL_BYTES = 1 << 20
 _FEWEST_CAPTIONS = 20  # texts; so few may all differ and still be classes
 _NO_LABEL = object()
@@ -51,14 +51,14 @@ def _is_webdataset(data_dir):
 def _shards_below(folder):
     """{"" or a folder of a split: its sorted shards}; empty where `folder` holds other things than shards."""
     found = {}
-    for below in ("", *_SPLIT_FOLDERS):
+    for below in ("", *SPLIT_FOLDERS):
         try:
             with os.scandir(os.path.join(folder, below)) as listing:
                 entries = [entry for entry in listing if not entry.name.startswith((".", "_"))]
             folders = {entry.name for entry in entries if entry.is_dir()}
         except (OSError, ValueError):  # also for a link that leads back to itself
             continue
-        if folders - (set() if below else set(_SPLIT_FOLDERS)):
+        if folders - (set() if below else set(SPLIT_FOLDERS)):
             return {}
         if any(is_image_name(entry.name) for entry in entries):
             return {}
