@@ -48,7 +48,7 @@ found = encoder.classify(sys.argv[3:], decode="near")
 codes = encoder.encode(sys.argv[3:])
 try:
     encoder.classify(sys.argv[3:], decode="far")
-except llc.UserError as error:
+except ValueError as error:
     message = str(error)
 loaded = [name for name in sys.modules if name.split(".")[0] == "fastargs" or name.startswith("llc.training")]
 print(json.dumps([found.labels.tolist(), found.scores.tolist(), codes.tolist(), message, loaded]))
@@ -125,5 +125,5 @@ def test_the_library_decodes_with_it_and_imports_no_trainer(trained, image_tree)
     labels, scores, codes, message, loaded = json.loads(done.stdout)
     classes, distances = by_hand(np.array(codes, np.uint8), llc.pack_bits(np.load(run / "codebook.npy")))
     assert labels == [[c] for c in classes] and scores == [[d] for d in distances]
-    assert message == "decode = 'far': expected one of class, mhd, ed, near"
+    assert message == "decode: expected one of class, mhd, ed, near, got 'far'"
     assert loaded == []
