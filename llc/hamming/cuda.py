@@ -2,8 +2,7 @@
 
 Two modules compute distances: cuda_popc uses the instruction that counts bits, and cuda_dot uses int8
 tensor cores. They give the same results, and _takes_dot chooses between them. cuda_topk selects the nearest
-codes. Under TRITON_INTERPRET=1 the
-kernels run on CPU tensors, for tests.
+codes. Under TRITON_INTERPRET=1 the kernels run on CPU tensors, for tests.
 """
 
 import torch
@@ -16,16 +15,16 @@ from llc.kernels.cuda_launch import check_grid
 # _takes_dot.
 METHOD = None
 DOT_QUERIES = 512  # from this many queries on tensor cores are faster, see _takes_dot
-MAX_CODES = (1 << 31) - (
-    1 << 16
-)  # kernels number codes by int32, and the last tile reaches beyond the last code
+# Kernels number codes by int32, and the last tile reaches beyond the last code.
+MAX_CODES = (1 << 31) - (1 << 16)
 QUERY_TILE = 8192  # queries of a range search that are processed together
 MAX_CANDIDATES = 1 << 25  # candidates of a top-k search at a time, unless a single query has more
 MAX_MINIMA = 1 << 27  # lowest distances, of queries and groups of codes, at a time: 256 MB
 MAX_GROUPS = 1 << 14  # of codes: more would be of no use, and fewer queries would fit into MAX_MINIMA
 # With fewer groups per neighbour, radii from minima would include too many codes.
 GROUPS_PER_NEIGHBOUR = 4
-# Room for codes that are as far away as the last neighbour. Random codes of 64 bits need up to 5.
+# Room for codes that are as far away as the last neighbour. Of random codes of 64 bits, about 5 times as many
+# are within one more bit.
 CANDIDATES_PER_NEIGHBOUR = 8
 
 
@@ -151,10 +150,12 @@ def range_search(
 def _takes_dot(queries, database):
     """Whether to find the nearest codes by tensor cores (cuda_dot) instead of by POPC (cuda_popc).
 
-    Measured on an H200, in 1,281,167 codes (BENCHMARKS.md): at 512 queries tensor cores take 0.65 to 0.88 of
-    the time for the nearest code of 32 to 256 bits, and from 64 bits on a third for 10,000 queries. At 256
-    queries both take about as long. Triton has no int8 products for compute capabilities below 8.0. For 10.0
-    and above neither way was tried.
+    Measured on an H200 for k = 1, in 1,281,167 codes (BENCHMARKS.md): for 512 queries and codes of 32 to 256
+    bits, tensor cores take 0.65 to 0.88 of POPC's time; for 10,000 queries and 64 or 256 bits, a third. For
+    256 queries both take about as long. For k > 1 the number is an estimate, because finding the radii was
+    made faster after it was measured.
+
+    Triton has no int8 products for compute capabilities below 8.0. For 10.0 and above neither was tried.
     """
     possible = 8 * queries.shape[1] <= cuda_dot.MAX_BITS
     if METHOD is not None:

@@ -119,7 +119,7 @@ def test_the_image_is_chosen_by_extension(tmp_path):
             ["fox", "ox"],
         ),
         ([{"cls": "1", "json": '{"label": 5}', "txt": "x"}], "", ["1"]),  # .cls comes first
-        ([{"cls": "1", "json": '{"kind": "é"}'}, {"cls": "1", "json": '{"kind": "f"}'}], "kind", ["é", "f"]),
+        ([{"cls": "1", "json": '{"of": "é"}'}, {"cls": "1", "json": '{"of": "f"}'}], "of", ["é", "f"]),
         ([{"cls": "1", "txt": "été"}], "txt", ["été"]),
         ([{"cls": "1", "fine.cls": "77"}], "fine.cls", ["77"]),
         ([{"json": "3"}, {"json": "12"}], "", ["3", "12"]),

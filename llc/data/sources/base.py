@@ -187,6 +187,17 @@ class IndexedDataset(Source):
         return f"{self.title}[{i}]"
 
 
+def refuse_empty_classes(source, place):
+    """Raises SourceError where a class folder of a source holds no images. place: the source's path."""
+    empty = [name for name, count in zip(source.class_names, source.class_counts()) if not count]
+    if empty:
+        raise SourceError(
+            f"{printable(place)}: {len(empty)} of {len(source.class_names)} class folders hold no images:"
+            f" {some(empty)}; fill or remove them (for a val split that lacks some classes of train, give"
+            " class_names_from)"
+        )
+
+
 def is_image_name(name):
     """Whether a file of this name is taken for an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

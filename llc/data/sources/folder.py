@@ -16,6 +16,7 @@ from llc.data.sources.base import (
     Source,
     SourceError,
     printable,
+    refuse_empty_classes,
     register,
     some,
 )
@@ -55,14 +56,7 @@ class FolderTree(Source):
 
     def check_classes(self):
         """Raises SourceError where a class folder holds no images."""
-        empty = [name for name, count in zip(self.class_names, self.class_counts()) if not count]
-        if empty:
-            raise SourceError(
-                f"{printable(self.root)}: {len(empty)} of {len(self.class_names)} class folders hold no"
-                f" images: {some(empty)};"
-                " fill or remove them (for a val split that lacks some classes of train, give"
-                " class_names_from)"
-            )
+        refuse_empty_classes(self, self.root)
 
     @property
     def reader(self):

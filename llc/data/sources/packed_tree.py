@@ -17,7 +17,7 @@ from llc.data.sources.archive import (
     is_hidden,
     is_image,
 )
-from llc.data.sources.base import SPLIT_FOLDERS, SourceError, printable, register, some
+from llc.data.sources.base import SPLIT_FOLDERS, SourceError, printable, refuse_empty_classes, register
 from llc.data.sources.tar import Tar
 from llc.data.sources.zip import PLACE_TYPE, Zip, ZipReader
 
@@ -69,13 +69,7 @@ class PackedTree(ArchiveImages):
 
     def check_classes(self):
         """Raises SourceError where a class folder holds no images."""
-        empty = [name for name, count in zip(self.class_names, self.class_counts()) if not count]
-        if empty:
-            raise SourceError(
-                f"{printable(self.containers[0].path)}: {len(empty)} of {len(self.class_names)} class folders"
-                f" hold no images: {some(empty)}; fill or remove them (for a val split that lacks some"
-                " classes of train, give class_names_from)"
-            )
+        refuse_empty_classes(self, self.containers[0].path)
 
 
 class TreeBuilder:
