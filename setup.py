@@ -1,4 +1,4 @@
-"""Builds llc/data/native/_native.so; everything else about the package is in pyproject.toml.
+"""Builds llc/native/_native.so; everything else about the package is in pyproject.toml.
 
 The library has a plain C interface and does not use Python, so one build serves every Python version: the
 wheel's tag is py3-none-PLATFORM.
@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-NATIVE = Path("llc/data/native")
+SOURCES = Path("llc/native/src")
 
 
 def libjpeg(kind):
@@ -45,9 +45,10 @@ class PlatformWheel(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            "llc.data.native._native",
-            sources=sorted(str(path) for path in NATIVE.glob("*.cpp")),
-            depends=sorted(str(path) for path in NATIVE.glob("*.h")),
+            "llc.native._native",
+            sources=sorted(str(path) for path in SOURCES.rglob("*.cpp")),
+            depends=sorted(str(path) for path in SOURCES.rglob("*.h")),
+            include_dirs=[str(SOURCES)],
             language="c++",
             # No -march, because one build must run on every CPU of the platform. Faster kernels for newer
             # CPUs are chosen at run time.

@@ -65,8 +65,8 @@ inspect_venv() {
     if [ -n "$lost" ]; then why="files are missing from the one here, e.g. ${lost%%$'\n'*}"; return; fi
     if [ "$(sources)" != "$(tail -n +2 "$state/done")" ]; then found=old; return; fi
     # a system upgrade may have removed FFCV's OpenCV; `make clean` removes llc's own library
-    if [ ! -e llc/data/native/_native.so ] ||
-        ldd llc/data/native/_native.so "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null |
+    if [ ! -e llc/native/_native.so ] ||
+        ldd llc/native/_native.so "$venv"/lib/python*/site-packages/ffcv/_libffcv*.so 2>/dev/null |
             grep -q 'not found'; then
         found=old
         return

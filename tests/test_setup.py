@@ -168,7 +168,7 @@ case "$*" in
     *"install"*)   echo pip "$*" >> {log}
                    [ ! -e {sandbox}/pip-fails ] || exit 1
                    site=$(dirname "$0")/../lib/python3/site-packages; mkdir -p "$site"; touch "$site/torch.py"
-                   touch llc/data/native/_native.so ;;
+                   touch llc/native/_native.so ;;
     "-c import ffcv") ;;
     "-c import venv, ensurepip") [ ! -e {sandbox}/bare ] ;;
     *get_path*)    [ -e {sandbox}/bare ] || echo {sandbox}/include ;;
@@ -197,9 +197,7 @@ class Sandbox:
         for name in ("requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh"):
             shutil.copy(ROOT / name, self.project / name)
         shutil.copytree(
-            ROOT / "llc/data/native",
-            self.project / "llc/data/native",
-            ignore=shutil.ignore_patterns("*.so", "*.py*"),
+            ROOT / "llc/native", self.project / "llc/native", ignore=shutil.ignore_patterns("*.so", "*.py*")
         )
         self.bin.mkdir()
         for tool in TOOLS:
@@ -366,7 +364,7 @@ def test_makes_venv_again(ready, damage, reason):
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh", "llc/data/native/native.h"]
+    "name", ["requirements.txt", "pyproject.toml", "setup.py", "scripts/setup.sh", "llc/native/src/native.h"]
 )
 def test_installs_over_what_is_there_when_a_source_changed(ready, name):
     with open(ready.project / name, "a") as file:
@@ -379,11 +377,11 @@ def test_installs_over_what_is_there_when_a_source_changed(ready, name):
 
 
 def test_builds_the_native_library_again_after_make_clean(ready):
-    (ready.project / "llc/data/native/_native.so").unlink()
+    (ready.project / "llc/native/_native.so").unlink()
     done = ready.setup()
     assert done.returncode == 0, done.stdout
     assert "pip" in done.calls and "making .venv" not in done.stdout
-    assert (ready.project / "llc/data/native/_native.so").exists()
+    assert (ready.project / "llc/native/_native.so").exists()
     assert ready.setup().calls == ""
 
 

@@ -27,9 +27,9 @@ from llc.benchmark import _machine
 from llc.data import beton
 from llc.data.encoding import shrink
 from llc.data.images import load_rgb
-from llc.data.native import OK, JpegWriter, Samples, decode_batch, status_text
 from llc.data.sources import is_image_name
 from llc.errors import UserError
+from llc.native.codec import OK, JpegWriter, Samples, decode_batch, status_text
 from llc.options import option
 
 MAX_RESOLUTION, JPEG_QUALITY = 500, 90

@@ -36,10 +36,10 @@ from llc.benchmark import _machine
 from llc.data import beton
 from llc.data.encoding import RESTART_BLOCKS
 from llc.data.images import load_rgb
-from llc.data.native import JpegWriter, decode
 from llc.data.sources import is_image_name, open_tree
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from llc.native.codec import JpegWriter, decode
 from llc.options import option
 
 MAX_RESOLUTION, JPEG_QUALITY, COMPRESS_PROBABILITY, CHUNK_SIZE = 500, 90, 0.5, 100

@@ -4,7 +4,6 @@ images.py         any image file -> upright 8-bit RGB
 sources/          folders, named datasets and additions -> image and label by index; one file per source
 beton.py          the layout of an FFCV file: placing samples; tables, made and read with every bound checked
 manifest.py       OUT.beton.json: class names, counts, settings, and what verifies the beton
-native/           a C++ library: samples -> cropped, resized, flipped batches; JPEGs recoded
 encoding.py       one sample as a beton stores it
 workers.py        the processes that encode and write chunks of samples
 writer.py         a source -> a beton and its manifest

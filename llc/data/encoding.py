@@ -14,8 +14,8 @@ import numpy as np
 
 from llc.data import beton
 from llc.data.images import ImageError, MachineError, load_rgb, machine_fault, read_file
-from llc.data.native import DecodeError, JpegWriter, jpeg_size
 from llc.errors import UserError
+from llc.native.codec import DecodeError, JpegWriter, jpeg_size
 
 # Blocks between two restart markers of a JPEG: 4 MCUs of 4:2:0, 64 pixels. Crops then take 0.79 of the time
 # that they take without markers (0.84 with one marker per MCU row). Fewer blocks gain nothing more. The

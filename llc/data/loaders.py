@@ -4,7 +4,7 @@ A training batch is a pure function of (betons, seed, epoch, number of the batch
 threads; sampling.py defines it. FFCV's own Loader is not used, for these reasons: its crops and flips cannot
 be seeded, it decodes a whole JPEG however small the crop, it deals out equal numbers of images to threads
 however much work each is, and it compiles for 5 to 8 seconds in every process. Here one call per batch into
-the native library (llc.data.native) does the work.
+the native library (llc.native.codec) does the work.
 
 A thread makes batches ahead. Whoever holds a batch owns it: its memory is reused only when nothing refers to
 it any more.
@@ -23,11 +23,12 @@ import torch
 
 from llc import environment
 from llc.arguments import fraction, one_of, whole_number, worker_count
-from llc.data import native, sampling
+from llc.data import sampling
 from llc.data.prefetch import Prefetch
 from llc.data.shards import check_parts_of_all
 from llc.data.storage import LIFE, MappedFiles, PagedFiles, check_unchanged, pages_of, read_sample
 from llc.errors import UserError
+from llc.native import codec
 
 _NUM_AHEAD = 1  # finished batches that wait, besides those being decoded (LIFE) and in use
 # How many samples are tried in place of a damaged one. If all are damaged, the file is.
@@ -103,7 +104,7 @@ class TrainLoader:
                 data = read_sample(self._shards, candidate)
                 samples = _samples(self._shards, np.array([candidate]), [data.ctypes.data])
                 crops, flips = draw(np.array([index]), samples.heights, samples.widths)
-                if native.decode_batch(samples, crops, flips, out[None])[0] == native.OK:
+                if codec.decode_batch(samples, crops, flips, out[None])[0] == codec.OK:
                     replaced.append(index)
                     return self._shards.labels[candidate]
             raise _damaged(
@@ -254,14 +255,14 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
         samples = _samples(shards, indices, addresses)
         crops, flips = draw(indices, samples.heights, samples.widths)
         out = memory.take((len(indices), resolution, resolution, 3))
-        status = native.decode_batch(samples, crops, flips, out.numpy(), threads_each)
+        status = codec.decode_batch(samples, crops, flips, out.numpy(), threads_each)
         labels = shards.labels[indices]
-        bad = np.flatnonzero(status != native.OK)
+        bad = np.flatnonzero(status != codec.OK)
         check_unchanged(shards, indices[bad])
         for i in bad:
-            if status[i] == native.UNREADABLE:
+            if status[i] == codec.UNREADABLE:
                 raise UserError(
-                    f"{shards.name(int(indices[i]))} can no longer be read: {native.status_text(status[i])}"
+                    f"{shards.name(int(indices[i]))} can no longer be read: {codec.status_text(status[i])}"
                 )
             labels[i] = replace(int(indices[i]), status[i], out.numpy()[i])
         return memory.send(out, torch.from_numpy(labels))
@@ -281,7 +282,7 @@ def _decode(shards, batches, storage, draw, replace, resolution, num_threads, de
 
 def _samples(shards, indices, addresses):
     images = shards.images[indices]
-    return native.Samples(
+    return codec.Samples(
         np.asarray(addresses, np.uint64),
         shards.sizes[indices],
         images["mode"],
@@ -291,7 +292,7 @@ def _samples(shards, indices, addresses):
 
 
 def _damaged(shards, index, status, advice):
-    return UserError(f"{shards.name(index)} cannot be decoded ({native.status_text(status)}){advice}")
+    return UserError(f"{shards.name(index)} cannot be decoded ({codec.status_text(status)}){advice}")
 
 
 def _replaced_text(shards, replaced, epoch):

@@ -8,9 +8,10 @@ import math
 import numpy as np
 from PIL import Image
 
-from llc.data import native, sampling
+from llc.data import sampling
 from llc.data.beton import RAW
 from llc.errors import UserError
+from llc.native import codec
 
 RESIZES = ("area", "bilinear")
 _MAX_LONG_SIDE = 1 << 14  # pixels of a whole resized image; its shorter side is below a crop's
@@ -21,7 +22,7 @@ class Preprocessing:
     """How an image becomes resolution x resolution pixels, and the network's mean and std (of RGB in 0..1).
 
     resize: "area" is a centre crop whose side is `crop_ratio` of the shorter side, resized by pixel area
-    (llc.data.native). The validation loader does the same to betons, so networks trained here are evaluated
+    (llc.native.codec). The validation loader does the same to betons, so networks trained here are evaluated
     with it.
 
     "bilinear" resizes the shorter side to resolution / crop_ratio by Pillow's bilinear filter, then takes a
@@ -68,16 +69,16 @@ def _is_number(value):
 def _crop_then_area(pixels, resolution, crop_ratio):
     pixels = np.ascontiguousarray(pixels)
     height, width = np.array(pixels.shape[:1]), np.array(pixels.shape[1:2])
-    samples = native.Samples(
+    samples = codec.Samples(
         np.array([pixels.ctypes.data]), np.array([pixels.nbytes]), np.array([RAW]), width, height
     )
     out = np.empty((1, resolution, resolution, 3), np.uint8)
-    status = native.decode_batch(
+    status = codec.decode_batch(
         samples, sampling.centre_crops(height, width, crop_ratio), np.zeros(1, bool), out
     )[0]
-    if status != native.OK:
+    if status != codec.OK:
         raise UserError(
-            f"an image of {width[0]} x {height[0]} pixels cannot be resized: {native.status_text(status)}"
+            f"an image of {width[0]} x {height[0]} pixels cannot be resized: {codec.status_text(status)}"
         )
     return out[0]
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from llc import config as command_line
 from llc import progress
-from llc.data import native
 from llc.data.beton import JPG
 from llc.data.manifest import data_checksums
 from llc.data.shards import Shards, open_shards
 from llc.data.storage import read_sample
+from llc.native import codec, library
 from llc.options import option
 
 _MAX_SHOWN = 20
@@ -58,7 +58,7 @@ def check_samples(shards: Shards, num_threads, progress=lambda num_samples: None
                 problems.append((index, problem))
         return problems
 
-    native.library()  # raises here, once, if the library was not built
+    library()  # raises here, once, if the library was not built
     problems = []
     with ThreadPoolExecutor(num_threads, "llc-verify") as pool:
         for start, block in zip(
@@ -92,8 +92,8 @@ def _problem(data, image):
     if image["mode"] != JPG:
         return ""  # any bytes are raw pixels, and their number was checked with the tables
     try:
-        pixels = native.decode(data)
-    except native.DecodeError as error:
+        pixels = codec.decode(data)
+    except codec.DecodeError as error:
         return str(error)
     height, width = int(image["height"]), int(image["width"])
     if pixels.shape[:2] == (height, width):

@@ -19,12 +19,12 @@ def is_whole(data, image):
 
 def is_whole_jpeg(data):
     """Whether libjpeg decodes a JPEG without a warning. True for kinds that llc's library does not know."""
-    from llc.data import native
+    from llc.native import codec
 
     try:
-        native.decode(data)
-    except native.DecodeError as error:
-        return native.status_text(native.CORRUPT) not in str(error)
+        codec.decode(data)
+    except codec.DecodeError as error:
+        return codec.status_text(codec.CORRUPT) not in str(error)
     return True
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from llc.data import beton
 from llc.data.encoding import RESTART_BLOCKS, encode_sample, shrink
 from llc.data.images import load_rgb
-from llc.data.native import JpegWriter, decode
 from llc.data.writer import WriterConfig
+from llc.native.codec import JpegWriter, decode
 from tests.data.helpers import picture
 
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from llc.data import beton, loaders, native, sampling, storage
+from llc.data import beton, loaders, sampling, storage
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.native import codec
 from tests.data import make_ffcv_beton as made
 from tests.data.betons import FFCV_DECODED, damage, stored_samples, write_small_beton, written_by_ffcv
 from tests.data.helpers import REPOSITORY, picture
@@ -124,12 +125,12 @@ def test_a_batch_is_its_samples_cropped_resized_and_flipped(path):
             crops, flips = sampling.random_crops([i], [height], [width], 5, 3, 0.3)
             flipped += int(flips[0])
             encoded = data[start : start + tables.sizes[i]]
-            pixels = encoded.reshape(height, width, 3) if mode == beton.RAW else native.decode(encoded)
+            pixels = encoded.reshape(height, width, 3) if mode == beton.RAW else codec.decode(encoded)
             top, left, h, w = crops[0]
             cut = np.ascontiguousarray(pixels[top : top + h, left : left + w])
-            whole = native.Samples(*(np.array([x]) for x in (cut.ctypes.data, cut.size, beton.RAW, w, h)))
+            whole = codec.Samples(*(np.array([x]) for x in (cut.ctypes.data, cut.size, beton.RAW, w, h)))
             expected = np.empty((1, RESOLUTION, RESOLUTION, 3), np.uint8)
-            native.decode_batch(whole, np.array([[0, 0, h, w]]), [False], expected)
+            codec.decode_batch(whole, np.array([[0, 0, h, w]]), [False], expected)
             assert np.array_equal(image, expected[0, :, ::-1] if flips[0] else expected[0])
     assert 20 < flipped < 76
 
@@ -461,7 +462,7 @@ def test_a_beton_cut_short_while_it_is_read_is_an_error_that_names_it(
 def test_a_disk_that_fails_is_an_error_and_no_damaged_sample(on_error, path, monkeypatch):
     """A truncated file stands for the failing disk; it has its size again when the loader looks."""
     monkeypatch.setattr(
-        native, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), native.UNREADABLE)
+        codec, "decode_batch", lambda samples, *rest: np.full(len(samples.sizes), codec.UNREADABLE)
     )
     with pytest.raises(UserError, match=r"sample \d+ of .* can no longer be read: .* its disk fails"):
         taken(train(path, on_error=on_error).epoch(0, RESOLUTION))

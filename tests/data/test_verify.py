@@ -12,9 +12,9 @@ import pytest
 from llc.data import verify
 from llc.data.beton import JPG, read_tables
 from llc.data.manifest import load_manifest
-from llc.data.native import decode
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from llc.native.codec import decode
 from tests.data.helpers import write_tree
 from tests.tools.chaos import make_betons
 

@@ -25,10 +25,10 @@ from llc.data import writer
 from llc.data.encoding import shrink, uniform
 from llc.data.images import load_rgb
 from llc.data.manifest import load_manifest, verify
-from llc.data.native import decode
 from llc.data.sources import IndexedDataset
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
+from llc.native.codec import decode
 from tests.data.betons import stored_samples
 from tests.data.helpers import (
     REPOSITORY,

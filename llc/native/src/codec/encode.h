@@ -1,8 +1,8 @@
-// The writer's part of the interface, by the same rules as native.h. It handles ordinary JPEGs only: upright,
+// The writer's part of the interface, by the same rules as codec.h. It handles ordinary JPEGs only: upright,
 // YCbCr or grey, 8 bits, in one scan, complete, undamaged, with sides up to 65,500 pixels. For all others
 // each function returns LLC_NOT_ORDINARY, and the caller takes a slower way.
 #pragma once
-#include "native.h"
+#include "codec.h"
 
 enum EncodeStatus : int32_t {
     LLC_ENCODED = 0,

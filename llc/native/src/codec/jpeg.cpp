@@ -21,7 +21,7 @@ constexpr int32_t PAD = 2;
 
 }  // namespace
 
-JpegDecoder::JpegDecoder(const Kernels &kernels) : baseline(kernels) {
+JpegDecoder::JpegDecoder(const CodecKernels &kernels) : baseline(kernels) {
     jpeg.err = jpeg_std_error(&errors);
     errors.error_exit = fail;
     errors.emit_message = message;

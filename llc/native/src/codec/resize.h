@@ -21,7 +21,7 @@ struct Taps {
 // at once.
 class Resizer {
 public:
-    explicit Resizer(const Kernels &kernels) : kernels(kernels) {}
+    explicit Resizer(const CodecKernels &kernels) : kernels(kernels) {}
 
     // From height x width to out [out_height, out_width, 3], mirrored where `flip`.
     void begin(int32_t height, int32_t width, uint8_t *out, int32_t out_height, int32_t out_width, bool flip);
@@ -39,7 +39,7 @@ public:
     void advance(const uint8_t *rows, int64_t stride, int32_t end);
 
 private:
-    const Kernels &kernels;
+    const CodecKernels &kernels;
     Taps vertical, horizontal;
     std::vector<int32_t> first;    // horizontal.first and weights, as Kernels::blend_pixels wants them
     std::vector<int16_t> weights;

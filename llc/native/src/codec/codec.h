@@ -1,10 +1,7 @@
-// The library's whole interface: plain C functions, which __init__.py loads through ctypes. No function
-// throws or shares data with other calls, so each may run in several threads at once. The only state is the
-// SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB, interleaved.
+// Reading images. No function shares data with other calls, so each may run in several threads at once. The
+// only state is the SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB, interleaved.
 #pragma once
-#include <cstdint>
-
-#define LLC_API extern "C" __attribute__((visibility("default")))
+#include "native.h"
 
 enum Status : int32_t {
     LLC_OK = 0,
@@ -20,9 +17,6 @@ enum Status : int32_t {
 
 // A text for people, or NULL if `status` is none of the above.
 LLC_API const char *llc_status_text(int32_t status);
-
-// The name of the index-th best instruction set that this CPU has; NULL beyond the last.
-LLC_API const char *llc_instructions(int32_t index);
 
 // Decodes n samples: data[i] has sizes[i] bytes of mode modes[i]; crops [n, 4]: top, left, height, width;
 // flips [n]: mirrored left to right. Writes out [n, out_height, out_width, 3] and status [n]. The pixels of a

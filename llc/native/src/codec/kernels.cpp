@@ -38,14 +38,4 @@ void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weig
 
 }  // namespace
 
-const Kernels PORTABLE_KERNELS = {"portable", blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr,
-    nullptr};
-
-const Kernels *kernels_of_cpu(int32_t index) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0)
-        return &AVX512_KERNELS;
-    if (__builtin_cpu_supports("avx2") && index-- == 0) return &AVX2_KERNELS;
-#endif
-    return index == 0 ? &PORTABLE_KERNELS : nullptr;
-}
+const CodecKernels PORTABLE_KERNELS = {blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};

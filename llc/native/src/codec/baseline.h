@@ -12,7 +12,7 @@
 #include <jpeglib.h>
 
 #include "kernels.h"
-#include "native.h"
+#include "codec.h"
 #include "rows.h"
 
 struct HuffmanTable;
@@ -21,7 +21,7 @@ struct HuffmanTable;
 // threads at once.
 class BaselineDecoder {
 public:
-    explicit BaselineDecoder(const Kernels &kernels);
+    explicit BaselineDecoder(const CodecKernels &kernels);
     ~BaselineDecoder();
 
     // Whether this class can decode the image whose header jpeg_read_header has read.
@@ -50,7 +50,7 @@ private:
     void transform(int32_t row);
     void emit(const Region &region, int32_t row, int32_t begin, int32_t end, RowSink &sink);
 
-    const Kernels &kernels;
+    const CodecKernels &kernels;
     std::unique_ptr<HuffmanTable> tables[2 * NUM_HUFF_TBLS];
 
     // The current image.

@@ -3,9 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-struct Kernels {
-    const char *name;
-
+struct CodecKernels {
     // line[x] = sum over t < num_taps of weights[t] * rows[t * stride + x], weights in units of 2^-14, line
     // in units of 2^-7; n values.
     void (*blend_rows)(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps,
@@ -37,10 +35,7 @@ struct Kernels {
 void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
     int32_t n, int32_t x, uint8_t *out);
 
-extern const Kernels PORTABLE_KERNELS;
+extern const CodecKernels PORTABLE_KERNELS;
 #if defined(__x86_64__)
-extern const Kernels AVX2_KERNELS, AVX512_KERNELS;
+extern const CodecKernels AVX2_KERNELS, AVX512_KERNELS;
 #endif
-
-// The index-th fastest kernels that this CPU can run; NULL beyond the last.
-const Kernels *kernels_of_cpu(int32_t index);

@@ -359,8 +359,8 @@ AVX2 void grey_to_rgb(const uint8_t *y, int32_t n, uint8_t *out) {
 
 }  // namespace
 
-const Kernels AVX2_KERNELS = {"AVX2", blend_rows_avx2, blend_pixels_avx2, transform_two, upsample_h2v1,
+const CodecKernels AVX2_KERNELS = {blend_rows_avx2, blend_pixels_avx2, transform_two, upsample_h2v1,
     upsample_h2v2, ycc_to_rgb, grey_to_rgb};
-const Kernels AVX512_KERNELS = {"AVX-512", blend_rows_avx512, blend_pixels_avx512, transform_two,
+const CodecKernels AVX512_KERNELS = {blend_rows_avx512, blend_pixels_avx512, transform_two,
     upsample_h2v1, upsample_h2v2, ycc_to_rgb, grey_to_rgb};
 #endif

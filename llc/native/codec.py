@@ -1,8 +1,6 @@
-"""The native library: samples of a beton -> cropped, resized, flipped batches; numpy in, numpy out.
+"""Images by the native library: samples of a beton -> cropped, resized, flipped batches; JPEGs recoded.
 
-The only module that knows ctypes. The library is C++ behind a plain C interface (native.h says what each
-function does), built by `pip install`. Calls release the GIL and share nothing, so any number of them may run
-at once.
+src/codec/codec.h and encode.h say what each function of the library does.
 
 The pixels follow one rule, exact to the bit on every CPU. A JPEG is decoded as libjpeg-turbo does it with its
 accurate inverse DCT and smooth chroma upsampling (as Pillow does; FFCV takes the fast DCT, which is less
@@ -12,27 +10,16 @@ both axes. Weights have 14 bits, and only the result is rounded to whole levels.
 """
 
 import ctypes
-import functools
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from llc.errors import UserError
+from llc.native import instruction_sets, library
 
 OK = 0  # the status of a sample that decoded
 CORRUPT = 1  # and of one that libjpeg has an error or a warning about
 UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
-
-_PATH = Path(__file__).with_name("_native.so")
-_P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-_FUNCTIONS = {  # name -> result, arguments; as in native.h
-    "llc_status_text": (ctypes.c_char_p, [_I32]),
-    "llc_instructions": (ctypes.c_char_p, [_I32]),
-    "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _P]),
-    "llc_jpeg_size": (_I32, [_P, _I64, _P, _P]),
-    "llc_decode_jpeg": (_I32, [_P, _I64, _I32, _I32, _P]),
-}
 
 
 class DecodeError(UserError):
@@ -53,39 +40,10 @@ class Samples(NamedTuple):
     heights: np.ndarray
 
 
-@functools.cache
-def library():
-    """The loaded library. Raises UserError where it was not built, or was built from older sources."""
-    advice = (
-        "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup"
-        " installs both)"
-    )
-    try:
-        loaded = ctypes.CDLL(str(_PATH))
-        for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(loaded, name)
-            function.restype, function.argtypes = result, arguments
-        if loaded.llc_status_text(UNREADABLE) is None:
-            raise AttributeError("a status is missing")
-    except AttributeError as error:
-        raise UserError(f"{_PATH} was built from older sources ({error}); {advice}") from error
-    except OSError as error:
-        raise UserError(f"llc's native library cannot be loaded ({error}); {advice}") from error
-    return loaded
-
-
 def status_text(status):
     """What a status of decode_batch means, for people."""
     text = library().llc_status_text(int(status))
     return text.decode("ascii") if text is not None else f"unknown status {int(status)}"
-
-
-def instruction_sets():
-    """Names of the instruction sets for which this CPU has a version of the inner loops, fastest first."""
-    names = []
-    while (name := library().llc_instructions(len(names))) is not None:
-        names.append(name.decode("ascii"))
-    return names
 
 
 def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None):
@@ -154,14 +112,6 @@ def _array(values, dtype, shape, name):
 
 
 # ------------------------------------------------------------------------------- the writer's part (encode.h)
-
-_PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
-_FUNCTIONS |= {
-    "llc_recode_jpeg": (_I32, [_P, _I64, _I32, _I32, _I32, *_PICTURE]),
-    "llc_keep_jpeg": (_I32, [_P, _I64, _I32, _I32, *_PICTURE]),
-    "llc_read_jpeg": (_I32, [_P, _I64, _I32, *_PICTURE]),
-    "llc_encode_jpeg": (_I32, [_P, _I32, _I32, _I32, _I32, _P, _I64, _P]),
-}
 
 
 class Encoded(NamedTuple):

@@ -8,7 +8,7 @@
 #include <jpeglib.h>
 
 #include "baseline.h"
-#include "native.h"
+#include "codec.h"
 #include "rows.h"
 
 #ifndef LIBJPEG_TURBO_VERSION
@@ -18,7 +18,7 @@
 // Reused from image to image. Not for two threads at once.
 class JpegDecoder {
 public:
-    explicit JpegDecoder(const Kernels &kernels);
+    explicit JpegDecoder(const CodecKernels &kernels);
     ~JpegDecoder();
     JpegDecoder(const JpegDecoder &) = delete;
     JpegDecoder &operator=(const JpegDecoder &) = delete;

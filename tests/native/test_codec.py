@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llc.data import beton, native
+from llc import native
+from llc.data import beton
 from llc.errors import UserError
+from llc.native import codec
 from tests.data.helpers import picture
 
 # names of chroma samplings as OpenCV's encoder takes them; None: grey
@@ -65,11 +67,11 @@ def jpeg(pixels, sampling="4:2:0", quality=90, progressive=False, optimised=Fals
 
 
 def decode_batch(encoded, crops, flips=None, size=(24, 32), modes=None, sizes=None, **options):
-    """native.decode_batch of byte strings, whose (height, width) is looked up unless `sizes` is given."""
+    """codec.decode_batch of byte strings, whose (height, width) is looked up unless `sizes` is given."""
     arrays = [np.frombuffer(data, np.uint8) for data in encoded]
     modes = [beton.JPG] * len(arrays) if modes is None else modes
-    sizes = [native.decode(data).shape[:2] for data in encoded] if sizes is None else sizes
-    samples = native.Samples(
+    sizes = [codec.decode(data).shape[:2] for data in encoded] if sizes is None else sizes
+    samples = codec.Samples(
         [a.ctypes.data for a in arrays],
         [a.size for a in arrays],
         modes,
@@ -77,7 +79,7 @@ def decode_batch(encoded, crops, flips=None, size=(24, 32), modes=None, sizes=No
         [h for h, _ in sizes],
     )
     out = np.full((len(arrays), *size, 3), 77, np.uint8)
-    status = native.decode_batch(
+    status = codec.decode_batch(
         samples, crops, [False] * len(arrays) if flips is None else flips, out, **options
     )
     return out, status
@@ -94,7 +96,7 @@ def resize(pixels, size, **options):
         sizes=[(height, width)],
         **options,
     )
-    assert status.tolist() == [native.OK]
+    assert status.tolist() == [codec.OK]
     return out[0]
 
 
@@ -155,14 +157,14 @@ def test_resize_is_close_to_opencv():
 )
 def test_every_instruction_set_makes_the_same_bytes(width, out_width):
     data = jpeg(photograph(width, 90, width), quality=95)
-    raw = native.decode(data)
-    sets = native.instruction_sets()
+    raw = codec.decode(data)
+    sets = codec.instruction_sets()
     assert sets[-1] == "portable"
     for flip in (False, True):
         expected, status = decode_batch(
             [data], [[3, 0, 85, width]], [flip], (37, out_width), instructions="portable"
         )
-        assert status.tolist() == [native.OK] and expected.any()
+        assert status.tolist() == [codec.OK] and expected.any()
         for instructions in sets:
             assert np.array_equal(
                 decode_batch([data], [[3, 0, 85, width]], [flip], (37, out_width), instructions=instructions)[
@@ -185,9 +187,7 @@ def test_whole_picture_equals_pillows(sampling):
     for seed, size in enumerate([(1, 1), (1, 70), (33, 1), (16, 16), (47, 65)]):
         for progressive in (False, True):
             data = jpeg(photograph(seed, *size), sampling, progressive=progressive)
-            assert np.array_equal(
-                native.decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-            )
+            assert np.array_equal(codec.decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -210,15 +210,15 @@ def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
             int(np.ceil(interval)),
         )
         assert (b"\xff\xdd" in data) == (restart_rows > 0)
-        whole = native.decode(data)
+        whole = codec.decode(data)
         for _ in range(12):
             top, left = int(rng.integers(height)), int(rng.integers(width))
             h, w = int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1))
-            for instructions in native.instruction_sets()[-2:]:
+            for instructions in codec.instruction_sets()[-2:]:
                 out, status = decode_batch(
                     [data], [[top, left, h, w]], size=(h, w), sizes=[size], instructions=instructions
                 )
-                assert status.tolist() == [native.OK]
+                assert status.tolist() == [codec.OK]
                 assert np.array_equal(out[0], whole[top : top + h, left : left + w]), (
                     size,
                     restart_rows,
@@ -237,8 +237,8 @@ def test_codes_and_coefficients_at_their_limits():
     for quality, optimised in ((100, False), (100, True), (4, False)):
         data = jpeg(noise, quality=quality, optimised=optimised, restart_interval=4)
         out, status = decode_batch([data], [[35, 50, 40, 40]], size=(40, 40))
-        assert status.tolist() == [native.OK]
-        assert np.array_equal(out[0], native.decode(data)[35:75, 50:90])
+        assert status.tolist() == [codec.OK]
+        assert np.array_equal(out[0], codec.decode(data)[35:75, 50:90])
 
 
 def test_a_batch_is_crop_resize_and_flip_of_each_for_any_number_of_threads():
@@ -249,7 +249,7 @@ def test_a_batch_is_crop_resize_and_flip_of_each_for_any_number_of_threads():
         raw = i % 3 == 0
         encoded.append(pixels.tobytes() if raw else jpeg(pixels, optimised=i % 2 == 0))
         modes.append(beton.RAW if raw else beton.JPG)
-        pictures.append(pixels if raw else native.decode(encoded[-1]))
+        pictures.append(pixels if raw else codec.decode(encoded[-1]))
         top, left = rng.integers(0, 10, 2)
         crops.append([top, left, pixels.shape[0] - top - i % 5, pixels.shape[1] - left - i % 4])
     flips = rng.random(23) < 0.5
@@ -330,9 +330,9 @@ def test_damaged_samples_are_named_and_black(data, text, instructions):
     out, status = decode_batch(
         [GOOD, data, GOOD], [[0, 0, 64, 48]] * 3, sizes=[(64, 48)] * 3, instructions=instructions
     )
-    assert text in native.status_text(status[1])
+    assert text in codec.status_text(status[1])
     assert not out[1].any()
-    assert status[[0, 2]].tolist() == [native.OK] * 2  # the decoder still works after an error
+    assert status[[0, 2]].tolist() == [codec.OK] * 2  # the decoder still works after an error
     assert np.array_equal(out[0], out[2]) and out[0].std() > 20
 
 
@@ -346,7 +346,7 @@ def test_damaged_samples_are_named_and_black(data, text, instructions):
 )
 def test_raw_data_of_another_length_is_refused(mode, length, text):
     out, status = decode_batch([bytes([9]) * length], [[0, 0, 64, 48]], modes=[mode], sizes=[(64, 48)])
-    assert text in native.status_text(status[0])
+    assert text in codec.status_text(status[0])
     assert not out.any()
 
 
@@ -366,7 +366,7 @@ def test_raw_data_of_another_length_is_refused(mode, length, text):
 )
 def test_crops_outside_of_the_picture_are_refused(crop):
     out, status = decode_batch([GOOD], [crop], sizes=[(64, 48)])
-    assert "the crop" in native.status_text(status[0])
+    assert "the crop" in codec.status_text(status[0])
     assert not out.any()
 
 
@@ -379,20 +379,20 @@ def test_random_damage_never_passes_for_another_picture():
         for _ in range(int(rng.integers(1, 4))):
             data[int(rng.integers(2, len(data)))] = int(rng.integers(256))
         out, status = decode_batch([bytes(data)], [[5, 5, 50, 40]], sizes=[(64, 48)])
-        errors += status[0] != native.OK
-        assert not out.any() if status[0] != native.OK else not (out == 77).all((1, 2, 3)).any()
+        errors += status[0] != codec.OK
+        assert not out.any() if status[0] != codec.OK else not (out == 77).all((1, 2, 3)).any()
     assert 50 < errors < 300
 
 
 def test_decode_says_what_it_cannot():
-    with pytest.raises(native.DecodeError, match="cannot decode 5 bytes as JPEG: damaged"):
-        native.decode(b"hello")
-    with pytest.raises(native.DecodeError, match="colours"):
-        native.decode(cmyk())
+    with pytest.raises(codec.DecodeError, match="cannot decode 5 bytes as JPEG: damaged"):
+        codec.decode(b"hello")
+    with pytest.raises(codec.DecodeError, match="colours"):
+        codec.decode(cmyk())
 
 
 def test_arrays_of_other_shapes_are_refused():
-    samples = native.Samples([0], [0], [0], [1], [1])
+    samples = codec.Samples([0], [0], [0], [1], [1])
     out = np.zeros((1, 4, 4, 3), np.uint8)
     for crops, flips, wrong in (
         ([[0, 0, 1]], [False], out),
@@ -403,7 +403,7 @@ def test_arrays_of_other_shapes_are_refused():
         ([[0, 0, 1, 1]], [False], out[:0]),
     ):
         with pytest.raises(ValueError):
-            native.decode_batch(samples, crops, flips, wrong)
+            codec.decode_batch(samples, crops, flips, wrong)
 
 
 def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp_path):
@@ -411,7 +411,7 @@ def test_a_library_that_was_not_built_is_an_error_that_says_how(monkeypatch, tmp
     monkeypatch.setattr(native, "_PATH", tmp_path / "_native.so")
     try:
         with pytest.raises(UserError, match="_native.so.*pip install -e"):
-            native.decode(GOOD)
+            codec.decode(GOOD)
     finally:
         native.library.cache_clear()
 
@@ -435,7 +435,7 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
             file.write(data)
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         base = np.frombuffer(mapped, np.uint8)
-        samples = native.Samples(
+        samples = codec.Samples(
             base.ctypes.data + np.array(place, np.uint64),
             [len(data) for data in encoded],
             [beton.JPG if seed % 3 else beton.RAW for seed in range(12)],
@@ -444,25 +444,25 @@ def test_samples_whose_file_became_shorter_are_unreadable_and_others_are_not(num
         )
         whole, out = (np.full((12, 24, 32, 3), 77, np.uint8) for _ in range(2))
         arguments = [[0, 0, height, width]] * 12, [False] * 12
-        assert not native.decode_batch(samples, *arguments, whole, num_threads).any()
+        assert not codec.decode_batch(samples, *arguments, whole, num_threads).any()
         # of sample 6, raw, the first page is left; of 7 and those after it nothing
         file.truncate(place[6] + mmap.PAGESIZE)
-        status = native.decode_batch(samples, *arguments, out, num_threads)
-        assert status.tolist() == [native.OK] * 6 + [native.UNREADABLE] * 6
+        status = codec.decode_batch(samples, *arguments, out, num_threads)
+        assert status.tolist() == [codec.OK] * 6 + [codec.UNREADABLE] * 6
         assert np.array_equal(out[:6], whole[:6]) and whole[6:].any() and not out[6:].any()
         file.truncate(place[11] + len(encoded[11]))  # zeros instead of data: damaged, but readable
-        status = native.decode_batch(samples, *arguments, out, num_threads)
-        assert np.array_equal(out[:6], whole[:6]) and not {native.OK, native.UNREADABLE} & set(
+        status = codec.decode_batch(samples, *arguments, out, num_threads)
+        assert np.array_equal(out[:6], whole[:6]) and not {codec.OK, codec.UNREADABLE} & set(
             status[7:][np.array(samples.modes[7:]) == beton.JPG]
         )
         del base, samples
-    assert "shorter" in native.status_text(native.UNREADABLE)
+    assert "shorter" in codec.status_text(codec.UNREADABLE)
 
 
 def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
     script = (
-        "import mmap, sys; import numpy as np; from llc.data import native\n"
-        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
+        "import mmap, sys; import numpy as np; from llc.native import codec\n"
+        "codec.decode_batch(codec.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
         " np.uint8))\n"
         "file = open(sys.argv[1], 'w+b'); file.truncate(9000); mapped = mmap.mmap(file.fileno(), 0);"
         " file.truncate(0); mapped[5000]"
@@ -478,8 +478,8 @@ def test_a_failed_read_elsewhere_still_ends_the_process(tmp_path):
 
 def test_a_bus_error_that_somebody_sends_ends_the_process():
     script = (
-        "import os, signal; import numpy as np; from llc.data import native\n"
-        "native.decode_batch(native.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
+        "import os, signal; import numpy as np; from llc.native import codec\n"
+        "codec.decode_batch(codec.Samples(*[[]] * 5), np.zeros((0, 4)), [], np.zeros((0, 8, 8, 3),"
         " np.uint8))\n"
         "os.kill(os.getpid(), signal.SIGBUS)"
     )

@@ -205,7 +205,7 @@ inline bool decode_ac(BitReader &reader, const HuffmanTable &table, const int16_
 
 }  // namespace
 
-BaselineDecoder::BaselineDecoder(const Kernels &kernels) : kernels(kernels) {}
+BaselineDecoder::BaselineDecoder(const CodecKernels &kernels) : kernels(kernels) {}
 BaselineDecoder::~BaselineDecoder() = default;
 
 bool BaselineDecoder::accepts(const jpeg_decompress_struct &jpeg) const {

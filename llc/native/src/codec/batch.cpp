@@ -5,9 +5,10 @@
 #include <thread>
 #include <vector>
 
+#include "cpu.h"
 #include "guard.h"
 #include "jpeg.h"
-#include "native.h"
+#include "codec.h"
 #include "resize.h"
 
 namespace {
@@ -24,7 +25,7 @@ struct Batch {
     uint8_t *out;
     int32_t out_height, out_width;
     int32_t *status;
-    const Kernels &kernels;
+    const CodecKernels &kernels;
     std::atomic<int64_t> next{0};
 };
 
@@ -85,7 +86,7 @@ private:
 
 // What one thread needs, reused from sample to sample.
 struct Scratch {
-    explicit Scratch(const Kernels &kernels) : jpeg(kernels), resizer(kernels), window(resizer) {}
+    explicit Scratch(const CodecKernels &kernels) : jpeg(kernels), resizer(kernels), window(resizer) {}
 
     JpegDecoder jpeg;
     Resizer resizer;
@@ -153,16 +154,11 @@ const char *llc_status_text(int32_t status) {
     return status >= 0 && status < LLC_NUM_STATUSES ? texts[status] : nullptr;
 }
 
-const char *llc_instructions(int32_t index) {
-    const Kernels *kernels = kernels_of_cpu(index);
-    return kernels ? kernels->name : nullptr;
-}
-
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes,
     const int32_t *widths, const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out,
     int32_t out_height, int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
     Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status,
-        *kernels_of_cpu(instructions)};
+        *instruction_set(instructions)->codec};
     std::vector<std::thread> threads;
     guard_reads();
     try {

@@ -1,0 +1,54 @@
+"""The native library: C++ behind a plain C interface, for images (codec.py) and for Hamming distances.
+
+It is built by `pip install` from src/ and does not know Python, so one build serves every version. Calls
+release the GIL and share nothing, so any number of them may run at once.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+from llc.errors import UserError
+
+_PATH = Path(__file__).with_name("_native.so")
+_P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+_PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
+_FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h names
+    "llc_instructions": (ctypes.c_char_p, [_I32]),
+    # codec
+    "llc_status_text": (ctypes.c_char_p, [_I32]),
+    "llc_decode_batch": (None, [_I64, _P, _P, _P, _P, _P, _P, _P, _P, _I32, _I32, _I32, _I32, _P]),
+    "llc_jpeg_size": (_I32, [_P, _I64, _P, _P]),
+    "llc_decode_jpeg": (_I32, [_P, _I64, _I32, _I32, _P]),
+    "llc_recode_jpeg": (_I32, [_P, _I64, _I32, _I32, _I32, *_PICTURE]),
+    "llc_keep_jpeg": (_I32, [_P, _I64, _I32, _I32, *_PICTURE]),
+    "llc_read_jpeg": (_I32, [_P, _I64, _I32, *_PICTURE]),
+    "llc_encode_jpeg": (_I32, [_P, _I32, _I32, _I32, _I32, _P, _I64, _P]),
+}
+
+
+@functools.cache
+def library():
+    """The loaded library. Raises UserError where it was not built, or was built from older sources."""
+    advice = (
+        "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup"
+        " installs both)"
+    )
+    try:
+        loaded = ctypes.CDLL(str(_PATH))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise UserError(f"{_PATH} was built from older sources ({error}); {advice}") from error
+    except OSError as error:
+        raise UserError(f"llc's native library cannot be loaded ({error}); {advice}") from error
+    return loaded
+
+
+def instruction_sets():
+    """Names of the instruction sets for which this CPU has a version of the inner loops, fastest first."""
+    names = []
+    while (name := library().llc_instructions(len(names))) is not None:
+        names.append(name.decode("ascii"))
+    return names

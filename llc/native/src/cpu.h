@@ -1,0 +1,13 @@
+// The kernels for each kind of CPU, chosen at run time.
+#pragma once
+#include <cstdint>
+
+struct CodecKernels;
+
+struct InstructionSet {
+    const char *name;
+    const CodecKernels *codec;
+};
+
+// The index-th best instruction set that this CPU has; NULL beyond the last.
+const InstructionSet *instruction_set(int32_t index);
