@@ -86,7 +86,9 @@ def pack_bits(values: Array) -> Array:
 
 
 def _pack_on_cpu(values: np.ndarray, dtype: str) -> np.ndarray:
-    return hamming.pack_bits(values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads())
+    return hamming.pack_bits(
+        values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads()
+    )
 
 
 def unpack_bits(codes: Array, num_bits: int) -> Array:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
-from numba import uint8, uint32, uint64
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -90,21 +89,6 @@ def nothing_is_left_changed(ctrl_c_interrupts):
             os.environ["TRITON_INTERPRET"] = interpret
         changed.append("TRITON_INTERPRET")
     assert not changed, f"this test left {' and '.join(changed)} changed"
-
-
-# Taken before FFCV can change them: afterwards numba would make other objects of the same name.
-NUMBA_TYPES = uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]
-
-
-@pytest.fixture(autouse=True)
-def numba_types_as_they_were():
-    """Undoes what FFCV's loader does to numba's types, which the whole process shares.
-
-    It marks them as read-only. They are keys of numba's tables of compiled functions, which then break.
-    """
-    yield
-    for shared in NUMBA_TYPES:
-        shared.mutable = True
 
 
 def run_command(*words, processes=None, check=True, timeout=240):

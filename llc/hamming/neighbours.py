@@ -1,4 +1,6 @@
-"""pairwise, search and range_search: they check their arguments, and llc.native.hamming or llc.hamming.cuda does the work.
+"""pairwise, search and range_search: they check their arguments, and another module does the work.
+
+That is llc.native.hamming on the CPU and llc.hamming.cuda on CUDA.
 
 On CUDA one call takes up to 2^31 - 2^16 queries and as many codes. All three raise ValueError for more.
 """

@@ -1,4 +1,6 @@
-"""Hamming distances and packing by the native library; numpy in, numpy out. src/hamming/hamming.h documents it.
+"""Hamming distances and packing by the native library; numpy in, numpy out.
+
+src/hamming/hamming.h says what each function of the library does.
 
 The arguments have been checked by llc.hamming and llc.codes: arrays are contiguous, and sizes fit together.
 num_threads: the most threads that a call uses. instructions: one of llc.native.instruction_sets(), by default
