@@ -10,6 +10,8 @@ namespace {
 constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_KERNELS, &BITALG_HAMMING};
 constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_KERNELS, &AVX512_HAMMING};
 constexpr InstructionSet AVX2 = {"AVX2", &AVX2_KERNELS, &AVX2_HAMMING};
+#elif defined(__aarch64__)
+constexpr InstructionSet NEON = {"NEON", &PORTABLE_KERNELS, &NEON_HAMMING};
 #endif
 constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_KERNELS, &PORTABLE_HAMMING};
 
@@ -24,6 +26,8 @@ const InstructionSet *instruction_set(int32_t index) {
     if (avx512 && __builtin_cpu_supports("avx512bitalg") && index-- == 0) return &BITALG;
     if (avx512 && index-- == 0) return &AVX512;
     if (avx2 && index-- == 0) return &AVX2;
+#elif defined(__aarch64__)
+    if (index-- == 0) return &NEON;
 #endif
     return index == 0 ? &PORTABLE : nullptr;
 }

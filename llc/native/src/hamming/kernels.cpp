@@ -15,12 +15,10 @@ inline uint8_t ones(uint8_t byte) {
     return (byte + (byte >> 4)) & 0x0f;
 }
 
-constexpr int32_t GROUP = 64;
-
 void fill(const uint8_t *codes, int32_t code_size, int32_t size, int32_t num_lanes, uint8_t *planes) {
-    for (int32_t first = 0; first < num_lanes; first += GROUP)
+    for (int32_t first = 0; first < num_lanes; first += PORTABLE_GROUP)
         for (int32_t byte = 0; byte < code_size; byte++)
-            for (int32_t lane = first; lane < first + GROUP; lane++)
+            for (int32_t lane = first; lane < first + PORTABLE_GROUP; lane++)
                 *planes++ = codes[ptrdiff_t(std::min(lane, size - 1)) * code_size + byte];
 }
 
@@ -31,9 +29,9 @@ void prepare(const uint8_t *query, int32_t code_size, uint8_t *prepared) {
 uint32_t count_wide(const Tile &tile, const uint8_t *query, uint16_t *distances) {
     std::fill_n(distances, tile.num_lanes, 0);
     const uint8_t *plane = tile.planes;
-    for (int32_t first = 0; first < tile.num_lanes; first += GROUP)
-        for (int32_t byte = 0; byte < tile.code_size; byte++, plane += GROUP)
-            for (int32_t lane = 0; lane < GROUP; lane++)
+    for (int32_t first = 0; first < tile.num_lanes; first += PORTABLE_GROUP)
+        for (int32_t byte = 0; byte < tile.code_size; byte++, plane += PORTABLE_GROUP)
+            for (int32_t lane = 0; lane < PORTABLE_GROUP; lane++)
                 distances[first + lane] += ones(plane[lane] ^ query[byte]);
     return *std::min_element(distances, distances + tile.num_lanes);
 }
@@ -128,5 +126,5 @@ void pack_any(const void *values, const void *, int64_t n, int64_t num_bits, int
 
 }  // namespace
 
-const HammingKernels PORTABLE_HAMMING = {GROUP, 1, fill, prepare, nearest, lowest, near, count, count_wide,
+const HammingKernels PORTABLE_HAMMING = {PORTABLE_GROUP, 1, fill, prepare, nearest, lowest, near, count, count_wide,
     count_rows, find_wide, grow, grow_low, look_up, pack_any};

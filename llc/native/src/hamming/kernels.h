@@ -69,7 +69,10 @@ struct HammingKernels {
         uint64_t limit, uint8_t *codes);
 };
 
+constexpr int32_t PORTABLE_GROUP = 64;
 extern const HammingKernels PORTABLE_HAMMING;
 #if defined(__x86_64__)
 extern const HammingKernels AVX2_HAMMING, AVX512_HAMMING, BITALG_HAMMING;
+#elif defined(__aarch64__)
+extern const HammingKernels NEON_HAMMING;
 #endif
