@@ -11,7 +11,7 @@ from +-1 values that are on the device already) to indices in memory. Slow ways 
 table says. Ratios are of rates, by the medians and, because other programs may use the machine too, by the
 minima.
 
-FAISS and USearch are optional: pip install 'llc[benchmark]' usearch. Both have several ways to search
+FAISS and USearch are optional; the extra `benchmark` installs them. Both have several ways to search
 exactly. Each way is tried on some queries before the turns, and the fastest takes part in them. The line
 below a table shows what was tried. FAISS has no fast loop for codes of 3 bytes, so it may also search codes
 that zeros fill up to 4 or 8; that is not timed. FAISS's usual way has a row of its own if another is faster.
