@@ -1,15 +1,27 @@
-"""Hamming search, decoders and packing beside FAISS, numpy and products of +-1 values, on a CPU or on CUDA.
+"""Hamming search, decoders and packing beside FAISS, USearch, numpy and products of +-1 values.
 
     python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--threads=2] [--repeats=7]
-        [--seconds=0.05] [--json=FILE]
+        [--seconds=0.05] [--beside=FOLDER] [--json=FILE]
 
 The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a
-first call of each that is not timed and whose results are compared. A turn repeats a quick way's call for
---seconds and takes the mean: with --seconds=0 it is a single call, which finds in the caches what the way
-before left there. A call goes from packed codes (for products: from +-1 values that are on the device
-already) to indices in memory. Slow ways get fewer queries, as the table says. Ratios are of rates, by the
-medians and, because other programs may use the machine too, by the minima. FAISS is optional: pip install
-'llc[benchmark]'.
+first call of each that is not timed and whose results are compared. Every second turn runs them in reverse
+order. A turn repeats a quick way's call for --seconds and takes the mean: with --seconds=0 it is a single
+call, which finds in the caches what the way before left there. A call goes from packed codes (for products:
+from +-1 values that are on the device already) to indices in memory. Slow ways get fewer queries, as the
+table says. Ratios are of rates, by the medians and, because other programs may use the machine too, by the
+minima.
+
+FAISS and USearch are optional; the extra `benchmark` installs them. Both have several ways to search
+exactly. Each way is tried on some queries before the turns, and the fastest takes part in them. The line
+below a table shows what was tried. FAISS has no fast loop for codes of 3 bytes, so it may also search codes
+that zeros fill up to 4 or 8; that is not timed. FAISS's usual way has a row of its own if another is faster.
+
+--beside compares two versions of llc in one run. The other one runs in a process of its own, in turns with
+this one, on the same codes; the results of both must be equal, bit by bit. Only one of the two processes
+computes at a time.
+
+The workload `first` starts a new process for each measurement and times `import llc`, the first call of a
+function, and the second one. Each process is started once before, so the files are in memory.
 
 On a GPU ours is also measured by each of its two methods, counting bits (popc) and products on tensor
 cores; the first row is the one that it chooses by itself. The product is made as fast as we can, too: of
@@ -18,64 +30,50 @@ argmax for one neighbour. All of them are exact. The product of float32 without 
 code's.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
-import math
 import statistics
-import time
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from llc import config as edge
+from llc.benchmark import _hamming_peers as peers
 from llc.benchmark import _machine
-from llc.codes import pack_bits
+from llc.benchmark._hamming_beside import THIS_VERSION, OtherVersion, first_call
+from llc.benchmark._hamming_ours import Call, Case, Clock, calls
+from llc.benchmark._hamming_peers import Way
 from llc.errors import UserError
-from llc.hamming import Decoder, search
 from llc.options import option
 
-try:
-    import faiss
-except ImportError:
-    faiss = None
-
-TILE = 1 << 22  # entries of the [n, m] matrix that numpy and the tiled product make at a time
-# The same if the matrix is made whole, as the original code did, where it fits: 256 MB of float32.
-WHOLE = 1 << 26
-SLOW_QUERIES = 50  # of a large database, for ways that would take minutes
-GPU_TILE = 1 << 28  # scores that a tiled product on a GPU makes at a time: 0.5 GB in bf16, 1 GB in int32
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
-
-
-@dataclasses.dataclass
-class Way:
-    """One way to do a workload: `call` handles `amount` queries or values; indices are its (last) result."""
-
-    name: str
-    amount: int
-    call: Callable
 
 
 @dataclasses.dataclass
 class Workload:
     """ways[0] is ours. work: pairs of codes per query. check: result -> what all ways must agree on.
 
-    limits: of pairs per second on this device, {name: rate, or None if torch does not know it}.
+    ours: the calls of llc that the first ways make. limits: of pairs per second on this device, {name: rate,
+    or None if torch does not know it}. tried: {library: {its way: seconds of a call in a trial}}.
     """
 
     title: str
-    ways: list
+    ways: list[Way]
     check: Callable
     work: int = 1
     limits: dict = dataclasses.field(default_factory=dict)
+    case: Case | None = None
+    ours: list[Call] = dataclasses.field(default_factory=list)
+    tried: dict = dataclasses.field(default_factory=dict)
 
 
 def _workload_names():
-    return tuple(WORKLOADS)
+    return (*WORKLOADS, "first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +98,13 @@ class Settings:
     scale: float = option(
         1.0, minimum=1e-6, maximum=1, help="factor of the numbers of codes, for a quick look"
     )
+    beside: str = option(
+        "", help="folder with another version of llc, built, which is measured in turns with this one"
+    )
     json: str = option("", help="write the measurements to this file too")
+
+    def clock(self):
+        return Clock(self.seconds, self.cpu_time, self.device)
 
 
 def main(argv):
@@ -108,11 +112,19 @@ def main(argv):
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: torch finds no CUDA device")
     torch.set_num_threads(settings.threads)
-    machine = describe_machine(settings.device)
-    machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
-    print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
-    names = settings.workloads or WORKLOADS
-    results = [measure(name, WORKLOADS[name](settings), settings) for name in names]
+    names = settings.workloads or _workload_names()
+    with OtherVersion(settings.beside) if settings.beside else contextlib.nullcontext() as other:
+        machine = describe_machine(settings.device)
+        machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
+        if other is not None:
+            machine["beside"] = str(other.folder)
+        print("\n".join(f"{name:10s}{value}" for name, value in machine.items()))
+        results = [
+            measure_first(settings, other)
+            if name == "first"
+            else measure(name, WORKLOADS[name](settings), settings, other)
+            for name in names
+        ]
     if settings.json:
         content = {"machine": machine, "options": dataclasses.asdict(settings), "workloads": results}
         Path(settings.json).write_text(json.dumps(content))
@@ -129,78 +141,148 @@ def describe_machine(device):
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "numpy": np.__version__,
-        "faiss": f"{faiss.__version__}, {faiss.get_compile_options().strip()}" if faiss else "not installed",
+        **peers.versions(),
     }
     if device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
     return machine
 
 
-def measure(name, workload, options):
+def measure(name, workload, options, other=None):
     """Runs the ways in turns and prints their table -> what goes into the JSON file."""
-    expected = workload.check(workload.ways[0].call())
-    for way in workload.ways[1:]:
+    ways = workload.ways
+    expected = workload.check(ways[0].call())
+    for way in ways[1:]:
         found = workload.check(way.call())
         if not np.array_equal(found, expected[: len(found)]):
-            raise AssertionError(f"{name}: {way.name} and {workload.ways[0].name} disagree")
-    seconds = [[] for _ in workload.ways]
-    for _ in range(options.repeats):
-        for way, times in zip(workload.ways, seconds):
-            times.append(_seconds_a_call(way.call, options))
+            raise AssertionError(f"{name}: {way.name} and {ways[0].name} disagree")
+    if other is not None:
+        ways = _with_other_version(name, workload, options, other)
+    clock = options.clock()
+    seconds = [[] for _ in ways]
+    for turn in range(options.repeats):
+        order = list(zip(ways, seconds))
+        for way, times in order if turn % 2 == 0 else reversed(order):
+            times.append(way.seconds() if way.seconds else clock.seconds_a_call(way.call))
     print(
-        f"\n{name}: {workload.title}\n  {'':36s}{'n':>10s}{'median ms':>12s}{'min - max':>22s}{'G/s':>9s}"
+        f"\n{name}: {workload.title}\n  {'':42s}{'n':>11s}{'median ms':>12s}{'min - max':>20s}{'G/s':>9s}"
         f"{'ours is':>10s}{'by minima':>11s}"
     )
-    rates, best_rates, rows = [], [], []
-    for way, times in zip(workload.ways, seconds):
-        median = statistics.median(times)
-        rates.append(way.amount * workload.work / median)
-        best_rates.append(way.amount * workload.work / min(times))
-        ratio, best_ratio = rates[0] / rates[-1], best_rates[0] / best_rates[-1]
-        rows.append(
-            {
-                "way": way.name,
-                "n": way.amount,
-                "seconds": times,
-                "median": median,
-                "ours_is": ratio,
-                "ours_is_by_minima": best_ratio,
-            }
-        )
+    rates = {
+        way.name: [way.amount * workload.work / f(times) for f in (statistics.median, min)]
+        for way, times in zip(ways, seconds)
+    }
+    rows = []
+    for way, times in zip(ways, seconds):
+        (rate, best_rate), (ours, best_of_ours) = rates[way.name], rates[(way.like or ways[0]).name]
+        row = {
+            "way": way.name,
+            "n": way.amount,
+            "seconds": times,
+            "median": statistics.median(times),
+            "ours_is": ours / rate,
+            "ours_is_by_minima": best_of_ours / best_rate,
+        }
+        rows.append(row)
         extremes = f"{1e3 * min(times):.3f} - {1e3 * max(times):.3f}"
-        line = f"  {way.name:36s}{way.amount:10,d}{1e3 * median:12.3f}{extremes:>22s}{rates[-1] / 1e9:9.3f}"
-        if way is not workload.ways[0]:
-            line += f"{ratio:9.1f}x{best_ratio:10.1f}x"
+        line = f"  {way.name:42s}{way.amount:11,d}{1e3 * row['median']:12.3f}{extremes:>20s}{rate / 1e9:9.3f}"
+        if way is not ways[0]:
+            line += f"{row['ours_is']:9.{_digits(way)}f}x{row['ours_is_by_minima']:10.{_digits(way)}f}x"
         print(line)
     for limit, rate in workload.limits.items():
         text = "not known: torch does not say the device's clocks or bus width"
         if rate:
-            text = f"{'':44s}{rate / 1e9:9.3f}   ours reaches {rates[0] / rate:.2f} of it"
-        print(f"  {limit:36s}{text}")
-    if faiss is None and workload.work > 1:
-        print("  FAISS is not installed")
+            text = f"{'':43s}{rate / 1e9:9.3f}   ours reaches {rates[ways[0].name][0] / rate:.2f} of it"
+        print(f"  {limit:42s}{text}")
+    for library, tried in workload.tried.items():
+        times = ", ".join(f"{way} {1e3 * time:.2f}" for way, time in sorted(tried.items(), key=_second))
+        text = f"{library}'s ways in the trial, lowest ms of {peers.TRIAL_ROUNDS} calls: {times}"
+        print(textwrap.fill(text, 110, initial_indent="  ", subsequent_indent="    "))
+    for library in ("faiss", "usearch"):
+        if getattr(peers, library) is None and workload.work > 1:
+            print(f"  {library} is not installed")
     return {
         "name": name,
         "title": workload.title,
         "work": workload.work,
         "limits": workload.limits,
+        "tried": workload.tried,
         "ways": rows,
     }
 
 
-def _seconds_a_call(call, options):
-    clock = time.process_time if options.cpu_time else time.perf_counter
+def _digits(way):
+    """Two versions of llc may differ by a few percent, and other ways do not need that many digits."""
+    return 2 if way.like else 1
 
-    def timed(number):
-        start = clock()
-        for _ in range(number):
-            call()
-        if options.device == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - start) / number
 
-    once = timed(1)
-    return once if once > options.seconds else timed(math.ceil(options.seconds / once))
+def _second(pair):
+    return pair[1]
+
+
+def _with_other_version(name, workload, options, other):
+    """The ways, and after each of ours the same by the other version, whose results must be equal."""
+    digests = other.prepare(workload.case, options.clock(), options.threads)
+    ours = {call.name: call for call in workload.ours}
+    ways = []
+    for way in workload.ways:
+        ways.append(way)
+        if way.name in ours:
+            if digests[way.name] != ours[way.name].digest():
+                raise AssertionError(f"{name}: {way.name} gives other results than the version beside it")
+            seconds = functools.partial(other.seconds_a_call, way.name)
+            ways.append(Way(f"{way.name}, other version", way.amount, way.call, seconds, like=way))
+    return ways
+
+
+# ----------------------------------------------------------------------------------- calls in a new process
+
+FIRST = {
+    "llc search": Case("search", 64, 100, 1000),
+    "llc Decoder, scan": Case("decode", 20, 100, 1000),
+    "llc building a table": Case("build", 20, 1, 1000),
+    "llc pack_bits": Case("pack", 64, 100),
+}
+
+
+def measure_first(options, other=None):
+    """Times first calls in new processes and prints their table -> what goes into the JSON file."""
+    clock = dataclasses.replace(options.clock(), seconds=0)
+    folders = {"": THIS_VERSION} | ({", other version": other.folder} if other is not None else {})
+    starts = [(name, suffix) for name in FIRST for suffix in folders]
+    measured = {start: [] for start in starts}
+    for turn in range(-1, options.repeats):  # the first turn only brings files into memory
+        for name, suffix in starts if turn % 2 == 0 else reversed(starts):
+            seconds = first_call(folders[suffix], FIRST[name], clock, options.threads)
+            if turn >= 0:
+                measured[name, suffix].append(seconds)
+    title = "the first call in a new process: at most 100 codes, and 1,000 classes or codes to search"
+    print(
+        f"\nfirst: {title}\n  {'':42s}{'import ms':>10s}{'second call':>13s}{'first call':>12s}"
+        f"{'min - max':>20s}{'ours is':>10s}{'by minima':>11s}"
+    )
+    rows = []
+    for name, suffix in starts:
+        imports, firsts, seconds = (list(times) for times in zip(*measured[name, suffix]))
+        ours = [first for _, first, _ in measured[name, ""]]
+        row = {
+            "way": name + suffix,
+            "n": FIRST[name].n,
+            "seconds": firsts,
+            "median": statistics.median(firsts),
+            "ours_is": statistics.median(firsts) / statistics.median(ours),
+            "ours_is_by_minima": min(firsts) / min(ours),
+            "imports": imports,
+            "second_calls": seconds,
+        }
+        rows.append(row)
+        extremes = f"{1e3 * min(firsts):.2f} - {1e3 * max(firsts):.2f}"
+        line = (
+            f"  {row['way']:42s}{1e3 * statistics.median(imports):10.0f}"
+            f"{1e3 * statistics.median(seconds):13.3f}{1e3 * row['median']:12.2f}{extremes:>20s}"
+        )
+        print(line + (f"{row['ours_is']:9.2f}x{row['ours_is_by_minima']:10.2f}x" if suffix else ""))
+    return {"name": "first", "title": title, "work": 1, "limits": {}, "ways": rows}
 
 
 # ------------------------------------------------------------------------------------------------ workloads
@@ -208,72 +290,54 @@ def _seconds_a_call(call, options):
 
 def decode(options, num_bits=20, num_classes=1000):
     """The MHD of ImageNet's validation images."""
-    codes, class_codes = (
-        _random_codes(int(50_000 * options.scale), num_bits, 0),
-        _random_codes(num_classes, num_bits, 1),
-    )
-    on_device, classes_on_device = (torch.from_numpy(c).to(options.device) for c in (codes, class_codes))
-    scan, table = Decoder(classes_on_device, table=False), Decoder(classes_on_device, table=True)
-    ways = [
-        Way("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device)),
-        Way("llc Decoder, table", len(codes), lambda: table.mhd(on_device)),
-        *_methods("llc Decoder, scan", len(codes), lambda: scan.mhd(on_device), options.device),
-        *_others(codes, class_codes, num_bits, 1, options.device, len(codes)),
-    ]
-    return Workload(
-        f"nearest of {num_classes:,} classes, {num_bits} bits",
-        ways,
-        _distances_of(codes, class_codes),
-        num_classes,
-        _limits(options.device, codes, class_codes),
-    )
-
-
-def build_table(options, num_bits):
-    class_codes = torch.from_numpy(_random_codes(1000, num_bits, 1)).to(options.device)
-    return Workload(
-        f"a table of 2^{num_bits} codes from 1,000 class codes",
-        [Way("llc Decoder, building its table", 1 << num_bits, lambda: Decoder(class_codes, table=True))],
-        lambda decoder: None,
-    )
+    case = Case("decode", num_bits, int(50_000 * options.scale), num_classes)
+    return _search_workload(f"nearest of {num_classes:,} classes, {num_bits} bits", case, options, case.n)
 
 
 def nearest(options, num_bits, k, num_queries=None):
     """Top-k in as many codes as ImageNet has training images."""
-    queries = _random_codes(max(1, int((num_queries or options.queries) * options.scale)), num_bits, 0)
-    database = _random_codes(max(k, int(1_281_167 * options.scale)), num_bits, 1)
-    on_device, database_on_device = (torch.from_numpy(c).to(options.device) for c in (queries, database))
-    ours = functools.partial(search, on_device, database_on_device, k)
-    ways = [
-        Way("llc search", len(queries), ours),
-        *_methods("llc search", len(queries), ours, options.device),
-        *_others(queries, database, num_bits, k, options.device, min(len(queries), SLOW_QUERIES)),
-    ]
-    return Workload(
-        f"top-{k} of {len(database):,} codes, {num_bits} bits",
-        ways,
-        _distances_of(queries, database),
-        len(database),
-        _limits(options.device, queries, database),
-    )
+    case = Case("search", num_bits, *_many(options, num_queries or options.queries, k), k)
+    title = f"top-{k} of {case.m:,} codes, {num_bits} bits"
+    return _search_workload(title, case, options, min(case.n, peers.SLOW_QUERIES))
+
+
+def within(options, num_bits, radius):
+    """All codes within a radius, in as many as ImageNet has training images."""
+    case = Case("range_search", num_bits, *_many(options, options.queries, 1), radius)
+    workload = _ours(f"within {radius} of {num_bits} bits in {case.m:,} codes", case, options, _sets_found)
+    if peers.faiss is not None and options.device == "cpu":
+        workload.ways.append(peers.faiss_range_search(case.queries, case.database, radius))
+    return workload
+
+
+def all_pairs(options, num_bits):
+    """A matrix of distances."""
+    case = Case("pairwise", num_bits, *(max(20, int(n * options.scale)) for n in (1000, 20_000)))
+    title = f"all distances to {case.m:,} codes, {num_bits} bits"
+    workload = _ours(title, case, options, lambda distances: _on_cpu(distances))
+    if options.device == "cpu":
+        if peers.faiss is not None:
+            workload.ways.append(peers.faiss_pairwise(case.queries, case.database))
+        if hasattr(np, "bitwise_count"):
+            workload.ways.append(peers.numpy_pairwise(case.queries, case.database))
+    workload.ways.append(peers.product_pairwise(case.queries, case.database, num_bits, options.device))
+    return workload
+
+
+def build_table(options, num_bits):
+    case = Case("build", num_bits, 1, 1000)
+    title = f"a table of 2^{num_bits} codes from 1,000 class codes"
+    return _ours(title, case, options, lambda decoder: None, amount=1 << num_bits, work=1)
 
 
 def pack(options, num_bits=20):
-    z = torch.from_numpy(
-        np.random.default_rng(0)
-        .normal(size=(max(1, int(50_000 * options.scale)), num_bits))
-        .astype(np.float32)
+    case = Case("pack", num_bits, max(1, int(50_000 * options.scale)))
+    amount = case.values.size
+    workload = _ours(
+        f"{num_bits} float32 values a code, with the sign", case, options, _on_cpu, amount=amount, work=1
     )
-    on_device, as_array = z.to(options.device), z.numpy()
-    ways = [
-        Way("llc pack_bits", z.numel(), lambda: pack_bits(on_device)),
-        Way("numpy.packbits(z > 0)", z.numel(), lambda: np.packbits(as_array > 0, axis=-1)),
-    ]
-    return Workload(
-        f"{num_bits} float32 values a code, with the sign",
-        ways,
-        lambda codes: np.asarray(torch.as_tensor(codes).cpu()),
-    )
+    workload.ways.append(Way("numpy.packbits(z > 0)", amount, lambda: np.packbits(case.values > 0, axis=-1)))
+    return workload
 
 
 WORKLOADS = {
@@ -281,29 +345,74 @@ WORKLOADS = {
     "table20": functools.partial(build_table, num_bits=20),
     "table24": functools.partial(build_table, num_bits=24),
     "pack": pack,
+    "top100_20": functools.partial(nearest, num_bits=20, k=100),
     "top1_64": functools.partial(nearest, num_bits=64, k=1),
     "top100_64": functools.partial(nearest, num_bits=64, k=100),
     "top1_256": functools.partial(nearest, num_bits=256, k=1),
     "top100_256": functools.partial(nearest, num_bits=256, k=100),
     "one_64": functools.partial(nearest, num_bits=64, k=1, num_queries=1),
+    "range_64": functools.partial(within, num_bits=64, radius=16),  # about 50 codes are so near
+    "pairwise": functools.partial(all_pairs, num_bits=64),
 }
 
 
-def _random_codes(n, num_bits, seed):
-    return np.packbits(np.random.default_rng(seed).integers(0, 2, (n, num_bits), dtype=np.uint8), axis=1)
+def _many(options, num_queries, k):
+    """(n, m): queries, and codes of a large database."""
+    return max(1, int(num_queries * options.scale)), max(k, int(1_281_167 * options.scale))
+
+
+def _ours(title, case, options, check, amount=None, work=None):
+    """A workload with llc's ways."""
+    ours = calls(case, options.device)
+    ways = [Way(call.name, amount or case.n, call.run) for call in ours]
+    return Workload(title, ways, check, work or case.m, case=case, ours=ours)
+
+
+def _search_workload(title, case, options, slow):
+    """A workload with all ways to find neighbours; `slow` queries are for the slow ones."""
+    workload = _ours(title, case, options, _distances_of(case.queries, case.database))
+    ours = workload.ways[0]
+    workload.ways += _methods(ours.name, ours.amount, ours.call, options.device)
+    workload.limits = _limits(options.device, case.queries, case.database)
+    queries, few, database, k = case.queries, case.queries[:slow], case.database, case.k
+    if options.device == "cpu":
+        if peers.faiss is not None:
+            ways, workload.tried["faiss"] = peers.faiss_search(queries, database, k, options.cpu_time)
+            workload.ways += ways
+        if peers.usearch is not None:
+            ways, workload.tried["usearch"] = peers.usearch_search(few, database, k, options.cpu_time)
+            workload.ways += ways
+        if hasattr(np, "bitwise_count") and k == 1:
+            workload.ways.append(peers.numpy_search(few, database))
+    elif peers.faiss is not None:
+        workload.ways += peers.faiss_search_on_gpu(queries, database, k)
+    workload.ways += peers.product_search(few, database, case.num_bits, k, options.device)
+    if options.device == "cuda":
+        workload.ways += peers.tensor_core_ways(queries, database, case.num_bits, k, options.device)
+    return workload
+
+
+def _on_cpu(array):
+    return np.asarray(torch.as_tensor(array).cpu())
 
 
 def _distances_of(queries, database):
     """Ways may break ties differently, so what they must agree on are the distances of what they found."""
 
     def check(result):
-        indices = result[-1] if isinstance(result, tuple) else result
-        indices = np.asarray(torch.as_tensor(indices).cpu())
+        indices = _on_cpu(result[-1] if isinstance(result, tuple) else result)
         return np.stack(
             [BITS_OF_BYTE[queries[: len(indices)] ^ database[column]].sum(1) for column in indices.T], axis=1
         )
 
     return check
+
+
+def _sets_found(result):
+    """Ways may find the codes in another order -> of each query how many, and the sums of both results."""
+    lims, distances, indices = (_on_cpu(array).astype(np.int64) for array in result)
+    totals = (np.concatenate([[0], np.cumsum(values)])[lims] for values in (distances, indices))
+    return np.stack([np.diff(ends) for ends in (lims, *totals)], axis=1)
 
 
 def _limits(device, queries, database):
@@ -343,94 +452,6 @@ def _by_method(method, call):
         return call()
     finally:
         cuda.METHOD = before
-
-
-def _others(queries, database, num_bits, k, device, slow):
-    """FAISS, numpy and the products; `slow` queries for numpy and the product of float32."""
-    ways = []
-    if faiss is not None:
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        index = faiss.IndexBinaryFlat(8 * queries.shape[1])
-        index.add(database)
-        if device == "cpu":
-            ways.append(Way("faiss IndexBinaryFlat", len(queries), lambda: index.search(queries, k)))
-        elif hasattr(faiss, "GpuIndexBinaryFlat"):
-            on_gpu = faiss.GpuIndexBinaryFlat(faiss.StandardGpuResources(), index)
-            ways.append(Way("faiss GpuIndexBinaryFlat", len(queries), lambda: on_gpu.search(queries, k)))
-    if device == "cpu" and hasattr(np, "bitwise_count") and k == 1:
-        words, database_words = _words(queries[:slow]), _words(database)
-        ways.append(Way("numpy bitwise_count + argmin", slow, lambda: _numpy_nearest(words, database_words)))
-    signs, database_signs = (_signs(part, num_bits).to(device).float() for part in (queries[:slow], database))
-    for name, entries in (("+-1 float32 matmul + topk", WHOLE), ("the same in tiles", TILE)):
-        step = max(1, entries // len(database))
-        ways.append(Way(name, slow, functools.partial(_product_nearest, signs, database_signs, k, step)))
-    return ways + _tensor_core_ways(queries, database, num_bits, k, device) if device == "cuda" else ways
-
-
-def _tensor_core_ways(queries, database, num_bits, k, device, entries=GPU_TILE):
-    """Products of +-1 in bf16 and int8, about `entries` scores at a time, where they are exact and possible.
-
-    bf16: the sums are float32, and the results are whole numbers up to num_bits, which bf16 holds up to 256.
-    int8: torch._int_mm needs more than 16 queries, and multiples of 8 bits and codes; zeros fill them up.
-    """
-    pick, name = (_argmax, "argmax") if k == 1 else (functools.partial(_topk, k=k), "topk")
-    step = max(64, entries // len(database) // 64 * 64)
-    products = []
-    if num_bits <= 256:
-        signs, columns = (_signs(codes, num_bits).to(device, torch.bfloat16) for codes in (queries, database))
-        products.append(("+-1 bf16 matmul", torch.matmul, signs, columns.T))
-    if len(queries) > 16:
-        signs, columns = (_signs(codes, num_bits).to(device) for codes in (queries, database))
-        columns = F.pad(columns, (0, -num_bits % 8, 0, -len(database) % 8))
-        products.append(("+-1 int8 _int_mm", torch._int_mm, F.pad(signs, (0, -num_bits % 8)), columns.T))
-    return [
-        Way(
-            f"{title} + {name}, tiles",
-            len(queries),
-            functools.partial(_tiled_nearest, product, signs, columns, len(database), step, pick),
-        )
-        for title, product, signs, columns in products
-    ]
-
-
-def _signs(codes, num_bits):
-    """Packed codes uint8 [n, code_size] -> int8 [n, num_bits], +-1."""
-    return torch.from_numpy(np.unpackbits(codes, axis=1, count=num_bits)).to(torch.int8).mul_(2).sub_(1)
-
-
-def _product_nearest(signs, database_signs, k, step):
-    return torch.cat([(part @ database_signs.T).topk(k, dim=1).indices for part in signs.split(step)])
-
-
-def _tiled_nearest(product, signs, columns, m, step, pick):
-    """Indices [n, k] of the highest scores of the first m columns. signs [n, K], columns [K, m or more]."""
-    # Equal parts, because torch._int_mm needs more than 16 rows in the last one too.
-    parts = signs.tensor_split(-(-len(signs) // step))
-    return torch.cat([pick(product(part, columns)[:, :m]) for part in parts])
-
-
-def _argmax(scores):
-    return scores.argmax(dim=1, keepdim=True)
-
-
-def _topk(scores, k):
-    return scores.topk(k, dim=1).indices
-
-
-def _words(codes):
-    """Codes as the shortest unsigned integers that hold one, or as several of 64 bits; zeros fill them up."""
-    size = next((size for size in (1, 2, 4) if codes.shape[1] <= size), 8)
-    return np.pad(codes, ((0, 0), (0, -codes.shape[1] % size))).view(f"uint{8 * size}")
-
-
-def _numpy_nearest(queries, database):
-    step = max(1, TILE // database.size)
-    return np.concatenate(
-        [
-            np.bitwise_count(queries[i : i + step, None] ^ database).sum(2, dtype=np.uint16).argmin(1)
-            for i in range(0, len(queries), step)
-        ]
-    )[:, None]
 
 
 if __name__ == "__main__":
