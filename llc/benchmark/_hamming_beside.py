@@ -97,7 +97,7 @@ def first_call(folder, case, clock, threads):
         raise UserError(
             f"a process with llc of {folder} ended with status {done.returncode}; its messages are above"
         )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])  # before it stands what libraries print
 
 
 def _command(program, folder):
