@@ -184,7 +184,7 @@ int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_
     if (status != LLC_OK) return status;
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;
     Whole sink(out, int64_t(3) * width);
-    return jpeg.read_by_libjpeg({0, 0, height, width}, sink);
+    return jpeg.read({0, 0, height, width}, sink);
 } catch (const std::exception &) {
     return LLC_OUT_OF_MEMORY;
 }
