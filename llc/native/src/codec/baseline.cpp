@@ -4,24 +4,16 @@
 #include <cstring>
 
 bool BaselineDecoder::accepts(const JpegMarkers &markers) const {
-    if (!kernels.transform_two || !markers.sequential) return false;
-    if (markers.grey) return true;
-    const ::Component *c = markers.components;
-    if (!markers.ycc || c[1].horizontal != 1 || c[1].vertical != 1 || c[2].horizontal != 1 ||
-        c[2].vertical != 1)
-        return false;
-    const int h = c[0].horizontal, v = c[0].vertical;
-    // libjpeg does not smooth chroma of one or two columns
-    return (h == 1 && v == 1) || (h == 2 && (v == 1 || v == 2) && markers.width > 4);
+    if (!kernels.transform_two || !markers.is_common()) return false;
+    // libjpeg does not smooth rows alone, nor chroma of one or two columns
+    return markers.components[0].across == 2 ? markers.width > 4 : markers.components[0].down == 1;
 }
 
 bool BaselineDecoder::read(const JpegMarkers &markers, const Region &region, RowSink &sink) {
     width = markers.width, height = markers.height, num_components = markers.num_components;
-    // A scan of a single component is not interleaved, whatever its sampling factors are.
-    const int32_t h = markers.grey ? 1 : markers.components[0].horizontal;
-    const int32_t v = markers.grey ? 1 : markers.components[0].vertical;
+    mcus_per_row = markers.mcu_columns, mcu_rows = markers.mcu_rows;
+    const int32_t h = markers.components[0].across, v = markers.components[0].down;
     mcu_width = 8 * h, mcu_height = 8 * v;
-    mcus_per_row = divide_up(width, mcu_width), mcu_rows = divide_up(height, mcu_height);
     restart_interval = markers.restart_interval;
 
     // The region, and one more chroma sample on every side where upsampling reads it.
@@ -34,8 +26,9 @@ bool BaselineDecoder::read(const JpegMarkers &markers, const Region &region, Row
     for (int c = 0; c < num_components; c++) {
         const ::Component &source = markers.components[c];
         Component &component = components[c];
-        component.h = c ? 1 : h, component.v = c ? 1 : v;
-        component.dc = tables.dc(markers, source.dc), component.ac = tables.ac(markers, source.ac);
+        component.h = source.across, component.v = source.down;
+        component.dc = tables.table(markers, true, source.dc);
+        component.ac = tables.table(markers, false, source.ac);
         for (int k = 0; k < 64 + 16; k++)
             component.quantisation[k] =
                 static_cast<int16_t>(markers.quantisation[source.quantisation][std::min(k, 63)]);
@@ -77,7 +70,8 @@ bool BaselineDecoder::read(const JpegMarkers &markers, const Region &region, Row
             done = end;
         }
     }
-    return true;
+    // libjpeg reads ahead, and warns if the data ends without a marker.
+    return scan.is_complete() || reader.end - reader.next > 8;
 }
 
 template <bool WANTED>

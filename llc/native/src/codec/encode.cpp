@@ -43,6 +43,12 @@ struct Libjpeg {
         jpeg_create_compress(&compress);
         compress.dest = &destination;
     }
+    void create_compress_rgb(int32_t quality) {
+        create_compress();
+        compress.in_color_space = JCS_RGB, compress.input_components = 3;
+        jpeg_set_defaults(&compress);
+        jpeg_set_quality(&compress, quality, TRUE);
+    }
     EncodeStatus failure() const {
         return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY;
     }
@@ -92,10 +98,7 @@ bool JpegTables::prepare(int32_t quality) {
     Libjpeg libjpeg(nullptr, 0);
     jpeg_compress_struct &jpeg = libjpeg.compress;
     return libjpeg.errors.run([&] {
-        libjpeg.create_compress();
-        jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
-        jpeg_set_defaults(&jpeg);
-        jpeg_set_quality(&jpeg, quality, TRUE);
+        libjpeg.create_compress_rgb(quality);
         for (int number = 0; number < 2; number++) {
             for (int k = 0; k < 64; k++)
                 quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
@@ -110,11 +113,8 @@ int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, in
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &jpeg = libjpeg.compress;
     const bool fine = libjpeg.errors.run([&] {
-        libjpeg.create_compress();
+        libjpeg.create_compress_rgb(quality);
         jpeg.image_height = height, jpeg.image_width = width;
-        jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
-        jpeg_set_defaults(&jpeg);
-        jpeg_set_quality(&jpeg, quality, TRUE);
         jpeg.restart_interval = restart_interval(restart_blocks, MCU_BLOCKS);
         jpeg_start_compress(&jpeg, TRUE);
         while (jpeg.next_scanline < jpeg.image_height) {
@@ -151,7 +151,7 @@ int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;
     shrunk_size(max_side, *height, *width);
-    if (*height == markers.height && *width == markers.width && can_recode(markers)) {
+    if (*height == markers.height && *width == markers.width && markers.is_common()) {
         JpegTables tables;
         if (!tables.prepare(quality)) return LLC_NOT_ORDINARY;
         return recode(markers, tables, restart_interval(restart_blocks, MCU_BLOCKS), out, capacity, *length);

@@ -17,7 +17,7 @@ bool ScanData::collect(const JpegMarkers &markers, int64_t first, int64_t last) 
     has_fill = false, end_marker = 0;
     int64_t segment = 0;
     const uint64_t ones = 0x0101010101010101, highs = ones << 7;
-    while (in < end) {
+    while (in < end && !end_marker) {
         if (end - in >= 8) {
             uint64_t bytes;
             memcpy(&bytes, in, 8);
@@ -44,10 +44,9 @@ bool ScanData::collect(const JpegMarkers &markers, int64_t first, int64_t last) 
                 out = data.data();
             else
                 starts.push_back(out - data.data());
-            if (++segment == last) break;
+            if (++segment == last) end_marker = marker;
         } else {
             end_marker = marker;
-            break;
         }
     }
     if (segment < first) return false;
@@ -125,9 +124,10 @@ uint32_t HuffmanTable::long_code(uint64_t bits) const {
     return 0;
 }
 
-const HuffmanTable *HuffmanTables::table(const HuffmanCodes &codes, bool is_dc,
-    std::unique_ptr<HuffmanTable> &kept) {
-    if (!kept || memcmp(&kept->source, &codes, sizeof codes))
-        kept = std::make_unique<HuffmanTable>(codes, is_dc);
-    return kept.get();
+const HuffmanTable *HuffmanTables::table(const JpegMarkers &markers, bool is_dc, int number) {
+    const HuffmanCodes &codes = (is_dc ? markers.dc : markers.ac)[number];
+    std::unique_ptr<HuffmanTable> &table = kept[is_dc][number];
+    if (!table || memcmp(&table->source, &codes, sizeof codes))
+        table = std::make_unique<HuffmanTable>(codes, is_dc);
+    return table.get();
 }

@@ -65,12 +65,15 @@ public:
     // Whether the end of the image followed the last segment, and no marker had fill bytes before it.
     bool is_clean() const { return !has_fill && end_marker == EOI; }
 
+    // Whether a marker followed the last segment.
+    bool is_complete() const { return end_marker; }
+
 private:
     std::vector<uint8_t> data;
     std::vector<int64_t> starts;  // segment first + i lies at [starts[i], starts[i + 1])
     int64_t first;
     bool has_fill;
-    int end_marker;  // 0: the data ended without one
+    int end_marker;  // what followed the last segment; 0: the data ended without a marker
 };
 
 struct HuffmanTable {
@@ -112,17 +115,10 @@ struct HuffmanTable {
 // The tables of the current image. They are made again only if the next image has other ones.
 class HuffmanTables {
 public:
-    const HuffmanTable *dc(const JpegMarkers &markers, int number) {
-        return table(markers.dc[number], true, kept[number]);
-    }
-    const HuffmanTable *ac(const JpegMarkers &markers, int number) {
-        return table(markers.ac[number], false, kept[4 + number]);
-    }
+    const HuffmanTable *table(const JpegMarkers &markers, bool is_dc, int number);
 
 private:
-    static const HuffmanTable *table(const HuffmanCodes &codes, bool is_dc,
-        std::unique_ptr<HuffmanTable> &kept);
-    std::unique_ptr<HuffmanTable> kept[8];
+    std::unique_ptr<HuffmanTable> kept[2][4];
 };
 
 // Adds the difference that comes next to `last`. False if the data is damaged.

@@ -145,10 +145,20 @@ bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
         p += length;
     }
     grey = num_components == 1;
+    // A scan of a single component is not interleaved, whatever its sampling factors are.
+    if (grey) components[0].across = components[0].down = 1;
+    mcu_columns = divide_up(width, 8 * components[0].across);
+    mcu_rows = divide_up(height, 8 * components[0].down);
     // The same decision as libjpeg's.
     ycc = num_components == 3 && (jfif ||
         (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
     return true;
+}
+
+bool JpegMarkers::is_common() const {
+    const Component *c = components;
+    return sequential && (grey || (ycc && c[0].across <= 2 && c[0].down <= 2 && c[1].across == 1 &&
+        c[1].down == 1 && c[2].across == 1 && c[2].down == 1));
 }
 
 bool JpegMarkers::is_upright() const {

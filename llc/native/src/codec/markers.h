@@ -27,13 +27,15 @@ struct HuffmanCodes {
 };
 
 struct Component {
-    uint8_t id, horizontal, vertical, quantisation, dc, ac;
+    uint8_t id, across, down;  // sampling factors: how many blocks an MCU has
+    uint8_t quantisation, dc, ac;  // its tables
 };
 
 struct JpegMarkers {
     bool sequential;  // one Huffman-coded scan of all components
     bool grey, ycc;   // both false: other colours
     int32_t width, height, num_components, restart_interval;  // the interval in MCUs, 0: none
+    int32_t mcu_columns, mcu_rows;  // of a common image
     Component components[3];
     uint16_t quantisation[4][64];  // in zigzag order
     bool quantisation_defined[4];
@@ -44,6 +46,10 @@ struct JpegMarkers {
     // False if this is not a JPEG of 8 bits and 1 or 3 components, or if libjpeg could have an error or a
     // warning about its markers.
     bool parse(const uint8_t *data, int64_t size);
+
+    // Whether it is sequential, and grey, or ycc with 1 or 2 luma samples per chroma sample on each axis. Such
+    // a scan has a block per chroma component in each MCU.
+    bool is_common() const;
 
     // Whether no EXIF or XMP says that the picture is turned; false if they cannot be parsed.
     bool is_upright() const;

@@ -320,70 +320,53 @@ struct Recoding {
     BitSink out;
     int32_t last_written_dc[3] = {};
     bool halve_rows, halve_columns;     // of chroma samples
-    int32_t across, down;               // luma blocks of an MCU of the source
-    int32_t source_columns, source_rows, columns, rows;  // MCUs
+    int32_t columns, rows;              // MCUs of the result
     Square step[3];                     // of the source; for chroma that is halved
     // in zigzag order: what coefficients, or halved chroma times `step`, are multiplied by
     float factor[3][64];
-    std::vector<int16_t> luma;          // blocks [2, source_columns * across], zigzag
-    // blocks [2, source_columns], in rows if they are to be halved, else zigzag
-    std::vector<int16_t> chroma[3];
+    // Each component's blocks of two rows, in zigzag order; those of chroma that is to be halved in rows.
+    std::vector<int16_t> coefficients[3];
     std::vector<uint8_t> used[3];       // how many zigzag positions of each of these blocks are not 0
 
     explicit Recoding(const JpegMarkers &source) : source(source) {}
 
-    int16_t *luma_block(int row, int32_t column) {
-        return &luma[(size_t(row) * source_columns * across + column) * 64];
+    size_t block_index(int c, int row, int32_t column) const {
+        return size_t(row) * source.mcu_columns * source.components[c].across + column;
     }
-    int16_t *chroma_block(int c, int row, int32_t column) {
-        return &chroma[c][(size_t(row) * source_columns + column) * 64];
+    int16_t *block(int c, int row, int32_t column) {
+        return &coefficients[c][block_index(c, row, column) * 64];
     }
-    uint8_t &luma_used(int row, int32_t column) {
-        return used[0][size_t(row) * source_columns * across + column];
-    }
-    uint8_t &chroma_used(int c, int row, int32_t column) {
-        return used[c][size_t(row) * source_columns + column];
-    }
+    uint8_t &used_of(int c, int row, int32_t column) { return used[c][block_index(c, row, column)]; }
 };
-
-// Reads one block: its non-zero coefficients to block[order[zigzag position]]; the rest of the block must be 0.
-// Returns how many zigzag positions it read, or 0 if the data is damaged.
-INLINE int read_block(Recoding &task, BitReader &in, int c, const uint8_t *order, int16_t *block) {
-    if (!read_dc(in, *task.source_dc[c], task.last_dc[c])) return 0;
-    block[0] = task.last_dc[c];
-    const uint32_t used =
-        read_ac(in, *task.source_ac[c], [=](uint32_t k, int32_t value) { block[order[k]] = value; });
-    return used <= 64 ? used : 0;
-}
 
 // One MCU row of the source. It has luma rows first_row ..., and chroma row first_row.
 FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
     const JpegMarkers &source = task.source;
-    const uint8_t *chroma_order = task.halve_rows || task.halve_columns ? ZIGZAG : ORDER.same;
-    const size_t luma_row = size_t(task.source_columns) * task.across * 64, chroma_row =
-        size_t(task.source_columns) * 64;
-    memset(task.luma_block(first_row, 0), 0, luma_row * task.down * sizeof(int16_t));
-    for (int c = 1; c < source.num_components; c++)
-        memset(task.chroma_block(c, first_row, 0), 0, chroma_row * sizeof(int16_t));
+    for (int c = 0; c < source.num_components; c++) {
+        const size_t begin = task.block_index(c, first_row, 0);
+        const size_t end = task.block_index(c, first_row + source.components[c].down, 0);
+        memset(&task.coefficients[c][begin * 64], 0, (end - begin) * 64 * sizeof(int16_t));
+    }
     BitReader in = task.in;
-    for (int32_t x = 0; x < task.source_columns; x++) {
+    for (int32_t x = 0; x < source.mcu_columns; x++) {
         if (source.restart_interval && task.left_in_interval-- == 0) {
             if (!in.is_at_end() || !task.scan.begin_segment(task.interval++, in)) return false;
             task.left_in_interval = source.restart_interval - 1;
             std::fill_n(task.last_dc, 3, 0);
         }
-        for (int v = 0; v < task.down; v++)
-            for (int h = 0; h < task.across; h++) {
-                const int32_t column = x * task.across + h;
-                const int used =
-                    read_block(task, in, 0, ORDER.same, task.luma_block(first_row + v, column));
-                if (!used) return false;
-                task.luma_used(first_row + v, column) = used;
-            }
-        for (int c = 1; c < source.num_components; c++) {
-            const int used = read_block(task, in, c, chroma_order, task.chroma_block(c, first_row, x));
-            if (!used) return false;
-            task.chroma_used(c, first_row, x) = used;
+        for (int c = 0; c < source.num_components; c++) {
+            const int across = source.components[c].across, down = source.components[c].down;
+            const uint8_t *order = c && (task.halve_rows || task.halve_columns) ? ZIGZAG : ORDER.same;
+            for (int v = 0; v < down; v++)
+                for (int h = 0; h < across; h++) {
+                    int16_t *block = task.block(c, first_row + v, x * across + h);
+                    if (!read_dc(in, *task.source_dc[c], task.last_dc[c])) return false;
+                    block[0] = task.last_dc[c];
+                    const uint32_t used = read_ac(in, *task.source_ac[c],
+                        [=](uint32_t k, int32_t value) { block[order[k]] = value; });
+                    if (!used || used > 64) return false;
+                    task.used_of(c, first_row + v, x * across + h) = used;
+                }
         }
         if (!in.is_within()) return false;
     }
@@ -400,11 +383,11 @@ INLINE bool must_mend(int32_t real) { return real < 8 && real % 2 != 0; }
 // mirrored.
 INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int num_rows, int16_t *block) {
     const int32_t first = column << task.halve_columns;
-    const int num_columns = task.halve_columns && first + 1 < task.source_columns ? 2 : 1;
+    const int num_columns = task.halve_columns && first + 1 < task.source.mcu_columns ? 2 : 1;
     int used_rows = 0, used_columns = 0;
     for (int v = 0; v < num_rows; v++)
         for (int h = 0; h < num_columns; h++) {
-            const int used = task.chroma_used(c, v, first + h);
+            const int used = task.used_of(c, v, first + h);
             used_rows = std::max<int>(used_rows, ORDER.used_rows[used]);
             used_columns = std::max<int>(used_columns, ORDER.used_columns[used]);
         }
@@ -413,7 +396,7 @@ INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int
         Square rows[2];
         int used = used_rows;
         for (int v = 0; v < num_rows; v++) {
-            const int16_t *coefficients = task.chroma_block(c, v, first + h);
+            const int16_t *coefficients = task.block(c, v, first + h);
             for (int i = 0; i < used_rows; i++) {
                 ShortLine line;
                 memcpy(&line, coefficients + 8 * i, sizeof line);
@@ -463,8 +446,8 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
         for (int v = 0; v < 2; v++)
             for (int h = 0; h < 2; h++) {
                 if (2 * row + v < luma_rows && 2 * column + h < luma_columns) {
-                    int16_t *block = task.luma_block(v, 2 * column + h);
-                    requantise(block, task.factor[0], task.luma_used(v, 2 * column + h));
+                    int16_t *block = task.block(0, v, 2 * column + h);
+                    requantise(block, task.factor[0], task.used_of(0, v, 2 * column + h));
                     write_block(out, task.dc[0], task.ac[0], task.last_written_dc[0], block);
                 } else {  // outside the picture, to fill the MCU
                     write_empty_block(out, task.dc[0], task.ac[0]);
@@ -477,8 +460,8 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
             if (task.halve_rows || task.halve_columns) {
                 halve_chroma(task, c, row, column, num_rows, block);
             } else {
-                block = task.chroma_block(c, 0, column);
-                requantise(block, task.factor[c], task.chroma_used(c, 0, column));
+                block = task.block(c, 0, column);
+                requantise(block, task.factor[c], task.used_of(c, 0, column));
             }
             write_block(out, task.dc[1], task.ac[1], task.last_written_dc[c], block);
         }
@@ -488,30 +471,17 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
 
 }  // namespace
 
-bool can_recode(const JpegMarkers &source) {
-    if (!source.sequential || !(source.ycc || source.grey)) return false;
-    if (source.grey) return true;
-    const Component *c = source.components;
-    return c[0].horizontal <= 2 && c[0].vertical <= 2 && c[1].horizontal == 1 && c[1].vertical == 1 &&
-        c[2].horizontal == 1 && c[2].vertical == 1;
-}
-
 EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
     uint8_t *buffer, int64_t capacity, int64_t &length) {
     Output out(buffer, buffer + capacity);
     const auto task_on_heap = std::make_unique<Recoding>(source);
     Recoding &task = *task_on_heap;
-    // A scan of a single component is not interleaved, whatever its sampling factors are.
-    task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey
-        ? 1 : source.components[0].vertical;
-    task.halve_columns = task.across == 1, task.halve_rows = task.down == 1;
-    task.source_columns = divide_up(source.width, 8 * task.across), task.source_rows =
-        divide_up(source.height, 8 * task.down);
+    task.halve_columns = source.components[0].across == 1, task.halve_rows = source.components[0].down == 1;
     task.columns = divide_up(source.width, 16), task.rows = divide_up(source.height, 16);
     for (int c = 0; c < source.num_components; c++) {
         const Component &component = source.components[c];
-        task.source_dc[c] = task.tables.dc(source, component.dc);
-        task.source_ac[c] = task.tables.ac(source, component.ac);
+        task.source_dc[c] = task.tables.table(source, true, component.dc);
+        task.source_ac[c] = task.tables.table(source, false, component.ac);
         const uint16_t *before = source.quantisation[component.quantisation], *after =
             tables.quantisation[c > 0];
         const bool halved = c > 0 && (task.halve_rows || task.halve_columns);
@@ -519,16 +489,11 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
             task.step[c].row[ZIGZAG[k] / 8][ZIGZAG[k] % 8] = before[k];
             task.factor[c][k] = (halved ? 1.0f : before[k]) / after[k];
         }
-        if (c > 0) {
-            task.chroma[c].resize(size_t(2) * task.source_columns * 64);
-            task.used[c].resize(size_t(2) * task.source_columns);
-        }
+        task.coefficients[c].resize(task.block_index(c, 2, 0) * 64);
+        task.used[c].resize(task.block_index(c, 2, 0));
     }
-    task.luma.resize(size_t(2) * task.source_columns * task.across * 64);
-    task.used[0].resize(size_t(2) * task.source_columns * task.across);
-    for (int number = 0; number < 2; number++) {
+    for (int number = 0; number < 2; number++)
         task.dc[number].prepare(tables.dc[number]), task.ac[number].prepare(tables.ac[number]);
-    }
 
     task.scratch.resize(size_t(6) * task.columns * MOST_BLOCK_BYTES + 8);
     task.out.next = task.scratch.data();
@@ -536,17 +501,15 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
 
     if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
     write_header(out, tables, source.width, source.height, restart_interval);
-    const int64_t num_intervals = !source.restart_interval ? 1 :
-        (int64_t(task.source_rows) * task.source_columns + source.restart_interval - 1) /
-            source.restart_interval;
+    const int64_t mcus = int64_t(source.mcu_columns) * source.mcu_rows, interval = source.restart_interval;
+    const int64_t num_intervals = interval ? (mcus + interval - 1) / interval : 1;
     if (!task.scan.collect(source, 0, num_intervals) || !task.scan.is_clean()) return LLC_NOT_ORDINARY;
-    if (!source.restart_interval) task.scan.begin_segment(0, task.in);
+    if (!interval) task.scan.begin_segment(0, task.in);
     int num_markers = 0;
     for (int32_t row = 0, source_row = 0; row < task.rows; row++) {
         int num_rows = 0;
-        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++,
-            source_row++)
-            if (!read_row(task, num_rows)) return LLC_NOT_ORDINARY;
+        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < source.mcu_rows; source_row++)
+            if (!read_row(task, num_rows++)) return LLC_NOT_ORDINARY;
         write_row(task, row, num_rows);
         if (row + 1 == task.rows) task.out.finish();
         const uint8_t *begin = task.scratch.data();

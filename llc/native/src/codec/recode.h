@@ -19,11 +19,7 @@ struct JpegTables {
     bool prepare(int32_t quality);
 };
 
-// Whether `recode` handles it: sequential, and grey, or ycc with 1 or 2 luma samples per chroma sample on
-// each axis.
-bool can_recode(const JpegMarkers &source);
-
-// Writes the whole JPEG to buffer [capacity]. restart_interval: in MCUs, 0: no markers. LLC_NOT_ORDINARY: the
+// Recodes a common image: writes the whole JPEG to buffer [capacity]. restart_interval: in MCUs, 0: no markers. LLC_NOT_ORDINARY: the
 // scan is damaged or unusual in some way.
 EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
     uint8_t *buffer, int64_t capacity, int64_t &length);
