@@ -1,5 +1,6 @@
 // Reading images. No function shares data with other calls, so each may run in several threads at once. The
-// only state is the SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB, interleaved.
+// only state is the SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB,
+// interleaved.
 #pragma once
 #include "native.h"
 

@@ -43,22 +43,10 @@ struct Libjpeg {
         jpeg_create_compress(&compress);
         compress.dest = &destination;
     }
-    void create_compress_rgb(int32_t quality) {
-        create_compress();
-        compress.in_color_space = JCS_RGB, compress.input_components = 3;
-        jpeg_set_defaults(&compress);
-        jpeg_set_quality(&compress, quality, TRUE);
-    }
     EncodeStatus failure() const {
         return compress.dest && destination.free_in_buffer == 0 ? LLC_TOO_LARGE : LLC_NOT_ORDINARY;
     }
 };
-
-void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
-    memcpy(to.counts, from.bits + 1, sizeof to.counts);
-    memcpy(to.values, from.huffval, sizeof to.values);
-    to.defined = true;
-}
 
 bool is_ordinary(const JpegMarkers &markers) {
     return (markers.ycc || markers.grey) && int64_t(markers.width) * markers.height <= MAX_PIXELS &&
@@ -94,27 +82,16 @@ bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, 
 
 }  // namespace
 
-bool JpegTables::prepare(int32_t quality) {
-    Libjpeg libjpeg(nullptr, 0);
-    jpeg_compress_struct &jpeg = libjpeg.compress;
-    return libjpeg.errors.run([&] {
-        libjpeg.create_compress_rgb(quality);
-        for (int number = 0; number < 2; number++) {
-            for (int k = 0; k < 64; k++)
-                quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
-            copy_table(*jpeg.dc_huff_tbl_ptrs[number], dc[number]);
-            copy_table(*jpeg.ac_huff_tbl_ptrs[number], ac[number]);
-        }
-    });
-}
-
 int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality,
     int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length) {
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &jpeg = libjpeg.compress;
     const bool fine = libjpeg.errors.run([&] {
-        libjpeg.create_compress_rgb(quality);
+        libjpeg.create_compress();
         jpeg.image_height = height, jpeg.image_width = width;
+        jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
+        jpeg_set_defaults(&jpeg);
+        jpeg_set_quality(&jpeg, quality, TRUE);
         jpeg.restart_interval = restart_interval(restart_blocks, MCU_BLOCKS);
         jpeg_start_compress(&jpeg, TRUE);
         while (jpeg.next_scanline < jpeg.image_height) {
@@ -152,9 +129,15 @@ int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int
     *height = markers.height, *width = markers.width;
     shrunk_size(max_side, *height, *width);
     if (*height == markers.height && *width == markers.width && markers.is_common()) {
-        JpegTables tables;
-        if (!tables.prepare(quality)) return LLC_NOT_ORDINARY;
-        return recode(markers, tables, restart_interval(restart_blocks, MCU_BLOCKS), out, capacity, *length);
+        // What libjpeg writes for one pixel has the same header.
+        uint8_t encoded[1024];
+        const uint8_t pixel[3] = {};
+        int64_t encoded_size;
+        JpegMarkers model;
+        if (llc_encode_jpeg(pixel, 1, 1, quality, restart_blocks, encoded, sizeof encoded, &encoded_size) ||
+            !model.parse(encoded, encoded_size))
+            return LLC_NOT_ORDINARY;
+        return recode(markers, model, out, capacity, *length);
     }
     if (!markers.sequential) return LLC_NOT_ORDINARY;
     std::vector<uint8_t> pixels(int64_t(*height) * *width * 3);

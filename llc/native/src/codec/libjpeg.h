@@ -11,8 +11,8 @@
 #error "llc needs libjpeg-turbo (its jpeg_crop_scanline); Debian and Ubuntu call it libjpeg-dev"
 #endif
 
-// libjpeg itself would print an error and exit. Here an error ends `run` by a jump. A warning does too, because
-// it means damaged data; only warnings about markers that do not concern the pixels are ignored.
+// libjpeg itself would print an error and exit. Here an error ends `run` by a jump. A warning does too,
+// because it means damaged data; only warnings about markers that do not concern the pixels are ignored.
 class LibjpegErrors : public jpeg_error_mgr {
 public:
     LibjpegErrors() {

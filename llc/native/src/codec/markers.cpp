@@ -78,7 +78,7 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
 
 bool JpegMarkers::read_frame(const uint8_t *data, int64_t size) {
     if (size < 6 || num_components || data[0] != 8) return false;
-    height = big16(data + 1), width = big16(data + 3), num_components = data[5];
+    frame = data, height = big16(data + 1), width = big16(data + 3), num_components = data[5];
     if (height == 0 || width == 0 || std::max(height, width) > MAX_SIDE ||
         (num_components != 1 && num_components != 3) || size != 6 + 3 * num_components)
         return false;

@@ -40,15 +40,14 @@ struct JpegMarkers {
     uint16_t quantisation[4][64];  // in zigzag order
     bool quantisation_defined[4];
     HuffmanCodes dc[4], ac[4];
-    // the data; behind the header of the first scan; behind the data
-    const uint8_t *begin, *scan, *end;
+    // the data; what follows the frame header's length, and the first scan header; behind the data
+    const uint8_t *begin, *frame, *scan, *end;
 
     // False if this is not a JPEG of 8 bits and 1 or 3 components, or if libjpeg could have an error or a
     // warning about its markers.
     bool parse(const uint8_t *data, int64_t size);
 
-    // Whether it is sequential, and grey, or ycc with 1 or 2 luma samples per chroma sample on each axis. Such
-    // a scan has a block per chroma component in each MCU.
+    // Whether it is sequential, and grey, or ycc with 1 or 2 luma samples per chroma sample on each axis.
     bool is_common() const;
 
     // Whether no EXIF or XMP says that the picture is turned; false if they cannot be parsed.

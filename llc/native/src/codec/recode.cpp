@@ -179,8 +179,7 @@ public:
 
     bool has_room(int64_t bytes) const { return end - next >= bytes; }
 
-    void byte(int value) { *next++ = value; }
-    void word(int value) { byte(value >> 8), byte(value & 255); }
+    void word(int value) { *next++ = value >> 8, *next++ = value & 255; }
 
     // Stuffs a zero after every 0xff. There must be room for twice as many bytes.
     void stuffed(const uint8_t *data, const uint8_t *data_end) {
@@ -189,7 +188,7 @@ public:
             const int64_t count = (ff ? ff + 1 : data_end) - data;
             memcpy(next, data, count);
             next += count, data += count;
-            if (ff) byte(0);
+            if (ff) *next++ = 0;
         }
     }
 
@@ -248,39 +247,6 @@ INLINE void write_empty_block(BitSink &out, const Encoder &dc, const Encoder &ac
     write_dc(out, dc, 0);
     out.put(ac.symbols[0], 0);
 }
-
-void write_huffman(Output &out, int number, const HuffmanCodes &table) {
-    int total = 0;
-    for (int bits = 0; bits < 16; bits++) total += table.counts[bits];
-    out.word(0xffc4), out.word(19 + total), out.byte(number);
-    for (int bits = 0; bits < 16; bits++) out.byte(table.counts[bits]);
-    for (int i = 0; i < total; i++) out.byte(table.values[i]);
-}
-
-// From SOI to SOS, as libjpeg writes it.
-void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t height,
-    int32_t restart_interval) {
-    out.word(0xffd8);
-    out.word(0xffe0), out.word(16);
-    for (const char value : {'J', 'F', 'I', 'F', '\0', '\1', '\1', '\0', '\0', '\1', '\0', '\1', '\0', '\0'})
-        out.byte(value);
-    for (int number = 0; number < 2; number++) {
-        out.word(0xffdb), out.word(67), out.byte(number);
-        for (int k = 0; k < 64; k++) out.byte(tables.quantisation[number][k]);
-    }
-    out.word(0xffc0), out.word(17), out.byte(8), out.word(height), out.word(width), out.byte(3);
-    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0x22), out.byte(c ? 1 : 0);
-    for (int number = 0; number < 2; number++) {
-        write_huffman(out, number, tables.dc[number]);
-        write_huffman(out, 0x10 | number, tables.ac[number]);
-    }
-    if (restart_interval) out.word(0xffdd), out.word(4), out.word(restart_interval);
-    out.word(0xffda), out.word(12), out.byte(3);
-    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0);
-    out.byte(0), out.byte(63), out.byte(0);
-}
-
-constexpr int64_t HEADER_BYTES = 1024;
 
 // ---- both -------------------------------------------------------------------------------------------------
 
@@ -471,8 +437,8 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
 
 }  // namespace
 
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
-    uint8_t *buffer, int64_t capacity, int64_t &length) {
+EncodeStatus recode(const JpegMarkers &source, const JpegMarkers &model, uint8_t *buffer, int64_t capacity,
+    int64_t &length) {
     Output out(buffer, buffer + capacity);
     const auto task_on_heap = std::make_unique<Recoding>(source);
     Recoding &task = *task_on_heap;
@@ -483,7 +449,7 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
         task.source_dc[c] = task.tables.table(source, true, component.dc);
         task.source_ac[c] = task.tables.table(source, false, component.ac);
         const uint16_t *before = source.quantisation[component.quantisation], *after =
-            tables.quantisation[c > 0];
+            model.quantisation[c > 0];
         const bool halved = c > 0 && (task.halve_rows || task.halve_columns);
         for (int k = 0; k < 64; k++) {
             task.step[c].row[ZIGZAG[k] / 8][ZIGZAG[k] % 8] = before[k];
@@ -493,14 +459,17 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
         task.used[c].resize(task.block_index(c, 2, 0));
     }
     for (int number = 0; number < 2; number++)
-        task.dc[number].prepare(tables.dc[number]), task.ac[number].prepare(tables.ac[number]);
+        task.dc[number].prepare(model.dc[number]), task.ac[number].prepare(model.ac[number]);
 
     task.scratch.resize(size_t(6) * task.columns * MOST_BLOCK_BYTES + 8);
     task.out.next = task.scratch.data();
-    task.out_interval = task.left_in_out_interval = restart_interval;
+    task.out_interval = task.left_in_out_interval = model.restart_interval;
 
-    if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
-    write_header(out, tables, source.width, source.height, restart_interval);
+    const int64_t header_size = model.scan - model.begin, size_at = model.frame + 1 - model.begin;
+    if (!out.has_room(header_size)) return LLC_TOO_LARGE;
+    memcpy(buffer, model.begin, header_size);
+    out.next = buffer + size_at, out.word(source.height), out.word(source.width);
+    out.next = buffer + header_size;
     const int64_t mcus = int64_t(source.mcu_columns) * source.mcu_rows, interval = source.restart_interval;
     const int64_t num_intervals = interval ? (mcus + interval - 1) / interval : 1;
     if (!task.scan.collect(source, 0, num_intervals) || !task.scan.is_clean()) return LLC_NOT_ORDINARY;
@@ -517,7 +486,7 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
             return LLC_TOO_LARGE;
         for (const uint8_t *end : task.ends) {
             out.stuffed(begin, end);
-            out.word(0xffd0 | num_markers++ % 8);
+            out.word(0xff00 | (RST0 + num_markers++ % 8));
             begin = end;
         }
         out.stuffed(begin, task.out.next);
@@ -525,7 +494,7 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
         task.out.next = task.scratch.data();
     }
     if (!task.in.is_at_end()) return LLC_NOT_ORDINARY;
-    out.word(0xffd9);
+    out.word(0xff00 | EOI);
     length = out.next - buffer;
     return LLC_ENCODED;
 }

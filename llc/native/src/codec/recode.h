@@ -10,16 +10,8 @@
 #include "encode.h"
 #include "markers.h"
 
-// The tables of a JPEG to be written: libjpeg's for its quality, and the standard Huffman codes.
-struct JpegTables {
-    uint16_t quantisation[2][64];  // luma, chroma; in zigzag order
-    HuffmanCodes dc[2], ac[2];
-
-    // False if libjpeg is out of memory.
-    bool prepare(int32_t quality);
-};
-
-// Recodes a common image: writes the whole JPEG to buffer [capacity]. restart_interval: in MCUs, 0: no markers. LLC_NOT_ORDINARY: the
-// scan is damaged or unusual in some way.
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
-    uint8_t *buffer, int64_t capacity, int64_t &length);
+// Recodes a common image: writes the whole JPEG to buffer [capacity]. Everything but its size is from the
+// header of `model`, a 4:2:0 JPEG by libjpeg with the standard Huffman codes. LLC_NOT_ORDINARY: the scan is
+// damaged or unusual in some way.
+EncodeStatus recode(const JpegMarkers &source, const JpegMarkers &model, uint8_t *buffer, int64_t capacity,
+    int64_t &length);
