@@ -20,7 +20,7 @@ preload="$("$CXX" -print-file-name=libasan.so) $("$CXX" -print-file-name=libubsa
 # quarantine_size_mb: freed memory counts as used, but a mutation run has a limit.
 export ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0:allow_user_segv_handler=1:quarantine_size_mb=16
 export UBSAN_OPTIONS=print_stacktrace=1
-export LLC_TEST_PATIENCE=${LLC_TEST_PATIENCE:-4}  # everything is slower
+export LLC_TEST_PATIENCE=${LLC_TEST_PATIENCE:-10}  # everything is slower
 
 PY=.venv/bin/python
 # capture=sys: a report goes to the terminal before the process ends

@@ -77,7 +77,8 @@ private:
 };
 
 struct HuffmanTable {
-    static constexpr int LOOKUP_BITS = 11;  // looked up at once; longer codes are rare
+    // Looked up at once; longer codes are rare. With 11 bits recoding is slower: the tables fill the L1 cache.
+    static constexpr int LOOKUP_BITS = 10;
 
     HuffmanCodes source;
 
