@@ -77,7 +77,7 @@ private:
 };
 
 struct HuffmanTable {
-    // Looked up at once; longer codes are rare. With 11 bits recoding is slower: the tables fill the L1 cache.
+    // Looked up at once; longer codes are rare. With 11 bits recoding is slower: the L1 cache is full.
     static constexpr int LOOKUP_BITS = 10;
 
     HuffmanCodes source;
