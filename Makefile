@@ -7,7 +7,7 @@ DATA ?=
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint test test-gpu setup clean
+.PHONY: help demo check lint test test-gpu sanitize setup clean
 
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
@@ -15,6 +15,7 @@ help:
 	@echo 'make check              formatting, lint, types and the quick tests: about 2 minutes on 2 CPU cores'
 	@echo 'make test               run all tests'
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
+	@echo 'make sanitize           run the tests of the native library under AddressSanitizer and UBSan'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
 	@echo 'make clean              remove build outputs and caches (runs, data and .venv stay)'
 	@echo
@@ -37,6 +38,9 @@ test: setup
 
 test-gpu: setup
 	@$(PY) -m tests.gpu $(ARGS)
+
+sanitize: setup
+	@bash tests/native/sanitize.sh
 
 setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh

@@ -59,6 +59,11 @@ def c_compiler():
     return os.environ.get("CC")
 
 
+def native_library():
+    """The path of another build of the native library, such as that of `make sanitize`, or None."""
+    return os.environ.get("LLC_NATIVE_LIBRARY")
+
+
 def set_default(name, value):
     """Sets a variable that a library will read, unless the user has set it."""
     os.environ.setdefault(name, value)

@@ -8,9 +8,10 @@ import ctypes
 import functools
 from pathlib import Path
 
+from llc import environment
 from llc.errors import UserError
 
-_PATH = Path(__file__).with_name("_native.so")
+_PATH = Path(environment.native_library() or Path(__file__).with_name("_native.so"))
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
 _CODES = [_P, _I64, _P, _I64, _I32]  # queries, n, database, m, code_size

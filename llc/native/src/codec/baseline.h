@@ -5,30 +5,24 @@
 // upsampling, its colour conversion. libjpeg-turbo decodes everything else, and decides what is damaged.
 #pragma once
 #include <cstdint>
-#include <cstdio>
-#include <memory>
 #include <vector>
 
-#include <jpeglib.h>
-
+#include "entropy.h"
 #include "kernels.h"
-#include "codec.h"
+#include "markers.h"
 #include "rows.h"
-
-struct HuffmanTable;
 
 // Reused from image to image; it keeps its tables as long as the images have the same ones. Not for two
 // threads at once.
 class BaselineDecoder {
 public:
-    explicit BaselineDecoder(const CodecKernels &kernels);
-    ~BaselineDecoder();
+    explicit BaselineDecoder(const CodecKernels &kernels) : kernels(kernels) {}
 
-    // Whether this class can decode the image whose header jpeg_read_header has read.
-    bool accepts(const jpeg_decompress_struct &jpeg) const;
+    // Whether this class can decode such an image.
+    bool accepts(const JpegMarkers &markers) const;
 
-    // Writes the region's rows into `sink`, from the header and the data that follows it.
-    Status read(const jpeg_decompress_struct &jpeg, const Region &region, RowSink &sink);
+    // Writes the region's rows into `sink`. False if the data may be damaged.
+    bool read(const JpegMarkers &markers, const Region &region, RowSink &sink);
 
 private:
     struct Component {
@@ -43,15 +37,13 @@ private:
         uint8_t *samples;             // within `plane`: the first sample of the row of MCUs
     };
 
-    const HuffmanTable *table(const JHUFF_TBL &source, bool is_dc, int slot);
-    bool collect_segments(const jpeg_decompress_struct &jpeg, int64_t first, int64_t last);
     template <bool WANTED>
-    Status decode_mcu_row(int32_t row);
+    bool decode_mcu_row(int32_t row);
     void transform(int32_t row);
     void emit(const Region &region, int32_t row, int32_t begin, int32_t end, RowSink &sink);
 
     const CodecKernels &kernels;
-    std::unique_ptr<HuffmanTable> tables[2 * NUM_HUFF_TBLS];
+    HuffmanTables tables;
 
     // The current image.
     int32_t width, height, num_components;
@@ -60,15 +52,10 @@ private:
     int64_t restart_interval;           // in MCUs; 0: none
     Component components[3];
 
-    // The entropy-coded data without its stuffing; segment i lies at [starts[i], starts[i + 1]).
-    std::vector<uint8_t> data;
-    std::vector<int64_t> starts;
-    int64_t first_segment;
-
+    ScanData scan;
     // The position of entropy decoding.
     int64_t next_mcu;
-    uint64_t bit_buffer, num_bits;
-    const uint8_t *position, *segment_end;
+    BitReader reader;
     int32_t last_dc[3];
 
     std::vector<uint8_t> upsampled[2];

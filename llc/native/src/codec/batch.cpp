@@ -114,8 +114,9 @@ Status decode_sample(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *o
     return scratch.jpeg.read(crop, scratch.window);
 }
 
-// A function of its own, because its variables must not change after sigsetjmp. What `decode_sample` had
-// allocated when a read failed is leaked.
+// A function of its own, because its variables must not change after sigsetjmp. The jump of a failed read
+// skips destructors. So no function on the way to a read of the sample's bytes has a variable with one: all
+// such objects are in `scratch`.
 Status decode_readable(const Batch &batch, int64_t i, Scratch &scratch, uint8_t *out) {
     sigjmp_buf failed;
     if (sigsetjmp(failed, 0)) return LLC_UNREADABLE;
@@ -184,7 +185,7 @@ int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_
     if (status != LLC_OK) return status;
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;
     Whole sink(out, int64_t(3) * width);
-    return jpeg.read_by_libjpeg({0, 0, height, width}, sink);
+    return jpeg.read({0, 0, height, width}, sink);
 } catch (const std::exception &) {
     return LLC_OUT_OF_MEMORY;
 }

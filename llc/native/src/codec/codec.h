@@ -1,5 +1,5 @@
-// Reading images. No function shares data with other calls, so each may run in several threads at once. The
-// only state is the SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB, interleaved.
+// Reading images. Threads share no data, so each function may run in several of them at once. The only common
+// state is the SIGBUS handler, installed by the first batch (guard.h). Pixels are uint8, RGB, interleaved.
 #pragma once
 #include "native.h"
 

@@ -1,51 +1,36 @@
 #include "encode.h"
 
 #include <algorithm>
-#include <csetjmp>
-#include <cstdio>
 #include <cstring>
 #include <new>
 #include <vector>
 
-#include <jpeglib.h>
-
+#include "libjpeg.h"
 #include "markers.h"
 #include "recode.h"
 
 namespace {
 
-constexpr int32_t MAX_SIDE = 65500;
 // limit for pictures that are decoded whole; larger ones take a slower way
 constexpr int64_t MAX_PIXELS = 1 << 26;
 constexpr int32_t MAX_RESTART_INTERVAL = 65535;  // MCUs
 constexpr int32_t MCU_BLOCKS = 6;                 // of what is written here, 4:2:0
 
-// libjpeg's errors and warnings end the current operation and jump to client_data.
-[[noreturn]] void fail(j_common_ptr jpeg) { longjmp(*static_cast<jmp_buf *>(jpeg->client_data), 1); }
-
-void message(j_common_ptr jpeg, int level) {
-    if (level < 0) fail(jpeg);
-}
-
-boolean full(j_compress_ptr jpeg) { fail(reinterpret_cast<j_common_ptr>(jpeg)); }
-
 // libjpeg's objects for one picture. Output that is longer than the buffer ends with `free_in_buffer` 0.
 struct Libjpeg {
-    jmp_buf jump;
-    jpeg_error_mgr errors;
+    LibjpegErrors errors;
     jpeg_destination_mgr destination = {};
     jpeg_compress_struct compress = {};
     jpeg_decompress_struct decompress = {};
 
     Libjpeg(uint8_t *buffer, int64_t capacity) {
-        compress.err = decompress.err = jpeg_std_error(&errors);
-        compress.client_data = decompress.client_data = &jump;
-        errors.error_exit = fail;
-        errors.emit_message = message;
+        compress.err = decompress.err = &errors;
         destination.next_output_byte = buffer;
         destination.free_in_buffer = capacity;
         destination.init_destination = destination.term_destination = [](j_compress_ptr) {};
-        destination.empty_output_buffer = full;
+        destination.empty_output_buffer = [](j_compress_ptr jpeg) -> boolean {
+            LibjpegErrors::fail(reinterpret_cast<j_common_ptr>(jpeg));
+        };
     }
     Libjpeg(const Libjpeg &) = delete;
     ~Libjpeg() {
@@ -53,7 +38,7 @@ struct Libjpeg {
         jpeg_destroy_decompress(&decompress);
     }
 
-    // After setjmp.
+    // Within `errors.run`.
     void create_compress() {
         jpeg_create_compress(&compress);
         compress.dest = &destination;
@@ -63,16 +48,9 @@ struct Libjpeg {
     }
 };
 
-void copy_table(const JHUFF_TBL &from, HuffmanCodes &to) {
-    memcpy(to.counts, from.bits + 1, sizeof to.counts);
-    memcpy(to.values, from.huffval, sizeof to.values);
-    to.defined = true;
-}
-
 bool is_ordinary(const JpegMarkers &markers) {
-    return markers.upright && (markers.ycc || markers.grey) &&
-        std::max(markers.width, markers.height) <= MAX_SIDE &&
-        int64_t(markers.width) * markers.height <= MAX_PIXELS;
+    return (markers.ycc || markers.grey) && int64_t(markers.width) * markers.height <= MAX_PIXELS &&
+        markers.is_upright();
 }
 
 // In MCUs of `mcu_blocks` blocks.
@@ -104,43 +82,28 @@ bool read_pixels(const JpegMarkers &markers, const uint8_t *data, int64_t size, 
 
 }  // namespace
 
-bool JpegTables::prepare(int32_t quality) {
-    Libjpeg libjpeg(nullptr, 0);
-    jpeg_compress_struct &jpeg = libjpeg.compress;
-    if (setjmp(libjpeg.jump)) return false;
-    libjpeg.create_compress();
-    jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
-    jpeg_set_defaults(&jpeg);
-    jpeg_set_quality(&jpeg, quality, TRUE);
-    for (int number = 0; number < 2; number++) {
-        for (int k = 0; k < 64; k++)
-            quantisation[number][k] = jpeg.quant_tbl_ptrs[number]->quantval[ZIGZAG[k]];
-        copy_table(*jpeg.dc_huff_tbl_ptrs[number], dc[number]);
-        copy_table(*jpeg.ac_huff_tbl_ptrs[number], ac[number]);
-    }
-    return true;
-}
-
 int32_t llc_encode_jpeg(const uint8_t *pixels, int32_t height, int32_t width, int32_t quality,
     int32_t restart_blocks, uint8_t *out, int64_t capacity, int64_t *length) {
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &jpeg = libjpeg.compress;
-    if (setjmp(libjpeg.jump)) return libjpeg.failure();
-    libjpeg.create_compress();
-    jpeg.image_height = height, jpeg.image_width = width;
-    jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
-    jpeg_set_defaults(&jpeg);
-    jpeg_set_quality(&jpeg, quality, TRUE);
-    jpeg.restart_interval = restart_interval(restart_blocks, MCU_BLOCKS);
-    jpeg_start_compress(&jpeg, TRUE);
-    while (jpeg.next_scanline < jpeg.image_height) {
-        JSAMPROW rows[16];
-        for (int32_t i = 0; i < 16; i++)
-            rows[i] = const_cast<uint8_t *>(pixels) +
-                int64_t(std::min<int32_t>(jpeg.next_scanline + i, height - 1)) * width * 3;
-        jpeg_write_scanlines(&jpeg, rows, std::min<JDIMENSION>(16, height - jpeg.next_scanline));
-    }
-    jpeg_finish_compress(&jpeg);
+    const bool fine = libjpeg.errors.run([&] {
+        libjpeg.create_compress();
+        jpeg.image_height = height, jpeg.image_width = width;
+        jpeg.in_color_space = JCS_RGB, jpeg.input_components = 3;
+        jpeg_set_defaults(&jpeg);
+        jpeg_set_quality(&jpeg, quality, TRUE);
+        jpeg.restart_interval = restart_interval(restart_blocks, MCU_BLOCKS);
+        jpeg_start_compress(&jpeg, TRUE);
+        while (jpeg.next_scanline < jpeg.image_height) {
+            JSAMPROW rows[16];
+            for (int32_t i = 0; i < 16; i++)
+                rows[i] = const_cast<uint8_t *>(pixels) +
+                    int64_t(std::min<int32_t>(jpeg.next_scanline + i, height - 1)) * width * 3;
+            jpeg_write_scanlines(&jpeg, rows, std::min<JDIMENSION>(16, height - jpeg.next_scanline));
+        }
+        jpeg_finish_compress(&jpeg);
+    });
+    if (!fine) return libjpeg.failure();
     *length = libjpeg.destination.next_output_byte - out;
     return LLC_ENCODED;
 }
@@ -165,10 +128,16 @@ int32_t llc_recode_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int
     if (!markers.parse(data, size) || !is_ordinary(markers)) return LLC_NOT_ORDINARY;
     *height = markers.height, *width = markers.width;
     shrunk_size(max_side, *height, *width);
-    if (*height == markers.height && *width == markers.width && can_recode(markers)) {
-        JpegTables tables;
-        if (!tables.prepare(quality)) return LLC_NOT_ORDINARY;
-        return recode(markers, tables, restart_interval(restart_blocks, MCU_BLOCKS), out, capacity, *length);
+    if (*height == markers.height && *width == markers.width && markers.is_common()) {
+        // What libjpeg writes for one pixel has the same header.
+        uint8_t encoded[1024];
+        const uint8_t pixel[3] = {};
+        int64_t encoded_size;
+        JpegMarkers model;
+        if (llc_encode_jpeg(pixel, 1, 1, quality, restart_blocks, encoded, sizeof encoded, &encoded_size) ||
+            !model.parse(encoded, encoded_size))
+            return LLC_NOT_ORDINARY;
+        return recode(markers, model, out, capacity, *length);
     }
     if (!markers.sequential) return LLC_NOT_ORDINARY;
     std::vector<uint8_t> pixels(int64_t(*height) * *width * 3);
@@ -187,21 +156,23 @@ int32_t llc_keep_jpeg(const uint8_t *data, int64_t size, int32_t max_side, int32
     Libjpeg libjpeg(out, capacity);
     jpeg_compress_struct &to = libjpeg.compress;
     jpeg_decompress_struct &from = libjpeg.decompress;
-    if (setjmp(libjpeg.jump)) return libjpeg.failure();
-    jpeg_create_decompress(&from);
-    libjpeg.create_compress();
-    jpeg_mem_src(&from, data, size);
-    jpeg_read_header(&from, TRUE);
-    jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
-    jpeg_copy_critical_parameters(&from, &to);
-    to.optimize_coding = TRUE;  // the standard codes would make most files longer
-    int32_t mcu_blocks = 0;
-    for (int c = 0; c < from.num_components; c++)
-        mcu_blocks += from.comp_info[c].h_samp_factor * from.comp_info[c].v_samp_factor;
-    to.restart_interval = restart_interval(restart_blocks, markers.grey ? 1 : mcu_blocks);
-    jpeg_write_coefficients(&to, coefficients);
-    jpeg_finish_compress(&to);
-    jpeg_finish_decompress(&from);
+    const bool fine = libjpeg.errors.run([&] {
+        jpeg_create_decompress(&from);
+        libjpeg.create_compress();
+        jpeg_mem_src(&from, data, size);
+        jpeg_read_header(&from, TRUE);
+        jvirt_barray_ptr *coefficients = jpeg_read_coefficients(&from);
+        jpeg_copy_critical_parameters(&from, &to);
+        to.optimize_coding = TRUE;  // the standard codes would make most files longer
+        int32_t mcu_blocks = 0;
+        for (int c = 0; c < from.num_components; c++)
+            mcu_blocks += from.comp_info[c].h_samp_factor * from.comp_info[c].v_samp_factor;
+        to.restart_interval = restart_interval(restart_blocks, markers.grey ? 1 : mcu_blocks);
+        jpeg_write_coefficients(&to, coefficients);
+        jpeg_finish_compress(&to);
+        jpeg_finish_decompress(&from);
+    });
+    if (!fine) return libjpeg.failure();
     *length = libjpeg.destination.next_output_byte - out;
     return LLC_ENCODED;
 }

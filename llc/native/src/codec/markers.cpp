@@ -9,8 +9,9 @@ namespace {
 
 int32_t big16(const uint8_t *p) { return p[0] << 8 | p[1]; }
 
-bool begins(const uint8_t *data, int64_t size, const char *text, int64_t length) {
-    return size >= length && memcmp(data, text, length) == 0;
+// Whether at least min_size bytes of data begin with a text.
+bool starts_with(const uint8_t *data, int64_t size, const char *text, int64_t length, int64_t min_size) {
+    return size >= min_size && memcmp(data, text, length) == 0;
 }
 
 enum Orientation { UPRIGHT, TURNED, UNSAID, UNCLEAR };
@@ -34,10 +35,6 @@ Orientation exif_orientation(const uint8_t *tiff, int64_t size) {
         return get16(entry + 8) <= 1 ? UPRIGHT : TURNED;
     }
     return UNSAID;
-}
-
-bool contains(const uint8_t *data, int64_t size, const char *text) {
-    return std::search(data, data + size, text, text + strlen(text)) != data + size;
 }
 
 }  // namespace
@@ -65,7 +62,8 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
         int32_t total = 0;
         for (int bits = 0, code = 0; bits < 16; bits++, code <<= 1) {
             total += table.counts[bits], code += table.counts[bits];
-            if (code > 2 << bits) return false;  // more codes than there are
+            // more codes than there are; libjpeg refuses the code of ones only, as T.81 does
+            if (code >= 2 << bits) return false;
         }
         if (total > 256 || size < 17 + total) return false;
         memcpy(table.values, data + 17, total);
@@ -80,9 +78,10 @@ bool JpegMarkers::read_huffman(const uint8_t *data, int64_t size) {
 
 bool JpegMarkers::read_frame(const uint8_t *data, int64_t size) {
     if (size < 6 || num_components || data[0] != 8) return false;
-    height = big16(data + 1), width = big16(data + 3), num_components = data[5];
-    if (height == 0 || width == 0 || (num_components != 1 && num_components != 3) || size != 6 +
-        3 * num_components) return false;
+    frame = data, height = big16(data + 1), width = big16(data + 3), num_components = data[5];
+    if (height == 0 || width == 0 || std::max(height, width) > MAX_SIDE ||
+        (num_components != 1 && num_components != 3) || size != 6 + 3 * num_components)
+        return false;
     for (int c = 0; c < num_components; c++) {
         const uint8_t *row = data + 6 + 3 * c;
         components[c] = {row[0], uint8_t(row[1] >> 4), uint8_t(row[1] & 15), row[2], 0, 0};
@@ -108,64 +107,85 @@ bool JpegMarkers::read_scan(const uint8_t *data, int64_t size) {
 
 bool JpegMarkers::parse(const uint8_t *data, int64_t size) {
     *this = JpegMarkers();
-    end = data + size;
-    Orientation exif = UNSAID;
-    bool xmp = false;
+    begin = data, end = data + size;
     bool jfif = false, adobe = false, adobe_ycc = false;
-    if (!begins(data, size, "\xff\xd8", 2)) return false;
-    for (const uint8_t *p = data + 2;;) {
+    if (size < 2 || data[0] != 0xff || data[1] != SOI) return false;
+    for (const uint8_t *p = data + 2; !scan;) {
         if (end - p < 4 || p[0] != 0xff) return false;
-        if (p[1] == 0xff) {  // fill bytes may stand before any marker
+        const int marker = p[1];
+        if (marker == 0xff) {  // fill bytes may stand before any marker
             p++;
             continue;
         }
-        const int marker = p[1];
         const int64_t length = big16(p + 2) - 2;
         p += 4;
         if (length < 0 || end - p < length) return false;
         bool fine = true;
-        // baseline, extended, progressive; all coded by Huffman
-        if (marker == 0xc0 || marker == 0xc1 || marker == 0xc2) {
+        if (marker == SOF0 || marker == SOF1 || marker == SOF2) {
             fine = read_frame(p, length);
-            sequential = marker != 0xc2;
-        } else if (marker == 0xc4) {
+            sequential = marker != SOF2;
+        } else if (marker == DHT) {
             fine = read_huffman(p, length);
-        } else if (marker == 0xdb) {
+        } else if (marker == DQT) {
             fine = read_quantisation(p, length);
-        } else if (marker == 0xdd) {
+        } else if (marker == DRI) {
             fine = length == 2;
             if (fine) restart_interval = big16(p);
-        } else if (marker == 0xda) {
-            if (!read_scan(p, length)) return false;
+        } else if (marker == SOS) {
+            fine = read_scan(p, length);
             scan = p + length;
-            break;
-        } else if (marker == 0xe0) {
-            jfif = jfif || (begins(p, length, "JFIF\0", 5) && length >= 14);
-        } else if (marker == 0xe1) {
-            if (begins(p, length, "Exif\0\0", 6))
-                exif = exif == UNSAID ? exif_orientation(p + 6, length - 6) : UNCLEAR;
-            else xmp = xmp || contains(p, length, "Orientation");
-        } else if (marker == 0xee) {
-            if (begins(p, length, "Adobe", 5) && length >= 12) adobe = true, adobe_ycc = p[11] == 1;
-        } else if ((marker < 0xe2 || marker > 0xef) && marker != 0xfe) {
+        } else if (marker == APP0) {
+            jfif = jfif || starts_with(p, length, "JFIF\0", 5, 14);
+        } else if (marker == APP0 + 14) {
+            if (starts_with(p, length, "Adobe", 5, 12)) adobe = true, adobe_ycc = p[11] == 1;
+        } else if ((marker < APP0 || marker > APP0 + 15) && marker != COM) {
             return false;  // other kinds of coding, or a marker that does not belong here
         }
         if (!fine) return false;
         p += length;
     }
-    upright = exif == UPRIGHT || (exif == UNSAID && !xmp);  // EXIF counts before XMP
     grey = num_components == 1;
+    // A scan of a single component is not interleaved, whatever its sampling factors are.
+    if (grey) components[0].across = components[0].down = 1;
+    mcu_columns = divide_up(width, 8 * components[0].across);
+    mcu_rows = divide_up(height, 8 * components[0].down);
     // The same decision as libjpeg's.
     ycc = num_components == 3 && (jfif ||
         (adobe ? adobe_ycc : components[0].id == 1 && components[1].id == 2 && components[2].id == 3));
     return true;
 }
 
+bool JpegMarkers::is_common() const {
+    const Component *c = components;
+    return sequential && (grey || (ycc && c[0].across <= 2 && c[0].down <= 2 && c[1].across == 1 &&
+        c[1].down == 1 && c[2].across == 1 && c[2].down == 1));
+}
+
+bool JpegMarkers::is_upright() const {
+    Orientation exif = UNSAID;
+    bool xmp = false;
+    for (const uint8_t *p = begin + 2; p < scan;) {
+        if (p[1] == 0xff) {
+            p++;
+            continue;
+        }
+        const int64_t length = big16(p + 2) - 2;
+        if (p[1] == APP0 + 1) {
+            if (starts_with(p + 4, length, "Exif\0\0", 6, 6))
+                exif = exif == UNSAID ? exif_orientation(p + 10, length - 6) : UNCLEAR;
+            else
+                xmp = xmp || memmem(p + 4, length, "Orientation", 11);
+        }
+        p += 4 + length;
+    }
+    return exif == UPRIGHT || (exif == UNSAID && !xmp);  // EXIF counts before XMP
+}
+
 bool JpegMarkers::image_ends() const {
     const uint8_t *p = scan;
     while ((p = static_cast<const uint8_t *>(memchr(p, 0xff, end - p))) && end - p >= 2) {
-        if (p[1] == 0xd9) return true;
-        if (p[1] != 0 && p[1] != 0xff && (p[1] < 0xd0 || p[1] > 0xd7)) return false;
+        if (p[1] == EOI) return true;
+        if (p[1] != 0 && p[1] != 0xff && (p[1] < RST0 || p[1] >= RST0 + 8)) return false;
         p += p[1] == 0xff ? 1 : 2;
     }
     return false;

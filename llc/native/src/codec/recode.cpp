@@ -7,6 +7,8 @@
 #include <memory>
 #include <vector>
 
+#include "entropy.h"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
@@ -26,168 +28,6 @@
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
-
-// 8 bytes in memory <-> a number whose highest byte is the first one.
-INLINE uint64_t first_on_top(uint64_t bytes) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    return __builtin_bswap64(bytes);
-#else
-    return bytes;
-#endif
-}
-
-// ---- reading ----------------------------------------------------------------------------------------------
-
-// Codes up to this long are looked up at once. 9 to 12 differ little in speed; the six tables of 10 fill half
-// of an L1 cache.
-constexpr int LOOKUP_BITS = 10;
-
-// What the next bits mean: the lengths of the code and of the number after it.
-struct Symbol {
-    uint8_t total;   // bits of both; 0: a longer code, or none
-    uint8_t code;    // bits of the code
-    uint8_t shift;   // 64 - bits of the number, mod 64
-    uint8_t run;     // zeros before the number, + NO_NUMBER where there is none
-};
-constexpr uint8_t NO_NUMBER = 16;
-
-INLINE Symbol symbol(int code_bits, uint8_t value) {
-    const int bits = value & 15;
-    return {uint8_t(code_bits + bits), uint8_t(code_bits), uint8_t((64 - bits) & 63),
-        uint8_t(value >> 4 | (bits ? 0 : NO_NUMBER))};
-}
-
-struct Decoder {
-    Symbol lookup[1 << LOOKUP_BITS];
-    int32_t end[17], offset[17];  // codes of each length end before `end`, and are values[code + offset]
-    const uint8_t *values;
-
-    void prepare(const HuffmanCodes &table) {
-        values = table.values;
-        memset(lookup, 0, sizeof lookup);
-        for (int32_t bits = 1, code = 0, k = 0; bits <= 16; bits++, code <<= 1) {
-            offset[bits] = k - code;
-            for (int i = 0; i < table.counts[bits - 1]; i++, k++, code++)
-                if (bits <= LOOKUP_BITS)
-                    std::fill_n(lookup + (code << (LOOKUP_BITS - bits)), 1 << (LOOKUP_BITS - bits),
-                        symbol(bits, values[k]));
-            end[bits] = code;
-        }
-    }
-
-    // The symbol of a code longer than LOOKUP_BITS; `total` is 0 if there is none.
-    __attribute__((noinline)) Symbol long_symbol(uint64_t bits) const {
-        for (int length = LOOKUP_BITS + 1; length <= 16; length++) {
-            const int32_t code = bits >> (64 - length);
-            if (code < end[length]) return symbol(length, values[code + offset[length]]);
-        }
-        return {};
-    }
-
-    INLINE Symbol next(uint64_t bits) const {
-        const Symbol found = lookup[bits >> (64 - LOOKUP_BITS)];
-        return __builtin_expect(found.total, 1) ? found : long_symbol(bits);
-    }
-};
-
-// The number in the first bits of `bits`, as T.81 codes it: 0... is negative.
-INLINE int32_t number(uint64_t bits, int shift) {
-    const uint64_t negative = ~(int64_t(bits) >> 63);
-    return int32_t(((bits ^ negative) >> shift ^ negative) - negative);
-}
-
-// The bits of a scan, one restart interval at a time.
-class Bits {
-public:
-    uint64_t bits = 0;   // the next ones, the first on top
-    uint64_t count = 0;  // how many are sure to be valid
-    const uint8_t *next = nullptr;
-
-    Bits(const uint8_t *data, const uint8_t *end) : data(data), data_end(end), plain(end - data + SLACK) {}
-
-    // Takes the bytes up to the next marker, without the zeros stuffed after 0xff. False if the marker is not
-    // the expected one: the restart marker numbered `interval`, or (-1) the end of the image.
-    bool begin_interval(int interval) {
-        uint8_t *to = plain.data();
-        while (true) {
-            const auto *ff = static_cast<const uint8_t *>(memchr(data, 0xff, data_end - data));
-            if (!ff || data_end - ff < 2) return false;
-            memcpy(to, data, ff - data);
-            to += ff - data;
-            data = ff + 2;
-            if (ff[1] != 0) {
-                if (ff[1] != (interval < 0 ? 0xd9 : 0xd0 + interval % 8)) return false;
-                break;
-            }
-            *to++ = 0xff;
-        }
-        memset(to, 0, SLACK);
-        plain_end = to;
-        next = plain.data();
-        bits = count = 0;
-        return true;
-    }
-
-    // Whether all bits read so far existed.
-    INLINE bool within() const { return next <= plain_end + 8; }
-
-    // Whether an interval was read to its end: less than a byte is left.
-    bool at_end() const {
-        const int64_t left = (plain_end - next) * 8 + int64_t(count);
-        return left >= 0 && left < 8;
-    }
-
-private:
-    // more than a block can take: 64 codes and numbers, each up to 26 bits, and a refill
-    static constexpr int64_t SLACK = 320;
-    const uint8_t *data, *data_end;
-    std::vector<uint8_t> plain;
-    uint8_t *plain_end = nullptr;
-};
-
-// Reads one block: writes its non-zero coefficients to block[order[zigzag position]]; the rest of the block
-// must be 0. Returns how many zigzag positions it read, or 0 if the data is damaged.
-INLINE int read_block(Bits &in, const Decoder &dc, const Decoder &ac, int32_t &last_dc, const uint8_t *order,
-    int16_t *block) {
-    uint64_t bits = in.bits, count = in.count;
-    const uint8_t *next = in.next;
-    // Refills to at least 56 bits without a branch: Giesen, "Reading bits in far too many ways", part 2,
-    // variant 4.
-    const auto refill = [&]() __attribute__((always_inline)) {
-        uint64_t more;
-        memcpy(&more, next, 8);
-        bits |= first_on_top(more) >> (count & 63);
-        next += (63 - count) >> 3 & 7;
-        count |= 56;
-    };
-    refill();
-    const Symbol first = dc.next(bits);
-    bool fine = first.total;
-    if (!(first.run & NO_NUMBER)) last_dc += number(bits << (first.code & 63), first.shift & 63);
-    bits <<= first.total & 63, count -= first.total;
-    block[0] = last_dc;
-    int k = 1;
-    // takes up to 26 bits; false where the block ends
-    const auto step = [&]() __attribute__((always_inline)) {
-        const Symbol found = ac.next(bits);
-        const uint64_t behind = bits << (found.code & 63);
-        bits <<= found.total & 63, count -= found.total;
-        if (__builtin_expect(found.run & NO_NUMBER, 0)) {
-            if (found.run != NO_NUMBER + 15) return false;
-            k += 16;
-        } else {
-            fine = fine && found.total;
-            k += found.run;
-            block[order[k]] = number(behind, found.shift & 63);
-            k++;
-        }
-        return k < 64;
-    };
-    do refill();
-    while (step() && step());
-    in.bits = bits, in.count = count, in.next = next;
-    return fine && k <= 64 && in.within() ? k : 0;
-}
 
 // ---- coefficients -----------------------------------------------------------------------------------------
 
@@ -339,8 +179,7 @@ public:
 
     bool has_room(int64_t bytes) const { return end - next >= bytes; }
 
-    void byte(int value) { *next++ = value; }
-    void word(int value) { byte(value >> 8), byte(value & 255); }
+    void word(int value) { *next++ = value >> 8, *next++ = value & 255; }
 
     // Stuffs a zero after every 0xff. There must be room for twice as many bytes.
     void stuffed(const uint8_t *data, const uint8_t *data_end) {
@@ -349,7 +188,7 @@ public:
             const int64_t count = (ff ? ff + 1 : data_end) - data;
             memcpy(next, data, count);
             next += count, data += count;
-            if (ff) byte(0);
+            if (ff) *next++ = 0;
         }
     }
 
@@ -409,52 +248,16 @@ INLINE void write_empty_block(BitSink &out, const Encoder &dc, const Encoder &ac
     out.put(ac.symbols[0], 0);
 }
 
-void write_huffman(Output &out, int number, const HuffmanCodes &table) {
-    int total = 0;
-    for (int bits = 0; bits < 16; bits++) total += table.counts[bits];
-    out.word(0xffc4), out.word(19 + total), out.byte(number);
-    for (int bits = 0; bits < 16; bits++) out.byte(table.counts[bits]);
-    for (int i = 0; i < total; i++) out.byte(table.values[i]);
-}
-
-// From SOI to SOS, as libjpeg writes it.
-void write_header(Output &out, const JpegTables &tables, int32_t width, int32_t height,
-    int32_t restart_interval) {
-    out.word(0xffd8);
-    out.word(0xffe0), out.word(16);
-    for (const char value : {'J', 'F', 'I', 'F', '\0', '\1', '\1', '\0', '\0', '\1', '\0', '\1', '\0', '\0'})
-        out.byte(value);
-    for (int number = 0; number < 2; number++) {
-        out.word(0xffdb), out.word(67), out.byte(number);
-        for (int k = 0; k < 64; k++) out.byte(tables.quantisation[number][k]);
-    }
-    out.word(0xffc0), out.word(17), out.byte(8), out.word(height), out.word(width), out.byte(3);
-    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0x22), out.byte(c ? 1 : 0);
-    for (int number = 0; number < 2; number++) {
-        write_huffman(out, number, tables.dc[number]);
-        write_huffman(out, 0x10 | number, tables.ac[number]);
-    }
-    if (restart_interval) out.word(0xffdd), out.word(4), out.word(restart_interval);
-    out.word(0xffda), out.word(12), out.byte(3);
-    for (int c = 0; c < 3; c++) out.byte(c + 1), out.byte(c ? 0x11 : 0);
-    out.byte(0), out.byte(63), out.byte(0);
-}
-
-constexpr int64_t HEADER_BYTES = 1024;
-
 // ---- both -------------------------------------------------------------------------------------------------
-
-int32_t divide_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 // Positions in a block, by zigzag position.
 struct Order {
-    // read_block's `order`; damaged data reads up to 16 beyond
-    uint8_t same[80], rows[80];
-    uint8_t used_rows[65], used_columns[65];       // of a block with this many zigzag positions in use
+    uint8_t same[80];  // damaged data reads up to 16 beyond
+    uint8_t used_rows[65], used_columns[65];  // of a block with this many zigzag positions in use
 
     Order() {
         used_rows[0] = used_columns[0] = 0;
-        for (int k = 0; k < 80; k++) same[k] = std::min(k, 63), rows[k] = ZIGZAG[same[k]];
+        for (int k = 0; k < 80; k++) same[k] = std::min(k, 63);
         for (int k = 0; k < 64; k++) {
             const int row = ZIGZAG[k] / 8, column = ZIGZAG[k] % 8;
             used_rows[k + 1] = std::max<int>(used_rows[k], row + 1), used_columns[k + 1] =
@@ -469,10 +272,12 @@ const Maps MAPS;
 // A recoding in progress. An MCU row of the result has 16 rows of pixels, one of the source 8 or 16.
 struct Recoding {
     const JpegMarkers &source;
-    Bits in;
-    Decoder source_dc[3], source_ac[3];
+    ScanData scan;
+    const HuffmanTable *source_dc[3], *source_ac[3];
+    BitReader in;
     int32_t last_dc[3] = {};
-    int32_t interval = 0, left_in_interval;  // of restarts; MCUs
+    int64_t interval = 0;               // of restarts
+    int32_t left_in_interval = 0;       // MCUs
     Encoder dc[2], ac[2];
     int32_t out_interval, left_in_out_interval;  // MCUs between restart markers, 0: there are none
     std::vector<uint8_t> scratch;       // an encoded MCU row of the result
@@ -480,64 +285,57 @@ struct Recoding {
     BitSink out;
     int32_t last_written_dc[3] = {};
     bool halve_rows, halve_columns;     // of chroma samples
-    int32_t across, down;               // luma blocks of an MCU of the source
-    int32_t source_columns, source_rows, columns, rows;  // MCUs
+    int32_t columns, rows;              // MCUs of the result
     Square step[3];                     // of the source; for chroma that is halved
     // in zigzag order: what coefficients, or halved chroma times `step`, are multiplied by
     float factor[3][64];
-    std::vector<int16_t> luma;          // blocks [2, source_columns * across], zigzag
-    // blocks [2, source_columns], in rows if they are to be halved, else zigzag
-    std::vector<int16_t> chroma[3];
+    // Each component's blocks of two rows, in zigzag order; those of chroma that is to be halved in rows.
+    std::vector<int16_t> coefficients[3];
     std::vector<uint8_t> used[3];       // how many zigzag positions of each of these blocks are not 0
 
-    explicit Recoding(const JpegMarkers &source) : source(source), in(source.scan, source.end) {}
+    explicit Recoding(const JpegMarkers &source) : source(source) {}
 
-    int16_t *luma_block(int row, int32_t column) {
-        return &luma[(size_t(row) * source_columns * across + column) * 64];
+    size_t block_index(int c, int row, int32_t column) const {
+        return size_t(row) * source.mcu_columns * source.components[c].across + column;
     }
-    int16_t *chroma_block(int c, int row, int32_t column) {
-        return &chroma[c][(size_t(row) * source_columns + column) * 64];
+    int16_t *block(int c, int row, int32_t column) {
+        return &coefficients[c][block_index(c, row, column) * 64];
     }
-    uint8_t &luma_used(int row, int32_t column) {
-        return used[0][size_t(row) * source_columns * across + column];
-    }
-    uint8_t &chroma_used(int c, int row, int32_t column) {
-        return used[c][size_t(row) * source_columns + column];
-    }
+    uint8_t &used_of(int c, int row, int32_t column) { return used[c][block_index(c, row, column)]; }
 };
 
 // One MCU row of the source. It has luma rows first_row ..., and chroma row first_row.
 FOR_EVERY_CPU bool read_row(Recoding &task, int first_row) {
     const JpegMarkers &source = task.source;
-    const uint8_t *chroma_order = task.halve_rows || task.halve_columns ? ORDER.rows : ORDER.same;
-    const size_t luma_row = size_t(task.source_columns) * task.across * 64, chroma_row =
-        size_t(task.source_columns) * 64;
-    memset(task.luma_block(first_row, 0), 0, luma_row * task.down * sizeof(int16_t));
-    for (int c = 1; c < source.num_components; c++)
-        memset(task.chroma_block(c, first_row, 0), 0, chroma_row * sizeof(int16_t));
-    for (int32_t x = 0; x < task.source_columns; x++) {
+    for (int c = 0; c < source.num_components; c++) {
+        const size_t begin = task.block_index(c, first_row, 0);
+        const size_t end = task.block_index(c, first_row + source.components[c].down, 0);
+        memset(&task.coefficients[c][begin * 64], 0, (end - begin) * 64 * sizeof(int16_t));
+    }
+    BitReader in = task.in;
+    for (int32_t x = 0; x < source.mcu_columns; x++) {
         if (source.restart_interval && task.left_in_interval-- == 0) {
-            const int64_t behind = int64_t(++task.interval + 1) * source.restart_interval;
-            const bool last = behind >= int64_t(task.source_rows) * task.source_columns;
-            if (!task.in.at_end() || !task.in.begin_interval(last ? -1 : task.interval)) return false;
+            if (!in.is_at_end() || !task.scan.begin_segment(task.interval++, in)) return false;
             task.left_in_interval = source.restart_interval - 1;
             std::fill_n(task.last_dc, 3, 0);
         }
-        for (int v = 0; v < task.down; v++)
-            for (int h = 0; h < task.across; h++) {
-                const int32_t column = x * task.across + h;
-                const int used = read_block(task.in, task.source_dc[0], task.source_ac[0], task.last_dc[0],
-                    ORDER.same, task.luma_block(first_row + v, column));
-                if (!used) return false;
-                task.luma_used(first_row + v, column) = used;
-            }
-        for (int c = 1; c < source.num_components; c++) {
-            const int used = read_block(task.in, task.source_dc[c], task.source_ac[c], task.last_dc[c],
-                chroma_order, task.chroma_block(c, first_row, x));
-            if (!used) return false;
-            task.chroma_used(c, first_row, x) = used;
+        for (int c = 0; c < source.num_components; c++) {
+            const int across = source.components[c].across, down = source.components[c].down;
+            const uint8_t *order = c && (task.halve_rows || task.halve_columns) ? ZIGZAG : ORDER.same;
+            for (int v = 0; v < down; v++)
+                for (int h = 0; h < across; h++) {
+                    int16_t *block = task.block(c, first_row + v, x * across + h);
+                    if (!read_dc(in, *task.source_dc[c], task.last_dc[c])) return false;
+                    block[0] = task.last_dc[c];
+                    const uint32_t used = read_ac(in, *task.source_ac[c],
+                        [=](uint32_t k, int32_t value) { block[order[k]] = value; });
+                    if (!used || used > 64) return false;
+                    task.used_of(c, first_row + v, x * across + h) = used;
+                }
         }
+        if (!in.is_within()) return false;
     }
+    task.in = in;
     return true;
 }
 
@@ -550,11 +348,11 @@ INLINE bool must_mend(int32_t real) { return real < 8 && real % 2 != 0; }
 // mirrored.
 INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int num_rows, int16_t *block) {
     const int32_t first = column << task.halve_columns;
-    const int num_columns = task.halve_columns && first + 1 < task.source_columns ? 2 : 1;
+    const int num_columns = task.halve_columns && first + 1 < task.source.mcu_columns ? 2 : 1;
     int used_rows = 0, used_columns = 0;
     for (int v = 0; v < num_rows; v++)
         for (int h = 0; h < num_columns; h++) {
-            const int used = task.chroma_used(c, v, first + h);
+            const int used = task.used_of(c, v, first + h);
             used_rows = std::max<int>(used_rows, ORDER.used_rows[used]);
             used_columns = std::max<int>(used_columns, ORDER.used_columns[used]);
         }
@@ -563,7 +361,7 @@ INLINE void halve_chroma(Recoding &task, int c, int32_t row, int32_t column, int
         Square rows[2];
         int used = used_rows;
         for (int v = 0; v < num_rows; v++) {
-            const int16_t *coefficients = task.chroma_block(c, v, first + h);
+            const int16_t *coefficients = task.block(c, v, first + h);
             for (int i = 0; i < used_rows; i++) {
                 ShortLine line;
                 memcpy(&line, coefficients + 8 * i, sizeof line);
@@ -613,8 +411,8 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
         for (int v = 0; v < 2; v++)
             for (int h = 0; h < 2; h++) {
                 if (2 * row + v < luma_rows && 2 * column + h < luma_columns) {
-                    int16_t *block = task.luma_block(v, 2 * column + h);
-                    requantise(block, task.factor[0], task.luma_used(v, 2 * column + h));
+                    int16_t *block = task.block(0, v, 2 * column + h);
+                    requantise(block, task.factor[0], task.used_of(0, v, 2 * column + h));
                     write_block(out, task.dc[0], task.ac[0], task.last_written_dc[0], block);
                 } else {  // outside the picture, to fill the MCU
                     write_empty_block(out, task.dc[0], task.ac[0]);
@@ -627,8 +425,8 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
             if (task.halve_rows || task.halve_columns) {
                 halve_chroma(task, c, row, column, num_rows, block);
             } else {
-                block = task.chroma_block(c, 0, column);
-                requantise(block, task.factor[c], task.chroma_used(c, 0, column));
+                block = task.block(c, 0, column);
+                requantise(block, task.factor[c], task.used_of(c, 0, column));
             }
             write_block(out, task.dc[1], task.ac[1], task.last_written_dc[c], block);
         }
@@ -638,65 +436,50 @@ FOR_EVERY_CPU void write_row(Recoding &task, int32_t row, int num_rows) {
 
 }  // namespace
 
-bool can_recode(const JpegMarkers &source) {
-    if (!source.sequential || !(source.ycc || source.grey)) return false;
-    if (source.grey) return true;
-    const Component *c = source.components;
-    return c[0].horizontal <= 2 && c[0].vertical <= 2 && c[1].horizontal == 1 && c[1].vertical == 1 &&
-        c[2].horizontal == 1 && c[2].vertical == 1;
-}
-
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
-    uint8_t *buffer, int64_t capacity, int64_t &length) {
+EncodeStatus recode(const JpegMarkers &source, const JpegMarkers &model, uint8_t *buffer, int64_t capacity,
+    int64_t &length) {
     Output out(buffer, buffer + capacity);
+    // Most files have the same tables as the one before, and making them takes a twentieth of the time.
+    static thread_local HuffmanTables tables;
     const auto task_on_heap = std::make_unique<Recoding>(source);
     Recoding &task = *task_on_heap;
-    // A scan of a single component is not interleaved, whatever its sampling factors are.
-    task.across = source.grey ? 1 : source.components[0].horizontal, task.down = source.grey
-        ? 1 : source.components[0].vertical;
-    task.halve_columns = task.across == 1, task.halve_rows = task.down == 1;
-    task.source_columns = divide_up(source.width, 8 * task.across), task.source_rows =
-        divide_up(source.height, 8 * task.down);
+    task.halve_columns = source.components[0].across == 1, task.halve_rows = source.components[0].down == 1;
     task.columns = divide_up(source.width, 16), task.rows = divide_up(source.height, 16);
     for (int c = 0; c < source.num_components; c++) {
         const Component &component = source.components[c];
-        task.source_dc[c].prepare(source.dc[component.dc]),
-            task.source_ac[c].prepare(source.ac[component.ac]);
+        task.source_dc[c] = tables.table(source, true, component.dc);
+        task.source_ac[c] = tables.table(source, false, component.ac);
         const uint16_t *before = source.quantisation[component.quantisation], *after =
-            tables.quantisation[c > 0];
+            model.quantisation[c > 0];
         const bool halved = c > 0 && (task.halve_rows || task.halve_columns);
         for (int k = 0; k < 64; k++) {
             task.step[c].row[ZIGZAG[k] / 8][ZIGZAG[k] % 8] = before[k];
             task.factor[c][k] = (halved ? 1.0f : before[k]) / after[k];
         }
-        if (c > 0) {
-            task.chroma[c].resize(size_t(2) * task.source_columns * 64);
-            task.used[c].resize(size_t(2) * task.source_columns);
-        }
+        task.coefficients[c].resize(task.block_index(c, 2, 0) * 64);
+        task.used[c].resize(task.block_index(c, 2, 0));
     }
-    task.luma.resize(size_t(2) * task.source_columns * task.across * 64);
-    task.used[0].resize(size_t(2) * task.source_columns * task.across);
-    for (int number = 0; number < 2; number++) {
-        task.dc[number].prepare(tables.dc[number]), task.ac[number].prepare(tables.ac[number]);
-    }
+    for (int number = 0; number < 2; number++)
+        task.dc[number].prepare(model.dc[number]), task.ac[number].prepare(model.ac[number]);
 
     task.scratch.resize(size_t(6) * task.columns * MOST_BLOCK_BYTES + 8);
     task.out.next = task.scratch.data();
-    task.out_interval = task.left_in_out_interval = restart_interval;
+    task.out_interval = task.left_in_out_interval = model.restart_interval;
 
-    if (!out.has_room(HEADER_BYTES)) return LLC_TOO_LARGE;
-    write_header(out, tables, source.width, source.height, restart_interval);
-    const bool one_interval =
-        !source.restart_interval ||
-            source.restart_interval >= int64_t(task.source_rows) * task.source_columns;
-    if (!task.in.begin_interval(one_interval ? -1 : 0)) return LLC_NOT_ORDINARY;
-    task.left_in_interval = source.restart_interval;
+    const int64_t header_size = model.scan - model.begin, size_at = model.frame + 1 - model.begin;
+    if (!out.has_room(header_size)) return LLC_TOO_LARGE;
+    memcpy(buffer, model.begin, header_size);
+    out.next = buffer + size_at, out.word(source.height), out.word(source.width);
+    out.next = buffer + header_size;
+    const int64_t mcus = int64_t(source.mcu_columns) * source.mcu_rows, interval = source.restart_interval;
+    const int64_t num_intervals = interval ? (mcus + interval - 1) / interval : 1;
+    if (!task.scan.collect(source, 0, num_intervals) || !task.scan.is_clean()) return LLC_NOT_ORDINARY;
+    if (!interval) task.scan.begin_segment(0, task.in);
     int num_markers = 0;
     for (int32_t row = 0, source_row = 0; row < task.rows; row++) {
         int num_rows = 0;
-        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < task.source_rows; num_rows++,
-            source_row++)
-            if (!read_row(task, num_rows)) return LLC_NOT_ORDINARY;
+        for (; num_rows < (task.halve_rows ? 2 : 1) && source_row < source.mcu_rows; source_row++)
+            if (!read_row(task, num_rows++)) return LLC_NOT_ORDINARY;
         write_row(task, row, num_rows);
         if (row + 1 == task.rows) task.out.finish();
         const uint8_t *begin = task.scratch.data();
@@ -704,15 +487,15 @@ EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t
             return LLC_TOO_LARGE;
         for (const uint8_t *end : task.ends) {
             out.stuffed(begin, end);
-            out.word(0xffd0 | num_markers++ % 8);
+            out.word(0xff00 | (RST0 + num_markers++ % 8));
             begin = end;
         }
         out.stuffed(begin, task.out.next);
         task.ends.clear();
         task.out.next = task.scratch.data();
     }
-    if (!task.in.at_end()) return LLC_NOT_ORDINARY;
-    out.word(0xffd9);
+    if (!task.in.is_at_end()) return LLC_NOT_ORDINARY;
+    out.word(0xff00 | EOI);
     length = out.next - buffer;
     return LLC_ENCODED;
 }

@@ -10,26 +10,8 @@
 #include "encode.h"
 #include "markers.h"
 
-constexpr uint8_t ZIGZAG[64] = {  // position in zigzag order -> in rows
-    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
-    12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
-    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
-    58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
-
-// The tables of a JPEG to be written: libjpeg's for its quality, and the standard Huffman codes.
-struct JpegTables {
-    uint16_t quantisation[2][64];  // luma, chroma; in zigzag order
-    HuffmanCodes dc[2], ac[2];
-
-    // False if libjpeg is out of memory.
-    bool prepare(int32_t quality);
-};
-
-// Whether `recode` handles it: sequential, and grey, or ycc with 1 or 2 luma samples per chroma sample on
-// each axis.
-bool can_recode(const JpegMarkers &source);
-
-// Writes the whole JPEG to buffer [capacity]. restart_interval: in MCUs, 0: no markers. LLC_NOT_ORDINARY: the
-// scan is damaged or unusual in some way.
-EncodeStatus recode(const JpegMarkers &source, const JpegTables &tables, int32_t restart_interval,
-    uint8_t *buffer, int64_t capacity, int64_t &length);
+// Recodes a common image: writes the whole JPEG to buffer [capacity]. Everything but its size is from the
+// header of `model`, a 4:2:0 JPEG by libjpeg with the standard Huffman codes. LLC_NOT_ORDINARY: the scan is
+// damaged or unusual in some way.
+EncodeStatus recode(const JpegMarkers &source, const JpegMarkers &model, uint8_t *buffer, int64_t capacity,
+    int64_t &length);
