@@ -42,6 +42,6 @@ setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh
 
 clean:
-	rm -rf build dist llc.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__
+	rm -rf build dist llcodes.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__
 	find llc tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 	find llc \( -name '*.so' -o -name '*.o' \) -type f -delete
