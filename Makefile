@@ -7,7 +7,7 @@ DATA ?=
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint test test-gpu sanitize setup clean
+.PHONY: help demo check lint test test-gpu sanitize setup wheel clean
 
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make sanitize           run the tests of the native library under AddressSanitizer and UBSan'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
+	@echo 'make wheel              build dist/llcodes-*.whl, which installs without a compiler, and the sdist'
 	@echo 'make clean              remove build outputs and caches (runs, data and .venv stay)'
 	@echo
 	@echo 'make PYTHON=python3.12 ...   make .venv with this interpreter (Python 3.10 or newer) instead of python3'
@@ -45,7 +46,10 @@ sanitize: setup
 setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh
 
+wheel: setup
+	@PYTHON=$(PY) bash scripts/wheel.sh
+
 clean:
-	rm -rf build dist llc.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__
+	rm -rf build dist llcodes.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis __pycache__
 	find llc tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 	find llc \( -name '*.so' -o -name '*.o' \) -type f -delete

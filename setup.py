@@ -1,4 +1,4 @@
-"""Builds llc/native/_native.so; everything else about the package is in pyproject.toml.
+"""Builds llc/native/_native.so and adds the recipes; everything else about the package is in pyproject.toml.
 
 The library has a plain C interface and does not use Python, so one build serves every Python version: the
 wheel's tag is py3-none-PLATFORM.
@@ -11,8 +11,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 SOURCES = Path("llc/native/src")
+RECIPES = sorted(Path().glob("rn*_configs/*.yaml"))
 
 
 def libjpeg(kind):
@@ -35,6 +37,18 @@ class BuildLibrary(build_ext):
 
     def get_export_symbols(self, extension):
         return []
+
+
+class WithRecipes(build_py):
+    """Puts the recipes into the package, where llc/config.py finds them without a clone of the project."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for recipe in RECIPES:
+                target = Path(self.build_lib, "llc/recipes", recipe)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(recipe, target)
 
 
 class PlatformWheel(bdist_wheel):
@@ -64,5 +78,5 @@ setup(
             extra_link_args=[*libjpeg("--libs"), "-pthread"],
         )
     ],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildLibrary, "build_py": WithRecipes, "bdist_wheel": PlatformWheel},
 )

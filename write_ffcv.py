@@ -1,17 +1,7 @@
-"""Converts images to a beton and its manifest.
-
-python write_ffcv.py --cfg.data_dir=/imagenet --cfg.split=train --cfg.write_path=train.beton
-python write_ffcv.py --cfg.dataset=CIFAR10 --cfg.data_dir=data --cfg.split=val --cfg.write_path=val.beton
-python write_ffcv.py --plugin=my_source.py --cfg.dataset=mine --cfg.data_dir=data --cfg.write_path=mine.beton
-"""
+"""`python -m llc.write` as a script, which a clone of the project has had from the start."""
 
 from llc import config
-from llc.data.writer import WriterConfig, write_beton
-
-
-def main(argv):
-    write_beton(config.read({"cfg": WriterConfig}, argv, description=__doc__)["cfg"])
-
+from llc.write import main
 
 if __name__ == "__main__":
     config.run(main)

@@ -175,9 +175,7 @@ def _import_timm(name):
     try:
         import timm
     except ImportError as error:
-        raise UserError(
-            f"model.arch = {name}: timm is not installed ({error}); pip install llc[timm]"
-        ) from error
+        raise UserError(f"model.arch = {name}: timm is not installed ({error}); pip install timm") from error
     return timm
 
 

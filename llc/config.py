@@ -23,6 +23,7 @@ from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, i
 from llc.yaml_file import read_yaml
 
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters but tab and newline
+_RECIPES = Path(__file__).parent / "recipes"  # setup.py puts them there; a clone has them at its root
 _TOP = "_"  # fastargs' name for the section without a name
 _COMMAND_LINE = "command line"  # where a value comes from, in messages
 
@@ -81,13 +82,15 @@ def read(sections, argv, *, description):
     and its positional fields as plain words, in their order. `--config=FILE` (also `--config-file`;
     repeatable, later files win) reads keys from a YAML file, in which `base: OTHER.yaml`, relative to the
     file, names one that it builds on. A flag of a bool may stand alone. `--help` prints all keys and exits
-    with 0. Raises UserError for an unknown key, a bad or missing value, an unreadable file.
+    with 0. Where there is no such FILE or OTHER.yaml, the name may be that of a recipe that comes with llc,
+    such as rn50_configs/llc_20bit.yaml. Raises UserError for an unknown key, a bad or missing value, an
+    unreadable file.
     """
     command = _Command(sections)
     files, overrides, words = _split(command, argv, description)
     values, origin = {}, {}
     for name in files:
-        for key, (value, where) in _from_file(name).items():
+        for key, (value, where) in _from_file(_find(name)).items():
             command.check_key(key, where)
             values[key], origin[key] = value, where
     values |= overrides
@@ -200,6 +203,12 @@ def _placed(command, words):
     return values
 
 
+def _find(name, folder=""):
+    """The file `name`, relative to `folder`; where there is none, the installed package's recipe `name`."""
+    path, recipe = os.path.join(folder, name), _RECIPES / name
+    return str(recipe) if recipe.is_file() and not os.path.exists(path) else path
+
+
 def _from_file(name, above=()):
     """{key: (value, file)} of a YAML file and of the files that it builds on. Raises UserError."""
     content = read_yaml(name)
@@ -209,7 +218,7 @@ def _from_file(name, above=()):
         if not isinstance(base, str):
             raise UserError(f"--config {name}: base = {base!r}: it takes the name of a YAML file")
         chain = (*above, os.path.realpath(name))
-        path = Path(name).parent / base
+        path = Path(_find(base, Path(name).parent))
         if os.path.realpath(path) in chain:
             raise UserError(f"--config {name}: base = {base}: this file builds on {name} itself")
         if not path.is_file():

@@ -189,11 +189,18 @@ install_python_packages() {
         say "installing the packages of requirements.txt: 6 GB on disk, most of it torch; may take minutes"
     fi
     # FFCV links every library of OpenCV and uses two: without --as-needed, each start would load all of them.
-    # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
     export LDFLAGS="-Wl,--as-needed ${LDFLAGS:-}"
-    pip install "${quiet[@]}" --use-pep517 -r requirements.txt \
+    # uv downloads, unpacks and compiles several files at a time. It does not read pip's settings, such as a
+    # mirror. So pip follows where uv fails.
+    # --use-pep517: older pips build FFCV in .venv itself otherwise, with whatever setuptools is there.
+    { pip install "${quiet[@]}" "$(grep -o '^uv==[0-9.]*' requirements.txt)" \
+        && "$venv/bin/python" -m uv pip install "${quiet[@]}" --compile-bytecode --python "$venv/bin/python" \
+            -r requirements.txt; } \
+        || { say "uv could not install requirements.txt (the reason is above); trying pip" \
+            && pip install "${quiet[@]}" --use-pep517 -r requirements.txt; } \
         || fail "pip could not install requirements.txt (the reason is above); it is for Python 3.10 to 3.13"
-    pip install "${quiet[@]}" --no-deps -e .
+    # With the setuptools of requirements.txt, so that nothing more is downloaded.
+    pip install "${quiet[@]}" --no-deps --no-build-isolation -e .
     if ! "$venv/bin/python" -c 'import ffcv' 2>/dev/null; then
         # pip may have kept an FFCV that was built against libraries that are no longer here
         pip install "${quiet[@]}" --use-pep517 --no-cache-dir --force-reinstall --no-deps \

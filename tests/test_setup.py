@@ -37,19 +37,14 @@ PINS = [
 ]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
-# import name -> distribution, where they differ; numba installs the llvmlite that fits
-DISTRIBUTIONS = {
-    "cv2": "opencv-python",
-    "PIL": "pillow",
-    "yaml": "pyyaml",
-    "faiss": "faiss-cpu",
-    "llvmlite": "numba",
-}
-# needed, but perhaps not for an import of ours
+# import name -> distribution, where they differ
+DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}
+# needed, but not for an import of ours
 NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
     "terminaltables": "fastargs imports it, and does not declare it",
-    "numba": "FFCV compiles its loaders with it, and asks for no version",
+    "setuptools": "setup.sh and scripts/wheel.sh build llc with it",
+    "uv": "setup.sh installs the rest with it",
 }
 # imported by tests only
 WITH_TORCH = {"triton"}  # where torch has CUDA
@@ -165,6 +160,8 @@ TOOLS += ["touch", "tr"]
 PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv "*)   mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m uv pip install"*) [ ! -e {sandbox}/uv-fails ] || { echo no index; exit 1; }
+                   exec "$0" -m pip install by-uv ;;
     *"install"*)   echo pip "$*" >> {log}
                    [ ! -e {sandbox}/pip-fails ] || exit 1
                    site=$(dirname "$0")/../lib/python3/site-packages; mkdir -p "$site"; touch "$site/torch.py"
@@ -414,6 +411,19 @@ def test_old_python_is_refused_by_name(sandbox):
     assert "python3 is Python 3.9.2; llc needs Python 3.10 or newer" in done.stdout
     assert PROJECT["requires-python"] == ">= 3.10"  # the other place that says so
     assert "nonesuch: no such program" in sandbox.setup(PYTHON="nonesuch").stdout
+
+
+def test_uv_installs_and_pip_where_uv_fails(sandbox):
+    sandbox.add_system(installed=True)
+    (sandbox.folder / "uv-fails").touch()
+    done = sandbox.setup()
+    assert done.returncode == 0 and "no index" in done.stdout, done.stdout
+    assert "trying pip" in done.stdout and "-r requirements.txt" in done.calls
+    (sandbox.folder / "uv-fails").unlink()
+    (sandbox.project / "requirements.txt").write_text("uv==1.0\nffcv==1.0.2\n")
+    done = sandbox.setup()
+    assert done.returncode == 0 and "trying pip" not in done.stdout, done.stdout
+    assert "uv==1.0\n" in done.calls and "by-uv" in done.calls and "-r requirements.txt" not in done.calls
 
 
 def test_unknown_argument_is_refused(sandbox):

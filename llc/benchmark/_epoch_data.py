@@ -41,7 +41,7 @@ def synthetic_data(config, plan, processes):
 
 
 def _noise():
-    """EncodedSamples of smooth noise, 500 x 400 pixels, encoded with the defaults of write_ffcv.py."""
+    """EncodedSamples of smooth noise, 500 x 400 pixels, encoded with the defaults of llc.write."""
     samples = []
     for i in range(NUM_NOISE_IMAGES):
         small = np.random.default_rng(i).integers(0, 256, (25, 32, 3), np.uint8)

@@ -5,6 +5,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import llc
+
 
 def cpu_fields():
     """{field: text} of the first processor in /proc/cpuinfo; {} where there is no such file."""
@@ -39,6 +41,8 @@ def first_line(report):
 
 
 def _version(name):
+    if name == "llc":
+        return llc.__version__  # its distribution has another name
     try:
         return version(name)
     except PackageNotFoundError:

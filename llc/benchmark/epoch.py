@@ -4,7 +4,7 @@
         [--data.train_dataset=FILE --data.val_dataset=FILE] [--stage=joint] [--batches=20] [--rounds=3]
         [--json=FILE] [--chart=FILE.png]
 
-Every key of a recipe can be given, as for train_llc.py. --vs measures other ways beside ours, in turns, on
+Every key of a recipe can be given, as for llc.train. --vs measures other ways beside ours, in turns, on
 the same beton and network: `torchvision` (DataLoader, PIL, eager mixed precision) and `ffcv` (FFCV's own
 loader, channels_last, eager fp16 with GradScaler). Figures are medians over the rounds; beside each stands
 its range, highest minus lowest, as a percentage of the median.

@@ -47,7 +47,7 @@ READ_A_FOLDER = ("torchvision", "dali")
 class Settings:
     """What is measured."""
 
-    beton: str = option(help="what llc and ffcv read; write_ffcv.py makes one")
+    beton: str = option(help="what llc and ffcv read; python -m llc.write makes one")
     folder: str = option("", help="what torchvision and dali read: one folder of images per class")
     peers: tuple[str, ...] = option(
         (),

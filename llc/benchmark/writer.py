@@ -12,8 +12,8 @@ of writing 8 images, the median of as many rounds. CPU time is that of all proce
 other work on the machine disturbs it less. Each write is to a new file in --scratch.
 
 For the first --quality_of samples of both betons in mode jpg it also reports their bytes; their PSNR
-against a full decode, averaged over areas by OpenCV where the image is shrunk; and how the bytes change
-with other distances of restart markers, and if the JPEGs are kept as they are.
+against a full decode, averaged over areas where the image is shrunk; and how the bytes change with other
+distances of restart markers, and if the JPEGs are kept as they are.
 """
 
 import dataclasses
@@ -28,7 +28,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from llc import config as edge
@@ -39,7 +38,7 @@ from llc.data.images import load_rgb
 from llc.data.sources import is_image_name, open_tree
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
-from llc.native.codec import JpegWriter, decode
+from llc.native.codec import JpegWriter, decode, resize
 from llc.options import option
 
 MAX_RESOLUTION, JPEG_QUALITY, COMPRESS_PROBABILITY, CHUNK_SIZE = 500, 90, 0.5, 100
@@ -213,7 +212,7 @@ def _quality(scratch, count):
             if (
                 stored.shape != pixels.shape
             ):  # FFCV rounds sides in floating point and is a pixel off at times
-                pixels = cv2.resize(pixels, stored.shape[1::-1], interpolation=cv2.INTER_AREA)
+                pixels = resize(pixels, *stored.shape[:2])
             ratios.append(_psnr(stored, pixels))
         found[writer] = {
             "bytes": statistics.mean(map(len, jpegs)),

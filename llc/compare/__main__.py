@@ -41,7 +41,7 @@ those of a linear layer.
    ranking; images at equal distance come in a fixed random order. `gap` is a method's headline minus the
    ceiling's, in points. `seconds` is the time of training, without validation.
 
-A training is `python train_llc.py` in a process of its own; --jobs of them run at a time, with the cores (and
+A training is `python -m llc.train` in a process of its own; --jobs of them run at a time, with the cores (and
 GPUs) divided among them. FOLDER holds data/ (the slice and the rest of train as betons, together as large as
 train), runs/ (the run folders), logs/ (what each training printed), records/, results.json, table.md and
 table.txt.
@@ -109,7 +109,7 @@ def run(comparison, jobs, words):
 
 
 def without(options, argv):
-    """argv without the flags of a dataclass of options: the words that train_llc.py takes too."""
+    """argv without the flags of a dataclass of options: the words that llc.train takes too."""
     fields = {field.name: field for field in dataclasses.fields(options)}
     kept, queue = [], list(argv)
     while queue:

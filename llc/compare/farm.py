@@ -15,7 +15,7 @@ from llc import environment, plugins
 from llc.compare.runs import DIVERGED, FAILED, FINISHED
 
 STOP_SECONDS = 120.0  # how long trainings may take to write a checkpoint when they are stopped
-NON_FINITE_STATUS = 2  # of train_llc.py when it gives up, as after any other error
+NON_FINITE_STATUS = 2  # of llc.train when it gives up, as after any other error
 
 
 def run_all(comparison, runs, jobs):
@@ -52,9 +52,9 @@ def run_all(comparison, runs, jobs):
         _stop([process for _, process, _ in active.values()])
 
 
-def command(comparison, run):
+def command(run):
     """The words that train a run or continue it, without Python's."""
-    return [str(comparison.script), *plugin_words(), *run.words, "--resume=auto"]
+    return ["-m", "llc.train", *plugin_words(), *run.words, "--resume=auto"]
 
 
 def plugin_words():
@@ -92,7 +92,7 @@ def _start(comparison, run, slot, jobs):
     workers = [f"--data.num_workers={threads}"] if run.config.data.num_workers == -1 else []
     with open(comparison.log(run), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *command(comparison, run), *workers],
+            [sys.executable, *command(run), *workers],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import llc
 from llc.codebook import load_codebook, save_codebook
 from llc.compare.grid import NUM_CLASSES, ONEHOT, Grid, Method
 from llc.data.shards import open_shards
@@ -36,7 +35,7 @@ class Run:
     """One training.
 
     phase: tune or final; point: its place in the method's grid, {key: value}; name: of its run folder; words:
-    train_llc.py's command line, without the plugins; config: the configuration that they make.
+    llc.train's command line, without the plugins; config: the configuration that they make.
     """
 
     phase: str
@@ -79,11 +78,6 @@ class Comparison:
         self.base, self.words, self.grid, self.out = base, words, grid, Path(out)
         self.train, self.val = open_shards(base.data.train_dataset), open_shards(base.data.val_dataset)
         self.num_classes = self.train.manifest.num_classes
-        self.script = Path(llc.__file__).resolve().parent.parent / "train_llc.py"
-        if not self.script.is_file():
-            raise UserError(
-                f"{self.script}, which trains, is missing; work in a clone of the project (pip install -e .)"
-            )
         self.tuning = {method.name: self._tuning_runs(method) for method in grid.methods}
         for method in grid.methods:
             self.final_runs(method, method.points[0])

@@ -159,7 +159,7 @@ def _describe(comparison, run):
         "point": run.point,
         "seed": run.seed,
         "set": run.method.overrides,
-        "command": shlex.join(["python", "train_llc.py", *farm.command(comparison, run)[1:]]),
+        "command": shlex.join(["python", *farm.command(run)]),
         "config": run.config.as_dict(),
         **dataclasses.asdict(outcome),
     }

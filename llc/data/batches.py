@@ -1,8 +1,8 @@
 """Ready batches from whatever holds images: betons, any registered source, images in memory.
 
 Betons whose rule is "area" go through the validation loader. Everything else is decoded and resized here,
-image by image in threads (Pillow and OpenCV release the GIL), by the Preprocessing of the model that will see
-it.
+image by image in threads (Pillow and the native library release the GIL), by the Preprocessing of the model
+that will see it.
 """
 
 from __future__ import annotations

@@ -164,7 +164,9 @@ def _read_tables(path, file, file_size):
     head = file.read(METADATA_START)
     header = np.frombuffer(head, HEADER_TYPE, count=1)[0]
     if header["version"] != VERSION:
-        raise BetonError(f"{path} is not a beton of format version {VERSION}; write it with write_ffcv.py")
+        raise BetonError(
+            f"{path} is not a beton of format version {VERSION}; write it with python -m llc.write"
+        )
     _check_fields(path, header, head)
     num_samples, alloc_table_ptr, page_size = (
         int(header[key]) for key in ("num_samples", "alloc_table_ptr", "page_size")

@@ -1,8 +1,8 @@
 """One sample as a beton stores it: decoded, shrunk, and encoded.
 
-An ordinary JPEG goes through the native library, everything else through llc.data.images, Pillow and OpenCV,
-by the same rules. What is stored as JPEG is 4:2:0 and carries restart markers, at which llc's loader can
-start to decode.
+An ordinary JPEG goes through the native library from file to beton. Everything else is decoded by
+llc.data.images and Pillow, by the same rules, then shrunk and encoded by the native library. What is stored
+as JPEG is 4:2:0 and carries restart markers, at which llc's loader can start to decode.
 """
 
 import functools
@@ -14,8 +14,7 @@ import numpy as np
 
 from llc.data import beton
 from llc.data.images import ImageError, MachineError, load_rgb, machine_fault, read_file
-from llc.errors import UserError
-from llc.native.codec import DecodeError, JpegWriter, jpeg_size
+from llc.native.codec import DecodeError, JpegWriter, jpeg_size, resize
 
 # Blocks between two restart markers of a JPEG: 4 MCUs of 4:2:0, 64 pixels. Crops then take 0.79 of the time
 # that they take without markers (0.84 with one marker per MCU row). Fewer blocks gain nothing more. The
@@ -50,13 +49,8 @@ def encode_sample(image, index, config, name=None):
     pixels = load_rgb(image, name)
     try:
         return _encode_pixels(shrink(pixels, config.max_resolution), index, config, name)
-    except UserError:
-        raise
-    except Exception as error:  # OpenCV has its own exception for want of memory
-        fault = machine_fault(error)
-        if fault is None:
-            raise
-        raise MachineError(name, fault) from error
+    except MemoryError as error:
+        raise MachineError(name, machine_fault(error)) from error
 
 
 def _encode_pixels(pixels, index, config, name):
@@ -112,9 +106,7 @@ def shrink(pixels, max_resolution):
     height, width = _shrunk_size(*pixels.shape[:2], max_resolution)
     if pixels.shape[:2] == (height, width):
         return pixels
-    import cv2  # here: see images.py
-
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return resize(pixels, height, width)
 
 
 def _shrunk_size(height, width, max_resolution):

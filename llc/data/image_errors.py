@@ -18,7 +18,6 @@ _OF_THE_FILE = {
     errno.ENAMETOOLONG,
     errno.EINVAL,
 }
-_OPENCV_NO_MEMORY = -4  # cv::Error::StsNoMem
 
 
 class ImageError(UserError):
@@ -62,10 +61,8 @@ def machine_fault(error):
         error, ImportError
     ):  # a library that is part of the installation, such as without open files
         return f"a library that reads it cannot be loaded: {error}"
-    # Pillow's decoders say so without a number, and OpenCV has an exception of its own.
+    # Pillow's decoders say so without a number.
     if isinstance(error, OSError) and "out of memory" in str(error):
-        return no_memory
-    if getattr(error, "code", None) == _OPENCV_NO_MEMORY and type(error).__module__.startswith("cv2"):
         return no_memory
     return None
 

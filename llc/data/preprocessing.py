@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 from llc.data import sampling
-from llc.data.beton import RAW
 from llc.errors import UserError
 from llc.native import codec
 
@@ -67,20 +66,9 @@ def _is_number(value):
 
 
 def _crop_then_area(pixels, resolution, crop_ratio):
-    pixels = np.ascontiguousarray(pixels)
     height, width = np.array(pixels.shape[:1]), np.array(pixels.shape[1:2])
-    samples = codec.Samples(
-        np.array([pixels.ctypes.data]), np.array([pixels.nbytes]), np.array([RAW]), width, height
-    )
-    out = np.empty((1, resolution, resolution, 3), np.uint8)
-    status = codec.decode_batch(
-        samples, sampling.centre_crops(height, width, crop_ratio), np.zeros(1, bool), out
-    )[0]
-    if status != codec.OK:
-        raise UserError(
-            f"an image of {width[0]} x {height[0]} pixels cannot be resized: {codec.status_text(status)}"
-        )
-    return out[0]
+    [crop] = sampling.centre_crops(height, width, crop_ratio)
+    return codec.resize(pixels, resolution, resolution, crop)
 
 
 def _bilinear_then_crop(pixels, resolution, crop_ratio):

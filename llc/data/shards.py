@@ -56,7 +56,7 @@ def open_shards(where):
 
     Raises UserError where there is no file or one comes twice; ManifestError and BetonError as
     `manifest.verify` does, and where the manifests name different classes, or some of the parts of
-    `write_ffcv.py --cfg.part` are missing. One part is opened alone only if `where` is its name.
+    `python -m llc.write --cfg.part` are missing. One part is opened alone only if `where` is its name.
     """
     where = str(where)
     paths = _find(where)

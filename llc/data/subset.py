@@ -42,7 +42,7 @@ def write_subset(shards, indices, path):
         raise UserError(
             f"{shards.name(int(indices[np.argmax(sizes)]))}: {sizes.max():,} bytes do not fit into a page of"
             f" {beton.PAGE_SIZE:,}; "
-            "write the beton with write_ffcv.py"
+            "write the beton with python -m llc.write"
         )
     images = shards.images[indices]
     images["data_ptr"], end = beton.place(beton.data_start(len(indices)), sizes)

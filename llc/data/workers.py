@@ -1,9 +1,9 @@
 """The writer's worker processes, which encode chunks of samples and write them where they belong.
 
 A worker is a new interpreter, not a fork, because a forked process can deadlock on locks of the parent's
-threads (OpenCV's, for one), and a library cannot know what threads its caller has. To keep start-up cheap, a
-worker imports little (no torch, and Pillow and OpenCV only when it needs them), its numpy starts no threads,
-and it gets the names of files chunk by chunk.
+threads, and a library cannot know what threads its caller has. To keep start-up cheap, a worker imports
+little (no torch, and Pillow only when it needs it), its numpy starts no threads, and it gets the names of
+files chunk by chunk.
 """
 
 import collections
@@ -29,7 +29,7 @@ from llc.errors import UserError
 
 # A worker computes in one thread. Starting OpenBLAS's threads takes most of numpy's import time, and they
 # would burn CPU time while they wait for work.
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 _LIBC, _SYNC_FILE_RANGE_WRITE = ctypes.CDLL(None), 2  # the number is Linux's
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WHY_KILLED = {

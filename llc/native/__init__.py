@@ -42,7 +42,7 @@ def library():
     """The loaded library. Raises UserError where it was not built, or was built from older sources."""
     advice = (
         "build it in the project's folder: pip install -e . (needs a C++ compiler and libjpeg-dev; make setup"
-        " installs both)"
+        " installs both), or install the wheel, which holds it"
     )
     try:
         loaded = ctypes.CDLL(str(_PATH))

@@ -17,8 +17,10 @@ import numpy as np
 from llc.errors import UserError
 from llc.native import instruction_index, library
 
+RAW = 1  # the mode of a sample of plain pixels, beton.RAW
 OK = 0  # the status of a sample that decoded
 CORRUPT = 1  # and of one that libjpeg has an error or a warning about
+OUT_OF_MEMORY = 6
 UNREADABLE = 7  # and of one whose mapped file has become shorter, or its disk fails
 
 
@@ -101,6 +103,24 @@ def decode(data):
     if status != OK:
         raise DecodeError(f"cannot decode {data.size} bytes as JPEG: {status_text(status)}")
     return out
+
+
+def resize(pixels, height, width, crop=None):
+    """uint8 [h, w, 3] -> uint8 [height, width, 3], by the rule above. Raises MemoryError.
+
+    crop: int [4], the part that is resized, (top, left, height, width); None: all of it.
+    """
+    out = np.empty((1, height, width, 3), np.uint8)
+    pixels = np.ascontiguousarray(pixels)
+    address, sides = np.uint64([pixels.ctypes.data]), np.int32(pixels.shape[:2])
+    raw = Samples(address, np.int64([pixels.nbytes]), np.uint8([RAW]), sides[1:], sides[:1])
+    crop = [0, 0, *sides] if crop is None else crop
+    [status] = decode_batch(raw, [crop], [False], out)
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(status_text(status))
+    if status != OK:
+        raise DecodeError(f"cannot resize {sides[1]} x {sides[0]} pixels: {status_text(status)}")
+    return out[0]
 
 
 def _array(values, dtype, shape, name):

@@ -1,4 +1,4 @@
-"""What a run would do, as train_llc.py --dry_run prints it. Nothing is trained and nothing is written.
+"""What a run would do, as llc.train --dry_run prints it. Nothing is trained and nothing is written.
 
 The same checks of configuration, data and number of processes are made as at the start of a run.
 """

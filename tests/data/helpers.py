@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llc.data.encoding import shrink
 from llc.data.sources import Source
 from tests.waiting import seconds
 
@@ -74,15 +75,14 @@ class FailingSource(Source):
 
 
 class ThreadsSource(Source):
-    """One grey picture, as bright as the number of threads that OpenCV has where it is read."""
+    """One grey picture, as bright as the number of threads of the process that reads it, after a shrink."""
 
     def __init__(self):
         super().__init__(("grey",), np.zeros(1, np.int64))
 
     def image(self, i):
-        import cv2  # here, as where llc imports it
-
-        return Image.new("L", (9, 8), cv2.getNumThreads())
+        shrink(np.zeros((300, 300, 3), np.uint8), 100)
+        return Image.new("L", (9, 8), len(os.listdir("/proc/self/task")))
 
     def name(self, i):
         return f"grey {i}"

@@ -10,7 +10,6 @@ import sys
 import warnings
 import zlib
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image, features
@@ -19,6 +18,7 @@ from llc.data import encoding
 from llc.data.images import ImageError, MachineError, load_rgb, read_file
 from llc.data.workers import _encode_chunk
 from llc.data.writer import WriterConfig
+from llc.native import codec
 from tests.data.helpers import REPOSITORY, picture
 from tests.waiting import seconds
 
@@ -393,16 +393,11 @@ def test_no_memory_is_no_broken_image(where, error, monkeypatch):
             load_rgb(data, "a.png")
 
 
-def test_no_memory_in_opencv_and_in_the_jpeg_encoder_is_no_broken_image(monkeypatch):
+def test_no_memory_to_shrink_or_to_encode_is_no_broken_image(monkeypatch):
     config = WriterConfig(write_path="", write_mode="jpg", max_resolution=20)
-
-    def resize(*arguments, **options):  # OpenCV's real exception of this kind
-        error = cv2.error("Insufficient memory")
-        error.code = -4
-        raise error
-
+    encoding.encode_sample(png(RGB), 0, config, "a.png")
     with monkeypatch.context() as patch:
-        patch.setattr("cv2.resize", resize)
+        patch.setattr(codec, "decode_batch", lambda *arguments: np.int32([codec.OUT_OF_MEMORY]))
         with pytest.raises(MachineError, match="a.png: the machine has no memory"):
             encoding.encode_sample(png(RGB), 0, config, "a.png")
     monkeypatch.setattr(encoding, "_jpeg_writer", lambda: NoMemory())

@@ -452,8 +452,8 @@ def test_a_worker_computes_in_one_thread(tmp_path):
     assert (pixels == 1).all()
 
 
-def test_importing_the_workers_loads_neither_opencv_nor_pillow():
-    # a worker seldom needs these, and each would make its start a third longer
+def test_importing_the_workers_loads_no_pillow():
+    # a worker seldom needs it, and its start would become a third longer
     script = (
         "import sys, llc.data.workers, llc.data.sources;"
         ' print({"cv2", "PIL.Image", "torch", "yaml"} & set(sys.modules))'

@@ -99,7 +99,7 @@ def open_source(
     shuffle_seed=-1,
     part=None,
 ):
-    """The images that `write_ffcv.py` is asked for, as a Source.
+    """The images that `python -m llc.write` is asked for, as a Source.
 
     What is asked for is applied in this order: open and join, classes, val_fraction, per_class, subset,
     shuffle, part.

@@ -8,9 +8,10 @@ it:
         ...
         return MySource(class_names, labels, ...)
 
-`write_ffcv.py --cfg.dataset=mine` then finds it. With `recognises=`, it is also found where the user names no
-dataset. A function with a third parameter `columns` also gets the Columns that the user named. Import large
-libraries inside functions: every command, and each of the writer's processes, imports all sources.
+`python -m llc.write --cfg.dataset=mine` then finds it. With `recognises=`, it is also found where the user
+names no dataset. A function with a third parameter `columns` also gets the Columns that the user named.
+Import large libraries inside functions: every command, and each of the writer's processes, imports all
+sources.
 """
 
 import os

@@ -377,7 +377,7 @@ def read_classes(devkit):
         from scipy.io import loadmat
     except ImportError as error:
         raise SourceError(
-            f"scipy is needed to read {META} of ImageNet's devkit: pip install 'llc[imagenet]'"
+            f"scipy is needed to read {META} of ImageNet's devkit: pip install scipy"
         ) from error
     data = _read_devkit(devkit, META)
     try:

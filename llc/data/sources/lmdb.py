@@ -372,7 +372,7 @@ def import_lmdb():
         import lmdb
     except ImportError as error:
         raise SourceError(
-            "LMDB databases are read by the package lmdb, which is not installed: pip install 'llc[lmdb]'"
+            "LMDB databases are read by the package lmdb, which is not installed: pip install lmdb"
         ) from error
     return lmdb
 

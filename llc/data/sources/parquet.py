@@ -175,8 +175,7 @@ def open_file(path):
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise SourceError(
-            "parquet files are read by the package pyarrow, which is not installed: pip install"
-            " 'llc[parquet]'"
+            "parquet files are read by the package pyarrow, which is not installed: pip install pyarrow"
         ) from error
     try:
         # pre_buffer would read whole row groups ahead.

@@ -1,7 +1,6 @@
 #include "guard.h"
 
 #include <csignal>
-#include <mutex>
 
 thread_local sigjmp_buf *on_failed_read = nullptr;
 
@@ -21,13 +20,14 @@ void failed(int number, siginfo_t *info, void *) {
 }  // namespace
 
 void guard_reads() {
-    static std::once_flag once;
-    std::call_once(once, [] {
+    // Once per process. std::call_once would need glibc 2.34, and wheels are for 2.28.
+    static const bool installed = [] {
         struct sigaction action = {};
         action.sa_sigaction = failed;
         // NODEFER: siglongjmp leaves the handler, and there is no mask to restore
         action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
         sigemptyset(&action.sa_mask);
-        sigaction(SIGBUS, &action, &before);
-    });
+        return sigaction(SIGBUS, &action, &before) == 0;
+    }();
+    (void)installed;
 }
