@@ -1,7 +1,11 @@
 """Real image files and real command lines, small."""
 
 import contextlib
+import fcntl
+import importlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +30,7 @@ if not torch.cuda.is_available():
         import llc.hamming.cuda_table
         import llc.kernels.pack_cuda  # noqa: F401
 
+from llc import config
 from llc.checkpoints import from_original
 from llc.network import Network
 from tests.original import OriginalResNet, random_values, resnet18
@@ -57,9 +62,27 @@ QUICK = {
     "test_setup.py",
     "test_stages.py",
 }
+# Files that take longest, which pytest-xdist starts first, so that no process works alone at the end.
+LONGEST = (
+    "tests/training/test_survival.py",
+    "tests/compare/test_compare.py",
+    "tests/hamming/test_triton.py",
+    "tests/test_commands.py",
+    "tests/test_gpu_command.py",
+    "tests/hamming/test_kernels_compiled.py",
+    "tests/benchmark/test_epoch.py",
+    "tests/test_checkpoints.py",
+    "tests/test_encoder.py",
+    "tests/data/test_writer.py",
+    "tests/training/test_engine.py",
+    "tests/test_extending.py",
+    "tests/test_backbones.py",
+)
 
 
 def pytest_collection_modifyitems(items):
+    places = {ROOT / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     for item in items:
         if QUICK & {item.path.name, item.path.parent.name} and not SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.quick)
@@ -134,6 +157,64 @@ def run_llc():
     return run_command
 
 
+@pytest.fixture
+def call_llc(monkeypatch):
+    """call_llc(*words, check=True): like run_llc, but within this process.
+
+    Python and torch take seconds to start, so a test of what a command does or says calls it here. A test
+    with --plugin needs run_llc, because a plugin stays in the process that has loaded it.
+    """
+
+    def call(*words, check=True):
+        name, *arguments = map(str, words)
+        if name == "-m":
+            name, *arguments = arguments
+        module = importlib.import_module(name.removesuffix(".py"))
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{name}.__main__")
+        status, output, errors = 0, io.StringIO(), io.StringIO()
+        with (
+            monkeypatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.setattr(sys, "argv", [name, *arguments])
+            patch.chdir(ROOT)
+            try:
+                config.run(module.main)
+            except SystemExit as end:
+                status = end.code or 0
+        done = subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
+        assert not check or status == 0, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, pytestconfig):
+    """made_once(name, make): the folder of that name, which make(folder) fills.
+
+    Processes of pytest-xdist share it: the first that asks makes it, and the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):  # one of several processes, whose folders are beside each other
+        root = root.parent
+
+    def folder_of(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
 def draw(rng, label, size=(40, 36)):
     """A noisy image of stripes, whose direction and colour are its class."""
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -158,25 +239,27 @@ def image_tree(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def betons(image_tree, tmp_path_factory):
+def betons(image_tree, made_once):
     """(train.beton, val.beton), written by the command."""
-    folder = tmp_path_factory.mktemp("betons")
-    train, val = folder / "train.beton", folder / "val.beton"
-    run_command(
-        "write_ffcv.py",
-        f"--cfg.data_dir={image_tree}",
-        f"--cfg.write_path={train}",
-        "--cfg.num_workers=2",
-        "--cfg.chunk_size=7",
-    )
-    run_command(
-        "write_ffcv.py",
-        f"--cfg.data_dir={image_tree}",
-        "--cfg.split=val",
-        f"--cfg.write_path={val}",
-        f"--cfg.class_names_from={train}.json",
-    )
-    return train, val
+
+    def write(folder):
+        run_command(
+            "write_ffcv.py",
+            f"--cfg.data_dir={image_tree}",
+            f"--cfg.write_path={folder / 'train.beton'}",
+            "--cfg.num_workers=2",
+            "--cfg.chunk_size=7",
+        )
+        run_command(
+            "write_ffcv.py",
+            f"--cfg.data_dir={image_tree}",
+            "--cfg.split=val",
+            f"--cfg.write_path={folder / 'val.beton'}",
+            f"--cfg.class_names_from={folder / 'train.beton'}.json",
+        )
+
+    folder = made_once("betons", write)
+    return folder / "train.beton", folder / "val.beton"
 
 
 SMALL = (
@@ -194,19 +277,21 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def finished_run(betons, tmp_path_factory):
+def finished_run(betons, made_once):
     """A run folder of both stages, trained by torchrun on two processes in seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    run_command(
-        "train_llc.py",
-        *SMALL,
-        f"--data.train_dataset={betons[0]}",
-        f"--data.val_dataset={betons[1]}",
-        f"--logging.folder={folder}",
-        "--logging.name=run",
-        processes=2,
-    )
-    return folder / "run"
+
+    def train(folder):
+        run_command(
+            "train_llc.py",
+            *SMALL,
+            f"--data.train_dataset={betons[0]}",
+            f"--data.val_dataset={betons[1]}",
+            f"--logging.folder={folder}",
+            "--logging.name=run",
+            processes=2,
+        )
+
+    return made_once("runs", train) / "run"
 
 
 def trained_network(arch, num_bits, num_classes, **options):

@@ -38,10 +38,10 @@ def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(run_llc, tmp_pa
     assert reports["epoch"]["images_per_second"]["epoch"] > 0 and reports["hamming_top1_64"]["workloads"]
 
 
-def test_no_gpu_and_no_such_part_are_errors(run_llc):
-    done = run_llc("-m", "tests.gpu", check=False)
+def test_no_gpu_and_no_such_part_are_errors(call_llc):
+    done = call_llc("-m", "tests.gpu", check=False)
     assert done.returncode == 2 and "torch sees no GPU" in done.stderr and "--rehearse" in done.stderr
-    done = run_llc("-m", "tests.gpu", "--rehearse", "--only=other", check=False)
+    done = call_llc("-m", "tests.gpu", "--rehearse", "--only=other", check=False)
     assert done.returncode == 2 and "--only=other" in done.stderr and "hamming_top1_64" in done.stderr
 
 
