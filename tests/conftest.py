@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# OpenMP reads this when torch is imported, here and in the processes that tests start. Its threads would
+# otherwise spin while they wait for each other, which beside other tests costs ten times the computation.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
