@@ -119,6 +119,22 @@ def nothing_is_left_changed(ctrl_c_interrupts):
     assert not changed, f"this test left {' and '.join(changed)} changed"
 
 
+@pytest.fixture(autouse=True)
+def beside_other_tests(request, tmp_path_factory):
+    """Among several processes of pytest-xdist, runs a test marked `alone` while no other test runs."""
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent  # the processes have theirs beside each other
+    with open(folder / "entrance.lock", "w") as entrance, open(folder / "room.lock", "w") as room:
+        # whoever waits to be alone keeps the entrance, so that nobody enters before
+        fcntl.flock(entrance, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(entrance, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(room, fcntl.LOCK_UN)  # here, because forked processes may hold the file open
+
+
 # Taken before FFCV can change them: afterwards numba would make other objects of the same name.
 NUMBA_TYPES = uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]
 

@@ -12,15 +12,14 @@ runner = importlib.import_module("tests.gpu.__main__")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU runs it for real")
 
 
-def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(run_llc, tmp_path):
-    done = run_llc(
+def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(call_llc, tmp_path):
+    done = call_llc(
         "-m",
         "tests.gpu",
         "--rehearse",
         "--only=tests_encoder,tests_training,hamming,epoch",
         f"--json={tmp_path / 'gpu.json'}",
         check=False,
-        timeout=1200,
     )
     written = json.loads((tmp_path / "gpu.json").read_text())
     status = {part["name"]: part["status"] for part in written["parts"]}

@@ -199,6 +199,7 @@ def interrupted(work):
     ],
     ids=["nearest", "k nearest", "range", "pairwise"],
 )
+@pytest.mark.alone
 def test_ctrl_c_is_heard_soon_and_the_threads_end(call, code_size):
     """Work of seconds, which codes of 512 bytes made a single kernel call of each thread."""
     database = np.zeros(((64 << 20) // code_size, code_size), np.uint8)
