@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llc.arguments import whole_number
+from llc.native import hamming
 
 # A function that takes Array and returns Array returns the kind that it was given: torch or numpy.
 Array = TypeVar("Array", torch.Tensor, np.ndarray)
@@ -43,7 +44,7 @@ def binarize(values: torch.Tensor) -> torch.Tensor:
 
 # The largest number of each dtype (infinity for floats), as the integer that has the same bits. A value is >
 # 0 if and only if its own bits, read as an integer, lie between 1 and this; NaN lies above. So packing needs
-# no arithmetic on floats, and works for dtypes that numpy and numba do not know, such as bfloat16.
+# no arithmetic on floats, and works for dtypes that numpy does not know, such as bfloat16.
 _LARGEST = {
     "bool": 1,
     "float16": 0x7C00,
@@ -85,9 +86,9 @@ def pack_bits(values: Array) -> Array:
 
 
 def _pack_on_cpu(values: np.ndarray, dtype: str) -> np.ndarray:
-    from llc.kernels import pack_cpu  # here, so that importing llc does not load numba
-
-    return pack_cpu.pack(values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads())
+    return hamming.pack_bits(
+        values.view(f"uint{8 * values.itemsize}"), _LARGEST[dtype], torch.get_num_threads()
+    )
 
 
 def unpack_bits(codes: Array, num_bits: int) -> Array:

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, settings
-from numba import uint8, uint32, uint64
 from PIL import Image
 
 if not torch.cuda.is_available():
@@ -133,21 +132,6 @@ def beside_other_tests(request, tmp_path_factory):
         fcntl.flock(entrance, fcntl.LOCK_UN)
         yield
         fcntl.flock(room, fcntl.LOCK_UN)  # here, because forked processes may hold the file open
-
-
-# Taken before FFCV can change them: afterwards numba would make other objects of the same name.
-NUMBA_TYPES = uint8[::1], uint8[:, ::1], uint32[::1], uint64[::1]
-
-
-@pytest.fixture(autouse=True)
-def numba_types_as_they_were():
-    """Undoes what FFCV's loader does to numba's types, which the whole process shares.
-
-    It marks them as read-only. They are keys of numba's tables of compiled functions, which then break.
-    """
-    yield
-    for shared in NUMBA_TYPES:
-        shared.mutable = True
 
 
 def run_command(*words, processes=None, check=True, timeout=240):

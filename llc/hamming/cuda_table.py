@@ -1,4 +1,4 @@
-"""Looks codes up in a decoder's table on CUDA; llc.hamming.table builds it."""
+"""Looks codes up in a decoder's table on CUDA; llc.native.hamming builds it."""
 
 import torch
 import triton

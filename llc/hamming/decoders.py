@@ -13,6 +13,7 @@ import torch
 from llc.arguments import whole_number
 from llc.codes import Array
 from llc.hamming.neighbours import as_array, check_codes, is_cuda, search
+from llc.native import hamming
 
 TABLE_BITS = 24  # longer codes are always scanned: a table has 2^num_bits int32 entries, 64 MB for 24 bits
 # Scanning this many pairs of codes takes about as long as building one entry of the table. Measured: 50 pairs
@@ -80,10 +81,10 @@ class Decoder:
         if is_cuda(codes):
             nearest = torch.where((self.class_codes[nearest] == codes).all(1), nearest, -1)
             return nearest
-        from llc.hamming import table
-
         # as_array shares the memory of `nearest`, so this changes it
-        table.keep_exact(as_array(codes), as_array(self.class_codes), as_array(nearest))
+        hamming.keep_exact(
+            as_array(codes), as_array(self.class_codes), as_array(nearest), torch.get_num_threads()
+        )
         return nearest
 
     def _nearest(self, codes: Array) -> Array:
@@ -100,16 +101,12 @@ class Decoder:
 
             nearest: Any = cuda_table.look_up(torch.as_tensor(codes), self._num_bits, self._table)
             return nearest
-        from llc.hamming import table
-
-        classes = table.look_up(as_array(codes), self._num_bits, self._table, torch.get_num_threads())
+        classes = hamming.look_up(as_array(codes), self._num_bits, self._table, torch.get_num_threads())
         return classes if isinstance(codes, np.ndarray) else torch.from_numpy(classes)
 
     def _build_table(self) -> None:
-        from llc.hamming import table
-
         on_cpu = self.class_codes.cpu() if is_cuda(self.class_codes) else self.class_codes
-        built = table.build(as_array(on_cpu), self._num_bits)
+        built = hamming.build_table(as_array(on_cpu), self._num_bits, torch.get_num_threads())
         on_cuda = is_cuda(self.class_codes)
         self._table = torch.from_numpy(built).to(self.class_codes.device) if on_cuda else built
 

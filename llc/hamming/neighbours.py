@@ -1,4 +1,6 @@
-"""pairwise, search and range_search: they check their arguments, and llc.hamming.cpu or .cuda does the work.
+"""pairwise, search and range_search: they check their arguments, and another module does the work.
+
+That is llc.native.hamming on the CPU and llc.hamming.cuda on CUDA.
 
 On CUDA one call takes up to 2^31 - 2^16 queries and as many codes. All three raise ValueError for more.
 """
@@ -10,6 +12,7 @@ import torch
 
 from llc.arguments import whole_number
 from llc.codes import Array
+from llc.native import hamming
 
 MAX_CODE_SIZE = 8191  # bytes: distances fit in 16 bits
 
@@ -53,12 +56,10 @@ def range_search(queries: Array, database: Array, radius: int) -> tuple[Array, A
 
 def _run(function: str, queries: Array, database: Array, *arguments: int) -> Any:
     if is_cuda(queries):
-        from llc.hamming import cuda  # here, as cpu below, so that Triton and numba are loaded only if needed
+        from llc.hamming import cuda  # here, so that Triton is loaded only if needed
 
         return getattr(cuda, function)(queries, database, *arguments)
-    from llc.hamming import cpu
-
-    result = getattr(cpu, function)(
+    result = getattr(hamming, function)(
         as_array(queries), as_array(database), *arguments, torch.get_num_threads()
     )
     if isinstance(queries, np.ndarray):

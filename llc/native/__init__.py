@@ -1,4 +1,4 @@
-"""The native library: C++ behind a plain C interface, for images (codec.py) and for Hamming distances.
+"""The native library: C++ behind a plain C interface, for images (codec.py) and packed codes (hamming.py).
 
 It is built by `pip install` from src/ and does not know Python, so one build serves every version. Calls
 release the GIL and share nothing, so any number of them may run at once.
@@ -13,6 +13,7 @@ from llc.errors import UserError
 _PATH = Path(__file__).with_name("_native.so")
 _P, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 _PICTURE = [_P, _I64, _P, _P, _P]  # out, capacity, length, width, height
+_CODES = [_P, _I64, _P, _I64, _I32]  # queries, n, database, m, code_size
 _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h names
     "llc_instructions": (ctypes.c_char_p, [_I32]),
     # codec
@@ -24,6 +25,14 @@ _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h nam
     "llc_keep_jpeg": (_I32, [_P, _I64, _I32, _I32, *_PICTURE]),
     "llc_read_jpeg": (_I32, [_P, _I64, _I32, *_PICTURE]),
     "llc_encode_jpeg": (_I32, [_P, _I32, _I32, _I32, _I32, _P, _I64, _P]),
+    # hamming
+    "llc_hamming_search": (_I32, [*_CODES, _I64, _I32, _I32, _P, _P, _P]),
+    "llc_hamming_range_search": (_I32, [*_CODES, _I64, _I32, _I32, _P, _P, _P, _P]),
+    "llc_hamming_pairwise": (_I32, [*_CODES, _I32, _I32, _P, _P]),
+    "llc_hamming_build_table": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P]),
+    "llc_hamming_look_up": (_I32, [_P, _I64, _I32, _I32, _P, _I32, _I32, _P, _P]),
+    "llc_hamming_keep_exact": (_I32, [_P, _I64, _I32, _P, _I32, _P, _P]),
+    "llc_pack_bits": (_I32, [_P, _I64, _I64, _I32, ctypes.c_uint64, _I32, _I32, _P, _P]),
 }
 
 
@@ -52,3 +61,8 @@ def instruction_sets():
     while (name := library().llc_instructions(len(names))) is not None:
         names.append(name.decode("ascii"))
     return names
+
+
+def instruction_index(name):
+    """The library's number of an instruction set; None: of the fastest."""
+    return 0 if name is None else instruction_sets().index(name)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llc.errors import UserError
-from llc.native import instruction_sets, library
+from llc.native import instruction_index, library
 
 OK = 0  # the status of a sample that decoded
 CORRUPT = 1  # and of one that libjpeg has an error or a warning about
@@ -68,7 +68,6 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None
         raise ValueError(f"out must be uint8 [{n}, height, width, 3], not {out.dtype} {list(out.shape)}")
     if not out.flags.c_contiguous or not out.flags.writeable:
         raise ValueError("out must be C-contiguous and writeable")
-    index = 0 if instructions is None else instruction_sets().index(instructions)
     status = np.empty(n, np.int32)
     library().llc_decode_batch(
         n,
@@ -83,7 +82,7 @@ def decode_batch(samples, crops, flips, out, num_threads=1, *, instructions=None
         out.shape[1],
         out.shape[2],
         num_threads,
-        index,
+        instruction_index(instructions),
         status.ctypes.data,
     )
     return status

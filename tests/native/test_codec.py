@@ -158,7 +158,7 @@ def test_resize_is_close_to_opencv():
 def test_every_instruction_set_makes_the_same_bytes(width, out_width):
     data = jpeg(photograph(width, 90, width), quality=95)
     raw = codec.decode(data)
-    sets = codec.instruction_sets()
+    sets = native.instruction_sets()
     assert sets[-1] == "portable"
     for flip in (False, True):
         expected, status = decode_batch(
@@ -214,7 +214,7 @@ def test_regions_equal_those_of_the_whole_picture(sampling, progressive):
         for _ in range(12):
             top, left = int(rng.integers(height)), int(rng.integers(width))
             h, w = int(rng.integers(1, height - top + 1)), int(rng.integers(1, width - left + 1))
-            for instructions in codec.instruction_sets()[-2:]:
+            for instructions in native.instruction_sets()[-2:]:
                 out, status = decode_batch(
                     [data], [[top, left, h, w]], size=(h, w), sizes=[size], instructions=instructions
                 )

@@ -1,23 +1,29 @@
 #include "cpu.h"
 
 #include "codec/kernels.h"
+#include "hamming/kernels.h"
 #include "native.h"
 
 namespace {
 
 #if defined(__x86_64__)
-constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_KERNELS};
-constexpr InstructionSet AVX2 = {"AVX2", &AVX2_KERNELS};
+constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_KERNELS, &BITALG_HAMMING};
+constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_KERNELS, &AVX512_HAMMING};
+constexpr InstructionSet AVX2 = {"AVX2", &AVX2_KERNELS, &AVX2_HAMMING};
 #endif
-constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_KERNELS};
+constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_KERNELS, &PORTABLE_HAMMING};
 
 }  // namespace
 
 const InstructionSet *instruction_set(int32_t index) {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && index-- == 0)
-        return &AVX512;
-    if (__builtin_cpu_supports("avx2") && index-- == 0) return &AVX2;
+    // GCC and Clang check that the system saves the registers too
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") &&
+        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bitalg") && index-- == 0) return &BITALG;
+    if (avx512 && index-- == 0) return &AVX512;
+    if (avx2 && index-- == 0) return &AVX2;
 #endif
     return index == 0 ? &PORTABLE : nullptr;
 }

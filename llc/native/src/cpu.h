@@ -3,10 +3,12 @@
 #include <cstdint>
 
 struct CodecKernels;
+struct HammingKernels;
 
 struct InstructionSet {
     const char *name;
     const CodecKernels *codec;
+    const HammingKernels *hamming;
 };
 
 // The index-th best instruction set that this CPU has; NULL beyond the last.

@@ -1,0 +1,224 @@
+"""Hamming distances and packing by the native library; numpy in, numpy out.
+
+src/hamming/hamming.h says what each function of the library does.
+
+The arguments have been checked by llc.hamming and llc.codes: arrays are contiguous, and sizes fit together.
+num_threads: the most threads that a call uses. instructions: one of llc.native.instruction_sets(), by default
+the best; it changes no result. A call that may take long can be interrupted by Ctrl-C. All functions raise
+MemoryError where the library finds no memory.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from llc.native import instruction_index, library
+
+# Work above this is done while the calling thread waits, so that Ctrl-C is heard at once. Its unit is a byte
+# that is compared, and a pair of codes counts as PAIR_BYTES more. Work of this size takes 2 to 100 ms.
+LONG_BYTES = 1 << 30
+PAIR_BYTES = 32
+ENTRY_BYTES = 64  # what an item of an array counts that is read or written once
+MAX_TABLE_CLASSES = 1 << 25
+
+_STOPPED, _NO_MEMORY = 1, 2  # HammingStatus
+
+
+def search(
+    queries: np.ndarray, database: np.ndarray, k: int, num_threads: int, instructions: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """llc.hamming.search on the CPU, for 1 <= k <= m."""
+    n, (m, code_size) = len(queries), database.shape
+    distances, indices = np.empty((n, k), np.int32), np.empty((n, k), np.int64)
+    _call(
+        "llc_hamming_search",
+        n * m * (code_size + PAIR_BYTES),
+        lambda stop: (
+            *_codes(queries, database),
+            k,
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            distances.ctypes.data,
+            indices.ctypes.data,
+        ),
+    )
+    return distances, indices
+
+
+def range_search(
+    queries: np.ndarray, database: np.ndarray, radius: int, num_threads: int, instructions: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """llc.hamming.range_search on the CPU.
+
+    It scans twice, first to count and then to write, so it never holds more than the result.
+    """
+    n, (m, code_size) = len(queries), database.shape
+    lims = np.zeros(n + 1, np.int64)
+
+    def scan(ends, distances, indices):
+        _call(
+            "llc_hamming_range_search",
+            n * m * (code_size + PAIR_BYTES),
+            lambda stop: (
+                *_codes(queries, database),
+                min(radius, 8 * code_size),
+                num_threads,
+                instruction_index(instructions),
+                stop,
+                ends.ctypes.data,
+                distances,
+                indices,
+            ),
+        )
+
+    scan(lims[1:], None, None)
+    np.cumsum(lims, out=lims)
+    distances, indices = np.empty(lims[-1], np.int32), np.empty(lims[-1], np.int64)
+    if lims[-1]:
+        scan(lims[:-1].copy(), distances.ctypes.data, indices.ctypes.data)
+    return lims, distances, indices
+
+
+def pairwise(
+    queries: np.ndarray, database: np.ndarray, num_threads: int, instructions: str | None = None
+) -> np.ndarray:
+    """llc.hamming.pairwise on the CPU."""
+    distances = np.empty((len(queries), len(database)), np.int32)
+    _call(
+        "llc_hamming_pairwise",
+        distances.size * (queries.shape[1] + PAIR_BYTES),
+        lambda stop: (
+            *_codes(queries, database),
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            distances.ctypes.data,
+        ),
+    )
+    return distances
+
+
+def build_table(
+    class_codes: np.ndarray, num_bits: int, num_threads: int, instructions: str | None = None
+) -> np.ndarray:
+    """The nearest class of every code of num_bits bits -> int32 [2^num_bits]; ties go to the lowest class.
+
+    class_codes: uint8 [num_classes, code_size], of which the first num_bits <= 24 bits are in use. Raises
+    ValueError if there are more than MAX_TABLE_CLASSES classes.
+    """
+    if len(class_codes) > MAX_TABLE_CLASSES:
+        raise ValueError(
+            f"class_codes: a table takes up to {MAX_TABLE_CLASSES} classes, got {len(class_codes)}"
+        )
+    table = np.empty(1 << num_bits, np.int32)
+    _call(
+        "llc_hamming_build_table",
+        len(table) * ENTRY_BYTES * num_bits,
+        lambda stop: (
+            class_codes.ctypes.data,
+            *class_codes.shape,
+            num_bits,
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            table.ctypes.data,
+        ),
+    )
+    return table
+
+
+def look_up(
+    codes: np.ndarray, num_bits: int, table: np.ndarray, num_threads: int, instructions: str | None = None
+) -> np.ndarray:
+    """The nearest class of each code: codes uint8 [n, code_size], a table by build_table -> int64 [n]."""
+    classes = np.empty(len(codes), np.int64)
+    _call(
+        "llc_hamming_look_up",
+        len(codes) * ENTRY_BYTES,
+        lambda stop: (
+            codes.ctypes.data,
+            *codes.shape,
+            num_bits,
+            table.ctypes.data,
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            classes.ctypes.data,
+        ),
+    )
+    return classes
+
+
+def keep_exact(codes: np.ndarray, class_codes: np.ndarray, classes: np.ndarray, num_threads: int) -> None:
+    """Sets classes, int64 [n], to -1 where the code of the class differs from the given code."""
+    _call(
+        "llc_hamming_keep_exact",
+        codes.size + len(codes) * ENTRY_BYTES,
+        lambda stop: (
+            codes.ctypes.data,
+            *codes.shape,
+            class_codes.ctypes.data,
+            num_threads,
+            stop,
+            classes.ctypes.data,
+        ),
+    )
+
+
+def pack_bits(
+    values: np.ndarray, limit: int, num_threads: int, instructions: str | None = None
+) -> np.ndarray:
+    """Packs values [n, num_bits] into codes uint8 [n, code_size]: a bit is 1 iff 0 < value <= limit.
+
+    The values are uint8, uint16, uint32 or uint64.
+    """
+    n, num_bits = values.shape
+    codes = np.empty((n, (num_bits + 7) // 8), np.uint8)
+    _call(
+        "llc_pack_bits",
+        values.size * ENTRY_BYTES,
+        lambda stop: (
+            values.ctypes.data,
+            n,
+            num_bits,
+            values.itemsize,
+            limit,
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            codes.ctypes.data,
+        ),
+    )
+    return codes
+
+
+def _codes(queries, database):
+    return queries.ctypes.data, len(queries), database.ctypes.data, *database.shape
+
+
+def _call(name: str, work: int, arguments: Callable[[int | None], tuple[Any, ...]]) -> None:
+    """Calls a function of the library. arguments: the address of `stop`, or None -> its arguments.
+
+    Python hears Ctrl-C only between two of its own instructions. So where the work may take long, another
+    thread does it, and the calling one waits.
+    """
+    function = getattr(library(), name)
+    if work <= LONG_BYTES:
+        status = function(*arguments(None))
+    else:
+        stop = np.zeros(1, np.uint8)
+        results: list[int] = []
+        thread = threading.Thread(target=lambda: results.append(function(*arguments(stop.ctypes.data))))
+        thread.start()
+        try:
+            thread.join()
+        except BaseException:  # Ctrl-C, which only reaches the main thread
+            stop[0] = 1
+            thread.join()  # it still writes to memory that is ours
+            raise
+        [status] = results
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for a search in packed codes")

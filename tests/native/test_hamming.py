@@ -1,0 +1,235 @@
+"""llc.native.hamming: every instruction set gives what plain numpy gives, at irregular sizes; and threads."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from llc.native import hamming, instruction_sets, library
+from tests.conftest import ROOT
+from tests.waiting import seconds
+
+every_instruction_set = pytest.mark.parametrize("instructions", instruction_sets())
+DONE, STOPPED = 0, 1
+
+
+def ones(codes):
+    return np.unpackbits(codes, axis=-1).sum(-1, dtype=np.int32)
+
+
+def codes_and_distances(n, m, code_size):
+    """Queries, a database with equal and opposite codes, and all their distances."""
+    rng = np.random.default_rng([n, m, code_size])
+    queries = rng.integers(0, 256, (n, code_size), dtype=np.uint8)
+    database = rng.integers(0, 256, (m, code_size), dtype=np.uint8)
+    database[m // 2] = database[m // 3]
+    queries[-1] = database[m // 2]
+    database[-1] = ~queries[0]
+    return queries, database, np.stack([ones(query ^ database) for query in queries])
+
+
+def nearest(distances, k):
+    indices = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, indices, 1), indices
+
+
+def assert_same(found, expected):
+    assert [part.tolist() for part in found] == [part.tolist() for part in expected]
+
+
+@every_instruction_set
+@pytest.mark.parametrize("code_size", [1, 2, 3, 4, 5, 8, 9, 16, 31, 32, 33, 63, 64, 200])
+@pytest.mark.parametrize("n, m", [(1, 1), (2, 70), (3, 300), (4, 1), (5, 63), (7, 256), (30, 1100)])
+def test_equals_numpy(n, m, code_size, instructions):
+    """Up to three queries are compared with codes as they are, more with planes, in groups of 64 to 256."""
+    queries, database, distances = codes_and_distances(n, m, code_size)
+    assert np.array_equal(hamming.pairwise(queries, database, 1, instructions), distances)
+    for k in {1, min(2, m), min(40, m), m}:
+        assert_same(hamming.search(queries, database, k, 1, instructions), nearest(distances, k))
+    for radius in (0, 4 * code_size, 8 * code_size, 8 * code_size + 9):
+        lims, *found = hamming.range_search(queries, database, radius, 1, instructions)
+        within = distances <= radius
+        assert lims.tolist() == [0, *np.cumsum(within.sum(1))]
+        assert_same(found, (distances[within], np.nonzero(within)[1]))
+
+
+@every_instruction_set
+@pytest.mark.parametrize("code_size", [3, 8, 32, 70])
+def test_threads_blocks_and_tiles_change_nothing(code_size, instructions):
+    """Work of several blocks of queries, which divide among threads, and many tiles."""
+    queries, database, distances = codes_and_distances(400, 4100, code_size)
+    database[1000:3000] = database[:2000]  # ties across tiles
+    distances[:, 1000:3000] = distances[:, :2000]
+    within = distances <= 4 * code_size - 8
+    for num_threads in (1, 2, 7):
+        assert np.array_equal(hamming.pairwise(queries, database, num_threads, instructions), distances)
+        for k in (1, 30, 1500):
+            found = hamming.search(queries, database, k, num_threads, instructions)
+            assert all(map(np.array_equal, found, nearest(distances, k)))
+        lims, *found = hamming.range_search(queries, database, 4 * code_size - 8, num_threads, instructions)
+        assert np.array_equal(lims[1:], np.cumsum(within.sum(1)))
+        assert all(map(np.array_equal, found, (distances[within], np.nonzero(within)[1])))
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("n", [1, 9])
+def test_for_few_queries_the_database_is_divided_among_threads(n, k):
+    queries, database, distances = codes_and_distances(n, 3_000_000 // n, 8)
+    database[2000::2000] = database[0]  # ties across all parts
+    distances[:, 2000::2000] = distances[:, :1]
+    for num_threads in (2, 5):
+        assert_same(hamming.search(queries, database, k, num_threads), nearest(distances, k))
+
+
+@every_instruction_set
+@pytest.mark.parametrize("num_bits", [1, 2, 3, 4, 7, 8, 9, 11, 12, 13, 15, 16, 17])
+def test_a_table_has_the_nearest_class_of_every_code(num_bits, instructions):
+    rng = np.random.default_rng(num_bits)
+    used = np.uint8([255] * (num_bits // 8) + [0xFF00 >> num_bits % 8 & 255] * (num_bits % 8 > 0))
+    class_codes = rng.integers(0, 256, (40, len(used)), dtype=np.uint8) & used
+    numbers = np.arange(1 << num_bits, dtype=np.uint32) << (32 - num_bits)
+    every = numbers.byteswap().view(np.uint8).reshape(-1, 4)[:, : len(used)].copy()
+    expected = np.stack([ones(every ^ code) for code in class_codes]).argmin(0)
+    for num_threads in (1, 3):
+        table = hamming.build_table(class_codes, num_bits, num_threads, instructions)
+        assert table.dtype == np.int32 and np.array_equal(table, expected)
+    for n in (0, 1, 2, len(every)):  # the last codes are read byte by byte
+        classes = hamming.look_up(every[:n].copy(), num_bits, table, 2, instructions)
+        assert np.array_equal(classes, expected[:n])
+
+
+@every_instruction_set
+@pytest.mark.parametrize("item_size", [1, 2, 4, 8])
+@pytest.mark.parametrize("num_bits", [1, 3, 8, 15, 16, 20, 64, 65])
+def test_packing_compares_with_0_and_the_limit(num_bits, item_size, instructions):
+    rng = np.random.default_rng([num_bits, item_size])
+    dtype = np.dtype(f"u{item_size}")
+    largest = int(np.iinfo(dtype).max)
+    for n in (0, 1, 2, 33):
+        for limit in (1, largest // 3, largest // 2, largest):
+            near = np.array([0, 1, limit - 1, limit, min(limit + 1, largest), largest], dtype)
+            values = rng.choice(near, (n, num_bits))
+            values[rng.random(values.shape) < 0.3] = rng.integers(0, largest, dtype=dtype, endpoint=True)
+            expected = np.packbits((values > 0) & (values <= limit), axis=1)
+            assert np.array_equal(hamming.pack_bits(values, limit, 2, instructions), expected)
+
+
+def test_many_values_and_codes_divide_among_threads():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (300_001, 23), dtype=np.uint8)
+    codes = hamming.pack_bits(bits, 1, 3)
+    assert np.array_equal(codes, np.packbits(bits, axis=1))
+    table = rng.integers(0, 50, 1 << 23).astype(np.int32)
+    numbers = np.pad(codes, ((0, 0), (1, 0))).view(">u4")[:, 0] >> 1
+    classes = hamming.look_up(codes, 23, table, 3)
+    assert np.array_equal(classes, table[numbers])
+    class_codes = codes[:50].copy()
+    kept = classes.copy()
+    hamming.keep_exact(codes, class_codes, kept, 3)
+    assert np.array_equal(kept, np.where((codes == class_codes[classes]).all(1), classes, -1))
+
+
+# ---- threads and processes -----------------------------------------------------------------------------
+
+
+def search_slowly(queries, database):
+    return hamming.search(queries, database, 10, 2)
+
+
+def test_several_threads_search_at_once():
+    queries, database, distances = codes_and_distances(50, 20_000, 16)
+    expected = nearest(distances, 10)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: search_slowly(queries, database), range(40)):
+            assert all(map(np.array_equal, found, expected))
+
+
+def test_search_goes_on_after_a_fork():
+    """The library has no threads of its own between calls, so a child has lost none."""
+    queries, database, distances = codes_and_distances(50, 20_000, 16)
+    expected = nearest(distances, 10)
+    search_slowly(queries, database)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply_async(search_slowly, (queries, database)).get(seconds(60))
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_other_python_threads_run_during_a_search():
+    queries, database = np.zeros((2000, 32), np.uint8), np.zeros((100_000, 32), np.uint8)
+    distances, indices = np.empty((2000, 1), np.int32), np.empty((2000, 1), np.int64)
+    counted, done = [0], threading.Event()
+
+    def count():
+        while not done.is_set():
+            counted[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = counted[0]
+    library().llc_hamming_search(
+        queries.ctypes.data,
+        len(queries),
+        database.ctypes.data,
+        len(database),
+        32,
+        1,
+        1,
+        0,
+        None,
+        distances.ctypes.data,
+        indices.ctypes.data,
+    )
+    after = counted[0]
+    done.set()
+    thread.join()
+    assert after > before + 100
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("n", [1, 9])
+def test_a_search_that_is_stopped_says_so_and_reads_nothing_more(n, k):
+    queries, database = np.zeros((n, 8), np.uint8), np.zeros((1 << 16, 8), np.uint8)
+    for stop, status, found in ((0, DONE, True), (1, STOPPED, False)):
+        flag = np.array([stop], np.uint8)
+        distances, indices = np.full((n, k), -1, np.int32), np.full((n, k), -1, np.int64)
+        result = library().llc_hamming_search(
+            queries.ctypes.data,
+            n,
+            database.ctypes.data,
+            len(database),
+            8,
+            k,
+            2,
+            0,
+            flag.ctypes.data,
+            distances.ctypes.data,
+            indices.ctypes.data,
+        )
+        assert result == status and (indices == np.arange(k)).all() == found
+
+
+NO_MEMORY = """
+import resource, numpy as np
+from llc.native import hamming
+database = np.zeros((2_000_000, 1), np.uint8)
+hamming.search(database[:1], database, 1, 1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (30 << 20),) * 2)  # the results take 24 MB
+try:
+    hamming.search(database[:1], database, len(database), 1)
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+def test_no_memory_is_an_error():
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60)
+    )
+    assert done.stdout == "no memory for a search in packed codes\n", done.stderr
