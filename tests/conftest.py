@@ -68,16 +68,14 @@ QUICK = {
 # Files that take longest, which pytest-xdist starts first, so that no process works alone at the end.
 LONGEST = (
     "tests/training/test_survival.py",
-    "tests/compare/test_compare.py",
-    "tests/hamming/test_triton.py",
     "tests/test_commands.py",
+    "tests/compare/test_compare.py",
     "tests/test_gpu_command.py",
     "tests/hamming/test_kernels_compiled.py",
-    "tests/benchmark/test_epoch.py",
-    "tests/test_checkpoints.py",
-    "tests/test_encoder.py",
+    "tests/hamming/test_triton.py",
     "tests/data/test_writer.py",
-    "tests/training/test_engine.py",
+    "tests/test_encoder.py",
+    "tests/benchmark/test_epoch.py",
     "tests/test_extending.py",
     "tests/test_backbones.py",
 )
