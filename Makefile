@@ -5,6 +5,9 @@
 PYTHON ?=
 DATA ?=
 PY := .venv/bin/python
+# Tests run in as many processes as there are CPUs, but not in more than 8, because each takes 1 to 2 GB. The
+# tests of one file stay in one process.
+PARALLEL := -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check lint test test-gpu sanitize setup wheel clean
@@ -35,7 +38,7 @@ lint: setup
 	@$(PY) -m mypy
 
 test: setup
-	@$(PY) -m pytest --quiet --durations=10 tests
+	@$(PY) -m pytest --quiet --durations=10 $(PARALLEL) tests
 
 test-gpu: setup
 	@$(PY) -m tests.gpu $(ARGS)

@@ -1,11 +1,19 @@
 """Real image files and real command lines, small."""
 
 import contextlib
+import fcntl
+import importlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+# OpenMP reads this when torch is imported, here and in the processes that tests start. Its threads would
+# otherwise spin while they wait for each other, which beside other tests costs ten times the computation.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
@@ -25,6 +33,7 @@ if not torch.cuda.is_available():
         import llc.hamming.cuda_table
         import llc.kernels.pack_cuda  # noqa: F401
 
+from llc import config
 from llc.checkpoints import from_original
 from llc.network import Network
 from tests.original import OriginalResNet, random_values, resnet18
@@ -56,9 +65,25 @@ QUICK = {
     "test_setup.py",
     "test_stages.py",
 }
+# Files that take longest, which pytest-xdist starts first, so that no process works alone at the end.
+LONGEST = (
+    "tests/training/test_survival.py",
+    "tests/test_commands.py",
+    "tests/compare/test_compare.py",
+    "tests/test_gpu_command.py",
+    "tests/hamming/test_kernels_compiled.py",
+    "tests/hamming/test_triton.py",
+    "tests/data/test_writer.py",
+    "tests/test_encoder.py",
+    "tests/benchmark/test_epoch.py",
+    "tests/test_extending.py",
+    "tests/test_backbones.py",
+)
 
 
 def pytest_collection_modifyitems(items):
+    places = {ROOT / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     for item in items:
         if QUICK & {item.path.name, item.path.parent.name} and not SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.quick)
@@ -91,6 +116,22 @@ def nothing_is_left_changed(ctrl_c_interrupts):
     assert not changed, f"this test left {' and '.join(changed)} changed"
 
 
+@pytest.fixture(autouse=True)
+def beside_other_tests(request, tmp_path_factory):
+    """Among several processes of pytest-xdist, runs a test marked `alone` while no other test runs."""
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    folder = tmp_path_factory.getbasetemp().parent  # the processes have theirs beside each other
+    with open(folder / "entrance.lock", "w") as entrance, open(folder / "room.lock", "w") as room:
+        # whoever waits to be alone keeps the entrance, so that nobody enters before
+        fcntl.flock(entrance, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(entrance, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(room, fcntl.LOCK_UN)  # here, because forked processes may hold the file open
+
+
 def run_command(*words, processes=None, check=True, timeout=240):
     """Runs `python WORDS`, or `torchrun --nproc_per_node=processes WORDS`, in a process of its own.
 
@@ -118,6 +159,64 @@ def run_llc():
     return run_command
 
 
+@pytest.fixture
+def call_llc(monkeypatch):
+    """call_llc(*words, check=True): like run_llc, but within this process.
+
+    Python and torch take seconds to start, so a test of what a command does or says calls it here. A test
+    with --plugin needs run_llc, because a plugin stays in the process that has loaded it.
+    """
+
+    def call(*words, check=True):
+        name, *arguments = map(str, words)
+        if name == "-m":
+            name, *arguments = arguments
+        module = importlib.import_module(name.removesuffix(".py"))
+        if hasattr(module, "__path__"):
+            module = importlib.import_module(f"{name}.__main__")
+        status, output, errors = 0, io.StringIO(), io.StringIO()
+        with (
+            monkeypatch.context() as patch,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+        ):
+            patch.setattr(sys, "argv", [name, *arguments])
+            patch.chdir(ROOT)
+            try:
+                config.run(module.main)
+            except SystemExit as end:
+                status = end.code or 0
+        done = subprocess.CompletedProcess(words, status, output.getvalue(), errors.getvalue())
+        assert not check or status == 0, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, pytestconfig):
+    """made_once(name, make): the folder of that name, which make(folder) fills.
+
+    Processes of pytest-xdist share it: the first that asks makes it, and the others wait for it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(pytestconfig, "workerinput"):  # one of several processes, whose folders are beside each other
+        root = root.parent
+
+    def folder_of(name, make):
+        folder, done = root / name, root / f"{name}.done"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
 def draw(rng, label, size=(40, 36)):
     """A noisy image of stripes, whose direction and colour are its class."""
     rows, columns = np.mgrid[: size[0], : size[1]]
@@ -142,25 +241,27 @@ def image_tree(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def betons(image_tree, tmp_path_factory):
+def betons(image_tree, made_once):
     """(train.beton, val.beton), written by the command."""
-    folder = tmp_path_factory.mktemp("betons")
-    train, val = folder / "train.beton", folder / "val.beton"
-    run_command(
-        "write_ffcv.py",
-        f"--cfg.data_dir={image_tree}",
-        f"--cfg.write_path={train}",
-        "--cfg.num_workers=2",
-        "--cfg.chunk_size=7",
-    )
-    run_command(
-        "write_ffcv.py",
-        f"--cfg.data_dir={image_tree}",
-        "--cfg.split=val",
-        f"--cfg.write_path={val}",
-        f"--cfg.class_names_from={train}.json",
-    )
-    return train, val
+
+    def write(folder):
+        run_command(
+            "write_ffcv.py",
+            f"--cfg.data_dir={image_tree}",
+            f"--cfg.write_path={folder / 'train.beton'}",
+            "--cfg.num_workers=2",
+            "--cfg.chunk_size=7",
+        )
+        run_command(
+            "write_ffcv.py",
+            f"--cfg.data_dir={image_tree}",
+            "--cfg.split=val",
+            f"--cfg.write_path={folder / 'val.beton'}",
+            f"--cfg.class_names_from={folder / 'train.beton'}.json",
+        )
+
+    folder = made_once("betons", write)
+    return folder / "train.beton", folder / "val.beton"
 
 
 SMALL = (
@@ -178,19 +279,21 @@ SMALL = (
 
 
 @pytest.fixture(scope="session")
-def finished_run(betons, tmp_path_factory):
+def finished_run(betons, made_once):
     """A run folder of both stages, trained by torchrun on two processes in seconds."""
-    folder = tmp_path_factory.mktemp("runs")
-    run_command(
-        "train_llc.py",
-        *SMALL,
-        f"--data.train_dataset={betons[0]}",
-        f"--data.val_dataset={betons[1]}",
-        f"--logging.folder={folder}",
-        "--logging.name=run",
-        processes=2,
-    )
-    return folder / "run"
+
+    def train(folder):
+        run_command(
+            "train_llc.py",
+            *SMALL,
+            f"--data.train_dataset={betons[0]}",
+            f"--data.val_dataset={betons[1]}",
+            f"--logging.folder={folder}",
+            "--logging.name=run",
+            processes=2,
+        )
+
+    return made_once("runs", train) / "run"
 
 
 def trained_network(arch, num_bits, num_classes, **options):

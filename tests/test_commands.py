@@ -49,10 +49,12 @@ def test_the_instance_stage_leaves_the_codebook_as_it_was(finished_run):
     assert not torch.equal(books[0], books[1]) and torch.equal(books[1], books[2])
 
 
-def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_run, run_llc, tmp_path):
+def test_two_process_evaluation_equals_one_process_sample_for_sample(
+    finished_run, run_llc, call_llc, tmp_path
+):
     files = [tmp_path / "one.npz", tmp_path / "two.npz"]
     texts = [
-        run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}").stdout,
+        call_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}").stdout,
         run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[1]}", processes=2).stdout,
     ]
     one, two = map(np.load, files)
@@ -67,7 +69,7 @@ def test_two_process_evaluation_equals_one_process_sample_for_sample(finished_ru
     assert "collisions" in texts[0]
 
 
-def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, run_llc, tmp_path):
+def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, call_llc, tmp_path):
     """The state after an epoch, put back, is resumed: earlier lines stay, later ones are made again."""
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
@@ -77,7 +79,7 @@ def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons,
     state["progress"]["finals"].pop("instance")
     (run / "results.csv").unlink()
     torch.save(state, run / "checkpoints" / "last.pth")
-    done = run_llc("train_llc.py", "--resume", run)
+    done = call_llc("train_llc.py", "--resume", run)
     assert "2 processes were at work before, now 1" in done.stdout
     after = (run / "log.jsonl").read_text().splitlines()
     assert after[:11] == before[:11] and len(after) == 13 and after[11:] != before[11:]
@@ -111,7 +113,7 @@ def test_instance_stage_alone_on_a_given_codebook_and_network(finished_run, beto
     assert (tmp_path / "run" / "checkpoints" / "instance_ema.pth").is_file()
 
 
-def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
+def test_the_joint_stage_in_two_processes(betons, run_llc, call_llc, tmp_path):
     """With every part of the method that a recipe can switch on."""
     run_llc(
         "train_llc.py",
@@ -144,7 +146,7 @@ def test_the_joint_stage_in_two_processes(betons, run_llc, tmp_path):
     assert checkpoints["initial"]["network"]["log_logit_scale"] == pytest.approx(
         np.log(10**-0.5)
     ) and learnt != pytest.approx(np.log(10**-0.5))
-    text = run_llc("-m", "llc.evaluate", tmp_path / "run").stdout
+    text = call_llc("-m", "llc.evaluate", tmp_path / "run").stdout
     evaluated = dict(re.findall(r"(class codes|MHD|ED) +top-1 +([\d.]+) %", text))
     assert (
         float(evaluated["ED"]) == pytest.approx(100 * final["joint/top1_ed_flip"], abs=0.01)
@@ -194,22 +196,22 @@ def test_bad_input_ends_non_zero(words, message, betons, run_llc, tmp_path):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_an_unknown_key_in_yaml_is_an_error(betons, run_llc, tmp_path):
+def test_an_unknown_key_in_yaml_is_an_error(call_llc, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("training: {batch_sise: 3}\n")
-    done = run_llc("train_llc.py", f"--config={recipe}", check=False)
+    done = call_llc("train_llc.py", f"--config={recipe}", check=False)
     assert (
         done.returncode == 2
         and "mine.yaml: training.batch_sise is not a key; did you mean training.batch_size?" in done.stderr
     )
 
 
-def test_train_and_val_that_disagree_are_refused(betons, image_tree, run_llc, tmp_path):
+def test_train_and_val_that_disagree_are_refused(betons, image_tree, call_llc, tmp_path):
     shutil.copytree(image_tree / "val", tmp_path / "other")
     (tmp_path / "other" / "class_0").rename(tmp_path / "other" / "zebra")
     other = tmp_path / "other.beton"
-    run_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'other'}", f"--cfg.write_path={other}")
-    done = run_llc(
+    call_llc("write_ffcv.py", f"--cfg.data_dir={tmp_path / 'other'}", f"--cfg.write_path={other}")
+    done = call_llc(
         "train_llc.py",
         *SMALL,
         f"--data.train_dataset={betons[0]}",

@@ -2,13 +2,10 @@
 
 import ast
 import doctest
-import functools
 import importlib
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +16,6 @@ from PIL import Image
 from llc import recipe
 from llc.data.writer import WriterConfig
 from tests.conftest import ROOT
-from tests.waiting import seconds
 
 WITH_EXAMPLES = sorted(path for path in (ROOT / "llc").rglob("*.py") if ">>> " in path.read_text())
 DOCUMENTS = [ROOT / "README.md", ROOT / "EXPERIMENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -108,21 +104,12 @@ COMMANDS = {
 }
 
 
-@functools.cache
-def help_of(*program):
-    done = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=seconds(120)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_there_are_commands():
     assert len(COMMANDS) > 25
 
 
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_a_shown_command_has_its_flags(words):
+def test_a_shown_command_has_its_flags(words, call_llc):
     """Each flag is in the command's --help, and each recipe that it names exists."""
     size = 2 if words[0] == "-m" else 1
     program, rest = words[:size], words[size:]
@@ -130,7 +117,7 @@ def test_a_shown_command_has_its_flags(words):
         program.append(rest.pop(0))
     own = [word for word in rest if word.startswith("--")]
     with_plugin = any(word.startswith("--plugin") for word in own)  # its keys are known to the plugin alone
-    known = help_of(*program)
+    known = call_llc(*program, "--help").stdout
     for word in own:
         flag = word.split("=")[0]
         if flag in ("--config", "--plugin") or with_plugin and flag.startswith("--hinge."):

@@ -39,10 +39,10 @@ def small_encoder(**options):
 
 
 @pytest.fixture(scope="module")
-def evaluated(finished_run, run_llc, tmp_path_factory):
+def evaluated(finished_run, tmp_path_factory):
     """What the evaluation of the finished run wrote for its val beton."""
     path = tmp_path_factory.mktemp("evaluated") / "predictions.npz"
-    run_llc("-m", "llc.evaluate", finished_run, f"--predictions={path}")
+    evaluate.main([str(finished_run), f"--predictions={path}"])
     return dict(np.load(path))
 
 
@@ -212,7 +212,7 @@ def test_what_is_no_image_is_named(images, message):
 
 
 def test_a_folder_of_images_alone_and_an_unreadable_one_among_them(
-    finished_run, image_tree, run_llc, tmp_path
+    finished_run, image_tree, call_llc, tmp_path
 ):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -227,7 +227,7 @@ def test_a_folder_of_images_alone_and_an_unreadable_one_among_them(
     )
     (flat / "07.png").unlink()
     (flat / "07.png").write_bytes(b"\x89PNG no more")
-    done = run_llc(
+    done = call_llc(
         "-m", "llc.encode", finished_run, f"--data={flat}", f"--out={tmp_path / 'other.npz'}", check=False
     )
     assert done.returncode == 2 and "07.png" in done.stderr and "Traceback" not in done.stderr

@@ -12,15 +12,14 @@ runner = importlib.import_module("tests.gpu.__main__")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU runs it for real")
 
 
-def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(run_llc, tmp_path):
-    done = run_llc(
+def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(call_llc, tmp_path):
+    done = call_llc(
         "-m",
         "tests.gpu",
         "--rehearse",
         "--only=tests_encoder,tests_training,hamming,epoch",
         f"--json={tmp_path / 'gpu.json'}",
         check=False,
-        timeout=1200,
     )
     written = json.loads((tmp_path / "gpu.json").read_text())
     status = {part["name"]: part["status"] for part in written["parts"]}
@@ -38,10 +37,10 @@ def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(run_llc, tmp_pa
     assert reports["epoch"]["images_per_second"]["epoch"] > 0 and reports["hamming_top1_64"]["workloads"]
 
 
-def test_no_gpu_and_no_such_part_are_errors(run_llc):
-    done = run_llc("-m", "tests.gpu", check=False)
+def test_no_gpu_and_no_such_part_are_errors(call_llc):
+    done = call_llc("-m", "tests.gpu", check=False)
     assert done.returncode == 2 and "torch sees no GPU" in done.stderr and "--rehearse" in done.stderr
-    done = run_llc("-m", "tests.gpu", "--rehearse", "--only=other", check=False)
+    done = call_llc("-m", "tests.gpu", "--rehearse", "--only=other", check=False)
     assert done.returncode == 2 and "--only=other" in done.stderr and "hamming_top1_64" in done.stderr
 
 

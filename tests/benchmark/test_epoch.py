@@ -31,8 +31,8 @@ def read(*words):
     return config, epoch._Plan.of(options, config, words)
 
 
-def test_epoch_benchmark_beside_other_ways(betons, run_llc, tmp_path):
-    done = run_llc(
+def test_epoch_benchmark_beside_other_ways(betons, call_llc, tmp_path):
+    done = call_llc(
         "-m",
         "llc.benchmark",
         "epoch",
@@ -71,8 +71,8 @@ def test_epoch_benchmark_makes_its_own_data(run_llc):
     assert "2 process(es)" in done.stdout and "An epoch has" not in done.stdout
 
 
-def test_epoch_benchmark_of_the_joint_stage(betons, run_llc):
-    done = run_llc(
+def test_epoch_benchmark_of_the_joint_stage(betons, call_llc):
+    done = call_llc(
         "-m",
         "llc.benchmark",
         "epoch",
@@ -102,8 +102,8 @@ def test_epoch_benchmark_refuses(word, message, betons):
         epoch.main([*SMALL, *data, word])
 
 
-def test_data_that_does_not_fill_a_batch_is_an_error(betons, run_llc):
-    done = run_llc(
+def test_data_that_does_not_fill_a_batch_is_an_error(betons, call_llc):
+    done = call_llc(
         "-m",
         "llc.benchmark",
         "epoch",

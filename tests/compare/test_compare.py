@@ -183,11 +183,11 @@ def dry(command, capsys):
     return of
 
 
-def test_a_restart_runs_nothing_again(compared, command, dry, run_llc):
+def test_a_restart_runs_nothing_again(compared, command, dry, call_llc):
     out, printed = compared
     times = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
     logs = {path: path.read_text() for path in (out / "logs").iterdir()}
-    again = run_llc(*command(GRID, out, "--jobs=2")).stdout
+    again = call_llc(*command(GRID, out, "--jobs=2")).stdout
     assert "2 runs, 2 of them done before" in again and "6 runs, 6 of them done before" in again
     assert times == {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")}
     assert logs == {path: path.read_text() for path in (out / "logs").iterdir()}
@@ -206,9 +206,9 @@ def test_dry_runs_nothing_and_another_lr_is_another_run(compared, dry, tmp_path)
     assert dry(GRID.replace("[3, 4]", "[3, 5]"), compared[0]).count("to run") == 3
 
 
-def test_runs_that_fail_are_rows_that_say_so(command, dry, run_llc, tmp_path):
+def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
     grid = "seeds: [0]\nmethods:\n  large: {set: {training.batch_size: 1000}}"
-    printed = run_llc(*command(grid, tmp_path)).stdout
+    printed = call_llc(*command(grid, tmp_path)).stdout
     assert re.search(r"^large +as set +0/1 +-", printed, re.MULTILINE)
     assert (
         "large: as set, seed 0 (final) failed: exit status 2:" in printed
@@ -248,7 +248,7 @@ def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, messa
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry, run_llc, tmp_path):
+def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry, call_llc, tmp_path):
     grid = "seeds: [0]\nmethods:\n  long: {set: {codebook.epochs: 30}}"
     words = command(grid, tmp_path, "--jobs=2")
     process = subprocess.Popen(
@@ -268,7 +268,7 @@ def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry,
     time.sleep(0.2)
     assert len(log.read_text().splitlines()) == epochs
     assert "to be continued" in dry(grid, tmp_path)
-    run_llc(*words)
+    call_llc(*words)
     assert len(log.read_text().splitlines()) == 31
     assert "continues in epoch" in next((tmp_path / "logs").iterdir()).read_text()
 

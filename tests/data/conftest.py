@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.data.helpers import REPOSITORY, write_tree
+from tests.data.helpers import REPOSITORY, wait_until, write_tree
 from tests.waiting import seconds
 
 
@@ -24,9 +24,18 @@ def tree(tmp_path):
 
 
 @pytest.fixture
-def shm():
-    """Lists shared memory; equal before and after when nothing leaks."""
-    return lambda: sorted(os.listdir("/dev/shm"))
+def no_shared_memory_is_left():
+    """A check that shared memory which was not there before the test does not stay.
+
+    What processes of other tests have there at the moment goes in time.
+    """
+    before = set(os.listdir("/dev/shm"))
+
+    def check():
+        new = set(os.listdir("/dev/shm")) - before
+        wait_until(lambda: not new & set(os.listdir("/dev/shm")))
+
+    return check
 
 
 def command(flags):

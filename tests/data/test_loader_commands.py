@@ -11,12 +11,14 @@ from llc.errors import UserError
 from tests.conftest import SMALL
 
 
-def test_evaluation_by_pages_and_of_shards_equals_that_of_the_beton(finished_run, betons, run_llc, tmp_path):
+def test_evaluation_by_pages_and_of_shards_equals_that_of_the_beton(
+    finished_run, betons, run_llc, call_llc, tmp_path
+):
     """On two processes; the glob matches one beton of another name."""
     for suffix in ("", ".json"):
         shutil.copy(f"{betons[1]}{suffix}", tmp_path / f"part-0.beton{suffix}")
     files = [tmp_path / "whole.npz", tmp_path / "parts.npz"]
-    run_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}")
+    call_llc("-m", "llc.evaluate", finished_run, f"--predictions={files[0]}")
     run_llc(
         "-m",
         "llc.evaluate",

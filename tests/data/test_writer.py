@@ -613,12 +613,11 @@ def slow_tree(tmp_path):
 
 
 @pytest.fixture
-def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
+def halfway(slow_tree, tmp_path, start_write_ffcv, no_shared_memory_is_left):
     """A conversion by two workers that has already written images.
 
     Returns its process, its workers, and a check that nothing is left of it.
     """
-    before = shm()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.beton").write_text("before")
     process = start_write_ffcv(
@@ -632,7 +631,7 @@ def halfway(slow_tree, tmp_path, start_write_ffcv, shm):
 
     def nothing_is_left():
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
-        assert shm() == before
+        no_shared_memory_is_left()
         assert names_in(tmp_path / "out") == ["old.beton"]
         assert (tmp_path / "out/old.beton").read_text() == "before"
 
@@ -682,15 +681,16 @@ def test_workers_do_not_outlive_their_parent(halfway, tmp_path):
     ).read_text() == "before"  # only the temporary file is left, for the next to remove
 
 
-def test_a_bug_in_a_worker_is_shown_and_ends_all(tmp_path, shm):
-    before = shm(), children_of(os.getpid())
+def test_a_bug_in_a_worker_is_shown_and_ends_all(tmp_path, no_shared_memory_is_left):
+    before = children_of(os.getpid())
     with pytest.raises(
         UserError, match="(?s)a worker process failed; nothing was written:.*ZeroDivisionError"
     ):
         write_beton(
             WriterConfig(write_path=str(tmp_path / "out.beton"), num_workers=2, chunk_size=2), FailingSource()
         )
-    assert names_in(tmp_path) == [] and (shm(), children_of(os.getpid())) == before
+    assert names_in(tmp_path) == [] and children_of(os.getpid()) == before
+    no_shared_memory_is_left()
 
 
 def test_a_worker_that_leaves_is_noticed(tmp_path):

@@ -63,10 +63,14 @@ def compiled(tmp_path_factory):
         )
 
     processes, lines = {capability: start(capability) for capability in ("80", "90")}, {}
-    for capability, process in processes.items():
-        output, errors = process.communicate(timeout=seconds(400))
-        assert process.returncode == 0, errors[-4000:]
-        lines[capability] = [json.loads(line) for line in output.splitlines()]
+    try:
+        for capability, process in processes.items():
+            output, errors = process.communicate(timeout=seconds(900))
+            assert process.returncode == 0, errors[-4000:]
+            lines[capability] = [json.loads(line) for line in output.splitlines()]
+    finally:
+        for process in processes.values():
+            process.kill()
     return lines
 
 

@@ -155,6 +155,7 @@ def interrupted(work):
     ],
     ids=["nearest", "k nearest", "range", "pairwise"],
 )
+@pytest.mark.alone
 def test_ctrl_c_is_heard_soon_and_the_threads_end(call, code_size):
     """Work of seconds, in which Python's own code is not reached."""
     database = np.zeros(((64 << 20) // code_size, code_size), np.uint8)

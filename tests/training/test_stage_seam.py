@@ -100,12 +100,12 @@ def test_with_the_plugin_a_finished_run_is_finished_and_its_weights_start_anothe
     assert "is finished" in run_llc("train_llc.py", f"--resume={run}", f"--plugin={plugin}").stdout
 
 
-def test_without_the_plugin_errors_name_the_flag(trained, run_llc):
+def test_without_the_plugin_errors_name_the_flag(trained, call_llc):
     plugin, run = trained
     with pytest.raises(UserError, match="mine: not a section.*--plugin="):
         llc.load(run)
     for words in (["-m", "llc.evaluate", run], ["train_llc.py", f"--resume={run}"]):
-        done = run_llc(*words, check=False)
+        done = call_llc(*words, check=False)
         assert done.returncode == 2 and "--plugin=" in done.stderr, done.stderr
 
 
