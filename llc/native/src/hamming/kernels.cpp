@@ -126,5 +126,5 @@ void pack_any(const void *values, const void *, int64_t n, int64_t num_bits, int
 
 }  // namespace
 
-const HammingKernels PORTABLE_HAMMING = {PORTABLE_GROUP, 1, fill, prepare, nearest, lowest, near, count, count_wide,
-    count_rows, find_wide, grow, grow_low, look_up, pack_any};
+const HammingKernels PORTABLE_HAMMING = {PORTABLE_GROUP, 1, fill, prepare, nearest, lowest, near, count,
+    count_wide, count_rows, find_wide, grow, grow_low, look_up, pack_any};

@@ -54,9 +54,9 @@ struct HammingKernels {
     // is a multiple of 64.
     int32_t (*find_wide)(const uint16_t *distances, int32_t n, uint32_t limit, uint16_t *positions);
 
-    // Steps of building a table (table.cpp). `grow`: for one bit; entries of n codes where it is 0, and of the
-    // codes where it is 1 and all other bits are the same. `grow_low`: for the three lowest bits, of n codes, a
-    // multiple of 8.
+    // Steps of building a table (table.cpp). `grow`: for one bit; entries of n codes where it is 0, and of
+    // the codes where it is 1 and all other bits are the same. `grow_low`: for the three lowest bits, of n
+    // codes, a multiple of 8.
     void (*grow)(int32_t *clear, int32_t *set, int64_t n);
     void (*grow_low)(int32_t *entries, int64_t n);
 

@@ -36,9 +36,9 @@ uint32_t count_words(const uint8_t *codes, int32_t size, const uint8_t *query, u
     int32_t row = 0;
     for (; row + 16 <= size; row += 16, codes += 128) {
         // codes 0 4 8 12 | 1 5 9 13 | ... as words
-        const __m256i mixed = _mm256_or_si256(
-            _mm256_or_si256(four(codes), _mm256_slli_epi64(four(codes + 32), 16)),
-            _mm256_or_si256(_mm256_slli_epi64(four(codes + 64), 32), _mm256_slli_epi64(four(codes + 96), 48)));
+        const __m256i first = _mm256_or_si256(four(codes), _mm256_slli_epi64(four(codes + 32), 16));
+        const __m256i second = _mm256_or_si256(four(codes + 64), _mm256_slli_epi64(four(codes + 96), 16));
+        const __m256i mixed = _mm256_or_si256(first, _mm256_slli_epi64(second, 32));
         lowest = _mm256_min_epu16(lowest, mixed);
         // in order: transpose 4 x 4 words, within and then across the halves
         const __m256i pairs = _mm256_shuffle_epi8(mixed, _mm256_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12,
@@ -89,7 +89,7 @@ LLC_INLINE void transpose_words(const uint8_t *codes, ptrdiff_t code_size, __m12
     }
 }
 
-// write(byte of the code, lane, 16 bytes of its plane) or, for single bytes, write_one(byte, lane, value).
+// write(byte of the code, lane, 16 bytes of its plane); for single bytes, write_one(byte, lane, value).
 template <class Write, class WriteOne>
 LLC_INLINE void fill_planes(const uint8_t *codes, int32_t code_size, int32_t size, int32_t num_lanes,
     Write write, WriteOne write_one) {
@@ -100,7 +100,7 @@ LLC_INLINE void fill_planes(const uint8_t *codes, int32_t code_size, int32_t siz
             transpose_words(codes + ptrdiff_t(lane) * code_size + byte, code_size, planes);
             for (int i = 0; i < 8; i++) write(byte + i, lane, planes[i]);
         }
-    for (int32_t lane = 0; lane < num_lanes; lane++) {
+    for (int32_t lane = whole == code_size ? in_16 : 0; lane < num_lanes; lane++) {
         const uint8_t *code = codes + ptrdiff_t(lane < size ? lane : size - 1) * code_size;
         for (int32_t byte = lane < in_16 ? whole : 0; byte < code_size; byte++)
             write_one(byte, lane, code[byte]);

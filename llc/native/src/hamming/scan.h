@@ -15,8 +15,8 @@ struct Scan {
     static constexpr int32_t CHUNK = 31;
 
     // Calls use(lane, counts) for each group of codes, with the counts of its four vectors: their sums do not
-    // depend on each other, so the CPU can overlap them. CODE_SIZE: the number of bytes, as a constant for the
-    // usual sizes, which saves a third of the instructions; else 0.
+    // depend on each other, so the CPU can overlap them. CODE_SIZE: the number of bytes, as a constant for
+    // the usual sizes, which saves a third of the instructions; else 0.
     template <int CODE_SIZE, class Use>
     static LLC_INLINE void for_groups(const Tile &tile, const uint8_t *query, Use use) {
         const uint8_t *plane = tile.planes;

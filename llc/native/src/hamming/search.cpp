@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "cpu.h"
@@ -13,15 +14,16 @@
 namespace {
 
 constexpr int64_t TILE_BYTES = 16 << 10;  // the size of a tile's planes, so that they stay in the L1 cache
-// Up to this many queries are compared with codes as they are, because making planes takes longer.
-constexpr int64_t FEW_QUERIES = 3;
+// Up to this many queries are compared with codes as they are, because making planes takes longer; if a code
+// is no whole number of words, then only one.
+constexpr int64_t FEW_QUERIES = 2;
 // Code size from which the nearest code is often more than 254 bits away, too many for a byte.
 constexpr int32_t WIDE = 64;
 constexpr int64_t BLOCK_QUERIES = 4096;          // queries that share the planes of a tile
 constexpr int64_t BLOCK_CANDIDATES = 4 << 20;    // candidates kept for a block of queries: 32 MB
 constexpr int64_t FIRST_TILE = 256;
 constexpr int64_t THREAD_BYTES = 1 << 22;        // query bytes x database codes that are worth a thread
-constexpr int INDEX_BITS = 40;  // a candidate is distance << INDEX_BITS | index: one integer, in the right order
+constexpr int INDEX_BITS = 40;  // a candidate is distance << INDEX_BITS | index: one integer, in order
 
 struct Free {
     void operator()(void *memory) const { free(memory); }
@@ -49,8 +51,8 @@ public:
     Scanner(const HammingKernels &kernels, const Codes &queries, const Codes &database)
         : kernels(kernels), queries(queries), database(database), code_size(queries.size),
           num_planes(queries.size * kernels.planes_per_byte) {
-        tile_size = whole_groups(std::clamp<int64_t>(TILE_BYTES / num_planes, 1, MAX_TILE - kernels.group + 1));
-        tile_size = std::min(tile_size, whole_groups(std::max<int64_t>(database.n, 1)));
+        const int64_t fits = std::clamp<int64_t>(TILE_BYTES / num_planes, 1, MAX_TILE - kernels.group + 1);
+        tile_size = std::min(whole_groups(fits), whole_groups(std::max<int64_t>(database.n, 1)));
         planes = aligned<uint8_t>(tile_size * num_planes);
         narrow = aligned<uint8_t>(tile_size);
         wide = aligned<uint16_t>(tile_size + 64);
@@ -61,7 +63,7 @@ public:
 
     // The functions below are about queries [first, last).
     void begin_block(int64_t first, int64_t last) {
-        few = last - first <= FEW_QUERIES;
+        few = last - first <= (code_size % 8 ? 1 : FEW_QUERIES);
         first_query = first;
         if (few) return;
         prepared.resize((last - first) * num_planes);
@@ -149,8 +151,8 @@ private:
     bool few;
 };
 
-// Calls use(q) for queries [first_query, last_query) with each tile of database codes [first, last). The first
-// tile has tile_size codes, and each has twice as many as the one before, as far as there is room.
+// Calls use(q) for queries [first_query, last_query) with each tile of database codes [first, last). The
+// first tile has tile_size codes, and each has twice as many as the one before, as far as there is room.
 template <class Use>
 void for_tiles(Scanner &scanner, int64_t first_query, int64_t last_query, int64_t first, int64_t last,
     int64_t tile_size, const uint8_t *stop, Use use) {
@@ -164,10 +166,10 @@ void for_tiles(Scanner &scanner, int64_t first_query, int64_t last_query, int64_
 
 // The best codes of one query. There is room for about 2 k candidates. When it is full, a counting sort by
 // distance keeps the best k, and from then on only a nearer code than the worst of them is a candidate. The
-// sort is stable and candidates come in ascending order of their indices, so equal distances stay so.
+// sort is stable and candidates come in ascending order of their indices, so equal distances stay in that
+// order. starts [8 * code_size + 2] and spare [k] are working memory, which queries share.
 class Candidates {
 public:
-    // starts [8 * code_size + 2] and spare [k] are working memory, which several queries may share.
     Candidates(int64_t *room, int64_t capacity, int64_t k, int64_t num_bits)
         : limit(num_bits), room(room), capacity(capacity), k(k) {}
 
@@ -185,7 +187,7 @@ public:
     void keep_best(std::vector<int64_t> &starts, std::vector<int64_t> &spare) {
         std::fill(starts.begin(), starts.end(), 0);
         for (int64_t i = 0; i < count; i++) starts[(room[i] >> INDEX_BITS) + 1]++;
-        for (size_t distance = 1; distance < starts.size(); distance++) starts[distance] += starts[distance - 1];
+        std::partial_sum(starts.begin(), starts.end(), starts.begin());
         for (int64_t i = 0; i < count; i++) {
             const int64_t rank = starts[room[i] >> INDEX_BITS]++;
             if (rank < k) spare[rank] = room[i];

@@ -1,9 +1,9 @@
 // A table of the nearest class of every possible short code, for decoding by one lookup.
 //
 // While it is built, the entry of a code is distance << TABLE_CLASS_BITS | class, for the nearest class known
-// so far. At first only the class codes' own entries are known, with distance 0. Then, for each bit, every two
-// codes that differ in this bit alone exchange their nearest classes, one bit further away. A distance is a
-// sum over bits, so after all bits, in any order, every class has reached every code. The minimum of two
+// so far. At first only the class codes' own entries are known, with distance 0. Then, for each bit, every
+// two codes that differ in this bit alone exchange their nearest classes, one bit further away. A distance is
+// a sum over bits, so after all bits, in any order, every class has reached every code. The minimum of two
 // entries is the smaller distance and, at equal distances, the lower class.
 #include <algorithm>
 
@@ -23,7 +23,8 @@ constexpr int64_t CODES_PER_PIECE = 1 << 18;
 
 int32_t code_of(const uint8_t *code, int32_t code_size, int32_t num_bits) {
     uint32_t word = 0;
-    for (int32_t byte = 0; byte < std::min(code_size, 4); byte++) word |= uint32_t(code[byte]) << (24 - 8 * byte);
+    for (int32_t byte = 0; byte < std::min(code_size, 4); byte++)
+        word |= uint32_t(code[byte]) << (24 - 8 * byte);
     return int32_t(uint64_t(word) >> (32 - num_bits));
 }
 

@@ -22,7 +22,8 @@ struct Vector512 {
     }
     static LLC_INLINE uint64_t equal(Bytes a, Bytes b) { return _mm512_cmpeq_epi8_mask(a, b); }
     static LLC_INLINE uint8_t lowest(Bytes bytes) {
-        return lowest_byte(_mm256_min_epu8(_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1)));
+        return lowest_byte(
+            _mm256_min_epu8(_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1)));
     }
 
     static LLC_INLINE Words all_words(int word) { return _mm512_set1_epi16(short(word)); }
