@@ -1,5 +1,6 @@
 """Work ahead in a thread that never outlives its use."""
 
+import contextlib
 import queue
 import threading
 import weakref
@@ -65,4 +66,5 @@ def _end(thread, places, stopped):
     stopped.set()
     places.release()
     if thread is not threading.current_thread():  # garbage collection may run in any thread
-        thread.join()
+        with contextlib.suppress(RuntimeError):  # Ctrl-C came before it had started; it will end at once
+            thread.join()

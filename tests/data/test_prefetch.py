@@ -31,8 +31,17 @@ class Source:
             self.closed = True
 
 
+OTHERS = set()  # threads that tests of other files have left
+
+
+@pytest.fixture(autouse=True)
+def other_threads():
+    OTHERS.clear()
+    OTHERS.update(threads())
+
+
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("llc-")]
+    return [t for t in threading.enumerate() if t.name.startswith("llc-") and t not in OTHERS]
 
 
 def test_yields_all_in_order_and_ends():

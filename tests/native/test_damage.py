@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llc import native
 from llc.data import beton
 from llc.native import codec
 from tests.native.test_codec import decode_batch, jpeg, photograph
@@ -58,7 +59,7 @@ def use_all(data, writer):
     decode_batch([data], [crop], sizes=[(height, width)])
     return [
         int(decode_batch([data], [[0, 0, height, width]], sizes=[(height, width)], instructions=name)[1][0])
-        for name in codec.instruction_sets()
+        for name in native.instruction_sets()
     ]
 
 
@@ -80,7 +81,7 @@ def test_a_code_of_ones_only_is_refused_as_by_libjpeg():
     table = data.index(b"\xff\xc4") + 5  # the numbers of codes of 1, 2, ... bits: two of 1 bit are 0 and 1
     data = data[:table] + bytes([2] + [0] * 15) + data[table + 16 :]
     data = data.replace(data[table - 5 : table + 28], b"\xff\xc4\0\x15\0" + data[table : table + 18])
-    for name in codec.instruction_sets():
+    for name in native.instruction_sets():
         _, status = decode_batch([data], [[0, 0, 40, 40]], sizes=[(40, 40)], instructions=name)
         assert status.tolist() == [codec.CORRUPT]
     assert codec.JpegWriter(1 << 20).recode(data, 0, 90, 0) is None
@@ -89,7 +90,7 @@ def test_a_code_of_ones_only_is_refused_as_by_libjpeg():
 def test_a_file_without_its_last_marker_is_damaged_on_every_cpu():
     for data in FILES[:3]:
         image = Image.open(io.BytesIO(data))
-        for name in codec.instruction_sets():
+        for name in native.instruction_sets():
             _, status = decode_batch(
                 [data[:-2]],
                 [[0, 0, image.height, image.width]],

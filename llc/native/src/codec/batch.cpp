@@ -1,8 +1,7 @@
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <exception>
-#include <thread>
+#include <memory>
 #include <vector>
 
 #include "cpu.h"
@@ -10,6 +9,7 @@
 #include "jpeg.h"
 #include "codec.h"
 #include "resize.h"
+#include "threads.h"
 
 namespace {
 
@@ -26,7 +26,8 @@ struct Batch {
     int32_t out_height, out_width;
     int32_t *status;
     const CodecKernels &kernels;
-    std::atomic<int64_t> next{0};
+
+    int64_t bytes_each() const { return int64_t(out_height) * out_width * 3; }
 };
 
 // Rows between decoder and resizer: only those that the resizer still needs, so that they stay in the cache.
@@ -124,19 +125,15 @@ Status decode_readable(const Batch &batch, int64_t i, Scratch &scratch, uint8_t 
     return decode_sample(batch, i, scratch, out);
 }
 
-void work(Batch &batch) {
-    Scratch scratch(batch.kernels);
-    const int64_t bytes = int64_t(batch.out_height) * batch.out_width * 3;
-    for (int64_t i; (i = batch.next++) < batch.n;) {
-        uint8_t *out = batch.out + i * bytes;
-        try {
-            batch.status[i] = decode_readable(batch, i, scratch, out);
-        } catch (const std::exception &) {
-            batch.status[i] = LLC_OUT_OF_MEMORY;
-        }
-        on_failed_read = nullptr;
-        if (batch.status[i] != LLC_OK) memset(out, 0, bytes);
+void work(const Batch &batch, int64_t i, Scratch &scratch) {
+    uint8_t *out = batch.out + i * batch.bytes_each();
+    try {
+        batch.status[i] = decode_readable(batch, i, scratch, out);
+    } catch (const std::exception &) {
+        batch.status[i] = LLC_OUT_OF_MEMORY;
     }
+    on_failed_read = nullptr;
+    if (batch.status[i] != LLC_OK) memset(out, 0, batch.bytes_each());
 }
 
 }  // namespace
@@ -158,18 +155,15 @@ const char *llc_status_text(int32_t status) {
 void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *sizes, const uint8_t *modes,
     const int32_t *widths, const int32_t *heights, const int32_t *crops, const uint8_t *flips, uint8_t *out,
     int32_t out_height, int32_t out_width, int32_t num_threads, int32_t instructions, int32_t *status) {
-    Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width, status,
-        *instruction_set(instructions)->codec};
-    std::vector<std::thread> threads;
+    const Batch batch{n, data, sizes, modes, widths, heights, crops, flips, out, out_height, out_width,
+        status, *instruction_set(instructions)->codec};
     guard_reads();
-    try {
-        const int64_t more = std::max<int64_t>(std::min<int64_t>(num_threads, n) - 1, 0);
-        threads.reserve(more);
-        for (int64_t t = 0; t < more; t++) threads.emplace_back([&batch] { work(batch); });
-    } catch (const std::exception &) {  // the threads that exist, at least this one, do all the work
-    }
-    work(batch);
-    for (std::thread &thread : threads) thread.join();
+    std::fill_n(status, n, LLC_OUT_OF_MEMORY);
+    const bool fine = in_threads(n, num_threads, nullptr,
+        [&] { return std::make_unique<Scratch>(batch.kernels); },
+        [&](std::unique_ptr<Scratch> &scratch, int64_t i) { work(batch, i, *scratch); });
+    for (int64_t i = 0; !fine && i < n; i++)  // some samples may not have been reached
+        if (status[i] != LLC_OK) memset(out + i * batch.bytes_each(), 0, batch.bytes_each());
 }
 
 int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height) {

@@ -8,8 +8,14 @@
 // its results are of no use. NULL: it is never stopped.
 #pragma once
 #include "native.h"
+#include "threads.h"
 
 enum HammingStatus : int32_t { LLC_DONE = 0, LLC_STOPPED, LLC_NO_MEMORY };
+
+// `fine`: what in_threads has returned.
+inline HammingStatus status_of(bool fine, const uint8_t *stop) {
+    return !fine ? LLC_NO_MEMORY : is_set(stop) ? LLC_STOPPED : LLC_DONE;
+}
 
 // The k nearest of m database codes of each of n queries: distances, indices [n, k]; 1 <= k <= m < 2^40.
 LLC_API int32_t llc_hamming_search(const uint8_t *queries, int64_t n, const uint8_t *database, int64_t m,
@@ -40,6 +46,7 @@ LLC_API int32_t llc_hamming_keep_exact(const uint8_t *codes, int64_t n, int32_t 
     const uint8_t *class_codes, int32_t num_threads, const uint8_t *stop, int64_t *classes);
 
 // Packs values [n, num_bits], unsigned integers of item_size 1, 2, 4 or 8 bytes, into codes [n, ceil(num_bits
-// / 8)]: a bit is 1 where 0 < value <= limit. The first value becomes the highest bit of the first byte.
+// / 8)]: a bit is 1 where 0 < value <= limit, for a limit >= 1 that the values' type can hold. The first
+// value becomes the highest bit of the first byte.
 LLC_API int32_t llc_pack_bits(const void *values, int64_t n, int64_t num_bits, int32_t item_size,
     uint64_t limit, int32_t num_threads, int32_t instructions, const uint8_t *stop, uint8_t *codes);

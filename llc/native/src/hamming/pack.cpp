@@ -3,7 +3,6 @@
 #include "cpu.h"
 #include "hamming.h"
 #include "kernels.h"
-#include "threads.h"
 
 namespace {
 
@@ -20,9 +19,10 @@ int32_t llc_pack_bits(const void *values, int64_t n, int64_t num_bits, int32_t i
     const int32_t threads = threads_worth(n * num_bits, VALUES_PER_THREAD, num_threads);
     const int64_t step =
         std::max<int64_t>(1, std::min((n + threads - 1) / threads, VALUES_PER_PIECE / num_bits));
-    return in_threads((n + step - 1) / step, threads, stop, [] { return 0; }, [&](int, int64_t piece) {
+    const bool fine = in_threads((n + step - 1) / step, threads, stop, [&](int64_t piece) {
         const int64_t row = piece * step;
         kernels.pack(bytes + row * row_bytes, bytes + n * row_bytes, std::min(step, n - row), num_bits,
             item_size, limit, codes + row * code_size);
     });
+    return status_of(fine, stop);
 }

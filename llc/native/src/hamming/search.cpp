@@ -9,7 +9,6 @@
 
 #include "cpu.h"
 #include "kernels.h"
-#include "threads.h"
 
 namespace {
 
@@ -282,10 +281,10 @@ struct Call {
     // Calls work(scanner, first query, last query) for every block of queries.
     template <class Work>
     HammingStatus for_blocks(int64_t block, Work work) const {
-        return in_threads((queries.n + block - 1) / block, num_threads, stop, scanner(),
+        return status_of(in_threads((queries.n + block - 1) / block, num_threads, stop, scanner(),
             [&](Scanner &scanner, int64_t piece) {
                 work(scanner, piece * block, std::min((piece + 1) * block, queries.n));
-            });
+            }), stop);
     }
 
     auto scanner() const {
@@ -308,7 +307,7 @@ HammingStatus search(const Call &call, int64_t k, int32_t *distances, int64_t *i
             parts.push_back({first, last, of_part, std::vector<int32_t>(n * of_part),
                 std::vector<int64_t>(n * of_part)});
         }
-    const HammingStatus status = in_threads(num_parts * num_blocks, call.num_threads, call.stop,
+    const bool fine = in_threads(num_parts * num_blocks, call.num_threads, call.stop,
         call.scanner(), [&](Scanner &scanner, int64_t piece) {
             Part *part = parts.empty() ? nullptr : &parts[piece % num_parts];
             const int64_t first_query = piece / num_parts * block;
@@ -322,6 +321,7 @@ HammingStatus search(const Call &call, int64_t k, int32_t *distances, int64_t *i
                 k_nearest_codes(scanner, first_query, last_query, first, last, part ? part->k : k, num_bits,
                     call.stop, to, to_indices);
         });
+    const HammingStatus status = status_of(fine, call.stop);
     if (status != LLC_DONE || parts.empty()) return status;
     for (int64_t q = 0; q < n; q++) merge(parts, q, k, distances, indices);
     return LLC_DONE;
@@ -342,11 +342,12 @@ int32_t llc_hamming_range_search(const uint8_t *queries, int64_t n, const uint8_
     int32_t code_size, int64_t radius, int32_t num_threads, int32_t instructions, const uint8_t *stop,
     int64_t *ends, int32_t *distances, int64_t *indices) {
     const Call call(queries, n, database, m, code_size, num_threads, instructions, stop);
+    const int64_t limit = std::min<int64_t>(radius, 8 * code_size);
     return call.for_blocks(block_of(n, call.num_threads),
         [&](Scanner &scanner, int64_t first_query, int64_t last_query) {
             for_tiles(scanner, first_query, last_query, 0, m, MAX_TILE, stop, [&](int64_t q) {
                 int64_t end = ends[q];
-                scanner.for_near(q, radius, [&](int64_t index, int64_t distance) {
+                scanner.for_near(q, limit, [&](int64_t index, int64_t distance) {
                     if (distances) distances[end] = distance, indices[end] = index;
                     end++;
                 });

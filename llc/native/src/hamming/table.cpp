@@ -10,7 +10,6 @@
 #include "cpu.h"
 #include "hamming.h"
 #include "kernels.h"
-#include "threads.h"
 
 namespace {
 
@@ -48,8 +47,6 @@ void grow_rows(const HammingKernels &kernels, int32_t *entries, int64_t stride, 
                 kernels.grow(entries + row * stride, entries + (row + half) * stride, 1 << ROW_BITS);
 }
 
-const auto NO_SCRATCH = [] { return 0; };
-
 }  // namespace
 
 int32_t llc_hamming_build_table(const uint8_t *class_codes, int64_t num_classes, int32_t code_size,
@@ -63,19 +60,18 @@ int32_t llc_hamming_build_table(const uint8_t *class_codes, int64_t num_classes,
         table[code_of(class_codes + c * code_size, code_size, num_bits)] = c;
 
     const int block_bits = std::min(num_bits, BLOCK_BITS);
-    HammingStatus status = in_threads(n >> block_bits, threads, stop, NO_SCRATCH,
-        [&](int, int64_t block) { grow_block(kernels, table + (block << block_bits), block_bits); });
-    for (int bit = BLOCK_BITS; bit < num_bits && status == LLC_DONE; bit += GROUP_BITS) {
+    bool fine = in_threads(n >> block_bits, threads, stop,
+        [&](int64_t block) { grow_block(kernels, table + (block << block_bits), block_bits); });
+    for (int bit = BLOCK_BITS; bit < num_bits && fine && !is_set(stop); bit += GROUP_BITS) {
         const int bits = std::min(GROUP_BITS, num_bits - bit);
         const int64_t stride = int64_t(1) << bit, rows_apart = stride >> ROW_BITS;
-        status = in_threads(n >> (bits + ROW_BITS), threads, stop, NO_SCRATCH, [&](int, int64_t piece) {
+        fine = in_threads(n >> (bits + ROW_BITS), threads, stop, [&](int64_t piece) {
             const int64_t group = piece / rows_apart, row = piece % rows_apart;
             grow_rows(kernels, table + (group << (bit + bits)) + (row << ROW_BITS), stride, bits);
         });
     }
-    if (status == LLC_DONE)
-        for (int64_t i = 0; i < n; i++) table[i] &= TABLE_STEP - 1;
-    return status;
+    for (int64_t i = 0; i < n; i++) table[i] &= TABLE_STEP - 1;
+    return status_of(fine, stop);
 }
 
 int32_t llc_hamming_look_up(const uint8_t *codes, int64_t n, int32_t code_size, int32_t num_bits,
@@ -84,8 +80,9 @@ int32_t llc_hamming_look_up(const uint8_t *codes, int64_t n, int32_t code_size, 
     const int32_t threads = threads_worth(n, CODES_PER_THREAD, num_threads);
     const int64_t step = std::min<int64_t>((n + threads - 1) / threads, CODES_PER_PIECE);
     // reading 4 bytes at one of the last codes could reach beyond the array
-    const int64_t num_fast = std::max<int64_t>(0, (n * code_size - 4) / code_size + 1);
-    return in_threads(n ? (n + step - 1) / step : 0, threads, stop, NO_SCRATCH, [&](int, int64_t piece) {
+    const int64_t num_fast = n * code_size < 4 ? 0 : (n * code_size - 4) / code_size + 1;
+    const int64_t num_pieces = n ? (n + step - 1) / step : 0;
+    const bool fine = in_threads(num_pieces, threads, stop, [&](int64_t piece) {
         const int64_t first = piece * step, last = std::min(first + step, n);
         const uint8_t *code = codes + first * code_size;
         int64_t row = std::clamp(num_fast, first, last);
@@ -93,13 +90,14 @@ int32_t llc_hamming_look_up(const uint8_t *codes, int64_t n, int32_t code_size, 
         code += (row - first) * code_size;
         for (; row < last; row++, code += code_size) classes[row] = table[code_of(code, code_size, num_bits)];
     });
+    return status_of(fine, stop);
 }
 
 int32_t llc_hamming_keep_exact(const uint8_t *codes, int64_t n, int32_t code_size,
     const uint8_t *class_codes, int32_t num_threads, const uint8_t *stop, int64_t *classes) {
     const int32_t threads = threads_worth(n, CODES_PER_THREAD, num_threads);
     const int64_t step = std::max<int64_t>(1, CODES_PER_PIECE / code_size);
-    return in_threads((n + step - 1) / step, threads, stop, NO_SCRATCH, [=](int, int64_t piece) {
+    const bool fine = in_threads((n + step - 1) / step, threads, stop, [=](int64_t piece) {
         const int64_t last = std::min(piece * step + step, n);
         for (int64_t row = piece * step; row < last; row++) {
             const uint8_t *code = codes + row * code_size, *found = class_codes + classes[row] * code_size;
@@ -108,4 +106,5 @@ int32_t llc_hamming_keep_exact(const uint8_t *codes, int64_t n, int32_t code_siz
             if (differs) classes[row] = -1;
         }
     });
+    return status_of(fine, stop);
 }

@@ -7,16 +7,15 @@
 #include <thread>
 #include <vector>
 
-#include "hamming.h"
-
 inline bool is_set(const uint8_t *stop) { return stop && __atomic_load_n(stop, __ATOMIC_RELAXED); }
 
-// Calls work(scratch, piece) for every piece, on up to num_threads threads, each of which makes a Scratch by
-// make_scratch(). They take the pieces in order, each when it is free. A work that lasts long looks at `stop`
-// itself.
+// Calls work(scratch, piece) for every piece, on up to num_threads threads, the calling one among them, each
+// of which makes its scratch by make_scratch(). They take the pieces in order, each when it is free. Once
+// `stop` is set, no further piece is begun; work that lasts long looks at it itself. NULL: it is never set.
+// False if a thread had no memory; then no further piece is begun either.
 template <class MakeScratch, class Work>
-HammingStatus in_threads(int64_t num_pieces, int32_t num_threads, const uint8_t *stop,
-    MakeScratch make_scratch, Work work) {
+bool in_threads(int64_t num_pieces, int32_t num_threads, const uint8_t *stop, MakeScratch make_scratch,
+    Work work) {
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
     const auto run = [&] {
@@ -24,7 +23,7 @@ HammingStatus in_threads(int64_t num_pieces, int32_t num_threads, const uint8_t 
             auto scratch = make_scratch();
             for (int64_t piece; !failed && !is_set(stop) && (piece = next++) < num_pieces;)
                 work(scratch, piece);
-        } catch (const std::exception &) {  // there is no memory
+        } catch (const std::exception &) {
             failed = true;
         }
     };
@@ -37,7 +36,14 @@ HammingStatus in_threads(int64_t num_pieces, int32_t num_threads, const uint8_t 
     }
     run();
     for (std::thread &thread : threads) thread.join();
-    return failed ? LLC_NO_MEMORY : is_set(stop) ? LLC_STOPPED : LLC_DONE;
+    return !failed;
+}
+
+// The same for work(piece), which needs no scratch.
+template <class Work>
+bool in_threads(int64_t num_pieces, int32_t num_threads, const uint8_t *stop, Work work) {
+    return in_threads(num_pieces, num_threads, stop, [] { return 0; },
+        [&](int, int64_t piece) { work(piece); });
 }
 
 // The number of threads that are worth starting: starting one takes about as long as `worth` of the work.
