@@ -228,6 +228,9 @@ except MemoryError as error:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer would end the process"
+)
 def test_no_memory_is_an_error():
     done = subprocess.run(
         [sys.executable, "-c", NO_MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60)
