@@ -64,7 +64,7 @@ def test_every_workload_compares_its_ways(name, capsys, tmp_path):
     [workload] = json.loads((tmp_path / "out.json").read_text())["workloads"]
     names = [way["way"] for way in workload["ways"]]
     assert names[0].startswith("llc ") and len(set(names)) == len(names)
-    assert len(names) > 1 or name == "table20"
+    assert len(names) > 1 or name in ("table20", "range_64")  # beside FAISS, where it is installed
     said = capsys.readouterr().out
     assert all(f"  {way} " in said for way in names)
     for library, tried in workload["tried"].items():
@@ -164,14 +164,14 @@ def test_every_second_turn_is_in_reverse_order():
 
 
 def version_in(folder, pack="np.packbits(np.asarray(values) > 0, axis=-1)", package=""):
-    """Writes a version of llc that can only pack; it takes 0.2 s to start with, and then 0.02 s."""
+    """Writes a version of llc that can only pack; its first call takes a second, the next ones 0.02 s."""
     (folder / "llc").mkdir()
     (folder / "llc" / "__init__.py").write_text(package)
     (folder / "llc" / "hamming.py").write_text("")
     (folder / "llc" / "codes.py").write_text(
         "import time\n"
         "import numpy as np\n"
-        "seconds = [0.2]\n"
+        "seconds = [1]\n"
         "def pack_bits(values):\n"
         "    time.sleep(seconds.pop() if seconds else 0.02)\n"
         "    print('what libraries print is no answer')\n"
@@ -193,8 +193,8 @@ def test_another_version_runs_in_turns_with_this_one(tmp_path, capsys):
         "llc pack_bits, other version",
         "numpy.packbits(z > 0)",
     ]
-    # The first call, of 0.2 s, is not timed.
-    assert len(theirs["seconds"]) == 3 and all(0.02 <= seconds < 0.2 for seconds in theirs["seconds"])
+    # The first call, of a second, is not timed.
+    assert len(theirs["seconds"]) == 3 and all(0.02 <= seconds < 1 for seconds in theirs["seconds"])
     assert theirs["ours_is"] == pytest.approx(theirs["median"] / ours["median"])
     assert "llc pack_bits, other version" in capsys.readouterr().out
 
@@ -264,8 +264,8 @@ def test_first_calls_are_measured_in_new_processes(tmp_path, monkeypatch, capsys
     [workload] = json.loads((tmp_path / "out").read_text())["workloads"]
     ours, theirs = workload["ways"]
     assert [way["way"] for way in (ours, theirs)] == ["llc pack_bits", "llc pack_bits, other version"]
-    assert all(seconds >= 0.2 for seconds in theirs["seconds"])  # a first call in each of the processes
-    assert all(0.02 <= seconds < 0.2 for seconds in theirs["second_calls"])
+    assert all(seconds >= 1 for seconds in theirs["seconds"])  # a first call in each of the processes
+    assert all(0.02 <= seconds < 1 for seconds in theirs["second_calls"])
     assert len(ours["seconds"]) == len(theirs["imports"]) == 2 and min(ours["imports"]) > 0
     assert theirs["ours_is"] == pytest.approx(theirs["median"] / ours["median"])
     said = capsys.readouterr().out
