@@ -93,17 +93,22 @@ LLC_INLINE void transpose_words(const uint8_t *codes, ptrdiff_t code_size, __m12
 template <class Write, class WriteOne>
 LLC_INLINE void fill_planes(const uint8_t *codes, int32_t code_size, int32_t size, int32_t num_lanes,
     Write write, WriteOne write_one) {
-    const int32_t whole = code_size & ~7, in_16 = size & ~15;
-    for (int32_t lane = 0; lane < in_16; lane += 16)
-        for (int32_t byte = 0; byte < whole; byte += 8) {
+    const ptrdiff_t end = ptrdiff_t(size) * code_size;
+    int32_t first_rest = 0;  // from this lane on, codes are copied byte by byte
+    for (; first_rest + 16 <= size; first_rest += 16) {
+        const ptrdiff_t start = ptrdiff_t(first_rest) * code_size;
+        // The last word of a code may reach into the next codes, but not beyond the tile.
+        if (start + 15 * ptrdiff_t(code_size) + (code_size + 7) / 8 * 8 > end) break;
+        for (int32_t byte = 0; byte < code_size; byte += 8) {
             __m128i planes[8];
-            transpose_words(codes + ptrdiff_t(lane) * code_size + byte, code_size, planes);
-            for (int i = 0; i < 8; i++) write(byte + i, lane, planes[i]);
+            transpose_words(codes + start + byte, code_size, planes);
+            for (int i = 0; i < 8; i++)
+                if (byte + i < code_size) write(byte + i, first_rest, planes[i]);
         }
-    for (int32_t lane = whole == code_size ? in_16 : 0; lane < num_lanes; lane++) {
+    }
+    for (int32_t lane = first_rest; lane < num_lanes; lane++) {
         const uint8_t *code = codes + ptrdiff_t(lane < size ? lane : size - 1) * code_size;
-        for (int32_t byte = lane < in_16 ? whole : 0; byte < code_size; byte++)
-            write_one(byte, lane, code[byte]);
+        for (int32_t byte = 0; byte < code_size; byte++) write_one(byte, lane, code[byte]);
     }
 }
 

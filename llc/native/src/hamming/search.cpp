@@ -13,8 +13,8 @@
 namespace {
 
 constexpr int64_t TILE_BYTES = 16 << 10;  // the size of a tile's planes, so that they stay in the L1 cache
-// Up to this many queries are compared with codes as they are, because making planes takes longer; if a code
-// is no whole number of words, then only one.
+// Up to this many queries are compared with codes as they are, if these are whole words, because making
+// planes takes longer.
 constexpr int64_t FEW_QUERIES = 2;
 // Code size from which the nearest code is often more than 254 bits away, too many for a byte.
 constexpr int32_t WIDE = 64;
@@ -62,7 +62,7 @@ public:
 
     // The functions below are about queries [first, last).
     void begin_block(int64_t first, int64_t last) {
-        few = last - first <= (code_size % 8 ? 1 : FEW_QUERIES);
+        few = code_size % 8 == 0 && last - first <= FEW_QUERIES;
         first_query = first;
         if (few) return;
         prepared.resize((last - first) * num_planes);
@@ -203,10 +203,11 @@ private:
 // Room for candidates: with little beyond k the limit falls early; with much the list is rarely sorted.
 int64_t capacity_of(int64_t k, int64_t m) { return std::min(k + std::max<int64_t>(k, 32), m); }
 
-// Queries in a block: each thread gets several blocks, but not very small ones.
+// Queries in a block: each thread gets several blocks, and all threads as many, but not very small ones.
 int64_t block_of(int64_t n, int32_t num_threads) {
-    const int64_t each = (n + 3 * num_threads - 1) / (3 * num_threads);
-    return std::clamp<int64_t>(each, 64, BLOCK_QUERIES);
+    const int64_t per_thread = std::max<int64_t>(3, (n / num_threads + BLOCK_QUERIES - 1) / BLOCK_QUERIES);
+    const int64_t num_blocks = per_thread * num_threads;
+    return std::clamp<int64_t>((n + num_blocks - 1) / num_blocks, 64, BLOCK_QUERIES);
 }
 
 void nearest_codes(Scanner &scanner, int64_t first_query, int64_t last_query, int64_t first, int64_t last,
