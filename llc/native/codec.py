@@ -106,9 +106,10 @@ def decode(data):
 
 
 def resize(pixels, height, width, crop=None):
-    """uint8 [h, w, 3] -> uint8 [height, width, 3], by the rule above. Raises MemoryError.
+    """Resizes pixels, uint8 [h, w, 3] -> uint8 [height, width, 3], by the rule that this module states.
 
-    crop: int [4], the part that is resized, (top, left, height, width); None: all of it.
+    crop: int [4], the part that is resized, (top, left, height, width); None: all of it. Raises MemoryError,
+    and DecodeError for a crop that is empty or not within the pixels.
     """
     out = np.empty((1, height, width, 3), np.uint8)
     pixels = np.ascontiguousarray(pixels)

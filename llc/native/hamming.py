@@ -21,9 +21,9 @@ from llc.native import instruction_index, library
 LONG_BYTES = 1 << 30
 PAIR_BYTES = 32
 ENTRY_BYTES = 64  # what an item of an array counts that is read or written once
-MAX_TABLE_CLASSES = 1 << 25
+MAX_TABLE_CLASSES = 1 << 25  # as many as TABLE_CLASS_BITS of src/hamming/kernels.h can number
 
-_STOPPED, _NO_MEMORY = 1, 2  # HammingStatus
+_NO_MEMORY = 2  # the library's LLC_NO_MEMORY
 
 
 def search(

@@ -7,13 +7,13 @@
 namespace {
 
 #if defined(__x86_64__)
-constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_KERNELS, &BITALG_HAMMING};
-constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_KERNELS, &AVX512_HAMMING};
-constexpr InstructionSet AVX2 = {"AVX2", &AVX2_KERNELS, &AVX2_HAMMING};
+constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_CODEC, &BITALG_HAMMING};
+constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_CODEC, &AVX512_HAMMING};
+constexpr InstructionSet AVX2 = {"AVX2", &AVX2_CODEC, &AVX2_HAMMING};
 #elif defined(__aarch64__)
-constexpr InstructionSet NEON = {"NEON", &PORTABLE_KERNELS, &NEON_HAMMING};
+constexpr InstructionSet NEON = {"NEON", &PORTABLE_CODEC, &NEON_HAMMING};
 #endif
-constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_KERNELS, &PORTABLE_HAMMING};
+constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_CODEC, &PORTABLE_HAMMING};
 
 }  // namespace
 

@@ -167,14 +167,14 @@ void llc_decode_batch(int64_t n, const uint8_t *const *data, const int64_t *size
 }
 
 int32_t llc_jpeg_size(const uint8_t *data, int64_t size, int32_t *width, int32_t *height) {
-    JpegDecoder jpeg(PORTABLE_KERNELS);
+    JpegDecoder jpeg(PORTABLE_CODEC);
     const Status status = jpeg.open(data, size);
     if (status == LLC_OK) *width = jpeg.width(), *height = jpeg.height();
     return status;
 }
 
 int32_t llc_decode_jpeg(const uint8_t *data, int64_t size, int32_t width, int32_t height, uint8_t *out) try {
-    JpegDecoder jpeg(PORTABLE_KERNELS);
+    JpegDecoder jpeg(PORTABLE_CODEC);
     const Status status = jpeg.open(data, size);
     if (status != LLC_OK) return status;
     if (jpeg.width() != width || jpeg.height() != height) return LLC_WRONG_SIZE;

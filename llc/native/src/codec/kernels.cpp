@@ -38,4 +38,4 @@ void blend_pixels(const int16_t *line, const int32_t *first, const int16_t *weig
 
 }  // namespace
 
-const CodecKernels PORTABLE_KERNELS = {blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};
+const CodecKernels PORTABLE_CODEC = {blend_rows, blend_pixels, nullptr, nullptr, nullptr, nullptr, nullptr};

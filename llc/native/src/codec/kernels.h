@@ -31,11 +31,11 @@ struct CodecKernels {
     void (*grey_to_rgb)(const uint8_t *y, int32_t n, uint8_t *out);
 };
 
-// PORTABLE_KERNELS.blend_pixels from pixel x on.
+// PORTABLE_CODEC.blend_pixels from pixel x on.
 void blend_last_pixels(const int16_t *line, const int32_t *first, const int16_t *weights, int32_t num_pairs,
     int32_t n, int32_t x, uint8_t *out);
 
-extern const CodecKernels PORTABLE_KERNELS;
+extern const CodecKernels PORTABLE_CODEC;
 #if defined(__x86_64__)
-extern const CodecKernels AVX2_KERNELS, AVX512_KERNELS;
+extern const CodecKernels AVX2_CODEC, AVX512_CODEC;
 #endif

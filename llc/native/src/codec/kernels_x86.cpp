@@ -35,7 +35,7 @@ AVX2 inline void add_rows(RowSums256 &sums, __m256i a, __m256i b, __m256i weight
 AVX2 void blend_rows_avx2(const uint8_t *rows, ptrdiff_t stride, const int16_t *weights, int32_t num_taps,
     int32_t n, int16_t *line) {
     constexpr int32_t STEP = 32;
-    if (n < STEP) return PORTABLE_KERNELS.blend_rows(rows, stride, weights, num_taps, n, line);
+    if (n < STEP) return PORTABLE_CODEC.blend_rows(rows, stride, weights, num_taps, n, line);
     for (int32_t x = 0; x < n; x += STEP) {
         // the last step repeats some values, so as not to read or write beyond the row
         if (x > n - STEP) x = n - STEP;
@@ -359,8 +359,8 @@ AVX2 void grey_to_rgb(const uint8_t *y, int32_t n, uint8_t *out) {
 
 }  // namespace
 
-const CodecKernels AVX2_KERNELS = {blend_rows_avx2, blend_pixels_avx2, transform_two, upsample_h2v1,
+const CodecKernels AVX2_CODEC = {blend_rows_avx2, blend_pixels_avx2, transform_two, upsample_h2v1,
     upsample_h2v2, ycc_to_rgb, grey_to_rgb};
-const CodecKernels AVX512_KERNELS = {blend_rows_avx512, blend_pixels_avx512, transform_two,
+const CodecKernels AVX512_CODEC = {blend_rows_avx512, blend_pixels_avx512, transform_two,
     upsample_h2v1, upsample_h2v2, ycc_to_rgb, grey_to_rgb};
 #endif

@@ -45,8 +45,8 @@ struct HammingKernels {
     void (*count)(const Tile &tile, const uint8_t *query, uint8_t *distances);
     uint32_t (*count_wide)(const Tile &tile, const uint8_t *query, uint16_t *distances);
 
-    // The same from codes as they are, without planes, for `size` codes: faster for few queries. Up to 63
-    // distances behind the last one become 65535.
+    // The same from codes as they are, without planes, for `size` codes: faster for few queries. The 63
+    // entries behind the last distance become 65535.
     uint32_t (*count_rows)(const uint8_t *codes, int32_t code_size, int32_t size, const uint8_t *query,
         uint16_t *distances);
 
