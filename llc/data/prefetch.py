@@ -11,7 +11,8 @@ class Prefetch:
 
     receive(item) is called on each item in the thread that takes it. When the iteration ends, is closed or is
     dropped (by `break`, by an exception in either thread, by Ctrl-C, at the interpreter's exit), the thread
-    has ended and `items` is closed. What `items` raises is raised here, in its place.
+    has ended and `items` is closed; only if another thread drops it, both happen soon after. What `items`
+    raises is raised here, in its place.
     """
 
     def __init__(self, items, num_ahead, receive=lambda item: item):
@@ -19,11 +20,12 @@ class Prefetch:
         self._places, stopped = threading.Semaphore(num_ahead), threading.Event()
         # No reference to self in the thread, or it would never be dropped. A daemon, as the interpreter joins
         # others before it calls finalizers, which are what ends this one.
-        thread = threading.Thread(
+        self._thread = threading.Thread(
             target=_run, args=(items, self._queue, self._places, stopped), name="llc-prefetch", daemon=True
         )
-        self._end = weakref.finalize(self, _end, thread, self._places, stopped)
-        thread.start()
+        starter = threading.current_thread()
+        self._end = weakref.finalize(self, _end, self._thread, self._places, stopped, starter)
+        self._thread.start()
 
     def __iter__(self):
         return self
@@ -41,6 +43,7 @@ class Prefetch:
     def close(self):
         """Ends the thread and waits for its end. Finished items that nobody took are dropped."""
         self._end()
+        self._thread.join()
         while not self._queue.empty():
             self._queue.get()
 
@@ -62,9 +65,11 @@ def _run(items, results, places, stopped):
         items.close()
 
 
-def _end(thread, places, stopped):
+def _end(thread, places, stopped, starter):
     stopped.set()
     places.release()
-    if thread is not threading.current_thread():  # garbage collection may run in any thread
+    # Garbage collection may run in any thread. Were it one that `items` waits for when it is closed, a worker
+    # of its pool, the two would wait for each other for ever.
+    if threading.current_thread() in (starter, threading.main_thread()):
         with contextlib.suppress(RuntimeError):  # Ctrl-C came before it had started; it will end at once
             thread.join()

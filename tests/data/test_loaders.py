@@ -98,6 +98,12 @@ def multiset(*epochs):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_other_files():
+    """Ends the loaders that tests of other files left in reference cycles, such as those of tracebacks."""
+    gc.collect()
+
+
 def threads():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("llc-")]
 
