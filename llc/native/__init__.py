@@ -33,6 +33,9 @@ _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h nam
     "llc_hamming_build_table": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P]),
     "llc_hamming_look_up": (_I32, [_P, _I64, _I32, _I32, _P, _I32, _I32, _P, _P]),
     "llc_hamming_keep_exact": (_I32, [_P, _I64, _I32, _P, _I32, _P, _P]),
+    "llc_posterior_table": (_I32, [_P, _P, _P, _I32, _I32, ctypes.c_float, _I64, _I32, _P, _P, _P, _P]),
+    "llc_posterior_histograms": (_I32, [_P, _I64, _P, _P, _P, _I32, _I32, _I32, _P, _P]),
+    "llc_posterior_linear": (_I32, [_P, _I64, _I32, _P, _P, _I32, _I64, _P, _I32, _P, _P, _P, _P]),
     "llc_pack_bits": (_I32, [_P, _I64, _I64, _I32, ctypes.c_uint64, _I32, _I32, _P, _P]),
 }
 

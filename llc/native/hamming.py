@@ -195,6 +195,106 @@ def pack_bits(
     return codes
 
 
+def posterior_table(
+    codes: np.ndarray, counts: np.ndarray, ends: np.ndarray, num_bits: int, ratio: float, k: int, num_threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k classes of the highest scores of every code of num_bits <= 24 bits, ties to the lowest class.
+
+    codes uint32 [m]: the codes of each class, as numbers, one class after another; counts float32 [m]: how
+    often each occurs; ends int64 [num_classes]: where each class ends. A code x scores, for a class, the sum
+    over the class's codes of count * ratio^distance. -> (classes int32 [k, 2^num_bits], their scores float32
+    [k, 2^num_bits], the sum of all classes' scores float32 [2^num_bits])
+    """
+    n = 1 << num_bits
+    classes, scores, total = np.empty((k, n), np.int32), np.empty((k, n), np.float32), np.empty(n, np.float32)
+    _call(
+        "llc_posterior_table",
+        n * len(ends) * num_bits,
+        lambda stop: (
+            codes.ctypes.data,
+            counts.ctypes.data,
+            ends.ctypes.data,
+            len(ends),
+            num_bits,
+            ratio,
+            k,
+            num_threads,
+            stop,
+            classes.ctypes.data,
+            scores.ctypes.data,
+            total.ctypes.data,
+        ),
+    )
+    return classes, scores, total
+
+
+def posterior_histograms(
+    queries: np.ndarray, codes: np.ndarray, counts: np.ndarray, ends: np.ndarray, num_bits: int, num_threads: int
+) -> np.ndarray:
+    """How many codes of each class are 0, 1, ..., num_bits bits away -> int32 [n, num_classes, num_bits + 1].
+
+    queries uint32 [n], of up to 32 bits; codes, counts (int32) and ends: as for posterior_table.
+    """
+    histograms = np.empty((len(queries), len(ends), num_bits + 1), np.int32)
+    _call(
+        "llc_posterior_histograms",
+        len(queries) * len(codes) * PAIR_BYTES,
+        lambda stop: (
+            queries.ctypes.data,
+            len(queries),
+            codes.ctypes.data,
+            counts.ctypes.data,
+            ends.ctypes.data,
+            len(ends),
+            num_bits,
+            num_threads,
+            stop,
+            histograms.ctypes.data,
+        ),
+    )
+    return histograms
+
+
+def posterior_linear(
+    codes: np.ndarray,
+    tables: np.ndarray,
+    offsets: np.ndarray,
+    k: int,
+    num_threads: int,
+    falloffs: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The k classes of the highest sums, ties to the lowest class -> classes int64 [n, k], sums int32 [n, k].
+
+    codes uint8 [n, code_size]; tables int16 [code_size, 256, num_classes]: what each value of each byte adds;
+    offsets int32 [num_classes]: where the sums begin. With falloffs float32 [2, 4096] there is a third
+    result, else None: totals float32 [n, 2], over all classes, of both falloffs at the difference between the
+    highest sum and the class's.
+    """
+    n, code_size = codes.shape
+    classes, scores = np.empty((n, k), np.int64), np.empty((n, k), np.int32)
+    totals = None if falloffs is None else np.empty((n, 2), np.float32)
+    _call(
+        "llc_posterior_linear",
+        n * len(offsets) * (code_size + PAIR_BYTES),
+        lambda stop: (
+            codes.ctypes.data,
+            n,
+            code_size,
+            tables.ctypes.data,
+            offsets.ctypes.data,
+            len(offsets),
+            k,
+            None if falloffs is None else falloffs.ctypes.data,
+            num_threads,
+            stop,
+            classes.ctypes.data,
+            scores.ctypes.data,
+            None if totals is None else totals.ctypes.data,
+        ),
+    )
+    return classes, scores, totals
+
+
 def _codes(queries, database):
     return queries.ctypes.data, len(queries), database.ctypes.data, *database.shape
 

@@ -50,3 +50,27 @@ LLC_API int32_t llc_hamming_keep_exact(const uint8_t *codes, int64_t n, int32_t 
 // value becomes the highest bit of the first byte.
 LLC_API int32_t llc_pack_bits(const void *values, int64_t n, int64_t num_bits, int32_t item_size,
     uint64_t limit, int32_t num_threads, int32_t instructions, const uint8_t *stop, uint8_t *codes);
+
+// Scores of classes from the codes that their images have (posterior.cpp). Those of class c are codes[p],
+// numbers below 2^num_bits, in which the first bit is the highest, counts[p] times each, for p from ends[c -
+// 1] (0 for the first class) to ends[c] - 1.
+//
+// The k classes of the highest scores of every code of num_bits bits, 3 to 24, ties to the lowest class:
+// classes and scores [k, 2^num_bits]; and the sum over all classes: total [2^num_bits]. 1 <= k <= num_classes.
+LLC_API int32_t llc_posterior_table(const uint32_t *codes, const float *counts, const int64_t *ends,
+    int32_t num_classes, int32_t num_bits, float ratio, int64_t k, int32_t num_threads, const uint8_t *stop,
+    int32_t *classes, float *scores, float *total);
+
+// How many of each class's codes are 0, 1, ..., num_bits bits away from each of n codes of up to 32 bits:
+// histograms [n, num_classes, num_bits + 1].
+LLC_API int32_t llc_posterior_histograms(const uint32_t *queries, int64_t n, const uint32_t *codes,
+    const int32_t *counts, const int64_t *ends, int32_t num_classes, int32_t num_bits, int32_t num_threads,
+    const uint8_t *stop, int32_t *histograms);
+
+// The k classes of the highest sums, ties to the lowest class, of n codes of any length: classes and scores
+// [n, k]. A sum is offsets[c] + tables[byte][the byte's value][c] over a code's bytes. With `falloffs` [2,
+// 4096] also totals [n, 2]: the sum over the classes of falloffs[0] and of falloffs[1], at the difference to
+// the highest sum; 0 for larger differences.
+LLC_API int32_t llc_posterior_linear(const uint8_t *codes, int64_t n, int32_t code_size,
+    const int16_t *tables, const int32_t *offsets, int32_t num_classes, int64_t k, const float *falloffs,
+    int32_t num_threads, const uint8_t *stop, int64_t *classes, int32_t *scores, float *totals);

@@ -1,0 +1,444 @@
+"""The posterior decoder: the most probable classes of a code, given the codes that train images have.
+
+Nearest-code decoding asks which class code is nearest. This decoder asks which class's images have such codes:
+P(class | code) is proportional to the number of train images of the class times P(code | class).
+
+Up to TABLE_BITS bits, P(code | class) is the class's train codes, counted, each sent through a binary
+symmetric channel: a code x has probability q^d (1 - q)^(num_bits - d) of coming from a code d bits away. Where
+a code was never seen, the codes around it decide. This is a kernel density estimate for binary vectors
+(Aitchison and Aitken, "Multivariate binary discrimination by the kernel method", Biometrika 63, 1976). The
+flip probability q is the one with the highest likelihood on the train codes, each left out of its own
+estimate. The best classes of every code are computed once, so a code is decoded by one lookup.
+
+Longer codes have no table. There the bits are taken to be independent within a class (naive Bayes), and the
+posterior is a sum over bits, which is looked up byte by byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from llc.arguments import whole_number
+from llc.codes import Array, code_size, unpack_bits
+from llc.hamming.decoders import TABLE_BITS
+from llc.hamming.neighbours import as_array, check_codes, is_cuda
+from llc.native import hamming
+
+DEPTH = 5  # classes per code in a table, unless more are asked for
+MAX_TABLE_BYTES = 1 << 31
+# Flip probabilities that are tried. The lowest keeps float32 from underflowing at TABLE_BITS bits.
+FLIP_PROBABILITIES = tuple(float(q) for q in np.geomspace(0.03, 0.45, 28).round(4))
+TEMPERATURES = tuple(float(t) for t in np.geomspace(1.0, 32.0, 31).round(3))
+PRIOR_WEIGHT = 5.0  # of the train set's mean of a bit, in images, beside a class's own images
+NUM_HELD_OUT = 2048  # train images on which flip probability and temperature are chosen
+UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
+MAX_WEIGHT = 1023  # of a bit: the sum over four bytes fits into int16
+_CHUNK = 1 << 22  # numbers that are worked on at once where a step needs a row for each code
+
+
+class PosteriorDecoder:
+    """Decodes codes with what `fit` learnt from a train set's codes.
+
+    arrays: what `PosteriorDecoder.fit(...).arrays` held. Raises ValueError if they are something else.
+
+    arrays: {name: numpy array}, everything that was learnt. num_bits, num_classes: ints. flip_probability: q,
+    or None for codes of more than TABLE_BITS bits; temperature: by which long codes' log probabilities are
+    divided, because their bits are not independent; 1 for short ones.
+
+    Codes are numpy arrays or torch tensors, on a CPU or CUDA; results are of the same kind and on the same
+    device. The table of short codes is made when the first code is decoded.
+    """
+
+    arrays: dict[str, np.ndarray]
+    num_bits: int
+    num_classes: int
+    flip_probability: float | None
+    temperature: float
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = dict(arrays)
+        self._check()
+        self._tables: dict[torch.device | None, Any] = {}  # by device; None: numpy arrays
+
+    @classmethod
+    def fit(
+        cls,
+        codes: Array,
+        labels: Array,
+        num_bits: int,
+        num_classes: int,
+        *,
+        flip_probability: float | None = None,
+    ) -> PosteriorDecoder:
+        """Learns from codes uint8 [n, code_size] of train images and their labels, integers [n].
+
+        flip_probability: instead of the one that leaving each image out finds; for up to TABLE_BITS bits.
+        The same arguments give the same decoder on every machine. Raises ValueError if codes and labels do
+        not fit each other, num_bits or num_classes, or if there are none.
+        """
+        check_codes(codes=codes)
+        num_bits = whole_number("num_bits", num_bits, 1)
+        num_classes = whole_number("num_classes", num_classes, 1, (1 << 31) - 1)
+        packed = as_array(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
+        classes = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        if packed.shape[1] != code_size(num_bits):
+            raise ValueError(
+                f"codes: {packed.shape[1]} bytes each; {num_bits} bits are {code_size(num_bits)} bytes"
+            )
+        if classes.shape != (len(packed),) or classes.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels: expected {len(packed)} integers, one for each code, got {classes.dtype} "
+                f"{list(classes.shape)}"
+            )
+        if not len(packed):
+            raise ValueError("codes: there are none to learn from")
+        if classes.min() < 0 or classes.max() >= num_classes:
+            raise ValueError(
+                f"labels: expected 0 to {num_classes - 1}, found {classes.min()} to {classes.max()}"
+            )
+        classes = classes.astype(np.int64)
+        if num_bits > TABLE_BITS:
+            if flip_probability is not None:
+                raise ValueError(
+                    f"flip_probability: for codes of up to {TABLE_BITS} bits; these have {num_bits}"
+                )
+            return cls(_fit_linear(packed, classes, num_bits, num_classes))
+        return cls(_fit_counts(packed, classes, num_bits, num_classes, flip_probability))
+
+    def classes(self, codes: Array, k: int = 1) -> Array:
+        """The k most probable classes of each code, best first, ties to the lowest class.
+
+        codes uint8 [n, code_size] -> int64 [n, k]. They are the same on every device. Raises ValueError for
+        codes of another size, a k above the number of classes, and a k so large that the table of short codes
+        would have more than MAX_TABLE_BYTES bytes.
+        """
+        return self._decode(codes, k, with_probabilities=False)[0]
+
+    def decode(self, codes: Array, k: int = 1) -> tuple[Array, Array]:
+        """(classes int64 [n, k] as of `classes`, their probabilities float32 [n, k])."""
+        return self._decode(codes, k, with_probabilities=True)
+
+    def log_density(self, codes: Array) -> Array:
+        """The natural logarithm of P(code), how probable each code is in the train set: float32 [n].
+
+        A low one says that the image is unlike those of the train set. Raises as `classes` does.
+        """
+        self._check_codes(codes)
+        if self.flip_probability is None:
+            return self._linear(codes, 1)[2]
+        _, _, log_densities = self._table(codes, 1)
+        densities: Array = log_densities[self._numbers(codes)]
+        return densities
+
+    # ---------------------------------------------------------------------------------------------- decoding
+
+    def _decode(self, codes: Array, k: int, with_probabilities: bool) -> tuple[Any, Any]:
+        self._check_codes(codes)
+        k = whole_number("k", k, 1, self.num_classes, "the number of classes")
+        if self.flip_probability is None:
+            return self._linear(codes, k, with_probabilities)[:2]
+        classes, probabilities, _ = self._table(codes, k)
+        if not with_probabilities and k == 1:
+            return self._look_up(codes, classes[0])[:, None], None
+        numbers = self._numbers(codes)
+        if isinstance(codes, torch.Tensor):
+            found = torch.stack([classes[place][numbers] for place in range(k)], 1).long()
+            return found, torch.stack([probabilities[place][numbers] for place in range(k)], 1)
+        found = np.stack([classes[place][numbers] for place in range(k)], 1).astype(np.int64)
+        return found, np.stack([probabilities[place][numbers] for place in range(k)], 1)
+
+    def _look_up(self, codes, table):
+        """The entries of a table int32 [2^num_bits] -> int64 [n]."""
+        if is_cuda(codes):
+            from llc.hamming import cuda_table
+
+            return cuda_table.look_up(codes, self.num_bits, table)
+        found = hamming.look_up(as_array(codes), self.num_bits, as_array(table), torch.get_num_threads())
+        return found if isinstance(codes, np.ndarray) else torch.from_numpy(found)
+
+    def _numbers(self, codes):
+        """Codes as numbers of num_bits bits -> int64 [n]; the first bit is the highest."""
+        as_int64 = codes.long() if isinstance(codes, torch.Tensor) else codes.astype(np.int64)
+        numbers = as_int64[:, 0]
+        for byte in range(1, codes.shape[1]):
+            numbers = numbers << 8 | as_int64[:, byte]
+        return numbers >> 8 * codes.shape[1] - self.num_bits
+
+    def _table(self, codes, k):
+        """(classes int32 [>= k, 2^num_bits], probabilities float32 of the same shape, log densities)."""
+        device = codes.device if isinstance(codes, torch.Tensor) else None
+        table = self._tables.get(device)
+        if table is None or len(table[0]) < k:
+            if device is None:
+                table = self._make_table(k)
+            else:
+                table = tuple(torch.from_numpy(part).to(device) for part in self._table(np.empty(0), k))
+            self._tables[device] = table
+        return table
+
+    def _make_table(self, k):
+        arrays, num_bits = self.arrays, self.num_bits
+        most = (MAX_TABLE_BYTES >> num_bits) // 8 - 1
+        if k > most:
+            raise ValueError(
+                f"k: a table of the {k} best classes of every code of {num_bits} bits is too large; at most "
+                f"{most}"
+            )
+        q = self.flip_probability
+        classes, scores, total = hamming.posterior_table(
+            arrays["codes"].astype(np.uint32),
+            arrays["counts"].astype(np.float32),
+            arrays["ends"],
+            max(num_bits, 3),  # the fewest that the library takes; the codes' numbers stay the same
+            q / (1 - q),
+            min(max(k, DEPTH), self.num_classes),
+            torch.get_num_threads(),
+        )
+        n = 1 << num_bits
+        classes, scores, total = classes[:, :n], scores[:, :n], total[:n]
+        scores /= total
+        np.log(total, out=total)
+        total += num_bits * math.log(1 - q) - math.log(arrays["counts"].sum())
+        return np.ascontiguousarray(classes), np.ascontiguousarray(scores), total
+
+    def _linear(self, codes, k, with_probabilities=True):
+        """(classes int64 [n, k], probabilities float32 [n, k], log densities float32 [n]) of long codes.
+
+        with_probabilities: False leaves out the last two, as None, on the CPU.
+        """
+        log_num_images = math.log(int(self.arrays["num_images"]))
+        if is_cuda(codes):
+            return linear_on_device(
+                codes, *self._byte_tables(codes.device), k, self.temperature, log_num_images
+            )
+        classes, scores, totals = hamming.posterior_linear(
+            as_array(codes),
+            *self._byte_tables(None),
+            k,
+            torch.get_num_threads(),
+            _falloffs(self.temperature) if with_probabilities else None,
+        )
+        found = [classes, None, None]
+        if totals is not None:
+            probabilities = np.exp((scores - scores[:, :1]) / UNIT) / totals[:, :1]
+            logs = scores[:, 0] * (self.temperature / UNIT) + np.log(totals[:, 1]) - log_num_images
+            found[1:] = probabilities.astype(np.float32), logs.astype(np.float32)
+        if isinstance(codes, np.ndarray):
+            return found
+        return [part if part is None else torch.from_numpy(part) for part in found]
+
+    def _byte_tables(self, device):
+        """(int16 [code_size, 256, num_classes]: what each value of each byte adds; int32 [num_classes])."""
+        if device not in self._tables:
+            if device is None:
+                made = byte_tables(self.arrays["weights"]), self.arrays["offsets"]
+            else:
+                made = tuple(torch.from_numpy(part).to(device) for part in self._byte_tables(None))
+            self._tables[device] = made
+        return self._tables[device]
+
+    # ---------------------------------------------------------------------------------------------- checking
+
+    def _check_codes(self, codes):
+        check_codes(codes=codes)
+        if codes.shape[1] != code_size(self.num_bits):
+            raise ValueError(
+                f"codes: {codes.shape[1]} bytes each; this decoder is for {self.num_bits} bits, "
+                f"{code_size(self.num_bits)} bytes"
+            )
+
+    def _check(self):
+        """Reads the sizes and raises ValueError if the arrays are not those of a decoder."""
+        arrays = self.arrays
+
+        def take(name, dtype, *shape):
+            array = arrays.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                found = "is missing" if array is None else f"is {array.dtype} {list(array.shape)}"
+                raise ValueError(f"{name} {found}; expected {np.dtype(dtype)} {list(shape)}")
+            return array
+
+        if "weights" in arrays:
+            weights = arrays["weights"]
+            if weights.ndim != 2 or weights.shape[1] <= TABLE_BITS or not len(weights):
+                raise ValueError(f"weights are {list(weights.shape)}; expected [num_classes, num_bits]")
+            self.num_classes, self.num_bits = weights.shape
+            take("weights", np.int16, *weights.shape)
+            take("offsets", np.int32, self.num_classes)
+            self.flip_probability, self.temperature = None, float(take("temperature", np.float64))
+            fine = int(np.abs(weights.astype(np.int64)).max()) <= MAX_WEIGHT
+            fine &= 1 <= self.temperature < math.inf and take("num_images", np.int64) > 0
+            if not fine or np.abs(arrays["offsets"].astype(np.int64)).max() > 1 << 30:
+                raise ValueError("weights, offsets, temperature or num_images is out of range")
+            return
+        num_codes, self.num_classes = (
+            len(arrays[name]) if name in arrays and arrays[name].ndim == 1 else 0 for name in ("codes", "ends")
+        )
+        codes, counts = take("codes", np.int32, num_codes), take("counts", np.int32, num_codes)
+        ends, q = take("ends", np.int64, self.num_classes), take("flip_probability", np.float64)
+        self.num_bits, self.temperature = int(take("num_bits", np.int64)), 1.0
+        self.flip_probability = float(q)
+        if not 1 <= self.num_bits <= TABLE_BITS or not FLIP_PROBABILITIES[0] <= q < 0.5:
+            raise ValueError("num_bits or flip_probability is out of range")
+        if not num_codes or codes.min() < 0 or codes.max() >> self.num_bits or counts.min() < 1:
+            raise ValueError("codes or counts are out of range, or there are none")
+        if not self.num_classes or ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] != num_codes:
+            raise ValueError("ends do not divide the codes among classes")
+
+
+# ------------------------------------------------------------------------------------------------ short codes
+
+
+def _fit_counts(codes, labels, num_bits, num_classes, q):
+    numbers = np.zeros(len(codes), np.int64)
+    for byte in range(codes.shape[1]):
+        numbers = numbers << 8 | codes[:, byte]
+    numbers >>= 8 * codes.shape[1] - num_bits
+    keys, counts = np.unique(labels << num_bits | numbers, return_counts=True)
+    ends = np.searchsorted(keys >> num_bits, np.arange(num_classes), side="right")
+    arrays = {
+        "num_bits": np.array(num_bits),
+        "codes": (keys & (1 << num_bits) - 1).astype(np.int32),
+        "counts": counts.astype(np.int32),
+        "ends": ends.astype(np.int64),
+    }
+    if q is None:
+        q = best_flip_probability(arrays)
+    elif not FLIP_PROBABILITIES[0] <= q < 0.5:
+        raise ValueError(f"flip_probability: expected {FLIP_PROBABILITIES[0]} to 0.5, got {q!r:.80}")
+    return arrays | {"flip_probability": np.array(float(q))}
+
+
+def best_flip_probability(arrays: Mapping[str, np.ndarray]) -> float:
+    """The one of FLIP_PROBABILITIES under which train images are most probably of their class.
+
+    Each of up to NUM_HELD_OUT images, evenly spaced over the classes, is left out of the counts that judge
+    it: the sum over them of log P(its class | its code) is the highest. Images of a class without another
+    image say nothing and are passed over. arrays: num_bits, codes, counts and ends of a PosteriorDecoder.
+    """
+    codes, counts, ends = arrays["codes"], arrays["counts"], arrays["ends"]
+    num_bits, num_images = int(arrays["num_bits"]), int(counts.sum())
+    chosen = np.unique(np.linspace(0, num_images - 1, min(num_images, NUM_HELD_OUT)).astype(np.int64))
+    rows = np.searchsorted(np.cumsum(counts), chosen, side="right")
+    classes = np.searchsorted(ends, rows, side="right")
+    q = np.array(FLIP_PROBABILITIES)
+    powers = (q / (1 - q)) ** np.arange(num_bits + 1)[:, None]
+    sums = np.zeros(len(q))
+    step = max(1, _CHUNK // (len(ends) * (num_bits + 1)))
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        own = np.arange(len(rows[part])), classes[part]
+        histograms = hamming.posterior_histograms(
+            codes[rows[part]].astype(np.uint32),
+            codes.astype(np.uint32),
+            counts,
+            ends,
+            num_bits,
+            torch.get_num_threads(),
+        )
+        histograms[(*own, 0)] -= 1
+        others = histograms[own].any(1)
+        scores = histograms[others] @ powers  # [images, classes, flip probabilities]
+        of_own = scores[np.arange(len(scores)), own[1][others]]
+        sums += np.log(of_own / scores.sum(1)).sum(0)
+    return FLIP_PROBABILITIES[int(sums.argmax())]
+
+
+# ------------------------------------------------------------------------------------------------- long codes
+
+
+def _fit_linear(codes, labels, num_bits, num_classes):
+    bits = np.zeros((num_classes, num_bits), np.int64)
+    step = max(1, _CHUNK // num_bits)
+    for first in range(0, len(codes), step):
+        part = slice(first, first + step)
+        np.add.at(bits, labels[part], unpack_bits(codes[part], num_bits) > 0)
+    num_images = np.bincount(labels, minlength=num_classes)
+    mean = (bits.sum(0) + 1) / (len(codes) + 2)
+    temperature = _best_temperature(codes, labels, bits, num_images, mean)
+    log_odds, offsets = _naive_bayes(bits, num_images, mean)
+    weights = np.clip(np.rint(UNIT / temperature * log_odds), -MAX_WEIGHT, MAX_WEIGHT)
+    return {
+        "num_images": np.array(len(codes)),
+        "weights": weights.astype(np.int16),
+        "offsets": np.rint(UNIT / temperature * np.maximum(offsets, -1e5)).astype(np.int32),
+        "temperature": np.array(temperature),
+    }
+
+
+def _naive_bayes(bits, num_images, mean):
+    """(log odds of each bit, log of the number of images times P(code of zeros)), for each class."""
+    p = (bits + PRIOR_WEIGHT * mean) / (num_images + PRIOR_WEIGHT)[:, None]
+    log_not = np.log1p(-p)
+    with np.errstate(divide="ignore"):
+        return np.log(p) - log_not, np.log(num_images) + log_not.sum(1)
+
+
+def _best_temperature(codes, labels, bits, num_images, mean):
+    """The one of TEMPERATURES under which train images, each left out, are most probably of their class."""
+    order = np.argsort(labels, kind="stable")
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), NUM_HELD_OUT)).astype(np.int64))]
+    chosen = chosen[num_images[labels[chosen]] > 1]
+    if not len(chosen):
+        return 1.0
+    ones, own = (unpack_bits(codes[chosen], bits.shape[1]) > 0).astype(np.float64), labels[chosen]
+    log_odds, offsets = _naive_bayes(bits, num_images, mean)
+    scores = ones @ log_odds.T + offsets
+    log_odds, offsets = _naive_bayes(bits[own] - ones.astype(np.int64), num_images[own] - 1, mean)
+    scores[np.arange(len(own)), own] = (ones * log_odds).sum(1) + offsets
+    scores -= scores.max(1, keepdims=True)
+    of_own = scores[np.arange(len(own)), own]
+    likelihoods = [(of_own / t - np.log(np.exp(scores / t).sum(1))).sum() for t in TEMPERATURES]
+    return TEMPERATURES[int(np.argmax(likelihoods))]
+
+
+def byte_tables(weights: np.ndarray) -> np.ndarray:
+    """Weights of bits, int16 [num_classes, num_bits] -> int16 [code_size, 256, num_classes].
+
+    Entry [i, v]: the sum of the weights of the bits that are 1 in byte i if its value is v.
+    """
+    num_classes, num_bits = weights.shape
+    padded = np.zeros((num_classes, 8 * code_size(num_bits)), np.int32)
+    padded[:, :num_bits] = weights
+    of_value = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int32)
+    by_byte = padded.reshape(num_classes, -1, 8).transpose(1, 2, 0)  # [code_size, 8, num_classes]
+    return np.ascontiguousarray((of_value @ by_byte).astype(np.int16))
+
+
+def _falloffs(temperature):
+    """exp(-i / UNIT) and exp(-i temperature / UNIT) for differences i of scores: float32 [2, 4096]."""
+    nats = np.arange(4096) / UNIT
+    return np.exp(-np.stack([nats, temperature * nats])).astype(np.float32)
+
+
+def linear_on_device(
+    codes: torch.Tensor,
+    tables: torch.Tensor,
+    offsets: torch.Tensor,
+    k: int,
+    temperature: float,
+    log_num_images: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(classes int64 [n, k], probabilities float32 [n, k], log densities float32 [n]), by torch alone."""
+    num_classes = len(offsets)
+    of_class = torch.arange(num_classes, device=codes.device)
+    parts = []
+    for part in codes.split(max(1, _CHUNK // num_classes)):
+        scores = offsets.expand(len(part), -1).clone()
+        for byte in range(part.shape[1]):
+            scores += tables[byte][part[:, byte].long()]
+        # no two keys are equal, so the order does not depend on how topk breaks ties
+        classes = (scores.long() * num_classes - of_class).topk(k, dim=1).indices
+        nats = scores.float() / UNIT
+        probabilities = nats.softmax(1).gather(1, classes)
+        parts.append((classes, probabilities, (temperature * nats).logsumexp(1) - log_num_images))
+    if not parts:
+        empty = torch.empty(0, k, device=codes.device)
+        return empty.long(), empty, empty[:, 0]
+    classes, probabilities, logs = (torch.cat(part) for part in zip(*parts))
+    return classes, probabilities, logs
