@@ -18,6 +18,7 @@ finite floating-point numbers. A codebook value of exactly 0 counts as -1 in the
 does here; the original's code reads 0 in codebook *files* as +1.
 """
 
+import hashlib
 from pathlib import Path
 
 import safetensors
@@ -399,3 +400,17 @@ def plain(state):
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
+
+
+def digest(network):
+    """64 hexadecimal digits that are equal for two networks that make the same codes of the same images.
+
+    The codebook and the factor of the class logits do not change codes, and do not count.
+    """
+    state = plain(network.state_dict())
+    hashed = hashlib.blake2b(digest_size=32)
+    for name in sorted(state):
+        if name not in ("codebook", "log_logit_scale") and state[name].is_floating_point():
+            hashed.update(f"{name} {state[name].dtype} {list(state[name].shape)}".encode())
+            hashed.update(state[name].numpy())
+    return hashed.hexdigest()

@@ -2,16 +2,19 @@
 
 The encoder, the trainer, `llc.evaluate` and the comparison of methods loop over `DECODERS`; a decoder from
 outside the package registers itself in the same way (docs/extending.md). The fast functions on packed codes
-that decoders use are in llc.hamming.
+that decoders use are in llc.hamming. Some decoders first learn from the codes of the train set
+(FittedDecoder); llc.evaluation.fitting says from which, and keeps what they learnt.
 """
 
-from collections.abc import Callable
-from typing import ClassVar, TypeAlias
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 
 from llc.codes import pack_bits
-from llc.hamming import search
+from llc.hamming import PosteriorDecoder, search
 from llc.network import Network
 
 # (z float32 [n, num_bits], k) -> classes int64 [n, 1 to k], best first, -1 for no class, and a score for each
@@ -27,6 +30,7 @@ class Decoder:
         the stage that learns image codes, else after the one that learns class codes
     depth: how many answers per image `metrics` looks at
     details: {metric: words}, fractions that reports print beside top-1
+    gives_probabilities: whether its scores are the probabilities of the classes
     """
 
     name: ClassVar[str]
@@ -35,6 +39,7 @@ class Decoder:
     of_image_codes: ClassVar[bool]
     depth: ClassVar[int] = 5
     details: ClassVar[dict[str, str]] = {}
+    gives_probabilities: ClassVar[bool] = False
 
     def bind(self, network: Network) -> Rank:
         """The function that decodes with this network, whose codebook must not change afterwards.
@@ -52,6 +57,29 @@ class Decoder:
         labels int64 [N]; classes and scores: the result of `bind`'s function for k = min(depth, num_classes).
         """
         return accuracies(labels, classes)
+
+
+class FittedDecoder(Decoder):
+    """A decoder that learns from the codes of the train set; until then a network cannot be decoded with it.
+
+    What it learnt is an object with the attribute `arrays`, {name: numpy array}, from which `restore` makes
+    it again.
+    """
+
+    def fit(self, codes: np.ndarray, labels: np.ndarray, num_bits: int, num_classes: int) -> Any:
+        """Learns from packed codes uint8 [n, code_size] of train images and their labels int64 [n].
+
+        The result must be the same wherever it is made from the same codes, in any order.
+        """
+        raise NotImplementedError
+
+    def restore(self, arrays: Mapping[str, np.ndarray], num_bits: int, num_classes: int) -> Any:
+        """What `fit` returned, from its arrays. Raises ValueError if they are something else."""
+        raise NotImplementedError
+
+    def bind_fitted(self, network: Network, learnt: Any) -> Rank:
+        """As `bind`, with what `fit` or `restore` returned."""
+        raise NotImplementedError
 
 
 DECODERS: dict[str, Decoder] = {}  # by name, in the order of registration
@@ -77,13 +105,29 @@ def register(kind: type[Decoder]) -> type[Decoder]:
     return kind
 
 
-def bind(name: str, network: Network) -> Rank:
+def fitted_decoders() -> dict[str, FittedDecoder]:
+    """The registered decoders that learn from the train set, by name."""
+    return {name: decoder for name, decoder in DECODERS.items() if isinstance(decoder, FittedDecoder)}
+
+
+def usable(learnt: Mapping[str, Any]) -> list[str]:
+    """Names of the decoders that need not learn, and of those that have: learnt holds what, by name."""
+    return [name for name in DECODERS if name in learnt or name not in fitted_decoders()]
+
+
+def bind(name: str, network: Network, learnt: Mapping[str, Any] = MappingProxyType({})) -> Rank:
     """The function that decodes with a registered decoder and this network.
 
-    Whatever decodes gets the function from here. It raises ValueError if the decoder's answers do not have
-    the shapes and the dtype that `Rank` states.
+    learnt: {decoder: what it learnt}, which must hold those that learn. Whatever decodes gets the function
+    from here. It raises ValueError if the decoder's answers do not have the shapes and the dtype that `Rank`
+    states.
     """
-    rank = DECODERS[name].bind(network)
+    decoder = DECODERS[name]
+    rank = (
+        decoder.bind_fitted(network, learnt[name])
+        if isinstance(decoder, FittedDecoder)
+        else decoder.bind(network)
+    )
 
     def checked(z: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         classes, scores = rank(z, k)
@@ -105,6 +149,19 @@ def accuracies(labels: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
     """
     hits = classes == labels[:, None]
     return {"top1": fraction(hits[:, 0]), "top5": fraction(hits[:, :5].any(1))}
+
+
+def calibration_error(hits: torch.Tensor, probabilities: torch.Tensor, num_bins: int = 15) -> float:
+    """Expected calibration error: how far accuracy and mean probability lie apart, on average over images.
+
+    hits bool [N]: whether the first class is right; probabilities [N], 0 to 1: what the decoder gave it.
+    Images are divided among num_bins intervals of probability of equal width (Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017).
+    """
+    bins = (probabilities.double() * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    gaps = torch.zeros(num_bins, dtype=torch.float64, device=bins.device)
+    gaps.index_add_(0, bins, hits.double() - probabilities.double())
+    return gaps.abs().sum().item() / len(hits)
 
 
 def fraction(hits: torch.Tensor) -> float:
@@ -197,3 +254,42 @@ class ED(Decoder):
     ) -> dict[str, float]:
         """top1, and none: the fraction of images whose code equals no class code."""
         return {"top1": fraction(classes[:, 0] == labels), "none": fraction(classes[:, 0] == -1)}
+
+
+@register
+class Posterior(FittedDecoder):
+    """The most probable classes given the image's code, from the train set's codes; ties to the lowest class.
+
+    Scores: the probabilities, float32.
+    """
+
+    name = "posterior"
+    title = short = "posterior"
+    of_image_codes = True
+    details = {"ece": "calibration error"}
+    gives_probabilities = True
+
+    def fit(self, codes: np.ndarray, labels: np.ndarray, num_bits: int, num_classes: int) -> PosteriorDecoder:
+        return PosteriorDecoder.fit(codes, labels, num_bits, num_classes)
+
+    def restore(self, arrays: Mapping[str, np.ndarray], num_bits: int, num_classes: int) -> PosteriorDecoder:
+        decoder = PosteriorDecoder(arrays)
+        if (decoder.num_bits, decoder.num_classes) != (num_bits, num_classes):
+            raise ValueError(
+                f"for {decoder.num_classes} classes and {decoder.num_bits} bits, "
+                f"not {num_classes} and {num_bits}"
+            )
+        return decoder
+
+    def bind_fitted(self, network: Network, learnt: PosteriorDecoder) -> Rank:
+        def rank(z: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            classes, probabilities = learnt.decode(pack_bits(z), k)
+            return classes, probabilities
+
+        return rank
+
+    def metrics(
+        self, labels: torch.Tensor, classes: torch.Tensor, scores: torch.Tensor, num_classes: int
+    ) -> dict[str, float]:
+        """top1, top5, ece: the expected calibration error of the first class's probability."""
+        return accuracies(labels, classes) | {"ece": calibration_error(classes[:, 0] == labels, scores[:, 0])}

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from llc.codes import pack_bits
 from llc.distributed import Processes
-from llc.evaluation.decoders import DECODERS, bind
+from llc.evaluation.decoders import DECODERS, bind, usable
 from llc.evaluation.metrics import FLIP
 from llc.gpu import is_out_of_memory
 from llc.inference import evaluating
@@ -51,16 +52,18 @@ def predict(
     flip: bool,
     autocast: Callable[[], contextlib.AbstractContextManager],
     num_classes: int,
+    learnt: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Predictions]:
     """{"": Predictions} and, with flip, {"_flip": those of the mean of z over an image and its mirror image}.
 
-    loader: batches (images uint8 [B, 3, H, W], labels int64 [B]) on the network's device. Each process sees a
-    part of the images; every process gets the predictions for all N, each image exactly once. Tensors stay on
-    the device. A batch that exceeds a GPU's memory is processed in parts. The network is in evaluation mode;
-    afterwards each of its modules has the mode that it had before.
+    loader: batches (images uint8 [B, 3, H, W], labels int64 [B]) on the network's device. learnt: {decoder:
+    what it learnt}; decoders that learn and are not in it are left out. Each process sees a part of the
+    images; every process gets the predictions for all N, each image exactly once. Tensors stay on the device.
+    A batch that exceeds a GPU's memory is processed in parts. The network is in evaluation mode; afterwards
+    each of its modules has the mode that it had before.
     """
     project = _InParts(network)
-    ranks = {name: bind(name, network) for name in DECODERS}
+    ranks = {name: bind(name, network, learnt) for name in usable(learnt)}
 
     def decode(z: torch.Tensor) -> Answers:
         depths = {name: min(DECODERS[name].depth, num_classes) for name in ranks}
@@ -87,6 +90,40 @@ def predict(
         view: _together(batches, processes.sum(non_finite[view]), processes)
         for view, batches in collected.items()
     }
+
+
+@torch.inference_mode()
+def encode_all(
+    network: Network,
+    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    processes: Processes,
+    *,
+    flip: bool,
+    autocast: Callable[[], contextlib.AbstractContextManager],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(codes uint8 [n, code_size], labels int64 [n]) of the labelled images of all processes, by rank.
+
+    Images whose label is negative are left out, and those whose z is NaN or infinite. flip: z is the mean
+    over an image and its mirror image. For the rest see `predict`.
+    """
+    project = _InParts(network)
+    num_bits = network.codebook.shape[1]
+    device = processes.device
+    codes, labels = (
+        [pack_bits(torch.empty(0, num_bits, device=device))],
+        [torch.empty(0, dtype=torch.int64, device=device)],
+    )
+    with evaluating(network):
+        for images, of_images in loader:
+            with autocast():
+                z = project(images)
+                if flip:
+                    z = average_over_flip(project, images, z)
+            codes.append(pack_bits(z))
+            labels.append(of_images.where(torch.isfinite(z).all(1), -1))
+    all_codes, all_labels = (torch.cat(processes.gather(torch.cat(parts))) for parts in (codes, labels))
+    labelled = all_labels >= 0
+    return all_codes[labelled].cpu().numpy(), all_labels[labelled].cpu().numpy()
 
 
 def _first_rows(batch: _Batch, n: int) -> _Batch:

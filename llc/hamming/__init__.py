@@ -11,5 +11,6 @@ distances, because the other functions work tile by tile.
 
 from llc.hamming.decoders import Decoder, decode_ed, decode_mhd
 from llc.hamming.neighbours import pairwise, range_search, search
+from llc.hamming.posterior import PosteriorDecoder
 
-__all__ = ["Decoder", "decode_ed", "decode_mhd", "pairwise", "range_search", "search"]
+__all__ = ["Decoder", "PosteriorDecoder", "decode_ed", "decode_mhd", "pairwise", "range_search", "search"]

@@ -1,11 +1,11 @@
 """The posterior decoder: the most probable classes of a code, given the codes that train images have.
 
-Nearest-code decoding asks which class code is nearest. This decoder asks which class's images have such codes:
-P(class | code) is proportional to the number of train images of the class times P(code | class).
+Nearest-code decoding asks which class code is nearest. This decoder asks which class's images have such
+codes: P(class | code) is proportional to the number of train images of the class times P(code | class).
 
 Up to TABLE_BITS bits, P(code | class) is the class's train codes, counted, each sent through a binary
-symmetric channel: a code x has probability q^d (1 - q)^(num_bits - d) of coming from a code d bits away. Where
-a code was never seen, the codes around it decide. This is a kernel density estimate for binary vectors
+symmetric channel: a code x has probability q^d (1 - q)^(num_bits - d) of coming from a code d bits away.
+Where a code was never seen, the codes around it decide. This is a kernel density estimate for binary vectors
 (Aitchison and Aitken, "Multivariate binary discrimination by the kernel method", Biometrika 63, 1976). The
 flip probability q is the one with the highest likelihood on the train codes, each left out of its own
 estimate. The best classes of every code are computed once, so a code is decoded by one lookup.
@@ -213,12 +213,13 @@ class PosteriorDecoder:
         """
         log_num_images = math.log(int(self.arrays["num_images"]))
         if is_cuda(codes):
-            return linear_on_device(
-                codes, *self._byte_tables(codes.device), k, self.temperature, log_num_images
-            )
+            tables, offsets = self._byte_tables(codes.device)
+            return linear_on_device(codes, tables, offsets, k, self.temperature, log_num_images)
+        tables, offsets = self._byte_tables(None)
         classes, scores, totals = hamming.posterior_linear(
             as_array(codes),
-            *self._byte_tables(None),
+            tables,
+            offsets,
             k,
             torch.get_num_threads(),
             _falloffs(self.temperature) if with_probabilities else None,
@@ -235,10 +236,9 @@ class PosteriorDecoder:
     def _byte_tables(self, device):
         """(int16 [code_size, 256, num_classes]: what each value of each byte adds; int32 [num_classes])."""
         if device not in self._tables:
-            if device is None:
-                made = byte_tables(self.arrays["weights"]), self.arrays["offsets"]
-            else:
-                made = tuple(torch.from_numpy(part).to(device) for part in self._byte_tables(None))
+            made: Any = byte_tables(self.arrays["weights"]), self.arrays["offsets"]
+            if device is not None:
+                made = tuple(torch.from_numpy(part).to(device) for part in made)
             self._tables[device] = made
         return self._tables[device]
 
@@ -277,7 +277,8 @@ class PosteriorDecoder:
                 raise ValueError("weights, offsets, temperature or num_images is out of range")
             return
         num_codes, self.num_classes = (
-            len(arrays[name]) if name in arrays and arrays[name].ndim == 1 else 0 for name in ("codes", "ends")
+            len(arrays[name]) if name in arrays and arrays[name].ndim == 1 else 0
+            for name in ("codes", "ends")
         )
         codes, counts = take("codes", np.int32, num_codes), take("counts", np.int32, num_codes)
         ends, q = take("ends", np.int64, self.num_classes), take("flip_probability", np.float64)
@@ -341,7 +342,7 @@ def best_flip_probability(arrays: Mapping[str, np.ndarray]) -> float:
             num_bits,
             torch.get_num_threads(),
         )
-        histograms[(*own, 0)] -= 1
+        histograms[own[0], own[1], 0] -= 1
         others = histograms[own].any(1)
         scores = histograms[others] @ powers  # [images, classes, flip probabilities]
         of_own = scores[np.arange(len(scores)), own[1][others]]

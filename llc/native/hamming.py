@@ -196,7 +196,13 @@ def pack_bits(
 
 
 def posterior_table(
-    codes: np.ndarray, counts: np.ndarray, ends: np.ndarray, num_bits: int, ratio: float, k: int, num_threads: int
+    codes: np.ndarray,
+    counts: np.ndarray,
+    ends: np.ndarray,
+    num_bits: int,
+    ratio: float,
+    k: int,
+    num_threads: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k classes of the highest scores of every code of num_bits <= 24 bits, ties to the lowest class.
 
@@ -229,7 +235,12 @@ def posterior_table(
 
 
 def posterior_histograms(
-    queries: np.ndarray, codes: np.ndarray, counts: np.ndarray, ends: np.ndarray, num_bits: int, num_threads: int
+    queries: np.ndarray,
+    codes: np.ndarray,
+    counts: np.ndarray,
+    ends: np.ndarray,
+    num_bits: int,
+    num_threads: int,
 ) -> np.ndarray:
     """How many codes of each class are 0, 1, ..., num_bits bits away -> int32 [n, num_classes, num_bits + 1].
 
