@@ -16,11 +16,12 @@ from llc.native import hamming
 FLIP_PROBABILITIES = tuple(float(q) for q in np.geomspace(0.03, 0.45, 28).round(4))
 CLASS_WEIGHTS = (1, 4, 16, 64, 256)  # numbers of images for which a class's code may count
 NUM_HELD_OUT = 2048  # train images on which these two are chosen
-# For long codes: images that the regression is fitted to, and that the pull is chosen on; pulls to the class
-# codes; factors of the class codes.
-MAX_FITTED, MAX_TRIED = 1 << 18, 1 << 14
-PULLS = (1e-4, 1e-3, 1e-2, 1e-1)
-SCALES = tuple(float(scale) for scale in np.geomspace(0.01, 2.0, 32).round(4))
+# The rest is for long codes.
+MAX_FITTED = 1 << 18  # images that the regression is fitted to
+PULLS = (1.0, 10.0, 100.0, 1000.0)  # how strongly it is pulled to the class codes
+MAX_TRIED = 1 << 14  # images on which the pull is chosen; a fifth is held out
+MAX_FOLDED, NUM_FOLDS = 1 << 12, 5  # of so few each fifth is held out once
+SCALES = tuple(float(scale) for scale in np.geomspace(0.01, 2.0, 32).round(4))  # of class codes
 PRIOR_IMAGES = 4  # of the mean of a bit over all classes, in the density of a class
 UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
 MAX_WEIGHT = 1023  # of a bit: the sum over four bytes fits into int16
@@ -146,7 +147,7 @@ def fit_linear(codes, labels, num_bits, num_classes, class_codes):
 
     The posterior is that of multinomial logistic regression on the bits as -1 and 1. It begins as a softmax
     of the Hamming distances to the class codes, and is pulled towards that: where a class has few images, its
-    code decides. How strongly it is pulled is chosen on a tenth of the images, by their likelihood. The
+    code decides. How strongly it is pulled is chosen by the likelihood of images that are held out. The
     density is that of independent bits in each class (naive Bayes).
     """
     order = np.lexsort((*codes.T, labels))  # so that the order of the images does not matter
@@ -200,14 +201,18 @@ def _best_scale(signs, labels, centre):
 
 
 def _best_pull(signs, labels, centre, prior):
-    """The one of PULLS with which a regression on nine tenths of the images suits the last tenth best."""
-    held_out = torch.arange(len(signs)) % 10 == 9
-    if not held_out.any():
+    """The one of PULLS with which a regression on four fifths of the images suits the others best."""
+    fold = torch.arange(len(signs)) % NUM_FOLDS
+    if len(signs) < NUM_FOLDS:
         return PULLS[-1]
 
     def suits(pull):
-        fitted = _regression(signs[~held_out], labels[~held_out], centre, prior, pull)
-        return _log_likelihood(signs[held_out], labels[held_out], *fitted)
+        total = 0.0
+        for held_out in range(NUM_FOLDS if len(signs) <= MAX_FOLDED else 1):
+            out = fold == held_out
+            fitted = _regression(signs[~out], labels[~out], centre, prior, pull)
+            total += _log_likelihood(signs[out], labels[out], *fitted) * int(out.sum())
+        return total
 
     return max(PULLS, key=suits)
 
@@ -215,7 +220,8 @@ def _best_pull(signs, labels, centre, prior):
 def _regression(signs, labels, centre, prior, pull):
     """(weights float32 [num_classes, num_bits], offsets [num_classes]) of the lowest mean loss.
 
-    The loss is -log P(own class) + pull / 2 * squared distance from `centre` and `prior`, by L-BFGS.
+    The loss is -log P(own class), summed over the images, + pull / 2 * squared distance from `centre` and
+    `prior`; by L-BFGS.
     """
     weights, offsets = centre.clone().requires_grad_(), prior.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -226,7 +232,7 @@ def _regression(signs, labels, centre, prior, pull):
     def loss():
         optimizer.zero_grad()
         away = (weights - centre).square().sum() + (offsets - prior).square().sum()
-        total = pull / 2 * away
+        total = pull / (2 * len(signs)) * away
         total.backward()
         for part, own in zip(signs.split(step), labels.split(step)):
             of_part = functional.cross_entropy(part @ weights.T + offsets, own, reduction="sum") / len(signs)
