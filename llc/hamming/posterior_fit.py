@@ -18,9 +18,7 @@ CLASS_WEIGHTS = (1, 4, 16, 64, 256)  # numbers of images for which a class's cod
 NUM_HELD_OUT = 2048  # train images on which these two are chosen
 # The rest is for long codes.
 MAX_FITTED = 1 << 18  # images that the regression is fitted to
-PULLS = (1.0, 10.0, 100.0, 1000.0)  # how strongly it is pulled to the class codes
-MAX_TRIED = 1 << 14  # images on which the pull is chosen; a fifth is held out
-MAX_FOLDED, NUM_FOLDS = 1 << 12, 5  # of so few each fifth is held out once
+PULL = 30.0  # how strongly it is pulled to the class codes; 10 and 100 are about as good
 SCALES = tuple(float(scale) for scale in np.geomspace(0.01, 2.0, 32).round(4))  # of class codes
 PRIOR_IMAGES = 4  # of the mean of a bit over all classes, in the density of a class
 UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
@@ -147,8 +145,7 @@ def fit_linear(codes, labels, num_bits, num_classes, class_codes):
 
     The posterior is that of multinomial logistic regression on the bits as -1 and 1. It begins as a softmax
     of the Hamming distances to the class codes, and is pulled towards that: where a class has few images, its
-    code decides. How strongly it is pulled is chosen by the likelihood of images that are held out. The
-    density is that of independent bits in each class (naive Bayes).
+    code decides. The density is that of independent bits in each class (naive Bayes).
     """
     order = np.lexsort((*codes.T, labels))  # so that the order of the images does not matter
     codes, labels = codes[order], labels[order]
@@ -158,8 +155,7 @@ def fit_linear(codes, labels, num_bits, num_classes, class_codes):
     centre = torch.zeros(num_classes, num_bits) if class_codes is None else _signs(class_codes, num_bits)
     centre *= _best_scale(signs, own, centre)
     prior = torch.from_numpy(np.log((num_images + 1) / (num_images + 1).sum())).float()
-    pull = _best_pull(signs[:: -(-len(part) // MAX_TRIED)], own[:: -(-len(part) // MAX_TRIED)], centre, prior)
-    weights, offsets = _regression(signs, own, centre, prior, pull)
+    weights, offsets = _regression(signs, own, centre, prior)
     # as functions of bits 0 and 1; a constant for all classes changes no posterior
     weights, offsets = 2 * weights, offsets - weights.sum(1)
     density = _naive_bayes(codes, labels, num_images, num_bits)
@@ -200,27 +196,10 @@ def _best_scale(signs, labels, centre):
     return max(SCALES, key=lambda scale: _log_likelihood(signs[some], labels[some], scale * centre, none))
 
 
-def _best_pull(signs, labels, centre, prior):
-    """The one of PULLS with which a regression on four fifths of the images suits the others best."""
-    fold = torch.arange(len(signs)) % NUM_FOLDS
-    if len(signs) < NUM_FOLDS:
-        return PULLS[-1]
-
-    def suits(pull):
-        total = 0.0
-        for held_out in range(NUM_FOLDS if len(signs) <= MAX_FOLDED else 1):
-            out = fold == held_out
-            fitted = _regression(signs[~out], labels[~out], centre, prior, pull)
-            total += _log_likelihood(signs[out], labels[out], *fitted) * int(out.sum())
-        return total
-
-    return max(PULLS, key=suits)
-
-
-def _regression(signs, labels, centre, prior, pull):
+def _regression(signs, labels, centre, prior):
     """(weights float32 [num_classes, num_bits], offsets [num_classes]) of the lowest mean loss.
 
-    The loss is -log P(own class), summed over the images, + pull / 2 * squared distance from `centre` and
+    The loss is -log P(own class), summed over the images, + PULL / 2 * squared distance from `centre` and
     `prior`; by L-BFGS.
     """
     weights, offsets = centre.clone().requires_grad_(), prior.clone().requires_grad_()
@@ -232,7 +211,7 @@ def _regression(signs, labels, centre, prior, pull):
     def loss():
         optimizer.zero_grad()
         away = (weights - centre).square().sum() + (offsets - prior).square().sum()
-        total = pull / (2 * len(signs)) * away
+        total = PULL / (2 * len(signs)) * away
         total.backward()
         for part, own in zip(signs.split(step), labels.split(step)):
             of_part = functional.cross_entropy(part @ weights.T + offsets, own, reduction="sum") / len(signs)
