@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from llc import checkpoints, runs, stages
-from llc.arguments import one_of, whole_number
+from llc.arguments import fraction, one_of, whole_number
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
 from llc.data.batches import prepare
@@ -28,7 +28,8 @@ from llc.data.images import load_rgb
 from llc.data.preprocessing import Preprocessing
 from llc.data.sources import printable
 from llc.errors import UserError
-from llc.evaluation.decoders import DECODERS, bind
+from llc.evaluation import fitting
+from llc.evaluation.decoders import DECODERS, bind, usable
 from llc.files import atomic_write
 from llc.inference import evaluating
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network, average_over_flip
@@ -38,6 +39,7 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tensor | StrPath | Image.Image]"
 
 FORMAT = 1  # of a saved encoder
+_FITTED = "fitted."  # in a saved encoder, before the names of what decoders learnt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Classes:
     """The result of `Encoder.classify`, best class first.
 
     labels int64 [n, k], -1 for no class; names: n lists of k, None for no class; scores [n, k]: of mhd and ed
-    Hamming distances int32 (less is better), of class the class logits float32 (more is better).
+    Hamming distances int32 (less is better), of class the class logits float32 (more is better), of posterior
+    the probabilities float32.
     """
 
     labels: torch.Tensor
@@ -59,7 +62,8 @@ class Encoder(nn.Module):
     network: llc.network.Network; preprocessing: how images are cropped, resized and normalised; class_names:
     in label order (default: the label numbers); flip: whether z is averaged over an image and its mirror
     image, which takes twice the time; precision: as in training; stage: the name of the stage (llc.stages) at
-    whose end the network was saved; recipe: the configuration that it was trained with, for the reader.
+    whose end the network was saved; recipe: the configuration that it was trained with, for the reader;
+    fitted: what decoders learnt from the codes that this network gives the train set, or None.
 
     >>> import torch, llc
     >>> from llc.data.preprocessing import Preprocessing
@@ -81,6 +85,7 @@ class Encoder(nn.Module):
         precision: str = "auto",
         stage: str | None = None,
         recipe: Mapping[str, Any] | None = None,
+        fitted: fitting.Fitted | None = None,
     ) -> None:
         super().__init__()
         num_classes = len(network.codebook)
@@ -101,7 +106,7 @@ class Encoder(nn.Module):
             )
         self.network = network.to(memory_format=torch.channels_last)
         self.preprocessing, self.flip, self.precision = preprocessing, flip, precision
-        self.stage, self.recipe = stage, dict(recipe or {})
+        self.stage, self.recipe, self.fitted = stage, dict(recipe or {}), fitted
         self.named = class_names is not None  # whether class_names are names, not label numbers
         names = map(str, range(num_classes)) if class_names is None else class_names
         self.class_names: tuple[str, ...] = tuple(names)
@@ -126,6 +131,11 @@ class Encoder(nn.Module):
     def class_codes(self) -> torch.Tensor:
         """The class codes, packed: uint8 [num_classes, code_size]."""
         return pack_bits(self.codebook)
+
+    @property
+    def learnt(self) -> Mapping[str, Any]:
+        """{decoder: what it learnt from the train set's codes}; empty if none was fitted."""
+        return {} if self.fitted is None else self.fitted.learnt
 
     @property
     def device(self) -> torch.device:
@@ -187,25 +197,50 @@ class Encoder(nn.Module):
         """
         return pack_bits(self.project(images, batch_size))
 
-    def classify(self, images: Images, decode: str = "mhd", k: int = 5, batch_size: int = 256) -> Classes:
+    def classify(
+        self,
+        images: Images,
+        decode: str = "mhd",
+        k: int = 5,
+        batch_size: int = 256,
+        *,
+        min_probability: float | None = None,
+    ) -> Classes:
         """The k best classes of each image, or all of them if there are fewer.
 
         decode: the name of a decoder in llc.evaluation.decoders.DECODERS: "mhd", the nearest class codes by
         Hamming distance, ties to the lowest class; "ed", the class whose code equals the image's, or none
-        (one answer, whatever k is); "class", the highest class logits; or one that was registered from
-        outside. Raises as `project` does, ValueError for an unknown decoder and a k below 1, and UserError if
-        the model has no codebook.
+        (one answer, whatever k is); "class", the highest class logits; "posterior", the most probable classes
+        given the image's code, from the train set's codes; or one that was registered from outside.
+        min_probability: images whose best class has a lower probability get no class (-1); for decoders whose
+        scores are probabilities, as those of posterior are.
+
+        Raises as `project` does, ValueError for an unknown decoder, a k below 1 and a min_probability that is
+        none or does not fit the decoder, and UserError if the model has no codebook, or if the decoder has
+        not been fitted to this model.
         """
         one_of("decode", decode, DECODERS)
         k = whole_number("k", k, 1)
+        if min_probability is not None:
+            fraction("min_probability", min_probability)
+            if not DECODERS[decode].gives_probabilities:
+                raise ValueError(f"min_probability: decode={decode!r} gives no probabilities")
         if not len(self.codebook):
             raise UserError(
                 "this model holds no codebook: load it with one, llc.load(PATH, codebook=FILE.npy)"
             )
+        if decode not in usable(self.learnt):
+            raise UserError(
+                f"decode={decode!r}: this decoder learns from the train set's codes, and has not been fitted "
+                f"to this model; python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton does that"
+            )
         z = self.project(images, batch_size)
         # Without autocast, because a decoder's scores are float32 wherever this is called.
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            labels, scores = bind(decode, self.network)(z, min(k, len(self.codebook)))
+            rank = bind(decode, self.network, self.learnt)
+            labels, scores = rank(z, min(k, len(self.codebook)))
+        if min_probability is not None:
+            labels = labels.where(scores[:, :1] >= min_probability, -1)
         names = [
             [self.class_names[label] if label >= 0 else None for label in row] for row in labels.tolist()
         ]
@@ -235,10 +270,14 @@ class Encoder(nn.Module):
             "class_names": self.class_names if self.named else None,
             "stage": self.stage,
             "recipe": self.recipe,
+            "fitted": self.fitted and self.fitted.description(),
         }
-        data = safetensors.torch.save(
-            checkpoints.plain(self.network.state_dict()), {"llc": json.dumps(description)}
-        )
+        tensors = checkpoints.plain(self.network.state_dict())
+        if self.fitted is not None:
+            tensors |= {
+                _FITTED + name: torch.from_numpy(array) for name, array in self.fitted.arrays().items()
+            }
+        data = safetensors.torch.save(tensors, {"llc": json.dumps(description)})
         atomic_write(path, lambda file: file.write(data))
 
 
@@ -333,6 +372,7 @@ def load(
     *,
     checkpoint: str | None = None,
     class_names: Sequence[str] | None = None,
+    decoder: StrPath | None = None,
 ) -> Encoder:
     """An Encoder, on the CPU, from a run folder, a saved encoder, or a checkpoint of the original LLC code.
 
@@ -343,6 +383,9 @@ def load(
         codebook stage's network is the best for class codes, the instance stage's for Hamming distance, and
         the joint stage's is for both.
     class_names: in label order; the original's files have none
+    decoder: an .npz of decoders that were fitted to this network (python -m llc.evaluate --fit_decoder);
+        default: decoder.npz of a run folder, what a saved encoder holds, or PATH.decoder.npz beside a file,
+        if they are this network's
 
     All files are read as data: none can run code. Raises UserError naming the file, and the keys that do not
     fit.
@@ -368,7 +411,17 @@ def load(
         network.options["num_classes"] = len(network.codebook)
     if class_names is not None:
         arguments["class_names"] = class_names
+    if decoder is not None:
+        arguments["fitted"] = fitting.read(decoder, network)
+    elif not arguments.get("fitted") and fitting.is_of(decoder_path(path), network):
+        arguments["fitted"] = fitting.read(decoder_path(path), network)
     return Encoder(**arguments)
+
+
+def decoder_path(path: StrPath) -> Path:
+    """Where decoders fitted to a model are kept, unless another file is named: in or beside the model's."""
+    path = Path(path)
+    return path / fitting.FILE_NAME if path.is_dir() else path.with_name(f"{path.name}.{fitting.FILE_NAME}")
 
 
 def _from_run(folder: Path, checkpoint: str | None) -> dict[str, Any]:
@@ -416,8 +469,15 @@ def _from_saved(path: Path) -> dict[str, Any]:
             )
         if not isinstance(content["recipe"], dict):
             raise UserError(f"{path}: its recipe is not a table")
+        arrays = {
+            name.removeprefix(_FITTED): state.pop(name).numpy()
+            for name in list(state)
+            if name.startswith(_FITTED)
+        }
+        network = checkpoints.build(content["network"], state, path)
         return {
-            "network": checkpoints.build(content["network"], state, path),
+            "network": network,
+            "fitted": fitting.restore(content["fitted"], arrays, network, path) if arrays else None,
             "preprocessing": Preprocessing(**content["preprocessing"]),
             "class_names": content["class_names"] and runs.check_class_names(content["class_names"], path),
             "flip": content["flip"],

@@ -3,6 +3,7 @@
     python -m llc.evaluate RUN [--data.val_dataset=val.beton] [--predictions=FILE.npz]
     python -m llc.evaluate FILE --data.val_dataset=val.beton                         (an encoder saved by llc)
     python -m llc.evaluate --original=model_best.pth [--codebook=codebook.npy] --data.val_dataset=val.beton
+    python -m llc.evaluate ... --fit_decoder=train.beton             (makes the posterior decoder where missing)
 
 RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
 of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own
@@ -10,6 +11,10 @@ preprocessing, which --validation.KEY=VALUE changes; that of the original code (
 resize the shorter side to 256 pixels and to crop the central 224. --data.val_dataset is a beton, a folder
 with one folder of images per class, or another source of labelled images, such as tars, Parquet files or a
 table; --dataset, --split and --label_column say how it is read.
+
+--fit_decoder=TRAIN encodes the train set and fits the decoders that learn from its codes: posterior. They are
+written to RUN/decoder.npz, or to FILE.decoder.npz beside a file, where llc.load finds them; --decoder names
+another file. A run fits them at its end, so only older runs and single files need this.
 """
 
 import dataclasses
@@ -20,17 +25,18 @@ from typing import Any
 from llc import config as edge
 from llc import recipe, runs
 from llc.codebook import health
-from llc.data.batches import open_images
+from llc.data.batches import Images, open_images
 from llc.data.preprocessing import RESIZES, Preprocessing
 from llc.data.reading import Reading
 from llc.data.sources import printable
 from llc.distributed import Processes
 from llc.encode import check_out, write_arrays
-from llc.encoder import Encoder, describe_non_finite, load
+from llc.encoder import Encoder, decoder_path, describe_non_finite, load
 from llc.errors import UserError
-from llc.evaluation.decoders import DECODERS
+from llc.evaluation import fitting
+from llc.evaluation.decoders import DECODERS, fraction
 from llc.evaluation.metrics import FLIP, evaluate, name, stage_of
-from llc.evaluation.predict import predict
+from llc.evaluation.predict import Predictions, encode_all, predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.options import BOOLEANS, item_type, option
 from llc.precision import autocast_for
@@ -48,6 +54,14 @@ class Options(Reading):
     original: str = option("", help="a checkpoint of the original code, in place of MODEL")
     codebook: str = option("", help="of a file: its codebook, .npy of real values or a run folder")
     predictions: str = option("", help="write codes, labels and classes of every image to this .npz")
+    fit_decoder: str = option("", help="train images, read as the others are, to fit decoders to: see above")
+    decoder: str = option("", help="the .npz of fitted decoders to use, or with --fit_decoder to write")
+    min_probability: float = option(
+        0.0,
+        minimum=0,
+        maximum=1,
+        help="also print the accuracy on images whose most probable class has this probability or more",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +158,7 @@ def _evaluate_run(path: str, argv: list[str]) -> None:
             f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
         )
     encoders = {stage: load(path, checkpoint=stage) for stage in stages}
+    _read_decoder(list(encoders.values())[-1], options)
     preprocessing = Preprocessing(
         config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
     )
@@ -169,6 +184,7 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
             f"{path} holds no codebook (a model of instance codes has none): give one with "
             "--codebook=FILE.npy"
         )
+    _read_decoder(encoder, options)
     given = {key: getattr(validation, key) for key in ("resolution", "crop_ratio", "resize")}
     preprocessing = dataclasses.replace(
         encoder.preprocessing, **{key: value for key, value in given.items() if value}
@@ -183,6 +199,82 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
         options,
         PUBLISHED if options.original else {},
     )
+
+
+def _open(
+    path: str,
+    key: str,
+    title: str,
+    preprocessing: Preprocessing,
+    encoder: Encoder,
+    data: Any,
+    validation: Any,
+    processes: Processes,
+    options: Options,
+) -> Images:
+    """Opens the images at `path`, the value of the flag `key`, for the model `title`. Raises UserError."""
+    images = open_images(
+        path,
+        preprocessing,
+        batch_size=validation.batch_size,
+        num_workers=data.num_workers or -1,  # recipes may say 0, which means the same
+        processes=processes,
+        class_names=encoder.class_names if encoder.named else None,
+        reading=options,
+    )
+    where, num_classes = f"{key} = {printable(path)}", len(encoder.codebook)
+    if images.num_unlabelled:
+        raise UserError(
+            f"{where}: {images.num_unlabelled:,} of {images.num_samples:,} images have no label, and each "
+            "needs one: give one folder of images per class, a table with --label_column=NAME, or a beton; "
+            "python -m llc.encode takes images without labels"
+        )
+    if len(images.class_names) != num_classes:
+        raise UserError(
+            f"{where} has {len(images.class_names)} classes, {printable(title)} has {num_classes}"
+        )
+    return images
+
+
+def _fit_decoder(
+    title: str, encoder: Encoder, train: Images, val: Images, processes: Processes, options: Options
+) -> None:
+    """Fits the decoders that learn to the train images, and writes them. Raises UserError."""
+    given = f"--fit_decoder={printable(options.fit_decoder)}"
+    path = Path(options.decoder or decoder_path(title))
+    if train.identity == val.identity:
+        raise UserError(
+            f"{given}: these are the images of data.val_dataset; decoders learn from the train set, or their "
+            "accuracy on val would mean nothing"
+        )
+    if train.split == "val":
+        raise UserError(f"{given}: a val split, as its manifest says; decoders learn from the train set")
+
+    def check() -> None:
+        check_out(str(path), "--decoder")
+        if path.exists():
+            raise UserError(
+                f"{printable(path)} exists already; use it, without --fit_decoder, or remove it first, or "
+                "name another file to write with --decoder=FILE.npz"
+            )
+
+    def fit() -> fitting.Fitted:
+        found = fitting.fit(encoder.network, codes, labels, source=options.fit_decoder, images=train.identity)
+        found.save(path)
+        print(f"{printable(path)}: fitted to {found.num_images:,} images of {printable(options.fit_decoder)}")
+        return found
+
+    processes.on_main(check)
+    encoder.to(processes.device)
+    autocast, _ = autocast_for(encoder.precision, processes.device)
+    codes, labels = encode_all(encoder.network, train.loader, processes, flip=encoder.flip, autocast=autocast)
+    encoder.fitted = processes.on_main(fit)
+
+
+def _read_decoder(encoder: Encoder, options: Options) -> None:
+    """Gives the encoder the decoders in the file that --decoder names, unless they are yet to be fitted."""
+    if options.decoder and not options.fit_decoder:
+        encoder.fitted = fitting.read(options.decoder, encoder.network)
 
 
 def _evaluate(
@@ -201,32 +293,19 @@ def _evaluate(
     validation, dist: the sections of a recipe, or those of this module.
     """
     predictions_file = options.predictions
-    first, last = list(encoders.values())[0], list(encoders.values())[-1]
+    last = list(encoders.values())[-1]
     num_classes = len(last.codebook)
     processes = Processes.start(dist.timeout_minutes, backend=dist.backend)
     try:
         if predictions_file:
             processes.on_main(lambda: check_out(predictions_file, "--predictions"))
-        images = open_images(
-            data.val_dataset,
-            preprocessing,
-            batch_size=validation.batch_size,
-            num_workers=data.num_workers or -1,  # recipes may say 0, which means the same
-            processes=processes,
-            class_names=first.class_names if first.named else None,
-            reading=options,
-        )
-        where = f"data.val_dataset = {printable(data.val_dataset)}"
-        if images.num_unlabelled:
-            raise UserError(
-                f"{where}: {images.num_unlabelled:,} of {images.num_samples:,} images have no label, and an "
-                "accuracy needs one for each: give one folder of images per class, a table with "
-                "--label_column=NAME, or a beton; python -m llc.encode takes images without labels"
-            )
-        if len(images.class_names) != num_classes:
-            raise UserError(
-                f"{where} has {len(images.class_names)} classes, {printable(title)} has {num_classes}"
-            )
+
+        def opened(path: str, key: str, preprocessing: Preprocessing = preprocessing) -> Images:
+            return _open(path, key, title, preprocessing, last, data, validation, processes, options)
+
+        images = opened(data.val_dataset, "data.val_dataset")
+        if options.fit_decoder:
+            _fit_decoder(title, last, opened(options.fit_decoder, "fit_decoder"), images, processes, options)
         predictions = {}
         for stage, encoder in encoders.items():
             encoder.to(processes.device)
@@ -238,6 +317,7 @@ def _evaluate(
                 flip=encoder.flip,
                 autocast=autocast,
                 num_classes=num_classes,
+                learnt=_learnt(encoder, images),
             )
         for stage, of_stage in predictions.items():
             # The mean over an image and its mirror image is NaN or infinite where one of the two is.
@@ -254,8 +334,18 @@ def _evaluate(
             print(printable(note))
         metrics = {stage: evaluate(of_stage, num_classes) for stage, of_stage in predictions.items()}
         _report(title, images.num_samples, metrics, last, published)
+        if last.learnt and not _learnt(last, images):
+            print(f"  {', '.join(last.learnt)}: fitted to these very images, so not measured on them")
+        if options.min_probability:
+            _report_accepted(predictions, last, options.min_probability)
     finally:
         processes.stop()
+
+
+def _learnt(encoder: Encoder, images: Images) -> Mapping[str, Any]:
+    """What decoders learnt, unless it was from these images."""
+    known = encoder.fitted is not None and encoder.fitted.images
+    return {} if known and known == images.identity else encoder.learnt
 
 
 def _report(
@@ -277,7 +367,11 @@ def _report(
             "codes by the codebook stage's network, MHD and ED by the instance stage's)"
         )
     for decoder in DECODERS.values():
-        of_stage = metrics[stage_of(decoder, metrics)]
+        top1 = name("top1", decoder.name, encoder.flip)
+        measured = [stage for stage in metrics if top1 in metrics[stage]]
+        if not measured:
+            continue
+        of_stage = metrics[stage_of(decoder, measured)]
         percent = {
             metric: 100 * of_stage[full_name]
             for metric in ("top1", "top5", *decoder.details)
@@ -292,6 +386,22 @@ def _report(
             line += f"   {words} {percent[metric]:.2f} %"
         print(line)
     print(f"  {health(encoder.codebook)}")
+
+
+def _report_accepted(
+    predictions: Mapping[str, Mapping[str, Predictions]], encoder: Encoder, min_probability: float
+) -> None:
+    """Prints how many images have a class of at least this probability, and the accuracy on them."""
+    for name_, decoder in DECODERS.items():
+        measured = [stage for stage, views in predictions.items() if name_ in views[""].answers]
+        if not decoder.gives_probabilities or not measured:
+            continue
+        view = predictions[stage_of(decoder, measured)][FLIP if encoder.flip else ""]
+        classes, probabilities = view.answers[name_]
+        accepted = probabilities[:, 0] >= min_probability
+        right = (classes[:, 0] == view.labels)[accepted]
+        line = f"  {decoder.title:12s} probability {min_probability:g} or more: {len(right):,} images"
+        print(f"{line}, top-1 {100 * fraction(right):.2f} % on them" if len(right) else line)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ that will see it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,7 +146,8 @@ class BetonImages(Source):
 class Images:
     """What `open_images` opened: iterate over `loader`.
 
-    source: None for betons. num_unlabelled: how many images have no class; their label is -1.
+    source: None for betons; shards: None for other sources. num_unlabelled: how many images have no class;
+    their label is -1.
     """
 
     loader: Iterable
@@ -154,6 +156,26 @@ class Images:
     source: Source | None
     notes: tuple[str, ...]
     num_unlabelled: int
+    shards: Shards | None = None
+
+    @property
+    def identity(self) -> str:
+        """Text that is equal for the same images, and differs for others.
+
+        For betons that is known from their manifests, for other sources from the images' names and labels.
+        """
+        if self.shards is not None:
+            return self.shards.identity
+        digest = hashlib.sha256()
+        for name, label in zip(self.files or (), self.source.labels.tolist()):
+            digest.update(f"{name}\0{label}\0".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    @property
+    def split(self) -> str | None:
+        """The split that the images were written as, "train" or "val", if their manifest says so."""
+        split = self.shards.manifest.writer.get("split") if self.shards is not None else None
+        return split if isinstance(split, str) else None
 
     @property
     def files(self) -> list[str] | None:
@@ -227,4 +249,4 @@ def _open_betons(path, preprocessing, batch_size, num_workers, processes, class_
         loader = SourceLoader(BetonImages.of(shards), preprocessing, batch_size, num_workers, processes)
     note = f"{manifest.num_samples:,} images of {path}"
     unlabelled = int((shards.labels < 0).sum())
-    return Images(loader, manifest.num_samples, manifest.class_names, None, (note,), unlabelled)
+    return Images(loader, manifest.num_samples, manifest.class_names, None, (note,), unlabelled, shards)

@@ -82,8 +82,8 @@ def restore(
 ) -> Fitted:
     """Fitted from `Fitted.description` and `Fitted.arrays`, which a file may hold in any form.
 
-    Decoders that are not registered are left out. Raises UserError if the arrays are something else, or were
-    learnt of another network; then `is_of` is False.
+    Decoders that are not registered are left out. Raises UserError if the arrays are something else, or if
+    they were learnt of another network.
     """
     try:
         if description["format"] != FORMAT:
@@ -91,6 +91,11 @@ def restore(
                 f"{path}: its format is {description['format']!r:.40}; this version of llc reads {FORMAT}"
             )
         own = {key: description[key] for key in ("network", "source", "images", "num_images")}
+        if own["network"] != checkpoints.digest(network):
+            raise UserError(
+                f"{path}: this decoder was fitted to the codes of another network; fit one to this network "
+                "with python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton"
+            )
         if not all(isinstance(own[key], str) for key in ("network", "source", "images")):
             raise ValueError("its description does not hold texts")
         num_classes, num_bits = network.codebook.shape
@@ -114,13 +119,7 @@ def read(path: str | os.PathLike[str], network: Network) -> Fitted:
     Raises UserError if it is something else, or was made for another network.
     """
     path = Path(path)
-    description, arrays = _read_arrays(path)
-    if isinstance(description, dict) and description.get("network") != checkpoints.digest(network):
-        raise UserError(
-            f"{path}: this decoder was fitted to the codes of another network; fit one to this network with "
-            "python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton"
-        )
-    return restore(description, arrays, network, path)
+    return restore(*_read_arrays(path), network, path)
 
 
 def is_of(path: str | os.PathLike[str], network: Network) -> bool:

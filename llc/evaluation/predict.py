@@ -37,9 +37,15 @@ class Predictions:
     num_non_finite: torch.Tensor
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """{name: numpy array}: labels, codes, and top_NAME, the classes of each decoder."""
+        """{name: numpy array}: labels, codes, and for each decoder top_NAME, its classes.
+
+        Where a decoder's scores are the classes' probabilities, there is probability_NAME, too.
+        """
         tensors = {"labels": self.labels, "codes": self.codes}
-        tensors |= {f"top_{decoder}": classes for decoder, (classes, _) in self.answers.items()}
+        for decoder, (classes, scores) in self.answers.items():
+            tensors[f"top_{decoder}"] = classes
+            if DECODERS[decoder].gives_probabilities:
+                tensors[f"probability_{decoder}"] = scores
         return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 

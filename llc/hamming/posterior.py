@@ -189,7 +189,7 @@ class PosteriorDecoder:
                 f"k: a table of the {k} best classes of every code of {num_bits} bits is too large; at most "
                 f"{most}"
             )
-        q = self.flip_probability
+        q = float(arrays["flip_probability"])
         classes, scores, total = hamming.posterior_table(
             arrays["codes"].astype(np.uint32),
             arrays["counts"].astype(np.float32),
