@@ -3,7 +3,7 @@
     python -m llc.evaluate RUN [--data.val_dataset=val.beton] [--predictions=FILE.npz]
     python -m llc.evaluate FILE --data.val_dataset=val.beton                         (an encoder saved by llc)
     python -m llc.evaluate --original=model_best.pth [--codebook=codebook.npy] --data.val_dataset=val.beton
-    python -m llc.evaluate ... --fit_decoder=train.beton             (makes the posterior decoder where missing)
+    python -m llc.evaluate ... --fit_decoder=train.beton           (makes the posterior decoder where missing)
 
 RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
 of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own

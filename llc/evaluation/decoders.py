@@ -66,14 +66,14 @@ class FittedDecoder(Decoder):
     it again.
     """
 
-    def fit(self, codes: np.ndarray, labels: np.ndarray, num_bits: int, num_classes: int) -> Any:
-        """Learns from packed codes uint8 [n, code_size] of train images and their labels int64 [n].
+    def fit(self, codes: np.ndarray, labels: np.ndarray, network: Network) -> Any:
+        """Learns from the packed codes of train images, uint8 [n, code_size], and their labels int64 [n].
 
         The result must be the same wherever it is made from the same codes, in any order.
         """
         raise NotImplementedError
 
-    def restore(self, arrays: Mapping[str, np.ndarray], num_bits: int, num_classes: int) -> Any:
+    def restore(self, arrays: Mapping[str, np.ndarray], network: Network) -> Any:
         """What `fit` returned, from its arrays. Raises ValueError if they are something else."""
         raise NotImplementedError
 
@@ -269,11 +269,13 @@ class Posterior(FittedDecoder):
     details = {"ece": "calibration error"}
     gives_probabilities = True
 
-    def fit(self, codes: np.ndarray, labels: np.ndarray, num_bits: int, num_classes: int) -> PosteriorDecoder:
-        return PosteriorDecoder.fit(codes, labels, num_bits, num_classes)
+    def fit(self, codes: np.ndarray, labels: np.ndarray, network: Network) -> PosteriorDecoder:
+        num_classes, num_bits = network.codebook.shape
+        class_codes = pack_bits(network.codebook.detach().cpu())
+        return PosteriorDecoder.fit(codes, labels, num_bits, num_classes, class_codes=class_codes)
 
-    def restore(self, arrays: Mapping[str, np.ndarray], num_bits: int, num_classes: int) -> PosteriorDecoder:
-        decoder = PosteriorDecoder(arrays)
+    def restore(self, arrays: Mapping[str, np.ndarray], network: Network) -> PosteriorDecoder:
+        decoder, (num_classes, num_bits) = PosteriorDecoder(arrays), network.codebook.shape
         if (decoder.num_bits, decoder.num_classes) != (num_bits, num_classes):
             raise ValueError(
                 f"for {decoder.num_classes} classes and {decoder.num_bits} bits, "

@@ -62,14 +62,10 @@ def fit(network: Network, codes: np.ndarray, labels: np.ndarray, *, source: str,
     codes uint8 [n, code_size], labels int64 [n]: of the train images, as `predict.encode_all` makes them.
     Raises UserError if there are none.
     """
-    num_classes, num_bits = network.codebook.shape
     if not len(codes):
         raise UserError(f"{source}: no image has a label and a code, so no decoder can be fitted")
     return Fitted(
-        {
-            name: decoder.fit(codes, labels, num_bits, num_classes)
-            for name, decoder in fitted_decoders().items()
-        },
+        {name: decoder.fit(codes, labels, network) for name, decoder in fitted_decoders().items()},
         checkpoints.digest(network),
         source,
         images,
@@ -98,7 +94,6 @@ def restore(
             )
         if not all(isinstance(own[key], str) for key in ("network", "source", "images")):
             raise ValueError("its description does not hold texts")
-        num_classes, num_bits = network.codebook.shape
         learnt = {}
         for name, decoder in fitted_decoders().items():
             of_decoder = {
@@ -107,7 +102,7 @@ def restore(
                 if key.startswith(f"{name}.")
             }
             if of_decoder:
-                learnt[name] = decoder.restore(of_decoder, num_bits, num_classes)
+                learnt[name] = decoder.restore(of_decoder, network)
         return Fitted(learnt, num_images=int(own.pop("num_images")), **own)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a decoder as llc writes: {error}") from error

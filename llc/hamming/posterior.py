@@ -7,8 +7,10 @@ Up to TABLE_BITS bits, P(code | class) is the class's train codes, counted, each
 symmetric channel: a code x has probability q^d (1 - q)^(num_bits - d) of coming from a code d bits away.
 Where a code was never seen, the codes around it decide. This is a kernel density estimate for binary vectors
 (Aitchison and Aitken, "Multivariate binary discrimination by the kernel method", Biometrika 63, 1976). The
-flip probability q is the one with the highest likelihood on the train codes, each left out of its own
-estimate. The best classes of every code are computed once, so a code is decoded by one lookup.
+class's own code counts as a few more images, so that classes with few images, or none, are decoded no worse
+than by nearest code. The flip probability q and that number of images are those with the highest likelihood
+on the train codes, each left out of its own estimate. The best classes of every code are computed once, so a
+code is decoded by one lookup.
 
 Longer codes have no table. There the bits are taken to be independent within a class (naive Bayes), and the
 posterior is a sum over bits, which is looked up byte by byte.
@@ -24,20 +26,21 @@ import numpy as np
 import torch
 
 from llc.arguments import whole_number
-from llc.codes import Array, code_size, unpack_bits
+from llc.codes import Array, code_size
 from llc.hamming.decoders import TABLE_BITS
 from llc.hamming.neighbours import as_array, check_codes, is_cuda
+from llc.hamming.posterior_fit import (
+    FLIP_PROBABILITIES,
+    MAX_WEIGHT,
+    UNIT,
+    fit_counts,
+    fit_linear,
+    with_class_codes,
+)
 from llc.native import hamming
 
 DEPTH = 5  # classes per code in a table, unless more are asked for
 MAX_TABLE_BYTES = 1 << 31
-# Flip probabilities that are tried. The lowest keeps float32 from underflowing at TABLE_BITS bits.
-FLIP_PROBABILITIES = tuple(float(q) for q in np.geomspace(0.03, 0.45, 28).round(4))
-TEMPERATURES = tuple(float(t) for t in np.geomspace(1.0, 32.0, 31).round(3))
-PRIOR_WEIGHT = 5.0  # of the train set's mean of a bit, in images, beside a class's own images
-NUM_HELD_OUT = 2048  # train images on which flip probability and temperature are chosen
-UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
-MAX_WEIGHT = 1023  # of a bit: the sum over four bytes fits into int16
 _CHUNK = 1 << 22  # numbers that are worked on at once where a step needs a row for each code
 
 
@@ -73,13 +76,15 @@ class PosteriorDecoder:
         num_bits: int,
         num_classes: int,
         *,
+        class_codes: Any = None,
         flip_probability: float | None = None,
     ) -> PosteriorDecoder:
         """Learns from codes uint8 [n, code_size] of train images and their labels, integers [n].
 
-        flip_probability: instead of the one that leaving each image out finds; for up to TABLE_BITS bits.
-        The same arguments give the same decoder on every machine. Raises ValueError if codes and labels do
-        not fit each other, num_bits or num_classes, or if there are none.
+        class_codes: uint8 [num_classes, code_size]; without them only images count. flip_probability: instead
+        of the one that leaving each image out finds; for up to TABLE_BITS bits. The same arguments give the
+        same decoder on every machine. Raises ValueError if codes, labels, class codes, num_bits and
+        num_classes do not fit each other, or if there are no codes.
         """
         check_codes(codes=codes)
         num_bits = whole_number("num_bits", num_bits, 1)
@@ -102,13 +107,22 @@ class PosteriorDecoder:
                 f"labels: expected 0 to {num_classes - 1}, found {classes.min()} to {classes.max()}"
             )
         classes = classes.astype(np.int64)
+        of_classes = None
+        if class_codes is not None:
+            check_codes(class_codes=class_codes)
+            of_classes = as_array(class_codes.cpu() if isinstance(class_codes, torch.Tensor) else class_codes)
+            if of_classes.shape != (num_classes, packed.shape[1]):
+                raise ValueError(
+                    f"class_codes: expected uint8 [{num_classes}, {packed.shape[1]}], got "
+                    f"{list(of_classes.shape)}"
+                )
         if num_bits > TABLE_BITS:
             if flip_probability is not None:
                 raise ValueError(
                     f"flip_probability: for codes of up to {TABLE_BITS} bits; these have {num_bits}"
                 )
-            return cls(_fit_linear(packed, classes, num_bits, num_classes))
-        return cls(_fit_counts(packed, classes, num_bits, num_classes, flip_probability))
+            return cls(fit_linear(packed, classes, num_bits, num_classes, of_classes))
+        return cls(fit_counts(packed, classes, num_bits, num_classes, of_classes, flip_probability))
 
     def classes(self, codes: Array, k: int = 1) -> Array:
         """The k most probable classes of each code, best first, ties to the lowest class.
@@ -190,10 +204,11 @@ class PosteriorDecoder:
                 f"{most}"
             )
         q = float(arrays["flip_probability"])
+        codes, counts, ends = with_class_codes(arrays)
         classes, scores, total = hamming.posterior_table(
-            arrays["codes"].astype(np.uint32),
-            arrays["counts"].astype(np.float32),
-            arrays["ends"],
+            codes.astype(np.uint32),
+            counts.astype(np.float32),
+            ends,
             max(num_bits, 3),  # the fewest that the library takes; the codes' numbers stay the same
             q / (1 - q),
             min(max(k, DEPTH), self.num_classes),
@@ -203,7 +218,7 @@ class PosteriorDecoder:
         classes, scores, total = classes[:, :n], scores[:, :n], total[:n]
         scores /= total
         np.log(total, out=total)
-        total += num_bits * math.log(1 - q) - math.log(arrays["counts"].sum())
+        total += num_bits * math.log(1 - q) - math.log(counts.sum())
         return np.ascontiguousarray(classes), np.ascontiguousarray(scores), total
 
     def _linear(self, codes, k, with_probabilities=True):
@@ -281,6 +296,8 @@ class PosteriorDecoder:
             for name in ("codes", "ends")
         )
         codes, counts = take("codes", np.int32, num_codes), take("counts", np.int32, num_codes)
+        of_classes = take("class_codes", np.int32, self.num_classes)
+        weight = take("class_weight", np.int64)
         ends, q = take("ends", np.int64, self.num_classes), take("flip_probability", np.float64)
         self.num_bits, self.temperature = int(take("num_bits", np.int64)), 1.0
         self.flip_probability = float(q)
@@ -288,114 +305,10 @@ class PosteriorDecoder:
             raise ValueError("num_bits or flip_probability is out of range")
         if not num_codes or codes.min() < 0 or codes.max() >> self.num_bits or counts.min() < 1:
             raise ValueError("codes or counts are out of range, or there are none")
+        if not 0 <= weight <= 1 << 20 or of_classes.min() < 0 or of_classes.max() >> self.num_bits:
+            raise ValueError("class_codes or class_weight is out of range")
         if not self.num_classes or ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] != num_codes:
             raise ValueError("ends do not divide the codes among classes")
-
-
-# ------------------------------------------------------------------------------------------------ short codes
-
-
-def _fit_counts(codes, labels, num_bits, num_classes, q):
-    numbers = np.zeros(len(codes), np.int64)
-    for byte in range(codes.shape[1]):
-        numbers = numbers << 8 | codes[:, byte]
-    numbers >>= 8 * codes.shape[1] - num_bits
-    keys, counts = np.unique(labels << num_bits | numbers, return_counts=True)
-    ends = np.searchsorted(keys >> num_bits, np.arange(num_classes), side="right")
-    arrays = {
-        "num_bits": np.array(num_bits),
-        "codes": (keys & (1 << num_bits) - 1).astype(np.int32),
-        "counts": counts.astype(np.int32),
-        "ends": ends.astype(np.int64),
-    }
-    if q is None:
-        q = best_flip_probability(arrays)
-    elif not FLIP_PROBABILITIES[0] <= q < 0.5:
-        raise ValueError(f"flip_probability: expected {FLIP_PROBABILITIES[0]} to 0.5, got {q!r:.80}")
-    return arrays | {"flip_probability": np.array(float(q))}
-
-
-def best_flip_probability(arrays: Mapping[str, np.ndarray]) -> float:
-    """The one of FLIP_PROBABILITIES under which train images are most probably of their class.
-
-    Each of up to NUM_HELD_OUT images, evenly spaced over the classes, is left out of the counts that judge
-    it: the sum over them of log P(its class | its code) is the highest. Images of a class without another
-    image say nothing and are passed over. arrays: num_bits, codes, counts and ends of a PosteriorDecoder.
-    """
-    codes, counts, ends = arrays["codes"], arrays["counts"], arrays["ends"]
-    num_bits, num_images = int(arrays["num_bits"]), int(counts.sum())
-    chosen = np.unique(np.linspace(0, num_images - 1, min(num_images, NUM_HELD_OUT)).astype(np.int64))
-    rows = np.searchsorted(np.cumsum(counts), chosen, side="right")
-    classes = np.searchsorted(ends, rows, side="right")
-    q = np.array(FLIP_PROBABILITIES)
-    powers = (q / (1 - q)) ** np.arange(num_bits + 1)[:, None]
-    sums = np.zeros(len(q))
-    step = max(1, _CHUNK // (len(ends) * (num_bits + 1)))
-    for first in range(0, len(rows), step):
-        part = slice(first, first + step)
-        own = np.arange(len(rows[part])), classes[part]
-        histograms = hamming.posterior_histograms(
-            codes[rows[part]].astype(np.uint32),
-            codes.astype(np.uint32),
-            counts,
-            ends,
-            num_bits,
-            torch.get_num_threads(),
-        )
-        histograms[own[0], own[1], 0] -= 1
-        others = histograms[own].any(1)
-        scores = histograms[others] @ powers  # [images, classes, flip probabilities]
-        of_own = scores[np.arange(len(scores)), own[1][others]]
-        sums += np.log(of_own / scores.sum(1)).sum(0)
-    return FLIP_PROBABILITIES[int(sums.argmax())]
-
-
-# ------------------------------------------------------------------------------------------------- long codes
-
-
-def _fit_linear(codes, labels, num_bits, num_classes):
-    bits = np.zeros((num_classes, num_bits), np.int64)
-    step = max(1, _CHUNK // num_bits)
-    for first in range(0, len(codes), step):
-        part = slice(first, first + step)
-        np.add.at(bits, labels[part], unpack_bits(codes[part], num_bits) > 0)
-    num_images = np.bincount(labels, minlength=num_classes)
-    mean = (bits.sum(0) + 1) / (len(codes) + 2)
-    temperature = _best_temperature(codes, labels, bits, num_images, mean)
-    log_odds, offsets = _naive_bayes(bits, num_images, mean)
-    weights = np.clip(np.rint(UNIT / temperature * log_odds), -MAX_WEIGHT, MAX_WEIGHT)
-    return {
-        "num_images": np.array(len(codes)),
-        "weights": weights.astype(np.int16),
-        "offsets": np.rint(UNIT / temperature * np.maximum(offsets, -1e5)).astype(np.int32),
-        "temperature": np.array(temperature),
-    }
-
-
-def _naive_bayes(bits, num_images, mean):
-    """(log odds of each bit, log of the number of images times P(code of zeros)), for each class."""
-    p = (bits + PRIOR_WEIGHT * mean) / (num_images + PRIOR_WEIGHT)[:, None]
-    log_not = np.log1p(-p)
-    with np.errstate(divide="ignore"):
-        return np.log(p) - log_not, np.log(num_images) + log_not.sum(1)
-
-
-def _best_temperature(codes, labels, bits, num_images, mean):
-    """The one of TEMPERATURES under which train images, each left out, are most probably of their class."""
-    order = np.argsort(labels, kind="stable")
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), NUM_HELD_OUT)).astype(np.int64))]
-    chosen = chosen[num_images[labels[chosen]] > 1]
-    if not len(chosen):
-        return 1.0
-    ones, own = (unpack_bits(codes[chosen], bits.shape[1]) > 0).astype(np.float64), labels[chosen]
-    log_odds, offsets = _naive_bayes(bits, num_images, mean)
-    scores = ones @ log_odds.T + offsets
-    log_odds, offsets = _naive_bayes(bits[own] - ones.astype(np.int64), num_images[own] - 1, mean)
-    scores[np.arange(len(own)), own] = (ones * log_odds).sum(1) + offsets
-    scores -= scores.max(1, keepdims=True)
-    of_own = scores[np.arange(len(own)), own]
-    likelihoods = [(of_own / t - np.log(np.exp(scores / t).sum(1))).sum() for t in TEMPERATURES]
-    return TEMPERATURES[int(np.argmax(likelihoods))]
 
 
 def byte_tables(weights: np.ndarray) -> np.ndarray:
