@@ -189,7 +189,7 @@ class Trainer:
         codes, labels = validation.encode_train_images(self.network, between_batches)
         if not len(codes):
             self.say(
-                "warning: z is NaN or infinite for every train image, so these decoders cannot be fitted, and "
+                "warning: z is NaN or infinite for every train image, so these decoders cannot be fitted and "
                 f"have no figures: {', '.join(fitted_decoders())}"
             )
             return

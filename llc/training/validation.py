@@ -1,10 +1,14 @@
 """Runs networks over the val images after an epoch, and at the end of a run over the train images too."""
 
+from types import MappingProxyType
+
 from llc import progress
 from llc.evaluation.metrics import evaluate
 from llc.evaluation.predict import encode_all, predict
 from llc.precision import autocast_for
 from llc.training.build import make_encoding_loader
+
+_NOTHING = MappingProxyType({})
 
 
 class Validation:
@@ -34,10 +38,11 @@ class Validation:
         return encode_all(network, batches, self._processes, **self._how)
 
     def run_fitted(self, network, learnt, between_batches):
-        """{metric: value} of a network's decoders, with those that learnt. learnt: {decoder: what it learnt}."""
-        return self._measure(network, between_batches, "validation of the fitted decoders", learnt)
+        """{metric: value} of all decoders, those that learnt too. learnt: {decoder: what it learnt}."""
+        title = "validation of the fitted decoders"
+        return self._measure(network, between_batches, title, learnt=learnt)
 
-    def _measure(self, network, between_batches, title, learnt={}, ema=False):
+    def _measure(self, network, between_batches, title, *, learnt=_NOTHING, ema=False):
         predictions = predict(
             network,
             self._batches(self._parts.val_loader, between_batches, title),
