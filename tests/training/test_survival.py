@@ -251,7 +251,7 @@ def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
     with open(tmp_path / "whole" / "results.csv") as file:
         headlines = {row["metric"] for row in csv.DictReader(file) if row["headline"] == "1"}
-    assert headlines == {"joint/top1_class_flip", "joint/top1_mhd_flip", "joint/top1_ed_flip"}
+    assert headlines == {f"joint/top1_{name}_flip" for name in ("class", "mhd", "ed", "posterior")}
 
 
 @pytest.mark.parametrize(
