@@ -71,8 +71,9 @@ def test_with_few_classes_there_are_no_ties_across_the_fifth_place():
 
 def test_headlines_are_of_what_a_stage_learns():
     assert metrics.headlines(CodebookStage, flip=False) == ["top1_class"]
-    assert metrics.headlines(InstanceStage, flip=True) == ["top1_mhd_flip", "top1_ed_flip"]
-    assert metrics.headlines(JointStage, flip=False) == ["top1_class", "top1_mhd", "top1_ed"]
+    of_codes = ["top1_mhd", "top1_ed", "top1_posterior"]
+    assert metrics.headlines(InstanceStage, flip=True) == [f"{name}_flip" for name in of_codes]
+    assert metrics.headlines(JointStage, flip=False) == ["top1_class", *of_codes]
     names = ["codebook", "instance"]
     assert [metrics.stage_of(DECODERS[d], names) for d in ("class", "ed")] == names
 
@@ -195,7 +196,7 @@ def made(**attributes):
 def test_a_decoder_that_cannot_be_registered(attributes, message, table):
     with pytest.raises(ValueError, match=message):
         register(made(**attributes))
-    assert list(table) == ["class", "mhd", "ed"]
+    assert list(table) == ["class", "mhd", "ed", "posterior"]
 
 
 @pytest.mark.parametrize(
