@@ -82,9 +82,9 @@ class PosteriorDecoder:
         """Learns from codes uint8 [n, code_size] of train images and their labels, integers [n].
 
         class_codes: uint8 [num_classes, code_size]; without them only images count. flip_probability: instead
-        of the one that leaving each image out finds; for up to TABLE_BITS bits. The same arguments give the
-        same decoder on every machine. Raises ValueError if codes, labels, class codes, num_bits and
-        num_classes do not fit each other, or if there are no codes.
+        of the one that leaving each image out finds; for up to TABLE_BITS bits. The order of the images does
+        not matter. Raises ValueError if codes, labels, class codes, num_bits and num_classes do not fit each
+        other, or if there are no codes.
         """
         check_codes(codes=codes)
         num_bits = whole_number("num_bits", num_bits, 1)

@@ -1,6 +1,6 @@
 """What the posterior decoder (llc.hamming.posterior) learns from the codes of train images.
 
-The results are plain arrays, the same wherever they are made from the same codes, in any order of the images.
+The results are plain arrays, the same for the images in any order.
 """
 
 import math
@@ -167,7 +167,7 @@ def _most_likely_linear(codes, labels, ones, num_images, prior):
 
     As in most_likely, up to NUM_HELD_OUT images are each left out of what judges it.
     """
-    order = np.argsort(labels, kind="stable")
+    order = np.lexsort((*codes.T, labels))
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), NUM_HELD_OUT)).astype(np.int64))]
     chosen = chosen[num_images[labels[chosen]] > 1]
     if not len(chosen):

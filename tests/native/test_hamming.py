@@ -236,3 +236,66 @@ def test_no_memory_is_an_error():
         [sys.executable, "-c", NO_MEMORY], cwd=ROOT, capture_output=True, text=True, timeout=seconds(60)
     )
     assert done.stdout == "no memory for a search in packed codes\n", done.stderr
+
+
+def counted_codes(num_bits, num_classes, num_codes):
+    """Codes of classes as numbers, ascending within each; class 1 has none."""
+    rng = np.random.default_rng([num_bits, num_codes])
+    labels = np.sort(rng.integers(0, num_classes - 1, num_codes))
+    labels[labels >= 1] += 1
+    codes = rng.integers(0, 1 << num_bits, num_codes).astype(np.uint32)
+    counts = rng.integers(1, 4, num_codes).astype(np.int32)
+    return codes, counts, np.searchsorted(labels, np.arange(num_classes), side="right"), labels
+
+
+@pytest.mark.parametrize("num_bits", [3, 7, 12, 13, 15])
+def test_a_posterior_table_has_the_highest_sums_of_every_code(num_bits):
+    codes, counts, ends, labels = counted_codes(num_bits, 6, 40)
+    every = np.arange(1 << num_bits, dtype=np.uint32)
+    distance = ones((every[:, None] ^ codes).view(np.uint8).reshape(len(every), len(codes), 4))
+    scores = np.stack([(counts * 0.25**distance)[:, labels == c].sum(1) for c in range(6)], 1)
+    for k in (1, 3, 6):
+        classes, best, total = hamming.posterior_table(
+            codes, counts.astype(np.float32), ends, num_bits, 0.25, k, 1
+        )
+        np.testing.assert_allclose(total, scores.sum(1), rtol=1e-5)
+        np.testing.assert_allclose(best.T, -np.sort(-scores, axis=1)[:, :k], rtol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(scores, classes.T.astype(int), 1), best.T, rtol=1e-5)
+        for threads in (2, 5):
+            assert_same(
+                hamming.posterior_table(codes, counts.astype(np.float32), ends, num_bits, 0.25, k, threads),
+                (classes, best, total),
+            )
+
+
+def test_histograms_count_the_distances_to_each_class():
+    codes, counts, ends, labels = counted_codes(24, 6, 200)
+    queries = codes[::7].copy()
+    distance = ones((queries[:, None] ^ codes).view(np.uint8).reshape(len(queries), len(codes), 4))
+    found = hamming.posterior_histograms(queries, codes, counts, ends, 24, 2)
+    for c in range(6):
+        for row, of_query in zip(found[:, c], distance[:, labels == c], strict=True):
+            assert row.tolist() == np.bincount(of_query, counts[labels == c], minlength=25).tolist()
+
+
+@pytest.mark.parametrize("code_size", [1, 4, 5, 13])
+def test_linear_scores_are_sums_over_bytes(code_size):
+    rng = np.random.default_rng(code_size)
+    codes = rng.integers(0, 256, (600, code_size), dtype=np.uint8)
+    tables = rng.integers(-8000, 8000, (code_size, 256, 37)).astype(np.int16)
+    tables[:, :, 20] = tables[:, :, 3]  # ties
+    tables[:, 0] = 0  # as in every table: no bit, no score
+    offsets = rng.integers(-5000, 5000, 37).astype(np.int32)
+    offsets[20] = offsets[3]
+    falloffs = rng.random((2, 4096)).astype(np.float32)
+    scores = offsets + sum(tables[byte, codes[:, byte]].astype(np.int64) for byte in range(code_size))
+    order = np.argsort(-scores, axis=1, kind="stable")
+    below = np.minimum(scores.max(1, keepdims=True) - scores, 4096)
+    expected = np.concatenate([falloffs, np.zeros((2, 1), np.float32)], 1)[:, below].sum(2).T
+    for k in (1, 4, 37):
+        for threads in (1, 3):
+            classes, best, totals = hamming.posterior_linear(codes, tables, offsets, k, threads, falloffs)
+            assert np.array_equal(classes, order[:, :k])
+            assert np.array_equal(best, np.take_along_axis(scores, order[:, :k], 1))
+            np.testing.assert_allclose(totals, expected, rtol=1e-5)
+    assert hamming.posterior_linear(codes, tables, offsets, 1, 1)[2] is None

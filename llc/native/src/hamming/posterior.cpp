@@ -25,11 +25,11 @@ int32_t ones(uint32_t word) {
     return ((word + (word >> 4)) & 0x0f0f0f0f) * 0x01010101 >> 24;
 }
 
-// ratio^(number of ones) for every number below n.
-std::vector<float> powers(int64_t n, float ratio) {
-    std::vector<float> of(n, 1.0f);
-    for (int64_t i = 1; i < n; i++) of[i] = of[i & (i - 1)] * ratio;
-    return of;
+// ratio^(number of ones)
+float power(int64_t word, float ratio) {
+    float product = 1;
+    for (int32_t i = ones(uint32_t(word)); i > 0; i--) product *= ratio;
+    return product;
 }
 
 // The bits from ROW_BITS on of n scores.
@@ -109,23 +109,25 @@ int32_t llc_posterior_table(const uint32_t *codes, const float *counts, const in
     int32_t *classes, float *scores, float *total) {
     const int block_bits = std::min(num_bits, BLOCK_BITS);
     const int64_t block = int64_t(1) << block_bits, n = int64_t(1) << num_bits;
-    const std::vector<float> of_block = powers(n >> block_bits, ratio), of_row = powers(ROW, ratio);
     float rows[ROW][ROW];  // what a code adds to the row of its block, by its lowest bits
     for (int64_t low = 0; low < ROW; low++)
-        for (int64_t i = 0; i < ROW; i++) rows[low][i] = of_row[low ^ i];
+        for (int64_t i = 0; i < ROW; i++) rows[low][i] = power(low ^ i, ratio);
     struct Scratch {
-        std::vector<float> scores, best;
+        std::vector<float> scores, best, of_block;
         std::vector<int32_t> classes;
     };
     const bool fine = in_threads(
         n >> block_bits, num_threads, stop,
         [=] {
-            return Scratch{std::vector<float>(block), std::vector<float>(k * block),
-                std::vector<int32_t>(k * block)};
+            Scratch scratch{std::vector<float>(block), std::vector<float>(k * block),
+                std::vector<float>(n >> block_bits), std::vector<int32_t>(k * block)};
+            for (int64_t i = 0; i < n >> block_bits; i++) scratch.of_block[i] = power(i, ratio);
+            return scratch;
         },
         [&](Scratch &scratch, int64_t piece) {
             float *__restrict of_class = scratch.scores.data();
             float *sum = total + piece * block, *best = scratch.best.data();
+            const float *of_block = scratch.of_block.data();
             std::fill_n(sum, block, 0.0f);
             std::fill_n(best, k * block, -1.0f);
             for (int32_t c = 0; c < num_classes && !is_set(stop); c++) {

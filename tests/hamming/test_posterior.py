@@ -1,0 +1,290 @@
+"""hamming.PosteriorDecoder against its formula in plain numpy, on codes short and long; what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from llc.hamming import PosteriorDecoder, decode_mhd, posterior, posterior_fit
+
+
+def noisy_codes(num_bits, num_classes, per_class, flips=0.2, seed=0):
+    """(codes of images, labels, class codes): each image's code is its class's with some bits flipped."""
+    rng = np.random.default_rng([seed, num_bits])
+    of_class = rng.integers(0, 2, (num_classes, num_bits))
+    labels = rng.permutation(np.repeat(np.arange(num_classes), per_class))
+    bits = of_class[labels] ^ (rng.random((len(labels), num_bits)) < flips)
+    return np.packbits(bits, axis=1), labels, np.packbits(of_class, axis=1)
+
+
+def distances(codes, others):
+    return np.unpackbits(codes[:, None] ^ others[None], axis=2).sum(2).astype(float)
+
+
+def scores_by_formula(codes, train, labels, num_classes, num_bits, q, class_codes=None, weight=0):
+    """sum over a class's train codes of (1 - q)^(bits - d) q^d, float64 [n, num_classes]."""
+    d = distances(codes, train)
+    each = (1 - q) ** (num_bits - d) * q**d
+    found = np.stack([each[:, labels == c].sum(1) for c in range(num_classes)], 1)
+    if weight:
+        d = distances(codes, class_codes)
+        found += weight * (1 - q) ** (num_bits - d) * q**d
+    return found
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 3, 5, 8, 11, 14, 16])
+@pytest.mark.parametrize("with_class_codes", [False, True])
+def test_equals_its_formula(num_bits, with_class_codes):
+    """14 bits have blocks beside the one that stays in the cache; fewer than 3 are less than a row."""
+    num_classes = 7
+    train, labels, class_codes = noisy_codes(num_bits, num_classes, 30)
+    queries = noisy_codes(num_bits, num_classes, 40, flips=0.5, seed=1)[0]
+    given = {"class_codes": class_codes} if with_class_codes else {}
+    decoder = PosteriorDecoder.fit(train, labels, num_bits, num_classes, flip_probability=0.15, **given)
+    weight = int(decoder.arrays["class_weight"])
+    assert (weight > 0) == with_class_codes
+    expected = scores_by_formula(queries, train, labels, num_classes, num_bits, 0.15, class_codes, weight)
+    order = np.argsort(-expected, axis=1, kind="stable")
+    classes, probabilities = decoder.decode(queries, num_classes)
+    assert classes.dtype == np.int64 and probabilities.dtype == np.float32
+    # float32 sums may order scores that are equal but for rounding in another way
+    rows = np.arange(len(queries))[:, None]
+    np.testing.assert_allclose(expected[rows, classes], expected[rows, order], rtol=1e-5)
+    total = expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected[rows, classes] / total, rtol=1e-4)
+    np.testing.assert_allclose(
+        decoder.log_density(queries), np.log(total[:, 0] / (len(train) + weight * num_classes)), atol=1e-4
+    )
+    assert np.array_equal(decoder.classes(queries), classes[:, :1])
+    assert np.array_equal(decoder.classes(queries, 3), classes[:, :3])
+
+
+def test_ties_go_to_the_lowest_class():
+    codes = np.array([[0b00000000], [0b11110000], [0b11110000]], np.uint8)
+    decoder = PosteriorDecoder.fit(codes, np.array([2, 1, 0]), 4, 4, flip_probability=0.1)
+    classes, probabilities = decoder.decode(np.array([[0b11110000], [0b00000000]], np.uint8), 4)
+    assert classes.tolist() == [[0, 1, 2, 3], [2, 0, 1, 3]]  # no image: class 3 comes last
+    assert probabilities[0, 0] == probabilities[0, 1] and probabilities[0, 3] == 0
+
+
+@pytest.mark.parametrize("num_bits", [20, 24])
+def test_tables_of_many_codes(num_bits):
+    """Every block of a large table: random codes, against the formula."""
+    train, labels, _ = noisy_codes(num_bits, 3, 20)
+    decoder = PosteriorDecoder.fit(train, labels, num_bits, 3, flip_probability=0.2)
+    queries = np.random.default_rng(1).integers(0, 256, (500, num_bits // 8 + (num_bits % 8 > 0)), np.uint8)
+    if num_bits % 8:
+        queries[:, -1] &= 0xF0
+    expected = scores_by_formula(queries, train, labels, 3, num_bits, 0.2)
+    classes, probabilities = decoder.decode(queries, 3)
+    rows = np.arange(len(queries))[:, None]
+    np.testing.assert_allclose(
+        probabilities, expected[rows, classes] / expected.sum(1, keepdims=True), rtol=1e-4
+    )
+    assert (np.diff(probabilities, axis=1) <= 0).all()
+
+
+def likelihood_left_out(train, labels, num_bits, num_classes, q, class_codes, weight):
+    """The mean over the images of log P(own class), each left out of the train codes, one by one."""
+    logs = []
+    for i in range(len(train)):
+        rest = np.arange(len(train)) != i
+        scores = scores_by_formula(
+            train[i : i + 1], train[rest], labels[rest], num_classes, num_bits, q, class_codes, weight
+        )[0]
+        logs.append(np.log(scores[labels[i]] / scores.sum()))
+    return np.mean(logs)
+
+
+@pytest.mark.parametrize("flips", [0.05, 0.3])
+def test_the_flip_probability_is_the_most_likely_one_with_each_image_left_out(flips):
+    train, labels, class_codes = noisy_codes(8, 4, 12, flips=flips)
+    decoder = PosteriorDecoder.fit(train, labels, 8, 4, class_codes=class_codes)
+    found = {
+        (q, weight): likelihood_left_out(train, labels, 8, 4, q, class_codes, weight)
+        for q in posterior_fit.FLIP_PROBABILITIES
+        for weight in posterior_fit.CLASS_WEIGHTS
+    }
+    assert max(found, key=found.get) == (decoder.flip_probability, decoder.arrays["class_weight"])
+
+
+def test_a_class_with_one_image_or_none_is_decoded_by_its_class_code():
+    train, labels, class_codes = noisy_codes(16, 50, 1, flips=0.15)
+    few = labels % 2 == 0  # no images of the odd classes
+    queries, of_queries, _ = noisy_codes(16, 50, 40, flips=0.15, seed=2)
+    _, _, class_codes = noisy_codes(16, 50, 1, seed=2)
+    train = class_codes[labels] ^ np.packbits(np.random.default_rng(3).random((50, 16)) < 0.15, axis=1)
+    decoder = PosteriorDecoder.fit(train[few], labels[few], 16, 50, class_codes=class_codes)
+    accuracy = (decoder.classes(queries)[:, 0] == of_queries).mean()
+    nearest = (decode_mhd(queries, class_codes)[:, 0] == of_queries).mean()
+    odd = of_queries % 2 == 1
+    assert accuracy > nearest - 0.02
+    assert (decoder.classes(queries)[odd, 0] == of_queries[odd]).mean() > 0.3
+
+
+def test_better_than_nearest_code_and_calibrated_where_classes_have_more_than_one_code():
+    """Each class's images lie around two codes, only one of which is the class code."""
+    rng = np.random.default_rng(5)
+    centres = rng.integers(0, 2, (20, 2, 16))
+
+    def draw(n):
+        labels = rng.integers(0, 20, n)
+        bits = centres[labels, rng.integers(0, 2, n)] ^ (rng.random((n, 16)) < 0.1)
+        return np.packbits(bits, axis=1), labels
+
+    train, queries = draw(8000), draw(4000)
+    class_codes = np.packbits(centres[:, 0], axis=1)
+    decoder = PosteriorDecoder.fit(*train, 16, 20, class_codes=class_codes)
+    classes, probabilities = decoder.decode(queries[0])
+    right = classes[:, 0] == queries[1]
+    assert right.mean() > (decode_mhd(queries[0], class_codes)[:, 0] == queries[1]).mean() + 0.2
+    assert abs(right.mean() - probabilities.mean()) < 0.03
+    assert right[probabilities[:, 0] > 0.9].mean() > 0.9 > right[probabilities[:, 0] < 0.5].mean() + 0.3
+
+
+def linear_by_formula(decoder, codes):
+    """(scores float64 in nats [n, num_classes]) from the decoder's whole numbers."""
+    bits = np.unpackbits(codes, axis=1, count=decoder.num_bits).astype(np.int64)
+    return (bits @ decoder.arrays["weights"].T.astype(np.int64) + decoder.arrays["offsets"]) / posterior.UNIT
+
+
+@pytest.mark.parametrize("num_bits", [25, 32, 37, 64, 100])
+def test_long_codes_equal_naive_bayes(num_bits):
+    train, labels, class_codes = noisy_codes(num_bits, 30, 20, flips=0.35)
+    queries, of_queries, _ = noisy_codes(num_bits, 30, 20, flips=0.35, seed=num_bits)
+    decoder = PosteriorDecoder.fit(train, labels, num_bits, 30, class_codes=class_codes)
+    scores = linear_by_formula(decoder, queries)
+    classes, probabilities = decoder.decode(queries, 30)
+    assert np.array_equal(classes, np.argsort(-scores, axis=1, kind="stable"))
+    expected = np.exp(scores - scores.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(probabilities, np.take_along_axis(expected, classes, 1), rtol=1e-3, atol=1e-6)
+    joint = decoder.temperature * scores
+    logs = joint.max(1) + np.log(np.exp(joint - joint.max(1, keepdims=True)).sum(1)) - math.log(len(train))
+    np.testing.assert_allclose(decoder.log_density(queries), logs, rtol=1e-4)
+    for k in (1, 5):
+        assert np.array_equal(decoder.classes(queries, k), classes[:, :k])
+    # what is used on CUDA, here on the CPU
+    tables = [torch.from_numpy(part) for part in decoder._byte_tables(None)]
+    found = posterior.linear_on_device(
+        torch.from_numpy(queries), *tables, 5, decoder.temperature, math.log(len(train))
+    )
+    assert np.array_equal(found[0].numpy(), classes[:, :5])
+    np.testing.assert_allclose(found[1].numpy(), probabilities[:, :5], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found[2].numpy(), logs, rtol=1e-4)
+
+
+def test_weights_of_long_codes_are_those_of_naive_bayes():
+    train, labels, class_codes = noisy_codes(40, 3, 50, flips=0.2)
+    decoder = PosteriorDecoder.fit(train, labels, 40, 3, class_codes=class_codes)
+    bits, of_class = np.unpackbits(train, axis=1), np.unpackbits(class_codes, axis=1)
+    wrong = (bits != of_class[labels]).sum(0) + 1
+    prior = np.where(of_class == 1, 1 - wrong / 152, wrong / 152)
+    candidates = []
+    for weight in posterior_fit.CLASS_WEIGHTS:
+        p = np.stack([bits[labels == c].sum(0) + weight * prior[c] for c in range(3)]) / (50 + weight)
+        log_odds = posterior.UNIT / decoder.temperature * np.log(p / (1 - p))
+        candidates.append(np.abs(log_odds - decoder.arrays["weights"]).max())
+    assert min(candidates) <= 0.51
+
+
+def test_the_order_of_the_images_changes_nothing():
+    for num_bits in (12, 40):
+        train, labels, class_codes = noisy_codes(num_bits, 9, 25, flips=0.3)
+        order = np.random.default_rng(0).permutation(len(train))
+        arrays = PosteriorDecoder.fit(train, labels, num_bits, 9, class_codes=class_codes).arrays
+        other = PosteriorDecoder.fit(train[order], labels[order], num_bits, 9, class_codes=class_codes).arrays
+        assert {k: v.tolist() for k, v in arrays.items()} == {k: v.tolist() for k, v in other.items()}
+
+
+@pytest.mark.parametrize("num_bits", [12, 40])
+def test_tensors_and_restored_arrays_give_the_same(num_bits):
+    train, labels, class_codes = noisy_codes(num_bits, 9, 25, flips=0.3)
+    decoder = PosteriorDecoder.fit(
+        torch.from_numpy(train),
+        torch.from_numpy(labels),
+        num_bits,
+        9,
+        class_codes=torch.from_numpy(class_codes),
+    )
+    classes, probabilities = decoder.decode(train, 4)
+    again = PosteriorDecoder(decoder.arrays)
+    found = again.decode(torch.from_numpy(train), 4)
+    assert all(isinstance(part, torch.Tensor) for part in found)
+    assert np.array_equal(found[0].numpy(), classes) and np.array_equal(found[1].numpy(), probabilities)
+    assert np.array_equal(again.classes(torch.from_numpy(train)).numpy(), classes[:, :1])
+    assert np.array_equal(again.log_density(torch.from_numpy(train)).numpy(), decoder.log_density(train))
+    assert again.decode(train[:0], 2)[0].shape == (0, 2) and len(again.log_density(train[:0])) == 0
+
+
+CODES, LABELS = np.zeros((3, 2), np.uint8), np.array([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "arguments, options, message",
+    [
+        ((CODES, LABELS, 17, 2), {}, "codes: 2 bytes each; 17 bits are 3 bytes"),
+        ((CODES.astype(int), LABELS, 16, 2), {}, "codes: expected packed codes uint8"),
+        ((CODES, LABELS[:2], 16, 2), {}, r"labels: expected 3 integers.*\[2\]"),
+        ((CODES, LABELS / 1, 16, 2), {}, "labels: expected 3 integers.*float64"),
+        ((CODES, LABELS, 16, 1), {}, "labels: expected 0 to 0, found 0 to 1"),
+        ((CODES, LABELS - 1, 16, 2), {}, "labels: expected 0 to 1, found -1 to 0"),
+        ((CODES[:0], LABELS[:0], 16, 2), {}, "codes: there are none to learn from"),
+        ((CODES, LABELS, 0, 2), {}, "num_bits: expected 1 or more"),
+        ((CODES, LABELS, 16, 2), {"flip_probability": 0.5}, "flip_probability: expected 0.03 to 0.5"),
+        (
+            (CODES, LABELS, 16, 2),
+            {"class_codes": CODES},
+            r"class_codes: expected uint8 \[2, 2\], got \[3, 2\]",
+        ),
+        (
+            (np.zeros((3, 4), np.uint8), LABELS, 30, 2),
+            {"flip_probability": 0.1},
+            "flip_probability: for codes of up to 24 bits; these have 30",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        PosteriorDecoder.fit(*arguments, **options)
+
+
+def test_codes_and_k_that_do_not_fit():
+    decoder = PosteriorDecoder.fit(CODES, LABELS, 16, 2)
+    with pytest.raises(ValueError, match="codes: 3 bytes each; this decoder is for 16 bits, 2 bytes"):
+        decoder.classes(np.zeros((1, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"k: expected 1 to 2 \(the number of classes\), got 3"):
+        decoder.classes(CODES, 3)
+    with pytest.raises(ValueError, match="codes: 3 bytes each"):
+        decoder.log_density(np.zeros((1, 3), np.uint8))
+    labels = np.arange(100)
+    decoder = PosteriorDecoder.fit(np.zeros((100, 3), np.uint8), labels, 24, 100)
+    with pytest.raises(
+        ValueError, match="k: a table of the 100 best classes of every code of 24 bits is too la"
+    ):
+        decoder.classes(np.zeros((1, 3), np.uint8), 100)
+
+
+@pytest.mark.parametrize("num_bits", [12, 40])
+def test_arrays_that_are_no_decoder(num_bits):
+    """Each array missing, of another type, of another shape, or out of range is refused."""
+    train, labels, class_codes = noisy_codes(num_bits, 9, 25)
+    arrays = PosteriorDecoder.fit(train, labels, num_bits, 9, class_codes=class_codes).arrays
+    changes = [(name, None) for name in arrays if name != "weights"]
+    changes += [(name, array.astype(np.float32)) for name, array in arrays.items()]
+    changes += [(name, array[None]) for name, array in arrays.items()]
+    wrong = {
+        12: {
+            "codes": -1, "counts": 0, "class_codes": 1 << 12, "class_weight": -1, "num_bits": 25, "ends": 0,
+            "flip_probability": 0.5,
+        },
+        40: {"weights": 2000, "offsets": -(1 << 31), "temperature": np.nan, "num_images": 0},
+    }  # fmt: skip
+    changes += [(name, np.full_like(arrays[name], value)) for name, value in wrong[num_bits].items()]
+    for name, array in changes:
+        changed = {key: value for key, value in (arrays | {name: array}).items() if value is not None}
+        with pytest.raises(ValueError):
+            PosteriorDecoder(changed)
+    with pytest.raises(ValueError, match="is missing|are"):
+        PosteriorDecoder({})
