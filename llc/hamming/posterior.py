@@ -12,8 +12,8 @@ than by nearest code. The flip probability q and that number of images are those
 on the train codes, each left out of its own estimate. The best classes of every code are computed once, so a
 code is decoded by one lookup.
 
-Longer codes have no table. There the bits are taken to be independent within a class (naive Bayes), and the
-posterior is a sum over bits, which is looked up byte by byte.
+Longer codes have no table. There the log of the posterior is a weighted sum of the bits (multinomial logistic
+regression), which is looked up byte by byte.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from llc.hamming.posterior_fit import (
     FLIP_PROBABILITIES,
     MAX_WEIGHT,
     UNIT,
+    as_numbers,
     fit_counts,
     fit_linear,
     with_class_codes,
@@ -50,8 +51,7 @@ class PosteriorDecoder:
     arrays: what `PosteriorDecoder.fit(...).arrays` held. Raises ValueError if they are something else.
 
     arrays: {name: numpy array}, everything that was learnt. num_bits, num_classes: ints. flip_probability: q,
-    or None for codes of more than TABLE_BITS bits; temperature: by which long codes' log probabilities are
-    divided, because their bits are not independent; 1 for short ones.
+    or None for codes of more than TABLE_BITS bits.
 
     Codes are numpy arrays or torch tensors, on a CPU or CUDA; results are of the same kind and on the same
     device. The table of short codes is made when the first code is decoded.
@@ -61,12 +61,11 @@ class PosteriorDecoder:
     num_bits: int
     num_classes: int
     flip_probability: float | None
-    temperature: float
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = dict(arrays)
         self._check()
-        self._tables: dict[torch.device | None, Any] = {}  # by device; None: numpy arrays
+        self._tables: dict[Any, Any] = {}  # by device; None: numpy arrays
 
     @classmethod
     def fit(
@@ -131,40 +130,57 @@ class PosteriorDecoder:
         codes of another size, a k above the number of classes, and a k so large that the table of short codes
         would have more than MAX_TABLE_BYTES bytes.
         """
-        return self._decode(codes, k, with_probabilities=False)[0]
+        classes: Array = self._answer(codes, lambda own: self._decode(own, k, False)[:1])[0]
+        return classes
 
     def decode(self, codes: Array, k: int = 1) -> tuple[Array, Array]:
         """(classes int64 [n, k] as of `classes`, their probabilities float32 [n, k])."""
-        return self._decode(codes, k, with_probabilities=True)
+        classes, probabilities = self._answer(codes, lambda own: self._decode(own, k, True))
+        return classes, probabilities
 
     def log_density(self, codes: Array) -> Array:
         """The natural logarithm of P(code), how probable each code is in the train set: float32 [n].
 
         A low one says that the image is unlike those of the train set. Raises as `classes` does.
         """
-        self._check_codes(codes)
-        if self.flip_probability is None:
-            return self._linear(codes, 1)[2]
-        _, _, log_densities = self._table(codes, 1)
-        densities: Array = log_densities[self._numbers(codes)]
+        densities: Array = self._answer(codes, lambda own: [self._log_density(own)])[0]
         return densities
 
     # ---------------------------------------------------------------------------------------------- decoding
+    # Below, codes and results are numpy arrays, or tensors on CUDA.
 
-    def _decode(self, codes: Array, k: int, with_probabilities: bool) -> tuple[Any, Any]:
-        self._check_codes(codes)
+    def _answer(self, codes, function):
+        check_codes(codes=codes)
+        if codes.shape[1] != code_size(self.num_bits):
+            raise ValueError(
+                f"codes: {codes.shape[1]} bytes each; this decoder is for {self.num_bits} bits, "
+                f"{code_size(self.num_bits)} bytes"
+            )
+        if is_cuda(codes):
+            return function(codes)
+        found = function(as_array(codes))
+        return found if isinstance(codes, np.ndarray) else [torch.from_numpy(part) for part in found]
+
+    def _decode(self, codes, k, with_probabilities):
+        """(classes, probabilities or None)."""
         k = whole_number("k", k, 1, self.num_classes, "the number of classes")
         if self.flip_probability is None:
-            return self._linear(codes, k, with_probabilities)[:2]
-        classes, probabilities, _ = self._table(codes, k)
+            classes, scores, totals = self._linear(codes, "", k, with_totals=with_probabilities)
+            if not with_probabilities:
+                return classes, None
+            below = (scores - scores[:, :1]) / UNIT
+            if is_cuda(codes):
+                return classes, below.exp() / totals[:, None]
+            return classes, (np.exp(below) / totals[:, None]).astype(np.float32)
+        table, probabilities, _ = self._table(codes, k)
         if not with_probabilities and k == 1:
-            return self._look_up(codes, classes[0])[:, None], None
+            return self._look_up(codes, table[0])[:, None], None
         numbers = self._numbers(codes)
-        if isinstance(codes, torch.Tensor):
-            found = torch.stack([classes[place][numbers] for place in range(k)], 1).long()
-            return found, torch.stack([probabilities[place][numbers] for place in range(k)], 1)
-        found = np.stack([classes[place][numbers] for place in range(k)], 1).astype(np.int64)
-        return found, np.stack([probabilities[place][numbers] for place in range(k)], 1)
+        if is_cuda(codes):
+            return table[:k, numbers].T.long().contiguous(), probabilities[:k, numbers].T.contiguous()
+        # faster than indices in both dimensions
+        classes = np.stack([of_place[numbers] for of_place in table[:k]], 1)
+        return classes.astype(np.int64), np.stack([of_place[numbers] for of_place in probabilities[:k]], 1)
 
     def _look_up(self, codes, table):
         """The entries of a table int32 [2^num_bits] -> int64 [n]."""
@@ -172,26 +188,21 @@ class PosteriorDecoder:
             from llc.hamming import cuda_table
 
             return cuda_table.look_up(codes, self.num_bits, table)
-        found = hamming.look_up(as_array(codes), self.num_bits, as_array(table), torch.get_num_threads())
-        return found if isinstance(codes, np.ndarray) else torch.from_numpy(found)
+        return hamming.look_up(codes, self.num_bits, table, torch.get_num_threads())
 
     def _numbers(self, codes):
         """Codes as numbers of num_bits bits -> int64 [n]; the first bit is the highest."""
-        as_int64 = codes.long() if isinstance(codes, torch.Tensor) else codes.astype(np.int64)
-        numbers = as_int64[:, 0]
-        for byte in range(1, codes.shape[1]):
-            numbers = numbers << 8 | as_int64[:, byte]
-        return numbers >> 8 * codes.shape[1] - self.num_bits
+        return as_numbers(codes.long() if is_cuda(codes) else codes.astype(np.int64), self.num_bits)
 
     def _table(self, codes, k):
         """(classes int32 [>= k, 2^num_bits], probabilities float32 of the same shape, log densities)."""
-        device = codes.device if isinstance(codes, torch.Tensor) else None
+        device = codes.device if is_cuda(codes) else None
         table = self._tables.get(device)
         if table is None or len(table[0]) < k:
             if device is None:
                 table = self._make_table(k)
             else:
-                table = tuple(torch.from_numpy(part).to(device) for part in self._table(np.empty(0), k))
+                table = tuple(torch.from_numpy(part).to(device) for part in self._make_table(k))
             self._tables[device] = table
         return table
 
@@ -221,51 +232,37 @@ class PosteriorDecoder:
         total += num_bits * math.log(1 - q) - math.log(counts.sum())
         return np.ascontiguousarray(classes), np.ascontiguousarray(scores), total
 
-    def _linear(self, codes, k, with_probabilities=True):
-        """(classes int64 [n, k], probabilities float32 [n, k], log densities float32 [n]) of long codes.
-
-        with_probabilities: False leaves out the last two, as None, on the CPU.
-        """
-        log_num_images = math.log(int(self.arrays["num_images"]))
+    def _log_density(self, codes):
+        if self.flip_probability is not None:
+            return self._table(codes, 1)[2][self._numbers(codes)]
+        _, scores, totals = self._linear(codes, "density_", 1, with_totals=True)
+        constant = math.log(int(self.arrays["num_images"]))
         if is_cuda(codes):
-            tables, offsets = self._byte_tables(codes.device)
-            return linear_on_device(codes, tables, offsets, k, self.temperature, log_num_images)
-        tables, offsets = self._byte_tables(None)
-        classes, scores, totals = hamming.posterior_linear(
-            as_array(codes),
-            tables,
-            offsets,
-            k,
-            torch.get_num_threads(),
-            _falloffs(self.temperature) if with_probabilities else None,
-        )
-        found = [classes, None, None]
-        if totals is not None:
-            probabilities = np.exp((scores - scores[:, :1]) / UNIT) / totals[:, :1]
-            logs = scores[:, 0] * (self.temperature / UNIT) + np.log(totals[:, 1]) - log_num_images
-            found[1:] = probabilities.astype(np.float32), logs.astype(np.float32)
-        if isinstance(codes, np.ndarray):
-            return found
-        return [part if part is None else torch.from_numpy(part) for part in found]
+            return (scores[:, 0].double() / UNIT + totals.log() - constant).float()
+        return (scores[:, 0] / UNIT + np.log(totals) - constant).astype(np.float32)
 
-    def _byte_tables(self, device):
+    def _linear(self, codes, prefix, k, with_totals):
+        """The k classes of the highest sums of a code's byte tables, of the weights whose name has a prefix.
+
+        -> (classes int64 [n, k], sums int32 [n, k], totals float32 [n] or None: the sum over all classes of e
+        to the power of the distance to the highest sum, in nats)
+        """
+        tables, offsets = self._byte_tables(codes.device if is_cuda(codes) else None, prefix)
+        if is_cuda(codes):
+            return linear_on_device(codes, tables, offsets, k)
+        falloff = _FALLOFF if with_totals else None
+        return hamming.posterior_linear(codes, tables, offsets, k, torch.get_num_threads(), falloff)
+
+    def _byte_tables(self, device, prefix):
         """(int16 [code_size, 256, num_classes]: what each value of each byte adds; int32 [num_classes])."""
-        if device not in self._tables:
-            made: Any = byte_tables(self.arrays["weights"]), self.arrays["offsets"]
+        if (device, prefix) not in self._tables:
+            made: Any = byte_tables(self.arrays[f"{prefix}weights"]), self.arrays[f"{prefix}offsets"]
             if device is not None:
                 made = tuple(torch.from_numpy(part).to(device) for part in made)
-            self._tables[device] = made
-        return self._tables[device]
+            self._tables[device, prefix] = made
+        return self._tables[device, prefix]
 
     # ---------------------------------------------------------------------------------------------- checking
-
-    def _check_codes(self, codes):
-        check_codes(codes=codes)
-        if codes.shape[1] != code_size(self.num_bits):
-            raise ValueError(
-                f"codes: {codes.shape[1]} bytes each; this decoder is for {self.num_bits} bits, "
-                f"{code_size(self.num_bits)} bytes"
-            )
 
     def _check(self):
         """Reads the sizes and raises ValueError if the arrays are not those of a decoder."""
@@ -282,14 +279,14 @@ class PosteriorDecoder:
             weights = arrays["weights"]
             if weights.ndim != 2 or weights.shape[1] <= TABLE_BITS or not len(weights):
                 raise ValueError(f"weights are {list(weights.shape)}; expected [num_classes, num_bits]")
-            self.num_classes, self.num_bits = weights.shape
-            take("weights", np.int16, *weights.shape)
-            take("offsets", np.int32, self.num_classes)
-            self.flip_probability, self.temperature = None, float(take("temperature", np.float64))
-            fine = int(np.abs(weights.astype(np.int64)).max()) <= MAX_WEIGHT
-            fine &= 1 <= self.temperature < math.inf and take("num_images", np.int64) > 0
-            if not fine or np.abs(arrays["offsets"].astype(np.int64)).max() > 1 << 30:
-                raise ValueError("weights, offsets, temperature or num_images is out of range")
+            self.num_classes, self.num_bits, self.flip_probability = *weights.shape, None
+            for prefix in ("", "density_"):
+                weights = take(f"{prefix}weights", np.int16, self.num_classes, self.num_bits)
+                offsets = take(f"{prefix}offsets", np.int32, self.num_classes)
+                if np.abs(weights).max() > MAX_WEIGHT or np.abs(offsets.astype(np.int64)).max() > 1 << 30:
+                    raise ValueError(f"{prefix}weights or {prefix}offsets are out of range")
+            if take("num_images", np.int64) < 1:
+                raise ValueError("num_images is out of range")
             return
         num_codes, self.num_classes = (
             len(arrays[name]) if name in arrays and arrays[name].ndim == 1 else 0
@@ -299,8 +296,7 @@ class PosteriorDecoder:
         of_classes = take("class_codes", np.int32, self.num_classes)
         weight = take("class_weight", np.int64)
         ends, q = take("ends", np.int64, self.num_classes), take("flip_probability", np.float64)
-        self.num_bits, self.temperature = int(take("num_bits", np.int64)), 1.0
-        self.flip_probability = float(q)
+        self.num_bits, self.flip_probability = int(take("num_bits", np.int64)), float(q)
         if not 1 <= self.num_bits <= TABLE_BITS or not FLIP_PROBABILITIES[0] <= q < 0.5:
             raise ValueError("num_bits or flip_probability is out of range")
         if not num_codes or codes.min() < 0 or codes.max() >> self.num_bits or counts.min() < 1:
@@ -324,35 +320,24 @@ def byte_tables(weights: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray((of_value @ by_byte).astype(np.int16))
 
 
-def _falloffs(temperature):
-    """exp(-i / UNIT) and exp(-i temperature / UNIT) for differences i of scores: float32 [2, 4096]."""
-    nats = np.arange(4096) / UNIT
-    return np.exp(-np.stack([nats, temperature * nats])).astype(np.float32)
+# e to the power of minus a difference of scores; for greater ones it is taken for 0.
+_FALLOFF = np.exp(-np.arange(4096) / UNIT).astype(np.float32)
 
 
 def linear_on_device(
-    codes: torch.Tensor,
-    tables: torch.Tensor,
-    offsets: torch.Tensor,
-    k: int,
-    temperature: float,
-    log_num_images: float,
+    codes: torch.Tensor, tables: torch.Tensor, offsets: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(classes int64 [n, k], probabilities float32 [n, k], log densities float32 [n]), by torch alone."""
+    """(classes int64 [n, k], sums int32 [n, k], totals float32 [n]) of long codes, by torch alone."""
     num_classes = len(offsets)
     of_class = torch.arange(num_classes, device=codes.device)
-    parts = []
+    parts = [(codes.new_empty(0, k).long(), codes.new_empty(0, k).int(), codes.new_empty(0).float())]
     for part in codes.split(max(1, _CHUNK // num_classes)):
-        scores = offsets.expand(len(part), -1).clone()
+        sums = offsets.expand(len(part), -1).clone()
         for byte in range(part.shape[1]):
-            scores += tables[byte][part[:, byte].long()]
+            sums += tables[byte][part[:, byte].long()]
         # no two keys are equal, so the order does not depend on how topk breaks ties
-        classes = (scores.long() * num_classes - of_class).topk(k, dim=1).indices
-        nats = scores.float() / UNIT
-        probabilities = nats.softmax(1).gather(1, classes)
-        parts.append((classes, probabilities, (temperature * nats).logsumexp(1) - log_num_images))
-    if not parts:
-        empty = torch.empty(0, k, device=codes.device)
-        return empty.long(), empty, empty[:, 0]
-    classes, probabilities, logs = (torch.cat(part) for part in zip(*parts))
-    return classes, probabilities, logs
+        classes = (sums.long() * num_classes - of_class).topk(k, dim=1).indices
+        best = sums.gather(1, classes)
+        parts.append((classes, best, ((sums - best[:, :1]) / UNIT).exp().sum(1)))
+    classes, sums, totals = (torch.cat(part) for part in zip(*parts))
+    return classes, sums, totals

@@ -3,28 +3,40 @@
 The results are plain arrays, the same for the images in any order.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from llc.codes import unpack_bits
 from llc.native import hamming
 
 # Flip probabilities that are tried. The lowest keeps float32 from underflowing in tables of 24 bits.
 FLIP_PROBABILITIES = tuple(float(q) for q in np.geomspace(0.03, 0.45, 28).round(4))
-TEMPERATURES = tuple(float(t) for t in np.geomspace(1.0, 32.0, 31).round(3))
 CLASS_WEIGHTS = (1, 4, 16, 64, 256)  # numbers of images for which a class's code may count
-NUM_HELD_OUT = 2048  # train images on which these three are chosen
+NUM_HELD_OUT = 2048  # train images on which these two are chosen
+# The rest is for long codes.
+MAX_FITTED = 1 << 18  # images that the regression is fitted to
+PULLS = (1.0, 10.0, 100.0, 1000.0)  # how strongly it is pulled to the class codes
+MAX_TRIED = 1 << 14  # images on which the pull is chosen; a fifth is held out
+MAX_FOLDED, NUM_FOLDS = 1 << 12, 5  # of so few each fifth is held out once
+SCALES = tuple(float(scale) for scale in np.geomspace(0.01, 2.0, 32).round(4))  # of class codes
+PRIOR_IMAGES = 4  # of the mean of a bit over all classes, in the density of a class
 UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
 MAX_WEIGHT = 1023  # of a bit: the sum over four bytes fits into int16
 _CHUNK = 1 << 22  # numbers that are worked on at once where a step needs a row for each code
 
 
 def fit_counts(codes, labels, num_bits, num_classes, class_codes, q):
-    codes, counts, ends = _counted(as_numbers(codes, num_bits), labels, None, num_bits, num_classes)
-    of_classes = np.zeros(num_classes, np.int64) if class_codes is None else as_numbers(class_codes, num_bits)
+    codes, counts, ends = _counted(
+        as_numbers(codes.astype(np.int64), num_bits), labels, None, num_bits, num_classes
+    )
+    of_classes = (
+        np.zeros(num_classes, np.int64)
+        if class_codes is None
+        else as_numbers(class_codes.astype(np.int64), num_bits)
+    )
     arrays = {
         "num_bits": np.array(num_bits),
         "codes": codes.astype(np.int32),
@@ -43,9 +55,12 @@ def fit_counts(codes, labels, num_bits, num_classes, class_codes, q):
 
 
 def as_numbers(codes, num_bits):
-    """Packed codes as numbers of num_bits bits -> int64 [n]; the first bit is the highest."""
-    numbers = np.zeros(len(codes), np.int64)
-    for byte in range(codes.shape[1]):
+    """Packed codes, given as int64 [n, code_size], as numbers of num_bits bits -> int64 [n].
+
+    The first bit is the highest. An array or a tensor.
+    """
+    numbers = codes[:, 0]
+    for byte in range(1, codes.shape[1]):
         numbers = numbers << 8 | codes[:, byte]
     return numbers >> 8 * codes.shape[1] - num_bits
 
@@ -128,60 +143,120 @@ def _powers(q, num_bits):
 
 
 def fit_linear(codes, labels, num_bits, num_classes, class_codes):
-    ones = np.zeros((num_classes, num_bits), np.int64)
+    """Arrays of a decoder of long codes.
+
+    The posterior is that of multinomial logistic regression on the bits as -1 and 1. It begins as a softmax
+    of the Hamming distances to the class codes, and is pulled towards that: where a class has few images, its
+    code decides. How strongly it is pulled is chosen by the likelihood of images that are held out. The
+    density is that of independent bits in each class (naive Bayes).
+    """
+    order = np.lexsort((*codes.T, labels))  # so that the order of the images does not matter
+    codes, labels = codes[order], labels[order]
+    part = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), MAX_FITTED)).astype(np.int64))
+    signs, own = _signs(codes[part], num_bits), torch.from_numpy(labels[part])
+    num_images = np.bincount(labels, minlength=num_classes)
+    centre = torch.zeros(num_classes, num_bits) if class_codes is None else _signs(class_codes, num_bits)
+    centre *= _best_scale(signs, own, centre)
+    prior = torch.from_numpy(np.log((num_images + 1) / (num_images + 1).sum())).float()
+    pull = _best_pull(signs[:: -(-len(part) // MAX_TRIED)], own[:: -(-len(part) // MAX_TRIED)], centre, prior)
+    weights, offsets = _regression(signs, own, centre, prior, pull)
+    # as functions of bits 0 and 1; a constant for all classes changes no posterior
+    weights, offsets = 2 * weights, offsets - weights.sum(1)
+    density = _naive_bayes(codes, labels, num_images, num_bits)
+    return {
+        "num_images": np.array(len(codes)),
+        **_in_units("", (weights - weights.mean(0)).numpy(), (offsets - offsets.max()).numpy()),
+        **_in_units("density_", *density),
+    }
+
+
+def _signs(codes, num_bits):
+    """Bits as -1 and 1: float32 [n, num_bits]."""
+    return torch.from_numpy(2 * unpack_bits(codes, num_bits).astype(np.float32) - 1)
+
+
+def _in_units(prefix, weights, offsets):
+    """Scores in nats as whole multiples of 1/UNIT nat: the arrays PREFIXweights and PREFIXoffsets."""
+    return {
+        f"{prefix}weights": np.clip(np.rint(UNIT * weights), -MAX_WEIGHT, MAX_WEIGHT).astype(np.int16),
+        f"{prefix}offsets": np.rint(UNIT * np.maximum(offsets, -1e6)).astype(np.int32),
+    }
+
+
+def _log_likelihood(signs, labels, weights, offsets):
+    """The mean over images of log P(own class)."""
+    step = max(1, _CHUNK // len(weights))
+    total = sum(
+        -functional.cross_entropy(part @ weights.T + offsets, own, reduction="sum").item()
+        for part, own in zip(signs.split(step), labels.split(step))
+    )
+    return total / len(signs)
+
+
+def _best_scale(signs, labels, centre):
+    """The factor of class codes with which the softmax of their products with codes is most likely."""
+    some = torch.linspace(0, len(signs) - 1, min(len(signs), NUM_HELD_OUT)).long()
+    none = torch.zeros(len(centre))
+    return max(SCALES, key=lambda scale: _log_likelihood(signs[some], labels[some], scale * centre, none))
+
+
+def _best_pull(signs, labels, centre, prior):
+    """The one of PULLS with which a regression on four fifths of the images suits the others best."""
+    fold = torch.arange(len(signs)) % NUM_FOLDS
+    if len(signs) < NUM_FOLDS:
+        return PULLS[-1]
+
+    def suits(pull):
+        total = 0.0
+        for held_out in range(NUM_FOLDS if len(signs) <= MAX_FOLDED else 1):
+            out = fold == held_out
+            fitted = _regression(signs[~out], labels[~out], centre, prior, pull)
+            total += _log_likelihood(signs[out], labels[out], *fitted) * int(out.sum())
+        return total
+
+    return max(PULLS, key=suits)
+
+
+def _regression(signs, labels, centre, prior, pull):
+    """(weights float32 [num_classes, num_bits], offsets [num_classes]) of the lowest mean loss.
+
+    The loss is -log P(own class), summed over the images, + pull / 2 * squared distance from `centre` and
+    `prior`; by L-BFGS.
+    """
+    weights, offsets = centre.clone().requires_grad_(), prior.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights, offsets], max_iter=60, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+    step = max(1, _CHUNK // len(centre))
+
+    def loss():
+        optimizer.zero_grad()
+        away = (weights - centre).square().sum() + (offsets - prior).square().sum()
+        total = pull / (2 * len(signs)) * away
+        total.backward()
+        for part, own in zip(signs.split(step), labels.split(step)):
+            of_part = functional.cross_entropy(part @ weights.T + offsets, own, reduction="sum") / len(signs)
+            of_part.backward()
+            total = total + of_part.detach()
+        return total.detach()
+
+    with torch.enable_grad(), torch.inference_mode(False):
+        optimizer.step(loss)
+    return weights.detach(), offsets.detach()
+
+
+def _naive_bayes(codes, labels, num_images, num_bits):
+    """(log odds of each bit, log of the number of images times P(code of zeros)), for each class, in nats.
+
+    The mean of a bit over all images counts for PRIOR_IMAGES images of each class.
+    """
+    ones = np.zeros((len(num_images), num_bits), np.int64)
     step = max(1, _CHUNK // num_bits)
     for first in range(0, len(codes), step):
         part = slice(first, first + step)
         np.add.at(ones, labels[part], unpack_bits(codes[part], num_bits) > 0)
-    num_images = np.bincount(labels, minlength=num_classes)
-    prior = np.broadcast_to((ones.sum(0) + 1) / (len(codes) + 2), ones.shape)
-    if class_codes is not None:  # the class's bit, as often wrong as this bit is in all images
-        of_class = unpack_bits(class_codes, num_bits) > 0
-        wrong = np.where(of_class, num_images[:, None] - ones, ones).sum(0)
-        wrong = (wrong + 1) / (len(codes) + 2)
-        prior = np.where(of_class, 1 - wrong, wrong)
-    weight, temperature = _most_likely_linear(codes, labels, ones, num_images, prior)
-    log_odds, offsets = _naive_bayes(ones, num_images, prior, weight)
-    weights = np.clip(np.rint(UNIT / temperature * log_odds), -MAX_WEIGHT, MAX_WEIGHT)
-    return {
-        "num_images": np.array(len(codes)),
-        "weights": weights.astype(np.int16),
-        "offsets": np.rint(UNIT / temperature * np.maximum(offsets, -1e5)).astype(np.int32),
-        "temperature": np.array(temperature),
-    }
-
-
-def _naive_bayes(ones, num_images, prior, weight):
-    """(log odds of each bit, log of the number of images times P(code of zeros)), for each class.
-
-    prior: the probability that a bit is 1, before any image of the class; it counts for `weight` images.
-    """
-    p = (ones + weight * prior) / (num_images + weight)[:, None]
+    mean = (ones.sum(0) + 1) / (len(codes) + 2)
+    p = (ones + PRIOR_IMAGES * mean) / (num_images + PRIOR_IMAGES)[:, None]
     log_not = np.log1p(-p)
     with np.errstate(divide="ignore"):
         return np.log(p) - log_not, np.log(num_images) + log_not.sum(1)
-
-
-def _most_likely_linear(codes, labels, ones, num_images, prior):
-    """The (weight of the prior, temperature) under which train images are most probably of their class.
-
-    As in most_likely, up to NUM_HELD_OUT images are each left out of what judges it.
-    """
-    order = np.lexsort((*codes.T, labels))
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), NUM_HELD_OUT)).astype(np.int64))]
-    chosen = chosen[num_images[labels[chosen]] > 1]
-    if not len(chosen):
-        return CLASS_WEIGHTS[-1], 1.0
-    bits, own = unpack_bits(codes[chosen], ones.shape[1]).astype(np.int64), labels[chosen]
-    best = -math.inf, CLASS_WEIGHTS[0], 1.0
-    for weight in CLASS_WEIGHTS:
-        log_odds, offsets = _naive_bayes(ones, num_images, prior, weight)
-        scores = bits @ log_odds.T + offsets
-        log_odds, offsets = _naive_bayes(ones[own] - bits, num_images[own] - 1, prior[own], weight)
-        scores[np.arange(len(own)), own] = (bits * log_odds).sum(1) + offsets
-        scores -= scores.max(1, keepdims=True)
-        of_own = scores[np.arange(len(own)), own]
-        for temperature in TEMPERATURES:
-            likelihood = (of_own / temperature - np.log(np.exp(scores / temperature).sum(1))).sum()
-            best = max(best, (likelihood, weight, temperature), key=lambda found: found[0])
-    return best[1:]

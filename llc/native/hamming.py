@@ -272,18 +272,18 @@ def posterior_linear(
     offsets: np.ndarray,
     k: int,
     num_threads: int,
-    falloffs: np.ndarray | None = None,
+    falloff: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The k classes of the highest sums, ties to the lowest class -> classes int64 [n, k], sums int32 [n, k].
 
     codes uint8 [n, code_size]; tables int16 [code_size, 256, num_classes]: what each value of each byte adds;
-    offsets int32 [num_classes]: where the sums begin. With falloffs float32 [2, 4096] there is a third
-    result, else None: totals float32 [n, 2], over all classes, of both falloffs at the difference between the
-    highest sum and the class's.
+    offsets int32 [num_classes]: where the sums begin. With falloff float32 [4096] there is a third result,
+    else None: totals float32 [n], over all classes, of the falloff at the difference between the highest sum
+    and the class's; 0 for larger differences.
     """
     n, code_size = codes.shape
     classes, scores = np.empty((n, k), np.int64), np.empty((n, k), np.int32)
-    totals = None if falloffs is None else np.empty((n, 2), np.float32)
+    totals = None if falloff is None else np.empty(n, np.float32)
     _call(
         "llc_posterior_linear",
         n * len(offsets) * (code_size + PAIR_BYTES),
@@ -295,7 +295,7 @@ def posterior_linear(
             offsets.ctypes.data,
             len(offsets),
             k,
-            None if falloffs is None else falloffs.ctypes.data,
+            None if falloff is None else falloff.ctypes.data,
             num_threads,
             stop,
             classes.ctypes.data,

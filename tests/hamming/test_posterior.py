@@ -143,50 +143,70 @@ def test_better_than_nearest_code_and_calibrated_where_classes_have_more_than_on
     assert right[probabilities[:, 0] > 0.9].mean() > 0.9 > right[probabilities[:, 0] < 0.5].mean() + 0.3
 
 
-def linear_by_formula(decoder, codes):
-    """(scores float64 in nats [n, num_classes]) from the decoder's whole numbers."""
+def scores_of_bits(decoder, codes, prefix=""):
+    """Scores float64 in nats [n, num_classes], from the decoder's whole numbers."""
     bits = np.unpackbits(codes, axis=1, count=decoder.num_bits).astype(np.int64)
-    return (bits @ decoder.arrays["weights"].T.astype(np.int64) + decoder.arrays["offsets"]) / posterior.UNIT
+    weights, offsets = decoder.arrays[f"{prefix}weights"], decoder.arrays[f"{prefix}offsets"]
+    return (bits @ weights.T.astype(np.int64) + offsets) / posterior.UNIT
 
 
-@pytest.mark.parametrize("num_bits", [25, 32, 37, 64, 100])
-def test_long_codes_equal_naive_bayes(num_bits):
+@pytest.mark.parametrize("num_bits", [25, 37, 64, 100])
+def test_long_codes_are_decoded_by_weighted_sums_of_their_bits(num_bits):
     train, labels, class_codes = noisy_codes(num_bits, 30, 20, flips=0.35)
-    queries, of_queries, _ = noisy_codes(num_bits, 30, 20, flips=0.35, seed=num_bits)
+    queries = noisy_codes(num_bits, 30, 20, flips=0.35, seed=num_bits)[0]
     decoder = PosteriorDecoder.fit(train, labels, num_bits, 30, class_codes=class_codes)
-    scores = linear_by_formula(decoder, queries)
+    scores = scores_of_bits(decoder, queries)
     classes, probabilities = decoder.decode(queries, 30)
+    assert probabilities.dtype == np.float32
     assert np.array_equal(classes, np.argsort(-scores, axis=1, kind="stable"))
     expected = np.exp(scores - scores.max(1, keepdims=True))
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, np.take_along_axis(expected, classes, 1), rtol=1e-3, atol=1e-6)
-    joint = decoder.temperature * scores
+    joint = scores_of_bits(decoder, queries, "density_")
     logs = joint.max(1) + np.log(np.exp(joint - joint.max(1, keepdims=True)).sum(1)) - math.log(len(train))
-    np.testing.assert_allclose(decoder.log_density(queries), logs, rtol=1e-4)
+    found = decoder.log_density(queries)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, logs, rtol=1e-4)
     for k in (1, 5):
         assert np.array_equal(decoder.classes(queries, k), classes[:, :k])
     # what is used on CUDA, here on the CPU
-    tables = [torch.from_numpy(part) for part in decoder._byte_tables(None)]
-    found = posterior.linear_on_device(
-        torch.from_numpy(queries), *tables, 5, decoder.temperature, math.log(len(train))
-    )
-    assert np.array_equal(found[0].numpy(), classes[:, :5])
-    np.testing.assert_allclose(found[1].numpy(), probabilities[:, :5], rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found[2].numpy(), logs, rtol=1e-4)
+    tables = [torch.from_numpy(part) for part in decoder._byte_tables(None, "")]
+    found, sums, totals = posterior.linear_on_device(torch.from_numpy(queries), *tables, 5)
+    assert np.array_equal(found.numpy(), classes[:, :5])
+    assert np.array_equal(sums.numpy(), np.take_along_axis(scores * posterior.UNIT, classes[:, :5], 1))
+    np.testing.assert_allclose(1 / totals.numpy(), probabilities[:, 0], rtol=1e-4)
 
 
-def test_weights_of_long_codes_are_those_of_naive_bayes():
-    train, labels, class_codes = noisy_codes(40, 3, 50, flips=0.2)
-    decoder = PosteriorDecoder.fit(train, labels, 40, 3, class_codes=class_codes)
-    bits, of_class = np.unpackbits(train, axis=1), np.unpackbits(class_codes, axis=1)
-    wrong = (bits != of_class[labels]).sum(0) + 1
-    prior = np.where(of_class == 1, 1 - wrong / 152, wrong / 152)
-    candidates = []
-    for weight in posterior_fit.CLASS_WEIGHTS:
-        p = np.stack([bits[labels == c].sum(0) + weight * prior[c] for c in range(3)]) / (50 + weight)
-        log_odds = posterior.UNIT / decoder.temperature * np.log(p / (1 - p))
-        candidates.append(np.abs(log_odds - decoder.arrays["weights"]).max())
-    assert min(candidates) <= 0.51
+def test_long_codes_are_decoded_better_than_by_nearest_code_the_more_images_there_are():
+    """Bits are wrong with a probability of their own in each class, which only images can tell."""
+    rng = np.random.default_rng(0)
+    of_class, wrong = rng.integers(0, 2, (20, 32)), rng.random((20, 32)) * 0.8
+
+    def draw(per_class):
+        labels = np.repeat(np.arange(20), per_class)
+        bits = of_class[labels] ^ (rng.random((len(labels), 32)) < wrong[labels])
+        return np.packbits(bits, axis=1), labels
+
+    class_codes, (queries, of_queries) = np.packbits(of_class, axis=1), draw(100)
+    nearest = (decode_mhd(queries, class_codes)[:, 0] == of_queries).mean()
+    accuracies = []
+    for per_class in (1, 10, 200):
+        decoder = PosteriorDecoder.fit(*draw(per_class), 32, 20, class_codes=class_codes)
+        classes, probabilities = decoder.decode(queries)
+        accuracies.append((classes[:, 0] == of_queries).mean())
+        assert abs(probabilities.mean() - accuracies[-1]) < (0.05 if per_class == 200 else 0.25)
+    assert nearest - 0.02 < accuracies[0] < accuracies[1] < accuracies[2] and accuracies[2] > nearest + 0.2
+
+
+def test_the_density_of_long_codes_is_that_of_independent_bits():
+    train, labels, _ = noisy_codes(40, 3, 50, flips=0.2)
+    decoder = PosteriorDecoder.fit(train, labels, 40, 3)
+    bits = np.unpackbits(train, axis=1)
+    mean = (bits.sum(0) + 1) / 152
+    p = np.stack([bits[labels == c].sum(0) + posterior_fit.PRIOR_IMAGES * mean for c in range(3)])
+    p /= 50 + posterior_fit.PRIOR_IMAGES
+    of_classes = np.where(bits[:, None] == 1, p, 1 - p).prod(2) / 3
+    np.testing.assert_allclose(decoder.log_density(train), np.log(of_classes.sum(1)), atol=0.2)
 
 
 def test_the_order_of_the_images_changes_nothing():
@@ -279,7 +299,7 @@ def test_arrays_that_are_no_decoder(num_bits):
             "codes": -1, "counts": 0, "class_codes": 1 << 12, "class_weight": -1, "num_bits": 25, "ends": 0,
             "flip_probability": 0.5,
         },
-        40: {"weights": 2000, "offsets": -(1 << 31), "temperature": np.nan, "num_images": 0},
+        40: {"weights": 2000, "offsets": -(1 << 31), "density_weights": -2000, "num_images": 0},
     }  # fmt: skip
     changes += [(name, np.full_like(arrays[name], value)) for name, value in wrong[num_bits].items()]
     for name, array in changes:

@@ -287,14 +287,14 @@ def test_linear_scores_are_sums_over_bytes(code_size):
     tables[:, 0] = 0  # as in every table: no bit, no score
     offsets = rng.integers(-5000, 5000, 37).astype(np.int32)
     offsets[20] = offsets[3]
-    falloffs = rng.random((2, 4096)).astype(np.float32)
+    falloff = rng.random(4096).astype(np.float32)
     scores = offsets + sum(tables[byte, codes[:, byte]].astype(np.int64) for byte in range(code_size))
     order = np.argsort(-scores, axis=1, kind="stable")
     below = np.minimum(scores.max(1, keepdims=True) - scores, 4096)
-    expected = np.concatenate([falloffs, np.zeros((2, 1), np.float32)], 1)[:, below].sum(2).T
+    expected = np.append(falloff, np.float32(0))[below].sum(1)
     for k in (1, 4, 37):
         for threads in (1, 3):
-            classes, best, totals = hamming.posterior_linear(codes, tables, offsets, k, threads, falloffs)
+            classes, best, totals = hamming.posterior_linear(codes, tables, offsets, k, threads, falloff)
             assert np.array_equal(classes, order[:, :k])
             assert np.array_equal(best, np.take_along_axis(scores, order[:, :k], 1))
             np.testing.assert_allclose(totals, expected, rtol=1e-5)

@@ -68,9 +68,9 @@ LLC_API int32_t llc_posterior_histograms(const uint32_t *queries, int64_t n, con
     const uint8_t *stop, int32_t *histograms);
 
 // The k classes of the highest sums, ties to the lowest class, of n codes of any length: classes and scores
-// [n, k]. A sum is offsets[c] + tables[byte][the byte's value][c] over a code's bytes. With `falloffs` [2,
-// 4096] also totals [n, 2]: the sum over the classes of falloffs[0] and of falloffs[1], at the difference to
-// the highest sum; 0 for larger differences.
+// [n, k]. A sum is offsets[c] + tables[byte][the byte's value][c] over a code's bytes; four bytes' entries add
+// up to an int16, and those of the value 0 are 0. With `falloff` [4096] also totals [n]: the sum over the
+// classes of the falloff at the difference to the highest sum, which is 0 for larger differences.
 LLC_API int32_t llc_posterior_linear(const uint8_t *codes, int64_t n, int32_t code_size,
-    const int16_t *tables, const int32_t *offsets, int32_t num_classes, int64_t k, const float *falloffs,
+    const int16_t *tables, const int32_t *offsets, int32_t num_classes, int64_t k, const float *falloff,
     int32_t num_threads, const uint8_t *stop, int64_t *classes, int32_t *scores, float *totals);

@@ -165,7 +165,7 @@ int32_t llc_posterior_histograms(const uint32_t *queries, int64_t n, const uint3
 }
 
 int32_t llc_posterior_linear(const uint8_t *codes, int64_t n, int32_t code_size, const int16_t *tables,
-    const int32_t *offsets, int32_t num_classes, int64_t k, const float *falloffs, int32_t num_threads,
+    const int32_t *offsets, int32_t num_classes, int64_t k, const float *falloff, int32_t num_threads,
     const uint8_t *stop, int64_t *classes, int32_t *scores, float *totals) {
     const bool fine = in_threads(
         (n + CODES_PER_PIECE - 1) / CODES_PER_PIECE, num_threads, stop,
@@ -184,9 +184,7 @@ int32_t llc_posterior_linear(const uint8_t *codes, int64_t n, int32_t code_size,
                     add(of_byte[0], of_byte[1], of_byte[2], of_byte[3], num_classes, sums.data());
                 }
                 highest(sums.data(), num_classes, k, scores + row * k, classes + row * k);
-                for (int32_t of = 0; falloffs && of < 2; of++)
-                    totals[row * 2 + of] =
-                        total_of(sums.data(), num_classes, scores[row * k], falloffs + of * FALLOFF_SIZE);
+                if (falloff) totals[row] = total_of(sums.data(), num_classes, scores[row * k], falloff);
             }
         });
     return status_of(fine, stop);
