@@ -573,20 +573,53 @@ def test_stopped_while_decoders_are_fitted_a_run_ends_as_if_it_had_not_been(
         seen.append(batch)
         after_the_stages(supervisor)
 
-    before = (trained / "checkpoints" / "last.pth").read_bytes()
+    if not batch:  # once in the process that has trained, too
+        shutil.rmtree(trained)
     with monkeypatch.context() as patch:
         patch.setattr(Supervisor, "after_the_stages", stop)
         with pytest.raises(SystemExit) as stopped:
             train_llc.main(command(trained))
         assert stopped.value.code == EXIT_STATUS and len(seen) == batch + 1
         assert f"stopped by {number.name}; continue with --resume={trained}" in capsys.readouterr().out
-        assert (trained / "checkpoints" / "last.pth").read_bytes() == before
+        assert last(trained)["progress"]["stage"] == 2
         assert not (trained / "results.csv").exists()
         assert (trained / "decoder.npz").exists() == (batch >= 13)
         train_llc.main(command(trained))
     assert len(seen) == batch + 1 + 16
     assert differences(end_of(trained), end_of(undisturbed)) == []
     assert (trained / "decoder.npz").read_bytes() == (undisturbed / "decoder.npz").read_bytes()
+
+
+STOP_ONE = """
+import os, signal, train_llc
+from llc import config
+from llc.training.supervisor import Supervisor
+after_the_stages, count = Supervisor.after_the_stages, 0
+
+def stop(supervisor):
+    global count
+    count += 1
+    if count == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    after_the_stages(supervisor)
+
+Supervisor.after_the_stages = stop
+config.run(train_llc.main)
+"""
+
+
+def test_a_signal_to_one_process_that_encodes_stops_all(
+    command, trained, undisturbed, tmp_path, run_llc, monkeypatch
+):
+    script = tmp_path / "stop_one.py"
+    script.write_text(STOP_ONE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = run_llc(script, *command(trained), processes=2, check=False)
+    assert "stopped by a signal to another process; continue with" in done.stdout, done.stderr
+    assert "exitcode  : 75" in done.stderr
+    assert not (trained / "results.csv").exists() and not (trained / "decoder.npz").exists()
+    train_llc.main(command(trained))
+    assert differences(end_of(trained), end_of(undisturbed)) == []
 
 
 def test_without_room_for_the_fitted_decoders_a_run_says_so_and_can_be_resumed(
