@@ -46,9 +46,10 @@ from llc import config as edge
 from llc.benchmark import _hamming_peers as peers
 from llc.benchmark import _machine
 from llc.benchmark._hamming_beside import THIS_VERSION, OtherVersion, first_call
-from llc.benchmark._hamming_ours import Call, Case, Clock, calls
+from llc.benchmark._hamming_ours import Call, Case, Clock, calls, random_codes
 from llc.benchmark._hamming_peers import Way
 from llc.errors import UserError
+from llc.hamming import Decoder, PosteriorDecoder
 from llc.options import option
 
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
@@ -58,8 +59,9 @@ BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).su
 class Workload:
     """ways[0] is ours. work: pairs of codes per query. check: result -> what all ways must agree on.
 
-    ours: the calls of llc that the first ways make. limits: of pairs per second on this device, {name: rate,
-    or None if torch does not know it}. tried: {library: {its way: seconds of a call in a trial}}.
+    case: what two versions of llc are asked alike; None: they are not compared. ours: the calls of llc that
+    the first ways make. limits: of pairs per second on this device, {name: rate, or None if torch does not
+    know it}. tried: {library: {its way: seconds of a call in a trial}}.
     """
 
     title: str
@@ -156,7 +158,7 @@ def measure(name, workload, options, other=None):
         found = workload.check(way.call())
         if not np.array_equal(found, expected[: len(found)]):
             raise AssertionError(f"{name}: {way.name} and {ways[0].name} disagree")
-    if other is not None:
+    if other is not None and workload.case is not None:
         ways = _with_other_version(name, workload, options, other)
     clock = options.clock()
     seconds = [[] for _ in ways]
@@ -340,8 +342,57 @@ def pack(options, num_bits=20):
     return workload
 
 
+def posterior(options, num_bits, num_classes=1000):
+    """The posterior decoder beside MHD, whose answers are others."""
+    train, labels, class_codes = _noisy_codes(options, num_bits, num_classes)
+    decoder = PosteriorDecoder.fit(train, labels, num_bits, num_classes, class_codes=class_codes)
+    n = int(50_000 * options.scale)
+    queries = torch.from_numpy(random_codes(n, num_bits, 0)).to(options.device)
+    nearest = Decoder(torch.from_numpy(class_codes).to(options.device))
+    ways = [
+        Way("llc posterior", n, lambda: decoder.classes(queries)),
+        Way("llc MHD", n, lambda: nearest.mhd(queries)),
+        Way("llc posterior, 5 and probabilities", n, lambda: decoder.decode(queries, 5)),
+        Way("llc MHD, 5", n, lambda: nearest.mhd(queries, 5)),
+    ]
+    title = f"most probable of {num_classes:,} classes, {num_bits} bits, beside the nearest"
+    return Workload(title, ways, lambda result: [])
+
+
+def fit_posterior(options, num_bits):
+    """What an evaluation waits for: the fit to as many codes as ImageNet has, and the table of the fit."""
+    num_classes = max(10, int(1000 * options.scale))
+    train, labels, class_codes = _noisy_codes(options, num_bits, num_classes)
+
+    def fit():
+        return PosteriorDecoder.fit(train, labels, num_bits, num_classes, class_codes=class_codes)
+
+    fitted = fit()
+    ways = [
+        Way("llc fit", len(train), fit),
+        Way("llc table", len(train), lambda: PosteriorDecoder(fitted.arrays).classes(train[:1])),
+    ]
+    return Workload(
+        f"fit to {len(train):,} codes of {num_bits} bits, {num_classes:,} classes", ways, lambda _: []
+    )
+
+
+def _noisy_codes(options, num_bits, num_classes):
+    """As many codes as ImageNet has training images: class codes, with a fifth of the bits wrong."""
+    class_codes = random_codes(num_classes, num_bits, 1)
+    rng = np.random.default_rng(2)
+    labels = np.arange(max(num_classes, int(1_281_167 * options.scale))) % num_classes
+    wrong = [
+        np.packbits(rng.random((len(part), num_bits)) < 0.2, axis=1) for part in np.array_split(labels, 16)
+    ]
+    return class_codes[labels] ^ np.concatenate(wrong), labels, class_codes
+
+
 WORKLOADS = {
     "decode": decode,
+    "posterior_20": functools.partial(posterior, num_bits=20),
+    "posterior_64": functools.partial(posterior, num_bits=64),
+    "fit_20": functools.partial(fit_posterior, num_bits=20),
     "table20": functools.partial(build_table, num_bits=20),
     "table24": functools.partial(build_table, num_bits=24),
     "pack": pack,

@@ -288,10 +288,10 @@ class PosteriorDecoder:
             if take("num_images", np.int64) < 1:
                 raise ValueError("num_images is out of range")
             return
-        num_codes, self.num_classes = (
-            len(arrays[name]) if name in arrays and arrays[name].ndim == 1 else 0
-            for name in ("codes", "ends")
-        )
+        for name in ("codes", "ends"):
+            if name not in arrays or arrays[name].ndim != 1:
+                raise ValueError(f"{name} is missing, or has another shape than [n]")
+        num_codes, self.num_classes = len(arrays["codes"]), len(arrays["ends"])
         codes, counts = take("codes", np.int32, num_codes), take("counts", np.int32, num_codes)
         of_classes = take("class_codes", np.int32, self.num_classes)
         weight = take("class_weight", np.int64)

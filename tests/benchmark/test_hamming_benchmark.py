@@ -31,6 +31,9 @@ def test_command(tmp_path):
             "decode",
             "pack",
             "top1_64",
+            "posterior_20",
+            "posterior_64",
+            "fit_20",
             "--device=cpu",
             "--scale=0.002",
             "--repeats=2",
@@ -43,9 +46,8 @@ def test_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "out.json").read_text())
-    assert [w["name"] for w in written["workloads"]] == ["decode", "pack", "top1_64"] and written["machine"][
-        "threads"
-    ] >= 1
+    names = ["decode", "pack", "top1_64", "posterior_20", "posterior_64", "fit_20"]
+    assert [w["name"] for w in written["workloads"]] == names and written["machine"]["threads"] >= 1
     for workload in written["workloads"]:
         ours, *others = workload["ways"]
         assert ours["way"].startswith("llc") and ours["ours_is"] == 1 and len(others) >= 1
