@@ -201,7 +201,7 @@ class Trainer:
 
     def _fit(self, codes, labels):
         """The Fitted, on every process; the main process fits and writes decoder.npz. Raises UserError."""
-        # Machines may have train betons of their own. Of all of them together there is no file to identify.
+        # Machines may have train betons of their own; then this stands for all of them together.
         identities = sorted(set(self.processes.gather_objects(self.parts.train_shards.identity)))
         images = (
             identities[0]
