@@ -147,7 +147,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Validation, after every epoch."""
+    """Validation, after every epoch, and what is measured at the end."""
 
     batch_size: int = option(
         512, minimum=1, help="images per step of each process; in parts if they exceed a GPU's memory"
@@ -157,6 +157,9 @@ class Validation:
         0.875, minimum=0.1, maximum=1, help="side of the centre crop, as a fraction of the shorter side"
     )
     lr_tta: bool = option(True, help="also average z over left-right flips")
+    fit_decoder: bool = option(
+        True, help="at the end, encode the train set and fit the decoders that learn from its codes"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,9 @@
 --config finds the recipes that come with llc, rn50_configs and rn18_configs, from any folder. In a clone of
 the project, `train_llc.py` is the same command.
 
+At the end the train set is encoded once, and the decoders that learn from its codes are fitted and measured
+(validation.fit_decoder=0 leaves this out).
+
 After SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the run writes a checkpoint after the current step and exits with
 status 75 (torchrun, which passes on the first two, exits with 1). Status 0: finished, also if --resume=auto
 finds that the run was finished before; 2: an error, which is printed.

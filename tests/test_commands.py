@@ -27,6 +27,7 @@ def test_two_process_training_learns_and_fills_the_run_folder(finished_run):
     final = results(finished_run)
     assert final["codebook/top1_class_flip"] > 3 * CHANCE
     assert final["instance/top1_mhd_flip"] > 3 * CHANCE
+    assert final["instance/top1_posterior_flip"] > 3 * CHANCE and "codebook/top1_posterior" not in final
     for name in ("initial", "codebook", "instance", "last", "model_best"):
         assert (finished_run / "checkpoints" / f"{name}.pth").is_file()
     lines = [json.loads(line) for line in (finished_run / "log.jsonl").read_text().splitlines()]
@@ -61,12 +62,24 @@ def test_two_process_evaluation_equals_one_process_sample_for_sample(
     assert len(one["labels"]) == 66 and (one["labels"] == np.repeat(np.arange(6), 11)).all()
     for key in ("labels", "codes", "top_class"):
         assert (one[key] == two[key]).all(), key
-    numbers = [re.findall(r"(class codes|MHD|ED) +top-1 +([\d.]+) %", text) for text in texts]
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 3
-    assert float(numbers[0][1][1]) == pytest.approx(
-        100 * results(finished_run)["instance/top1_mhd_flip"], abs=0.01
-    )
+    numbers = [re.findall(r"(class codes|MHD|ED|posterior) +top-1 +([\d.]+) %", text) for text in texts]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 4
+    for place, decoder in ((1, "mhd"), (3, "posterior")):
+        assert float(numbers[0][place][1]) == pytest.approx(
+            100 * results(finished_run)[f"instance/top1_{decoder}_flip"], abs=0.01
+        )
     assert "collisions" in texts[0]
+
+
+def test_one_process_fits_the_decoders_that_two_did(finished_run, call_llc, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    written = ["decoder.npz", "results.csv"]
+    for name in written:
+        (run / name).unlink()
+    done = call_llc("train_llc.py", "--resume", run)
+    assert "fitted to the codes of 240 train images: posterior" in done.stdout
+    for name in written:
+        assert (run / name).read_bytes() == (finished_run / name).read_bytes()
 
 
 def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons, call_llc, tmp_path):

@@ -1,4 +1,4 @@
-"""A decoder from outside the package, in training, evaluation and the library; its values checked by hand."""
+"""Decoders from outside the package, in training, evaluation and the library; values checked by hand."""
 
 import csv
 import json
@@ -13,9 +13,13 @@ from tests.conftest import ROOT, SMALL
 from tests.waiting import seconds
 
 PLUGIN = '''
-"""The nearest class if its code is at most 1 bit away, else no class."""
+"""The nearest class if its code is at most 1 bit away; the class that most train images of a code have."""
 
-from llc.evaluation.decoders import MHD, Decoder, fraction, register
+import numpy as np
+import torch
+
+from llc.codes import pack_bits
+from llc.evaluation.decoders import MHD, Decoder, FittedDecoder, fraction, register
 
 
 @register
@@ -36,6 +40,40 @@ class Near(Decoder):
 
     def metrics(self, labels, classes, scores, num_classes):
         return {"top1": fraction(classes[:, 0] == labels), "rejected": fraction(classes[:, 0] == -1)}
+
+
+class Learnt:
+    def __init__(self, arrays):
+        self.arrays = dict(arrays)
+
+
+@register
+class Seen(FittedDecoder):
+    name, title, short = "seen", "seen code", "seen"
+    of_image_codes = True
+    depth = 1
+
+    def fit(self, codes, labels, network):
+        seen, places = np.unique(codes, axis=0, return_inverse=True)
+        counts = np.zeros((len(seen), len(network.codebook)), np.int64)
+        np.add.at(counts, (places.reshape(-1), labels), 1)
+        return Learnt({"codes": seen, "classes": counts.argmax(1)})
+
+    def restore(self, arrays, network):
+        return Learnt(arrays)
+
+    def bind_fitted(self, network, learnt):
+        arrays = learnt.arrays
+        table = {bytes(code): int(c) for code, c in zip(arrays["codes"], arrays["classes"])}
+
+        def rank(z, k):
+            classes = torch.tensor([[table.get(bytes(code), -1)] for code in pack_bits(z).numpy()])
+            return classes, (classes < 0).int()
+
+        return rank
+
+    def metrics(self, labels, classes, scores, num_classes):
+        return {"top1": fraction(classes[:, 0] == labels)}
 '''
 
 LIBRARY = """
@@ -111,6 +149,31 @@ def test_a_registered_decoder_is_measured_in_training_and_evaluation(trained, ru
     assert f"instance stage, top1_near_flip: {100 * top1:.2f} %" in printed
 
 
+def test_a_registered_decoder_learns_from_the_train_set_at_the_end_of_training(trained, betons, call_llc):
+    run, folder, printed = trained
+    codes = {}
+    for split, beton in zip(("train", "val"), betons):
+        call_llc("-m", "llc.encode", run, f"--data={beton}", f"--out={folder / split}.npz")
+        codes[split] = np.load(folder / f"{split}.npz")
+    seen = {}
+    for code, label in zip(map(bytes, codes["train"]["codes"]), codes["train"]["labels"].tolist()):
+        seen.setdefault(code, []).append(label)
+    classes = [
+        max(range(6), key=lambda c: (seen[code].count(c), -c)) if code in seen else -1
+        for code in map(bytes, codes["val"]["codes"])
+    ]
+    top1 = (codes["val"]["labels"] == classes).mean()
+    assert 1 / 6 < top1 < 1 and len(seen) > 6
+    with open(run / "results.csv") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    assert float(rows["instance/top1_seen_flip"]["final"]) == pytest.approx(top1, abs=1e-6)
+    assert rows["instance/top1_seen_flip"]["headline"] == "1" and "codebook/top1_seen_flip" not in rows
+    assert f"instance stage, top1_seen_flip: {100 * top1:.2f} %" in printed
+    assert "train images: posterior, seen" in printed and "seen " not in printed.split("encoding")[0]
+    with np.load(run / "decoder.npz") as learnt:
+        assert set(map(bytes, learnt["seen.codes"])) == set(seen) and "posterior.num_bits" in learnt
+
+
 def test_the_library_decodes_with_it_and_imports_no_trainer(trained, image_tree):
     run, folder, _ = trained
     files = sorted(map(str, (image_tree / "val").rglob("*.*g")))[::3]
@@ -125,5 +188,5 @@ def test_the_library_decodes_with_it_and_imports_no_trainer(trained, image_tree)
     labels, scores, codes, message, loaded = json.loads(done.stdout)
     classes, distances = by_hand(np.array(codes, np.uint8), llc.pack_bits(np.load(run / "codebook.npy")))
     assert labels == [[c] for c in classes] and scores == [[d] for d in distances]
-    assert message == "decode: expected one of class, mhd, ed, near, got 'far'"
+    assert message == "decode: expected one of class, mhd, ed, posterior, near, seen, got 'far'"
     assert loaded == []

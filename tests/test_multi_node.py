@@ -1,4 +1,7 @@
-"""Two machines, simulated on loopback: two torchrun agents of one process each, with c10d rendezvous."""
+"""Two machines, simulated on loopback: two torchrun agents of one process each, with c10d rendezvous.
+
+Each has train betons of its own.
+"""
 
 import json
 import os
@@ -6,6 +9,10 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
+
+from llc.data.shards import open_shards
+from llc.data.subset import write_subset
 from tests.conftest import ROOT, SMALL
 from tests.waiting import seconds
 
@@ -16,6 +23,11 @@ def test_two_agents_train_one_run(betons, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    whole = open_shards(betons[0])
+    halves = [tmp_path / "data" / f"half_{agent}.beton" for agent in range(2)]
+    halves[0].parent.mkdir()
+    for agent, half in enumerate(halves):
+        write_subset(whole, np.arange(agent, len(whole), 2), half)
     command = [
         sys.executable,
         "-m",
@@ -28,9 +40,8 @@ def test_two_agents_train_one_run(betons, tmp_path):
         "--local_addr=127.0.0.1",
         "train_llc.py",
         *SMALL,
-        f"--data.train_dataset={betons[0]}",
         f"--data.val_dataset={betons[1]}",
-        f"--logging.folder={tmp_path}",
+        f"--logging.folder={tmp_path / 'runs'}",
         "--logging.name=run",
         "--codebook.epochs=3",
         "--instance.epochs=2",
@@ -40,7 +51,7 @@ def test_two_agents_train_one_run(betons, tmp_path):
     def start(agent):
         """Each agent has a core of its own, if there are two, because machines do not share cores."""
         return subprocess.Popen(
-            command,
+            [*command, f"--data.train_dataset={halves[agent]}"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -56,6 +67,11 @@ def test_two_agents_train_one_run(betons, tmp_path):
             agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], texts
     assert sum("2 process(es) on cpu" in text for text in texts) == 1  # only the main process prints
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    run = tmp_path / "runs" / "run"
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert len(lines) == 3 + 2 and lines[-1]["top1_mhd_flip"] > 1.5 * CHANCE
+    with np.load(run / "decoder.npz") as learnt:
+        description = json.loads(str(learnt["description"]))
+        assert description["num_images"] == learnt["posterior.counts"].sum() == 240
+    assert description["images"] not in {"", *(open_shards(half).identity for half in halves)}

@@ -22,6 +22,7 @@ from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
 from llc.errors import UserError
 from llc.evaluation import metrics
+from llc.evaluation.decoders import fitted_decoders
 from llc.files import atomic_write
 from llc.recipe import Config
 from llc.training import config as training_config
@@ -109,6 +110,7 @@ class Comparison:
         words = [*self.words, *(f"--{key}={value}" for key, value in overrides.items())]
         try:
             config, _ = training_config.read(words, description="")
+            _check_headline(method, config)
             codebook = self._codebook(config, onehot)
         except UserError as error:
             message = str(error).removeprefix("command line: ")
@@ -285,6 +287,16 @@ class Comparison:
         if not scores:
             raise LookupError(method.name)
         return method.points[-max(scores)[1]]
+
+
+def _check_headline(method, config):
+    """Raises UserError if a method is tuned by a decoder that its runs do not fit."""
+    decoder = method.headline.partition("_")[2]
+    if decoder in fitted_decoders() and not config.validation.fit_decoder:
+        raise UserError(
+            f"headline = {method.headline}: the runs do not measure it, because validation.fit_decoder is "
+            "false; set that to true, or choose another headline"
+        )
 
 
 def suffixed(metric, config):

@@ -180,8 +180,8 @@ def _describe(comparison, run):
 def _figures(comparison, run, description):
     """{figure: number} of a finished run; accuracies as fractions of 1.
 
-    Each decoder's are from the stage that learns what it reads. A decoder that was not registered when the
-    run was trained has none.
+    Each decoder's are from the stage that learns what it reads. A decoder that was not registered, or not
+    fitted, when the run was trained has none.
     """
     values, codebook, of_decoders = description["metrics"], description["codebook"], {}
     for column in decoder_columns():
@@ -234,8 +234,12 @@ def _at_an_end(method, point):
 
 
 def table(results, markdown=False):
-    """A report as text: the table, a sentence on what it shows, and what went wrong."""
-    columns = [*decoder_columns(), *OTHER_COLUMNS]
+    """A report as text: the table, a sentence on what it shows, and what went wrong.
+
+    Decoders that no method has a figure of, as where none was fitted, have no column.
+    """
+    figures = {name for row in results["table"] for name in row["figures"]}
+    columns = [*(column for column in decoder_columns() if column.figure in figures), *OTHER_COLUMNS]
     cells = [["method", "chosen", "n", *(column.title for column in columns), "gap"]]
     for row in results["table"]:
         cells.append(

@@ -1,4 +1,4 @@
-"""Betons -> batches on the device, for training (random crops and flips) and for validation.
+"""Betons -> batches on the device: for training (random crops and flips), validation and encoding.
 
 A training batch is a pure function of (betons, seed, epoch, number of the batch), whatever the number of
 threads; sampling.py defines it. FFCV's own Loader is not used, for these reasons: its crops and flips cannot
@@ -140,7 +140,11 @@ class ValLoader:
     Rank r gets samples r, r + world_size, ... in order. The crop is the middle square, crop_ratio of the
     shorter side. A damaged sample is always a UserError, because an accuracy counts every image once. Raises
     UserError where processes have different betons.
+
+    num_batches: of this process; num_shared_batches: those that every process has.
     """
+
+    _on_error, _advice = "fail", ""
 
     def __init__(self, shards, *, batch_size, num_workers, processes, resolution, crop_ratio, in_memory=True):
         batch_size = whole_number("batch_size", batch_size, 1)
@@ -148,10 +152,6 @@ class ValLoader:
         resolution = whole_number("resolution", resolution, 1)
         crop_ratio = fraction("crop_ratio", crop_ratio)
         check_parts_of_all(shards, processes)
-        if len({digest for digest, _, _ in _of_all(shards, processes)}) > 1:
-            raise UserError(
-                f"{shards}: the processes have different val betons; every machine needs the same"
-            )
         self._shards, self._device, self._resolution, self._crop_ratio = (
             shards,
             processes.device,
@@ -159,35 +159,86 @@ class ValLoader:
             crop_ratio,
         )
         self._num_threads = num_workers if num_workers > 0 else default_workers()
-        self.indices = np.arange(processes.rank, len(shards), processes.world_size)
-        self._batches = [self.indices[k : k + batch_size] for k in range(0, len(self.indices), batch_size)]
+        parts = self._divided(_of_all(shards, processes))
+        own = parts[processes.rank]
+        self.indices = np.arange(own.start, own.stop, own.step)
+        self._batches = [self.indices[k : k + batch_size] for k in range(0, len(own), batch_size)]
+        self.num_batches = len(self._batches)
+        self.num_shared_batches = min(-(-len(part) // batch_size) for part in parts)
         self._pages = None if in_memory else pages_of(shards)
+
+    def _divided(self, of_all):
+        """The samples of each process, ranges by rank. of_all: the result of `_of_all`."""
+        if len({digest for digest, _, _ in of_all}) > 1:
+            raise UserError(
+                f"{self._shards}: the processes have different val betons; every machine needs the same"
+            )
+        return [range(rank, len(self._shards), len(of_all)) for rank in range(len(of_all))]
 
     def __iter__(self):
         def crop(indices, heights, widths):
             return sampling.centre_crops(heights, widths, self._crop_ratio), np.zeros(len(indices), bool)
 
-        def fail(index, status, out):
-            raise _damaged(self._shards, index, status, "; write it again")
+        def replace(index, status, out):
+            if self._on_error == "fail":
+                raise _damaged(self._shards, index, status, f"; write it again{self._advice}")
+            out[:] = 0
+            left_out.append(index)
+            return -1
+
+        def batches():
+            try:
+                yield from _decode(
+                    self._shards,
+                    self._batches,
+                    storage,
+                    crop,
+                    replace,
+                    self._resolution,
+                    self._num_threads,
+                    self._device,
+                )
+            finally:
+                if left_out:
+                    warnings.warn(
+                        f"samples left out because they cannot be decoded ({len(left_out)}): "
+                        f"{_names(self._shards, left_out)}",
+                        stacklevel=2,
+                    )
 
         if not self._batches:
             return iter(())
+        left_out = []
         storage = (
             MappedFiles(self._shards, self._batches)
             if self._pages is None
             else PagedFiles(self._shards, self._batches, self._pages)
         )
-        batches = _decode(
-            self._shards,
-            self._batches,
-            storage,
-            crop,
-            fail,
-            self._resolution,
-            self._num_threads,
-            self._device,
-        )
-        return Prefetch(batches, _NUM_AHEAD, _receiver(self._device))
+        return Prefetch(batches(), _NUM_AHEAD, _receiver(self._device))
+
+
+class EncodingLoader(ValLoader):
+    """Batches as ValLoader's of train betons that are encoded: each image once on all processes together.
+
+    Their order means nothing, so each process gets consecutive samples, and few pages are read by two. As in
+    training, the betons may differ between processes; those with the same betons divide them among
+    themselves. on_error: a damaged sample is a UserError that names it ("fail"), or becomes a black image
+    with the label -1, and a warning at the end names it ("skip_sample").
+    """
+
+    _advice = ", or leave such samples out with data.on_error=skip_sample"
+
+    def __init__(self, shards, *, on_error="fail", **options):
+        one_of("on_error", on_error, ("fail", "skip_sample"))
+        super().__init__(shards, **options)
+        self._on_error = on_error
+
+    def _divided(self, of_all):
+        parts = []
+        for rank, (_, _, num) in enumerate(of_all):
+            place, sharers = _place(of_all, rank)
+            parts.append(range(num * place // sharers, num * (place + 1) // sharers))
+        return parts
 
 
 # ---------------------------------------------------------------------------------------------- who gets what
@@ -233,9 +284,13 @@ def _share(shards, batch_size, processes):
             " every process has to take as "
             f"many; divide the images evenly among the machines, within {_MAX_UNEVEN:.0%}"
         )
-    own = of_all[processes.rank][0]
-    rank = sum(digest == own for digest, _, _ in of_all[: processes.rank])
-    return rank, sharers[own], fewest
+    return *_place(of_all, processes.rank), fewest
+
+
+def _place(of_all, rank):
+    """(rank, world size) of a process among those with the same betons. of_all: the result of `_of_all`."""
+    with_its_betons = [other for other, (digest, _, _) in enumerate(of_all) if digest == of_all[rank][0]]
+    return with_its_betons.index(rank), len(with_its_betons)
 
 
 # ------------------------------------------------------------------------------------------------ batches
@@ -296,10 +351,17 @@ def _damaged(shards, index, status, advice):
 
 
 def _replaced_text(shards, replaced, epoch):
-    names = ", ".join(shards.name(index) for index in sorted(replaced)[:5]) + (
-        ", ..." if len(replaced) > 5 else ""
+    return (
+        f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: "
+        f"{_names(shards, replaced)}"
     )
-    return f"epoch {epoch}: other samples took the places of {len(replaced)} that cannot be decoded: {names}"
+
+
+def _names(shards, indices):
+    """What messages call these samples; the first five of them."""
+    return ", ".join(shards.name(index) for index in sorted(indices)[:5]) + (
+        ", ..." if len(indices) > 5 else ""
+    )
 
 
 class _Memory:

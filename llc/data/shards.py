@@ -41,6 +41,11 @@ class Shards:
     def __str__(self):
         return str(self.paths[0]) + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
 
+    @property
+    def identity(self):
+        """64 hexadecimal digits that are the same for copies of these betons in the same order."""
+        return hashlib.sha256("".join(m.identity for m in self.manifests).encode()).hexdigest()
+
     def shard_of(self, indices):
         """The shard of each sample, int64, the shape of `indices`."""
         return np.searchsorted(self.starts, indices, side="right") - 1

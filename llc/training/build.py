@@ -8,10 +8,11 @@ import torch
 from llc.backbones import check_image_size
 from llc.checkpoints import load_weights
 from llc.codebook import load_codebook, random_codebook
-from llc.data.loaders import TrainLoader, ValLoader
+from llc.data.loaders import EncodingLoader, TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
 from llc.data.shards import Shards, open_shards
 from llc.errors import UserError
+from llc.evaluation.decoders import fitted_decoders
 from llc.kernels.cuda_launch import check_launch
 from llc.network import Network
 from llc.progress import say
@@ -31,8 +32,6 @@ class Parts:
     train_loader: TrainLoader
     val_loader: ValLoader
     class_names: tuple
-    num_val_batches: int  # of the main process
-    num_shared_val_batches: int  # that every process has
     identity: dict
 
     @property
@@ -76,10 +75,13 @@ def build(config, processes, resumes=False):
         make_train_loader(config, train_shards, processes),
         make_val_loader(config, val_shards, processes),
         train_shards.manifest.class_names,
-        -(-len(val_shards) // (processes.world_size * config.validation.batch_size)),
-        len(val_shards) // processes.world_size // config.validation.batch_size,
         identity,
     )
+
+
+def fits_decoders(config):
+    """Whether a run ends by fitting decoders to the codes of its train images."""
+    return config.validation.fit_decoder and bool(fitted_decoders())
 
 
 def open_data(config):
@@ -159,12 +161,20 @@ def make_train_loader(config, shards, processes):
 
 def make_val_loader(config, shards, processes):
     """The ValLoader of this process's part of the validation images."""
-    return ValLoader(
-        shards,
-        batch_size=config.validation.batch_size,
-        num_workers=config.data.num_workers or -1,  # recipes may say 0, which means the same
-        processes=processes,
-        resolution=config.validation.resolution,
-        crop_ratio=config.validation.crop_ratio,
-        in_memory=config.data.in_memory,
-    )
+    return ValLoader(shards, **_centre_crops(config, processes))
+
+
+def make_encoding_loader(config, shards, processes):
+    """The EncodingLoader of this process's part of the train images, cropped as those of validation are."""
+    return EncodingLoader(shards, on_error=config.data.on_error, **_centre_crops(config, processes))
+
+
+def _centre_crops(config, processes):
+    return {
+        "batch_size": config.validation.batch_size,
+        "num_workers": config.data.num_workers or -1,  # recipes may say 0, which means the same
+        "processes": processes,
+        "resolution": config.validation.resolution,
+        "crop_ratio": config.validation.crop_ratio,
+        "in_memory": config.data.in_memory,
+    }

@@ -16,9 +16,12 @@ from torchvision.models import get_model_weights
 from llc.checkpoints import load_weights
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.evaluation import fitting
+from llc.evaluation.decoders import fitted_decoders
 from llc.training.build import (
     build_network,
     check_sizes,
+    fits_decoders,
     given_codebook,
     initial_codebook,
     make_train_loader,
@@ -62,6 +65,12 @@ def describe(config, world_size=1, resume=None):
     ]
     for name in config.stages:
         lines += ["", *_stage_lines(config, config.stage(name), num_classes, steps)]
+    if fits_decoders(config):
+        lines += [
+            "",
+            "after the last stage: the train set is encoded, and decoders are fitted to its codes: "
+            + ", ".join(fitted_decoders()),
+        ]
     verb = "would resume and update" if resumes else "would write"
     lines += ["", f"{verb} {path}/", *(f"  {name}" for name in files(config))]
     return "\n".join(lines)
@@ -79,6 +88,7 @@ def files(config):
         "log.jsonl",
         "events.out.tfevents.*",
         "codebook.npy",
+        *([fitting.FILE_NAME] if fits_decoders(config) else []),
         "results.csv",
         *saved,
         "checkpoints/model_best.pth",

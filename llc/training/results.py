@@ -7,9 +7,12 @@ from llc.evaluation.decoders import DECODERS
 
 
 def epoch_text(stage, line, metrics, flip):
-    """The line that is printed after an epoch. line: of log.jsonl; metrics: {name: value}."""
-    top1 = {d.short: metrics[names.name("top1", d.name, flip)] for d in DECODERS.values()}
-    accuracies = ", ".join(f"{title} {100 * value:.2f}" for title, value in top1.items())
+    """The line that is printed after an epoch. line: of log.jsonl; metrics: {name: value}.
+
+    Decoders that learn from the train set have no figures before the end of the run, and are not named.
+    """
+    top1 = {d.short: metrics.get(names.name("top1", d.name, flip)) for d in DECODERS.values()}
+    accuracies = ", ".join(f"{title} {100 * v:.2f}" for title, v in top1.items() if v is not None)
     return (
         f"{stage.name} {line['epoch']}/{stage.epochs}: loss {line['loss']:.4f}, {accuracies} % top-1, "
         f"{line['images_per_second']:.0f} images/s"
@@ -19,7 +22,8 @@ def epoch_text(stage, line, metrics, flip):
 def rows(config, progress):
     """The rows of results.csv: STAGE/METRIC, final value, value in the best epoch, whether it is a headline.
 
-    The best epoch of a resumed run may lack a metric, because its decoder was added since: its value is nan.
+    Where the best epoch lacks a metric its value is nan: decoders that learn have figures at the end alone,
+    and in a resumed run a decoder may have been added since.
     """
     found = []
     for name in config.stages:

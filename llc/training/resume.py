@@ -18,6 +18,7 @@ _FREE = {
     "training.checkpoint_minutes",
     "training.keep",
     "training.skip_non_finite",
+    "validation.fit_decoder",
     "dist.backend",
     "dist.timeout_minutes",
     "logging.folder",

@@ -17,11 +17,20 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from llc.codebook import save_codebook
 from llc.errors import UserError
+from llc.evaluation import fitting
 from llc.files import atomic_write
 from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
 
 # What shows that a run has trained, and what was made from it. In checkpoints/ it is all but initial.pth.
-_WORK = ("results.csv", "log.jsonl", "codebook.npy", "events.out.tfevents.*", "original", "*.safetensors")
+_WORK = (
+    "results.csv",
+    "log.jsonl",
+    "codebook.npy",
+    fitting.FILE_NAME,
+    "events.out.tfevents.*",
+    "original",
+    "*.safetensors",
+)
 _MAX_LISTED = 12  # files that an error names
 
 _LOCK_SECONDS = 60.0  # a run that was stopped may still be writing when the next process resumes it
@@ -230,6 +239,10 @@ class RunFolder:
 
     def save_codebook(self, codebook):
         save_codebook(self.path / "codebook.npy", codebook)
+
+    def save_decoder(self, fitted):
+        """Writes decoder.npz. fitted: a llc.evaluation.fitting.Fitted."""
+        fitted.save(self.path / fitting.FILE_NAME)
 
     def save_class_names(self, class_names):
         """class_names.json: a list, in label order."""

@@ -33,13 +33,23 @@ class Supervisor:
             raise NonFinite
         if stop:
             self.save_last(engine)
-            self._saver.wait()
-            if self._saver.run_folder:
-                cause = self._signals.received or "a signal to another process"
-                self._say(f"stopped by {cause}; continue with --resume={self._saver.run_folder.path}")
-            raise Stopped
+            self._stop()
         if save and not validating:
             self.save_last(engine)
+
+    def after_the_stages(self):
+        """Reacts to a signal, as `between_steps`. The state is that of last.pth. Raises Stopped."""
+        self._saver.check()
+        _, stop, _, _ = self._agreement.exchange(False, bool(self._signals.received), False, False)
+        if stop:
+            self._stop()
+
+    def _stop(self):
+        self._saver.wait()
+        if self._saver.run_folder:
+            cause = self._signals.received or "a signal to another process"
+            self._say(f"stopped by {cause}; continue with --resume={self._saver.run_folder.path}")
+        raise Stopped
 
     def save_last(self, engine):
         """Writes last.pth in the background. engine: None between stages. Raises NonFinite."""

@@ -1,5 +1,9 @@
-"""Runs the stages: batch, loss, backward, step; after each epoch validation, the log line, the checkpoint."""
+"""Runs the stages: batch, loss, backward, step; after each epoch validation, the log line, the checkpoint.
 
+After the last stage the decoders that learn are fitted to the train images' codes.
+"""
+
+import hashlib
 import math
 import time
 
@@ -7,10 +11,12 @@ import torch
 
 from llc import progress as display
 from llc.codebook import health
+from llc.evaluation import fitting
 from llc.evaluation import metrics as metric_names
+from llc.evaluation.decoders import fitted_decoders
 from llc.network import running_statistics
 from llc.training import min_distance, results
-from llc.training.build import build
+from llc.training.build import build, fits_decoders
 from llc.training.engine import Engine
 from llc.training.interruption import StopSignals
 from llc.training.recovery import NonFinite
@@ -173,8 +179,48 @@ class Trainer:
         whose = "" if network is self.network else " of the weights' moving average"
         min_distance.enforce(network, self.config.codes.min_distance, self.processes, whose)
 
+    def _fit_decoders(self):
+        """Fits the decoders that learn to the train images' codes, and adds their figures. Raises Stopped.
+
+        A run that resumes here does all of it again, because it is short beside the training.
+        """
+        validation, between_batches = self.validation, self.supervisor.after_the_stages
+        self.say("encoding the train set")
+        codes, labels = validation.encode_train_images(self.network, between_batches)
+        if not len(codes):
+            self.say(
+                "warning: z is NaN or infinite for every train image, so these decoders cannot be fitted and "
+                f"have no figures: {', '.join(fitted_decoders())}"
+            )
+            return
+        fitted = self._fit(codes, labels)
+        self.say(f"fitted to the codes of {fitted.num_images:,} train images: {', '.join(fitted.learnt)}")
+        metrics = validation.run_fitted(self.network, fitted.learnt, between_batches)
+        finals, last = self.progress.finals, self.config.stages[-1]
+        finals[last] = metrics | finals[last]  # which keeps what the epoch's validation found of the others
+
+    def _fit(self, codes, labels):
+        """The Fitted, on every process; the main process fits and writes decoder.npz. Raises UserError."""
+        # Machines may have train betons of their own; then this stands for all of them together.
+        identities = sorted(set(self.processes.gather_objects(self.parts.train_shards.identity)))
+        images = (
+            identities[0]
+            if len(identities) == 1
+            else hashlib.sha256("".join(identities).encode()).hexdigest()
+        )
+
+        def fit():
+            source = self.config.data.train_dataset
+            fitted = fitting.fit(self.network, codes, labels, source=source, images=images)
+            self.run_folder.save_decoder(fitted)
+            return fitted
+
+        return self.processes.on_main(fit)
+
     def _finish(self):
-        """Writes results.csv and prints the headlines."""
+        """Fits decoders, writes results.csv and prints the headlines. Raises Stopped."""
+        if fits_decoders(self.config):
+            self._fit_decoders()
         self.say("writing the results")
         self.saver.wait()
         for text in results.headline_texts(self.config, self.progress):

@@ -19,7 +19,7 @@ import llc.benchmark.__main__ as benchmark
 import llc.compare.__main__ as compare
 from llc.codebook import health, load_codebook
 from llc.codes import pack_bits
-from llc.compare import farm
+from llc.compare import farm, tables
 from llc.compare.grid import Grid
 from llc.data.loaders import ValLoader
 from llc.data.manifest import data_checksums
@@ -113,6 +113,8 @@ def test_the_table_says_what_the_runs_wrote(compared):
             ("ed", f"{last}/top1_ed"),
             ("tied", f"{last}/tied_mhd"),
             ("none", f"{last}/none_ed"),
+            ("posterior", f"{last}/top1_posterior"),
+            ("ece", f"{last}/ece_posterior"),
         ):
             values = [results(folder)[metric] for folder in folders]
             found = row["figures"][figure]
@@ -132,6 +134,19 @@ def test_the_table_says_what_the_runs_wrote(compared):
         sqrt["gap"] == pytest.approx(sqrt["figures"]["mhd"]["mean"] - dense["figures"]["class"]["mean"])
         and dense["gap"] is None
     )
+
+
+def test_a_decoder_without_figures_has_no_column(compared):
+    """As in a comparison of runs that did not fit any."""
+    report = json.loads((compared[0] / "results.json").read_text())
+    assert tables.table(report).split("\n")[0].split()[3:9] == "class MHD ED posterior tied none".split()
+    for row in report["table"][1:]:
+        del row["figures"]["posterior"], row["figures"]["ece"]
+    lines = tables.table(report).split("\n")
+    assert "posterior" in lines[0] and " - " not in lines[1] and lines[2].count(" - ") == 2
+    del report["table"][0]["figures"]["posterior"], report["table"][0]["figures"]["ece"]
+    head = tables.table(report).split("\n")[0].split()
+    assert head[3:9] == "class MHD ED tied none collisions".split()
 
 
 def test_a_lost_point_is_reported_and_not_chosen(compared):
@@ -204,6 +219,8 @@ def test_dry_runs_nothing_and_another_lr_is_another_run(compared, dry, tmp_path)
     assert dry(GRID, tmp_path / "out").count("to run") == 8 and not (tmp_path / "out").exists()
     assert dry(GRID.replace("0.05", "0.06"), compared[0]).count("to run") == 1 + 2
     assert dry(GRID.replace("[3, 4]", "[3, 5]"), compared[0]).count("to run") == 3
+    not_fitted = GRID.replace("  plain:", "  plain: {set: {validation.fit_decoder: false}}")
+    assert dry(not_fitted, compared[0]).count("to run") == 0  # what is trained is the same
 
 
 def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
@@ -240,6 +257,10 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
         ),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
         ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),
+        (
+            "methods:\n  one: {headline: top5_posterior, set: {validation.fit_decoder: false}}",
+            "methods.one: headline = top5_posterior: the runs do not measure it",
+        ),
     ],
 )
 def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, message, command, tmp_path):

@@ -37,9 +37,9 @@ def twice():
 
 
 def test_columns_of_a_registered_decoder(twice):
-    before = ["class", "MHD", "ED"]
+    before = ["class", "MHD", "ED", "posterior"]
     titles = [column.title for column in tables.decoder_columns()]
-    assert titles == [*before, "again", "tied", "none", "tied_twice", "tied5"]
+    assert titles == [*before, "again", "tied", "none", "ece", "tied_twice", "tied5"]
     assert headline_metrics()[-2:] == ["top1_twice", "top5_twice"]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llc.data import beton, loaders, sampling, storage
-from llc.data.loaders import TrainLoader, ValLoader
+from llc.data.loaders import EncodingLoader, TrainLoader, ValLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
 from llc.errors import UserError
@@ -67,16 +67,31 @@ def train(path, *, rank=0, world_size=1, total=12, seed=5, num_workers=2, **kwar
     )
 
 
-def val(path, *, rank=0, world_size=1, batch_size=8, resolution=RESOLUTION, crop_ratio=0.875, **kwargs):
-    return ValLoader(
+def val(
+    path,
+    *,
+    rank=0,
+    world_size=1,
+    batch_size=8,
+    resolution=RESOLUTION,
+    crop_ratio=0.875,
+    kind=ValLoader,
+    processes=None,
+    **kwargs,
+):
+    return kind(
         open_shards(path),
         batch_size=batch_size,
         num_workers=2,
-        processes=Alone(rank, world_size),
+        processes=processes or Alone(rank, world_size),
         resolution=resolution,
         crop_ratio=crop_ratio,
         **kwargs,
     )
+
+
+def encoding(path, **kwargs):
+    return val(path, kind=EncodingLoader, **kwargs)
 
 
 def taken(batches):
@@ -299,7 +314,27 @@ def test_validation_sees_each_sample_once_in_order(world_size, in_memory, path, 
 
 def test_more_processes_than_val_images_leave_some_without_batches(tmp_path):
     path = write_small_beton(tmp_path / "val.beton", PICTURES[:2], [0, 1], MODES[:2])
-    assert [len(taken(val(path, rank=rank, world_size=3))) for rank in range(3)] == [1, 1, 0]
+    for kind in (ValLoader, EncodingLoader):
+        loaders = [val(path, rank=rank, world_size=3, kind=kind) for rank in range(3)]
+        numbers = [len(taken(loader)) for loader in loaders]
+        assert sorted(numbers) == [0, 1, 1] and [loader.num_batches for loader in loaders] == numbers
+        assert [loader.num_shared_batches for loader in loaders] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_train_images_are_encoded_once_each_as_validation_would_crop_them(
+    world_size, in_memory, path, small_window
+):
+    loaders = [
+        encoding(path, rank=rank, world_size=world_size, in_memory=in_memory) for rank in range(world_size)
+    ]
+    epochs = [taken(loader) for loader in loaders]
+    assert multiset(*epochs) == multiset(taken(val(path)))
+    sizes = [sum(len(labels) for _, labels in epoch) for epoch in epochs]
+    assert max(sizes) - min(sizes) <= 1
+    assert [loader.num_batches for loader in loaders] == [len(epoch) for epoch in epochs]
+    assert {loader.num_shared_batches for loader in loaders} == {min(map(len, epochs))}
 
 
 # --------------------------------------------------------------------------------------------- several betons
@@ -367,14 +402,21 @@ def test_machines_with_betons_of_their_own_share_each_among_its_processes(path):
     with pytest.raises(UserError, match="fill from 7 to 8 batches an epoch, .*divide the images evenly"):
         loaders(0, 12345, None, 90)
     with pytest.raises(UserError, match="every machine needs the same"):
-        ValLoader(
-            open_shards(path),
-            batch_size=6,
-            num_workers=1,
-            processes=OneOfTwoMachines(0, (1, None, 97)),
-            resolution=8,
-            crop_ratio=1,
-        )
+        val(path, processes=OneOfTwoMachines(0, (1, None, 97)))
+
+
+def test_machines_with_betons_of_their_own_encode_each_among_its_processes(path):
+    for first_rank in (0, 2):
+        parts = [
+            encoding(path, batch_size=6, processes=OneOfTwoMachines(first_rank + k, (12345, None, 31)))
+            for k in range(2)
+        ]
+        assert multiset(*map(taken, parts)) == multiset(taken(val(path)))
+        assert [part.num_batches for part in parts] == [9, 9]
+        assert [part.num_shared_batches for part in parts] == [
+            3,
+            3,
+        ]  # the other machine's 31 images: 15 and 16
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -391,7 +433,7 @@ def damaged(tmp_path):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_a_damaged_sample_is_named(in_memory, damaged):
     epochs = (train(damaged, in_memory=in_memory).epoch(e, RESOLUTION) for e in range(3))
-    for batches in (*epochs, val(damaged, in_memory=in_memory)):
+    for batches in (*epochs, val(damaged, in_memory=in_memory), encoding(damaged, in_memory=in_memory)):
         with pytest.raises(
             UserError, match=r"sample (40|77) of .*train\.beton cannot be decoded \(damaged JPEG data\)"
         ):
@@ -424,6 +466,27 @@ def test_another_sample_takes_the_place_of_a_damaged_one(in_memory, damaged, pat
         for i in np.flatnonzero(is_bad):
             assert images[i].any() and not np.array_equal(images[i], expected_images[i])
     assert multiset(*ranks[1:]) == multiset(alone)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_damaged_sample_is_encoded_without_a_label_and_named(in_memory, damaged, path, small_window):
+    loader = encoding(damaged, in_memory=in_memory, on_error="skip_sample")
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            epoch = taken(loader)
+        (warning,) = caught
+        assert str(warning.message) == (
+            f"samples left out because they cannot be decoded (2): sample 40 of {damaged}, sample 77 of "
+            f"{damaged}"
+        )
+        images, labels = np.concatenate([images for images, _ in epoch]), sum((part for _, part in epoch), [])
+        assert labels == [-1 if i in (40, 77) else label for i, label in enumerate(LABELS)]
+        assert not images[[40, 77]].any()
+        expected = np.concatenate([images for images, _ in taken(val(path))])
+        assert np.array_equal(np.delete(images, [40, 77], 0), np.delete(expected, [40, 77], 0))
+    with pytest.raises(ValueError, match="on_error"):
+        encoding(path, on_error="skip")
 
 
 def test_a_beton_of_damaged_samples_only_is_an_error_with_skip_sample_too(tmp_path):

@@ -30,9 +30,11 @@ def test_metrics_equal_a_double_loop():
     z = torch.randn(200, 6, generator=generator)
     labels = torch.randint(0, 9, (200,), generator=generator)
     z[:120] = codebook[labels[:120]] * (1 - 2.0 * (torch.rand(120, 6, generator=generator) < 0.1))
+    learnt = {"posterior": DECODERS["posterior"].fit(pack_bits(z[:60]).numpy(), labels[:60].numpy(), network)}
     with torch.no_grad():
         answers = {
-            name: decoders.bind(name, network)(z, min(decoder.depth, 9)) for name, decoder in DECODERS.items()
+            name: decoders.bind(name, network, learnt)(z, min(decoder.depth, 9))
+            for name, decoder in DECODERS.items()
         }
     values = metrics.evaluate({"": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 9)
 
@@ -53,6 +55,15 @@ def test_metrics_equal_a_double_loop():
         hits["none_ed"] += ranked[0] != 0
         hits["tied_mhd"] += ranked[0] == ranked[1]
         hits["tied5_mhd"] += ranked[4] == ranked[5]
+    expected_hits, in_bin = [0.0] * 15, [0.0] * 15
+    hits |= {"top1_posterior": 0, "top5_posterior": 0}
+    for row, probabilities, label in zip(*(part.tolist() for part in answers["posterior"]), labels.tolist()):
+        hits["top1_posterior"] += row[0] == label
+        hits["top5_posterior"] += label in row
+        of_bin = next(b for b in range(15) if probabilities[0] <= (b + 1) / 15)
+        expected_hits[of_bin] += probabilities[0]
+        in_bin[of_bin] += row[0] == label
+    hits["ece_posterior"] = sum(abs(a - b) for a, b in zip(expected_hits, in_bin))
     assert all(0 < count < 200 for count in hits.values())
     assert values == pytest.approx({name: count / 200 for name, count in hits.items()}, abs=1e-12)
 
@@ -61,7 +72,7 @@ def test_with_few_classes_there_are_no_ties_across_the_fifth_place():
     network = small_network(num_bits=6, num_classes=1)
     z, labels = torch.randn(4, 6), torch.zeros(4, dtype=torch.int64)
     with torch.no_grad():
-        answers = {name: decoders.bind(name, network)(z, 1) for name in DECODERS}
+        answers = {name: decoders.bind(name, network)(z, 1) for name in decoders.usable({})}
     values = metrics.evaluate(
         {"_flip": Predictions(labels, pack_bits(z), answers, torch.tensor(0))}, 1, ema=True
     )
@@ -71,8 +82,9 @@ def test_with_few_classes_there_are_no_ties_across_the_fifth_place():
 
 def test_headlines_are_of_what_a_stage_learns():
     assert metrics.headlines(CodebookStage, flip=False) == ["top1_class"]
-    assert metrics.headlines(InstanceStage, flip=True) == ["top1_mhd_flip", "top1_ed_flip"]
-    assert metrics.headlines(JointStage, flip=False) == ["top1_class", "top1_mhd", "top1_ed"]
+    of_codes = ["top1_mhd", "top1_ed", "top1_posterior"]
+    assert metrics.headlines(InstanceStage, flip=True) == [f"{name}_flip" for name in of_codes]
+    assert metrics.headlines(JointStage, flip=False) == ["top1_class", *of_codes]
     names = ["codebook", "instance"]
     assert [metrics.stage_of(DECODERS[d], names) for d in ("class", "ed")] == names
 
@@ -195,7 +207,7 @@ def made(**attributes):
 def test_a_decoder_that_cannot_be_registered(attributes, message, table):
     with pytest.raises(ValueError, match=message):
         register(made(**attributes))
-    assert list(table) == ["class", "mhd", "ed"]
+    assert list(table) == ["class", "mhd", "ed", "posterior"]
 
 
 @pytest.mark.parametrize(

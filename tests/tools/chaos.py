@@ -4,7 +4,7 @@
 
 A kill takes about 5 s on 2 cores. Every start of a training is the same command line: `torchrun
 --nproc_per_node=2 [--max-restarts=3] train_llc.py ... --resume=auto`. The runs must end with equal bits:
-weights, optimiser state, codebook, results, and the log except for its times.
+weights, optimiser state, codebook, fitted decoders, results, and the log except for its times.
 """
 
 import collections
@@ -185,7 +185,21 @@ def end_of(run):
         "log.jsonl": log,
         "codebook.npy": (run / "codebook.npy").read_bytes(),
         "results.csv": (run / "results.csv").read_bytes(),
+        "decoder.npz": _decoder_of(run),
         "other checkpoints": flat(optimisers),
+    }
+
+
+def _decoder_of(run):
+    """Arrays and description of a run's decoder.npz, but for the path of its betons, which may move."""
+    if not (run / "decoder.npz").exists():
+        return {}
+    with np.load(run / "decoder.npz") as file:
+        arrays = dict(file)
+    description = json.loads(str(arrays.pop("description")))
+    del description["source"]
+    return description | {
+        name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()
     }
 
 

@@ -58,6 +58,10 @@ def test_the_plan_of_a_recipe_on_real_betons(plan, tmp_path):
     assert f"would write {tmp_path / 'runs' / 'mine'}/" in rest
     for name in ("config.yaml", "results.csv", "checkpoints/codebook_ema.pth", "checkpoints/last.pth"):
         assert f"  {name}\n" in rest
+    encoded = "the train set is encoded, and decoders are fitted to its codes: posterior"
+    assert encoded in rest and "  decoder.npz\n" in rest
+    text = plan(RN50, "--training.batch_size=20", "--validation.fit_decoder=0")
+    assert encoded not in text and "decoder.npz" not in text
 
 
 def test_parts_of_several_processes(plan, monkeypatch):

@@ -15,7 +15,7 @@ OPTIONS = (
     "--data.val_dataset=no.beton",
 )
 FINISHED = (
-    "config.yaml class_names.json log.jsonl codebook.npy results.csv events.out.tfevents.1 "
+    "config.yaml class_names.json log.jsonl codebook.npy decoder.npz results.csv events.out.tfevents.1 "
     "checkpoints/initial.pth checkpoints/codebook.pth checkpoints/instance.pth checkpoints/model_best.pth "
     "checkpoints/last.pth checkpoints/previous_1.pth"
 ).split()
@@ -53,6 +53,7 @@ def start(run, *words):
         set(FINISHED) - RESUMABLE,
         {"config.yaml", "results.csv"},
         {"config.yaml", "codebook.npy"},
+        {"config.yaml", "decoder.npz"},
         {"config.yaml", "log.jsonl"},
         {"config.yaml", "checkpoints/instance.pth"},
         {"config.yaml", "checkpoints/initial.pth", "checkpoints/model_best.pth"},

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,13 +22,17 @@ import torch
 import yaml
 from torch import nn
 
+import llc
 import train_llc
 from llc import backbones
 from llc.codebook import health
+from llc.data.beton import read_tables
+from llc.encode import Encoding, encode
 from llc.errors import UserError
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
+from llc.training.supervisor import Supervisor
 from tests.tools.chaos import ROOT, Training, chaos, differences, end_of, make_betons
 from tests.waiting import seconds
 
@@ -251,7 +256,7 @@ def test_a_joint_run_stopped_before_and_after_its_codebook_freezes_ends_as_if_it
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
     with open(tmp_path / "whole" / "results.csv") as file:
         headlines = {row["metric"] for row in csv.DictReader(file) if row["headline"] == "1"}
-    assert headlines == {"joint/top1_class_flip", "joint/top1_mhd_flip", "joint/top1_ed_flip"}
+    assert headlines == {f"joint/top1_{name}_flip" for name in ("class", "mhd", "ed", "posterior")}
 
 
 @pytest.mark.parametrize(
@@ -477,6 +482,9 @@ def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
     moved = [shutil.copy(beton, tmp_path / beton.name) for beton in tiny]
     for beton in tiny:
         shutil.copy(f"{beton}.json", tmp_path)
+    recipe = yaml.safe_load((copy / "config.yaml").read_text())
+    del recipe["validation"]["fit_decoder"]  # as in a run from before there was this key
+    (copy / "config.yaml").write_text(yaml.safe_dump(recipe))
     train_llc.main(
         [
             "--resume",
@@ -488,6 +496,176 @@ def test_paths_may_change(command, copy, undisturbed, tiny, tmp_path):
         ]
     )
     assert differences(end_of(copy), end_of(undisturbed)) == []
+
+
+# ---- decoders are fitted at the end ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(undisturbed, tmp_path):
+    """A run folder as it is when all stages have ended and decoders are to be fitted."""
+    run = shutil.copytree(undisturbed, tmp_path / "trained")
+    (run / "results.csv").unlink()
+    (run / "decoder.npz").unlink()
+    return run
+
+
+def figures(run):
+    """{metric: final value} of results.csv."""
+    with open(run / "results.csv") as file:
+        return {row["metric"]: float(row["final"]) for row in csv.DictReader(file)}
+
+
+def without_fitted(run):
+    """The figures but for those of decoders that learn."""
+    return {metric: value for metric, value in figures(run).items() if "posterior" not in metric}
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_fitted_decoders_figures_are_those_of_the_train_sets_codes(flip, command, trained, tiny):
+    """Recomputed with a sum over all train images for each code."""
+    options = () if flip else ("--validation.lr_tta=0", "--resume_anyway=1")
+    train_llc.main(command(trained, *options))
+    encoder = llc.load(trained)
+
+    def codes_of(beton, with_flip):
+        encoder.flip = with_flip
+        arrays = encode(encoder, beton, Encoding(batch_size=16, device="cpu"))
+        return np.unpackbits(arrays["codes"], axis=1)[:, :7], arrays["labels"]
+
+    train, train_labels = codes_of(tiny[0], flip)
+    with np.load(trained / "decoder.npz") as learnt:
+        q, weight = float(learnt["posterior.flip_probability"]), int(learnt["posterior.class_weight"])
+        description = json.loads(str(learnt["description"]))
+    assert description["num_images"] == 100 and description["source"] == str(tiny[0])
+    class_codes = np.load(trained / "codebook.npy") > 0
+    seen = np.concatenate([train, np.repeat(class_codes, weight, 0)])
+    seen_labels = np.concatenate([train_labels, np.repeat(np.arange(5), weight)])
+    for suffix, with_flip in (("", False), *([("_flip", True)] if flip else [])):
+        val, labels = codes_of(tiny[1], with_flip)
+        posterior = np.zeros((len(val), 5))
+        for code, label in zip(seen, seen_labels):
+            distances = (val != code).sum(1)
+            posterior[:, label] += q**distances * (1 - q) ** (7 - distances)
+        posterior /= posterior.sum(1, keepdims=True)
+        hits, probabilities = posterior.argmax(1) == labels, posterior.max(1)
+        bins = np.ceil(15 * probabilities)
+        gaps = [abs((hits * 1.0 - probabilities)[bins == b].sum()) for b in set(bins)]
+        found = figures(trained)
+        assert found[f"instance/top1_posterior{suffix}"] == pytest.approx(hits.mean(), abs=1e-6)
+        assert found[f"instance/ece_posterior{suffix}"] == pytest.approx(sum(gaps) / 20, abs=1e-5)
+        assert 0.2 < hits.mean() < 1
+    assert ("instance/top1_posterior_flip" in found) == flip
+
+
+@pytest.mark.parametrize(
+    "number, batch", [(signal.SIGTERM, 0), (signal.SIGINT, 12), (signal.SIGUSR1, 13), (signal.SIGTERM, 15)]
+)
+def test_stopped_while_decoders_are_fitted_a_run_ends_as_if_it_had_not_been(
+    number, batch, command, trained, undisturbed, monkeypatch, capsys
+):
+    """There are 13 batches of train images, then 3 of val images."""
+    seen, after_the_stages = [], Supervisor.after_the_stages
+
+    def stop(supervisor):
+        if len(seen) == batch:
+            os.kill(os.getpid(), number)
+        seen.append(batch)
+        after_the_stages(supervisor)
+
+    if not batch:  # once in the process that has trained, too
+        shutil.rmtree(trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervisor, "after_the_stages", stop)
+        with pytest.raises(SystemExit) as stopped:
+            train_llc.main(command(trained))
+        assert stopped.value.code == EXIT_STATUS and len(seen) == batch + 1
+        assert f"stopped by {number.name}; continue with --resume={trained}" in capsys.readouterr().out
+        assert last(trained)["progress"]["stage"] == 2
+        assert not (trained / "results.csv").exists()
+        assert (trained / "decoder.npz").exists() == (batch >= 13)
+        train_llc.main(command(trained))
+    assert len(seen) == batch + 1 + 16
+    assert differences(end_of(trained), end_of(undisturbed)) == []
+    assert (trained / "decoder.npz").read_bytes() == (undisturbed / "decoder.npz").read_bytes()
+
+
+STOP_ONE = """
+import os, signal, train_llc
+from llc import config
+from llc.training.supervisor import Supervisor
+after_the_stages, count = Supervisor.after_the_stages, 0
+
+def stop(supervisor):
+    global count
+    count += 1
+    if count == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    after_the_stages(supervisor)
+
+Supervisor.after_the_stages = stop
+config.run(train_llc.main)
+"""
+
+
+def test_a_signal_to_one_process_that_encodes_stops_all(
+    command, trained, undisturbed, tmp_path, run_llc, monkeypatch
+):
+    script = tmp_path / "stop_one.py"
+    script.write_text(STOP_ONE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = run_llc(script, *command(trained), processes=2, check=False)
+    assert "stopped by a signal to another process; continue with" in done.stdout, done.stderr
+    assert "exitcode  : 75" in done.stderr
+    assert not (trained / "results.csv").exists() and not (trained / "decoder.npz").exists()
+    train_llc.main(command(trained))
+    assert differences(end_of(trained), end_of(undisturbed)) == []
+
+
+def test_without_room_for_the_fitted_decoders_a_run_says_so_and_can_be_resumed(
+    command, trained, undisturbed, monkeypatch
+):
+    (trained / "decoder.npz").write_bytes(b"of another network")
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, "decoder.npz", 1)
+        with pytest.raises(UserError, match=r"decoder.npz: cannot be written: No space left on device"):
+            train_llc.main(command(trained))
+    assert not list(trained.rglob("*.tmp")) and not (trained / "results.csv").exists()
+    assert (trained / "decoder.npz").read_bytes() == b"of another network"
+    train_llc.main(command(trained))
+    assert differences(end_of(trained), end_of(undisturbed)) == []
+
+
+def test_decoders_need_not_be_fitted(command, trained, undisturbed, capsys):
+    train_llc.main(command(trained, "--validation.fit_decoder=0"))
+    assert "encoding" not in capsys.readouterr().out and not (trained / "decoder.npz").exists()
+    assert figures(trained) == without_fitted(undisturbed) != figures(undisturbed)
+
+
+def test_without_any_code_a_run_ends_with_its_other_results(command, trained, undisturbed, capsys):
+    state = last(trained)
+    state["network"]["backbone.layer4.1.bn2.bias"][:] = 10.0
+    state["network"]["projection.weight"][0] = 3e38  # so that the first value of z is infinite
+    torch.save(state, trained / "checkpoints" / "last.pth")
+    train_llc.main(command(trained))
+    said = capsys.readouterr().out
+    assert said.count("z is NaN or infinite for every train image") == said.count("warning") == 1
+    assert not (trained / "decoder.npz").exists() and figures(trained) == without_fitted(undisturbed)
+
+
+def test_a_damaged_train_image_is_left_out_of_what_decoders_learn_from(command, trained, tmp_path):
+    betons = make_betons(tmp_path, write_mode="jpg")
+    with open(betons[0], "r+b") as file:
+        file.seek(int(read_tables(betons[0]).images["data_ptr"][37]) + 2)
+        file.write(bytes(20))
+    words = command(trained, f"--data.train_dataset={betons[0]}", "--resume_anyway=1")
+    with pytest.raises(UserError, match=r"sample 37 of .* cannot be decoded.*data.on_error=skip_sample"):
+        train_llc.main(words)
+    with pytest.warns(UserWarning, match=r"left out because they cannot be decoded \(1\): sample 37 of"):
+        train_llc.main([*words, "--data.on_error=skip_sample"])
+    with np.load(trained / "decoder.npz") as learnt:
+        assert json.loads(str(learnt["description"]))["num_images"] == 99
+        assert learnt["posterior.counts"].sum() == 99
 
 
 # ---- damaged -----------------------------------------------------------------------------------------------
@@ -653,22 +831,28 @@ def last_only(run):
     return {"codebook.npy": (run / "codebook.npy").read_bytes(), "network": flat(last(run)["network"])}
 
 
-@pytest.mark.parametrize("name", ["last.pth", "model_best.pth", "codebook.npy"])
-def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
-    name, command, undisturbed, tmp_path, monkeypatch
-):
-    """The third write of this file finds no room, half way."""
-    run, seen, mkstemp = tmp_path / "run", [], __import__("tempfile").mkstemp
+def fill_the_disk(patch, name, number):
+    """Leaves no room for write `number` of the file `name`, counted from 1."""
+    seen, mkstemp = [], tempfile.mkstemp
 
     def on_a_full_disk(*args, **kwargs):
         if kwargs["prefix"] == f".{name}.":
             seen.append(name)
-            if len(seen) == 2:
+            if len(seen) == number:
                 return os.open("/dev/full", os.O_WRONLY), mkstemp(*args, **kwargs)[1]
         return mkstemp(*args, **kwargs)
 
+    patch.setattr("llc.files.tempfile.mkstemp", on_a_full_disk)
+
+
+@pytest.mark.parametrize("name", ["last.pth", "model_best.pth", "codebook.npy"])
+def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
+    name, command, undisturbed, tmp_path, monkeypatch
+):
+    """The second write of this file finds no room, half way."""
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("llc.files.tempfile.mkstemp", on_a_full_disk)
+        fill_the_disk(patch, name, 2)
         with pytest.raises(UserError, match=f"{name}: cannot be written: No space left on device"):
             train_llc.main(command(run, "--training.checkpoint_minutes=0.00001"))
     assert not list(run.rglob("*.tmp"))
@@ -688,8 +872,6 @@ def test_kills_at_random_moments_lose_nothing():
 
 def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):
     """A sample of the second process alone is damaged; both end at once, and torchrun's report says why."""
-    from llc.data.beton import read_tables
-
     folder = tmp_path / "data"
     folder.mkdir()
     betons = [shutil.copy(beton, folder / beton.name) for beton in make_betons(tmp_path, write_mode="jpg")]
