@@ -3,6 +3,7 @@
 tests/hamming compares the CPU's with Python integers.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -187,3 +188,23 @@ def test_smallest_numbers_are_positive():
 def test_codes_on_two_devices_are_refused():
     with pytest.raises(ValueError, match="queries are on cuda:0, database on cpu: move one"):
         search(codes(3, 20, 0).cuda(), codes(3, 20, 1), 1)
+
+
+@pytest.mark.parametrize("num_bits", [9, 16, 20, 40, 64])
+def test_posterior_decoding_equals_the_cpus(num_bits):
+    rng = np.random.default_rng(num_bits)
+    class_codes = np.packbits(rng.integers(0, 2, (50, num_bits)), axis=1)
+    labels = rng.integers(0, 50, 5000)
+    train = class_codes[labels] ^ np.packbits(rng.random((5000, num_bits)) < 0.3, axis=1)
+    decoder = llc.hamming.PosteriorDecoder.fit(train, labels, num_bits, 50, class_codes=class_codes)
+    queries = torch.from_numpy(np.packbits(rng.integers(0, 2, (3001, num_bits)), axis=1))
+    for k in (1, 5, 50):
+        classes, probabilities = decoder.decode(queries, k)
+        on_gpu, probabilities_on_gpu = decoder.decode(queries.cuda(), k)
+        assert on_gpu.is_cuda and torch.equal(on_gpu.cpu(), classes)
+        torch.testing.assert_close(probabilities_on_gpu.cpu(), probabilities, rtol=1e-4, atol=1e-7)
+        assert torch.equal(decoder.classes(queries.cuda(), k).cpu(), classes)
+    torch.testing.assert_close(
+        decoder.log_density(queries.cuda()).cpu(), decoder.log_density(queries), rtol=1e-4, atol=1e-3
+    )
+    assert len(decoder.classes(queries[:0].cuda())) == 0
