@@ -18,7 +18,7 @@ CLASS_WEIGHTS = (1, 4, 16, 64, 256)  # numbers of images for which a class's cod
 NUM_HELD_OUT = 2048  # train images on which these two are chosen
 # The rest is for long codes.
 MAX_FITTED = 1 << 18  # images that the regression is fitted to
-PULL = 30.0  # how strongly it is pulled to the class codes; 10 and 100 are about as good
+PULL = 2.0  # how strongly it is pulled to the class codes, per bit; half and twice that are about as good
 SCALES = tuple(float(scale) for scale in np.geomspace(0.01, 2.0, 32).round(4))  # of class codes
 PRIOR_IMAGES = 4  # of the mean of a bit over all classes, in the density of a class
 UNIT = 128  # scores of long codes are whole multiples of 1/UNIT nat, so that every device adds up the same
@@ -199,8 +199,8 @@ def _best_scale(signs, labels, centre):
 def _regression(signs, labels, centre, prior):
     """(weights float32 [num_classes, num_bits], offsets [num_classes]) of the lowest mean loss.
 
-    The loss is -log P(own class), summed over the images, + PULL / 2 * squared distance from `centre` and
-    `prior`; by L-BFGS.
+    The loss is -log P(own class), summed over the images, plus PULL * num_bits / 2 times the squared distance
+    from `centre` and `prior`. By L-BFGS.
     """
     weights, offsets = centre.clone().requires_grad_(), prior.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -211,7 +211,7 @@ def _regression(signs, labels, centre, prior):
     def loss():
         optimizer.zero_grad()
         away = (weights - centre).square().sum() + (offsets - prior).square().sum()
-        total = PULL / (2 * len(signs)) * away
+        total = PULL * signs.shape[1] / (2 * len(signs)) * away
         total.backward()
         for part, own in zip(signs.split(step), labels.split(step)):
             of_part = functional.cross_entropy(part @ weights.T + offsets, own, reduction="sum") / len(signs)
