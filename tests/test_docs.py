@@ -66,11 +66,20 @@ def test_the_example_of_hamming_search():
     assert names["lims"][-1] == len(names["indices"])
 
 
+def test_the_example_of_the_posterior_decoder():
+    (block,) = blocks("docs/decoding.md")
+    names = {}
+    exec(block, names)
+    assert names["classes"].shape == names["probabilities"].shape == (5000, 3)
+    assert (names["classes"][:, 0] == names["labels"]).mean() > 0.7 and names["density"].shape == (5000,)
+
+
 def test_no_other_document_has_python_that_does_not_run():
     """docs/extending.md has its own test, tests/test_extending.py."""
     assert {path.name for path in DOCUMENTS if "```python" in path.read_text()} == {
         "README.md",
         "search.md",
+        "decoding.md",
         "extending.md",
     }
 

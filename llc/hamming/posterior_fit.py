@@ -14,7 +14,9 @@ from llc.native import hamming
 
 # Flip probabilities that are tried. The lowest keeps float32 from underflowing in tables of 24 bits.
 FLIP_PROBABILITIES = tuple(float(q) for q in np.geomspace(0.03, 0.45, 28).round(4))
-CLASS_WEIGHTS = (1, 4, 16, 64, 256)  # numbers of images for which a class's code may count
+# Numbers of images for which a class code may count. More would be more likely on train, whose codes are
+# nearer to the class codes than those of new images, and so make probabilities too high.
+CLASS_WEIGHTS = (1, 4, 16)
 NUM_HELD_OUT = 2048  # train images on which these two are chosen
 # The rest is for long codes.
 MAX_FITTED = 1 << 18  # images that the regression is fitted to
