@@ -111,6 +111,9 @@ class BackgroundWriter:
         """`wait`, without raising; the thread ends."""
         self._jobs.put(None)
         self._thread.join()
+        # torch.save never frees an error of the file that it writes to. That error leads to this object, and
+        # from here to all that the main thread's frames held when the error was raised there.
+        self._error = None
 
     def _work(self):
         while (job := self._jobs.get()) is not None:

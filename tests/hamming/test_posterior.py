@@ -139,7 +139,7 @@ def test_better_than_nearest_code_and_calibrated_where_classes_have_more_than_on
     classes, probabilities = decoder.decode(queries[0])
     right = classes[:, 0] == queries[1]
     assert right.mean() > (decode_mhd(queries[0], class_codes)[:, 0] == queries[1]).mean() + 0.2
-    assert abs(right.mean() - probabilities.mean()) < 0.03
+    assert abs(right.mean() - probabilities.mean()) < 0.05
     assert right[probabilities[:, 0] > 0.9].mean() > 0.9 > right[probabilities[:, 0] < 0.5].mean() + 0.3
 
 

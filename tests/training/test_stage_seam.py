@@ -81,7 +81,8 @@ def test_its_metrics_and_its_checkpoint_are_in_the_run_folder(trained):
         rows = list(csv.DictReader(file))
     assert {row["metric"].split("/")[0] for row in rows} == {"codebook", "mine"}
     headlines = {row["metric"] for row in rows if row["headline"] == "1"}
-    assert headlines == {"codebook/top1_class_flip", "mine/top1_mhd_flip", "mine/top1_ed_flip"}
+    of_codes = {f"mine/top1_{decoder}_flip" for decoder in ("mhd", "ed", "posterior")}
+    assert headlines == {"codebook/top1_class_flip", *of_codes}
     assert (run / "checkpoints" / "mine.pth").is_file() and (run / "checkpoints" / "mine_ema.pth").is_file()
     # squared distances to codes of +-1, twice: not the cross entropies of the other stages
     assert 0.5 < lines[-1]["loss"] < 20

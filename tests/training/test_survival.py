@@ -5,6 +5,7 @@ Everything goes through train_llc.main on small betons, in this process unless p
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -855,6 +857,8 @@ def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
         fill_the_disk(patch, name, 2)
         with pytest.raises(UserError, match=f"{name}: cannot be written: No space left on device"):
             train_llc.main(command(run, "--training.checkpoint_minutes=0.00001"))
+    gc.collect()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("llc-")]
     assert not list(run.rglob("*.tmp"))
     train_llc.main(command(run, "--training.checkpoint_minutes=0"))
     assert differences(end_of(run), end_of(undisturbed)) == []
