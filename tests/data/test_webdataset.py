@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -329,6 +329,7 @@ def test_what_is_not_taken_for_shards(tmp_path):
 WORDS = st.text("ab,.{}0129-", max_size=8)
 
 
+@example(["{0},}", "{a},b,c}d}", "{a}{b,c}", "{a},b", "{0..1},}"])
 @given(st.lists(WORDS, min_size=1, max_size=12))
 def test_braces_are_those_of_bash(words):
     """`bash` itself is the reference; words of its own syntax are left out."""

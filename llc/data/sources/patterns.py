@@ -86,10 +86,11 @@ def _parts(pattern, start):
         elif letter == "," and depth == 1:
             parts.append(pattern[begin:at])
             begin = at + 1
-        elif letter == "}":
+        elif letter == "}" and depth > 1:
             depth -= 1
-            if not depth:
-                return [*parts, pattern[begin:at]], at
+        elif letter == "}" and (parts or _range(pattern[begin:at]) is not None):
+            return [*parts, pattern[begin:at]], at
+        # any other closing brace is a letter of the first part, as in bash: {a},b} is a list of a} and b
     return parts, -1
 
 
