@@ -413,8 +413,8 @@ def load(
         arguments["class_names"] = class_names
     if decoder is not None:
         arguments["fitted"] = fitting.read(decoder, network)
-    elif not arguments.get("fitted") and fitting.is_of(decoder_path(path), network):
-        arguments["fitted"] = fitting.read(decoder_path(path), network)
+    elif not arguments.get("fitted"):
+        arguments["fitted"] = fitting.find(decoder_path(path), network)
     return Encoder(**arguments)
 
 

@@ -300,7 +300,7 @@ def _evaluate(
         if predictions_file:
             processes.on_main(lambda: check_out(predictions_file, "--predictions"))
 
-        def opened(path: str, key: str, preprocessing: Preprocessing = preprocessing) -> Images:
+        def opened(path: str, key: str) -> Images:
             return _open(path, key, title, preprocessing, last, data, validation, processes, options)
 
         images = opened(data.val_dataset, "data.val_dataset")

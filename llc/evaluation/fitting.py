@@ -22,6 +22,10 @@ FORMAT = 1
 FILE_NAME = "decoder.npz"  # in a run folder
 
 
+class OtherNetwork(UserError):
+    """What was learnt belongs to another network."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fitted:
     """What the decoders that learn (decoders.FittedDecoder) learnt of one network.
@@ -78,8 +82,8 @@ def restore(
 ) -> Fitted:
     """Fitted from `Fitted.description` and `Fitted.arrays`, which a file may hold in any form.
 
-    Decoders that are not registered are left out. Raises UserError if the arrays are something else, or if
-    they were learnt of another network.
+    Decoders that are not registered are left out. Raises UserError if the arrays are something else, and
+    OtherNetwork if they were learnt of another network.
     """
     try:
         if description["format"] != FORMAT:
@@ -88,7 +92,7 @@ def restore(
             )
         own = {key: description[key] for key in ("network", "source", "images", "num_images")}
         if own["network"] != checkpoints.digest(network):
-            raise UserError(
+            raise OtherNetwork(
                 f"{path}: this decoder was fitted to the codes of another network; fit one to this network "
                 "with python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton"
             )
@@ -111,19 +115,21 @@ def restore(
 def read(path: str | os.PathLike[str], network: Network) -> Fitted:
     """Fitted from a file of `Fitted.save`.
 
-    Raises UserError if it is something else, or was made for another network.
+    Raises UserError if it is something else, and OtherNetwork if it was made for another network.
     """
     path = Path(path)
     return restore(*_read_arrays(path), network, path)
 
 
-def is_of(path: str | os.PathLike[str], network: Network) -> bool:
-    """Whether there is a file at `path`, and it was made for this network. Raises UserError."""
+def find(path: str | os.PathLike[str], network: Network) -> Fitted | None:
+    """As `read`, but None where there is no file, or one for another network."""
     path = Path(path)
     if not path.exists():
-        return False
-    description, _ = _read_arrays(path)
-    return isinstance(description, dict) and description.get("network") == checkpoints.digest(network)
+        return None
+    try:
+        return read(path, network)
+    except OtherNetwork:
+        return None
 
 
 def _read_arrays(path: Path) -> tuple[Any, dict[str, np.ndarray]]:

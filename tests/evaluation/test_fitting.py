@@ -54,18 +54,18 @@ def test_a_file_holds_what_was_learnt(num_bits, tmp_path):
 def test_a_decoder_belongs_to_the_network_that_made_the_codes(tmp_path):
     encoder = encoder_of()
     path, network = tmp_path / "decoder.npz", encoder.network
-    assert not fitting.is_of(path, network)
+    assert not fitting.find(path, network)
     fitted_to(encoder)[0].save(path)
-    assert fitting.is_of(path, network)
+    assert fitting.find(path, network)
     network.codebook.data += 1  # which changes no code
-    assert fitting.is_of(path, network)
+    assert fitting.find(path, network)
     for name, value in network.state_dict().items():
         if name != "codebook" and value.is_floating_point():
             before = value.clone()
             value += 0.5
-            assert not fitting.is_of(path, network), name
+            assert not fitting.find(path, network), name
             value.copy_(before)
-    assert fitting.is_of(path, network)
+    assert fitting.find(path, network)
     network.projection.weight.data *= 2
     with pytest.raises(
         UserError, match=r"decoder.npz: this decoder was fitted to the codes of another network"
@@ -292,9 +292,7 @@ def test_a_decoder_is_not_fitted_to_what_it_is_measured_on(finished_run, betons,
     assert f"--fit_decoder={betons[1]}: these are the images of data.val_dataset" in text.replace("\n", " ")
     text = refused(f"--fit_decoder={betons[1]}", f"--data.val_dataset={betons[0]}")
     assert "a val split, as its manifest says" in text
-    assert "cannot be read" in refused("--fit_decoder=none.beton") or "none.beton" in refused(
-        "--fit_decoder=none.beton"
-    )
+    assert "none.beton" in refused("--fit_decoder=none.beton")
     assert "there is no folder" in refused(f"--fit_decoder={betons[0]}", "--decoder=no/such/folder.npz")
     # the images of the train set as val: the decoder, which has seen them, is left out
     text = call_llc("-m", "llc.evaluate", finished_run, f"--data.val_dataset={betons[0]}").stdout
