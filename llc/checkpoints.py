@@ -2,8 +2,8 @@
 
 ========  ====================================================================================================
 ours      `backbone.*` as the backbone's library names it, `projection.weight` [num_bits, features],
-          `codebook` [num_classes, num_bits]; where chosen, `normalization.*` (batch norm's statistics of z)
-          and `log_logit_scale`
+          `codebook` [num_classes, num_bits]; where chosen, `hidden.*` (the layer before the projection),
+          `normalization.*` (batch norm's statistics of z) and `log_logit_scale`
 dense     a whole model of torchvision, timm or a plugin: the backbone's names without a prefix, and those
           of its classifier, such as `fc.*` (timm's names of ResNets are torchvision's)
 original  the form of the published LLC models (github.com/RAIVNLab/LLC), ResNets only: dense names, but
@@ -218,7 +218,76 @@ def load_weights(network, source, arch):
     Returns one line that says what was loaded and what was left out. Raises UserError that lists the keys
     if they do not fit.
     """
-    path, title = Path(source), f"model.weights = {source}"
+    title = _title(source)
+    state, where, original = _read_weights(source, arch)
+    if not is_ours(state):
+        backbone, classifier = _parted(network, state)
+        left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []
+        fit(network.backbone, backbone, f"{title}, into {arch}")
+        return ", ".join([f"backbone weights from {source}", *left_out])
+    left_out = (
+        ["its codebook left out (codes.init_codebook takes one)"]
+        if state.pop("codebook", None) is not None
+        else []
+    )
+    _check_same_layers(network, state, title)
+    # A learnable scale that the file does not have keeps its initial value.
+    learnable = network.options["logit_scale"] == "learnable"
+    if not learnable and state.pop("log_logit_scale", None) is not None:
+        left_out.append("its logit scale left out (codes.logit_scale=learnable takes it)")
+    fit(
+        network,
+        state,
+        f"{title}, into {arch}",
+        without=("codebook",) if "log_logit_scale" in state else ("codebook", "log_logit_scale"),
+    )
+    said = f"network weights from {where}" + (", a model of the original LLC code" if original else "")
+    return ", ".join([said, *left_out])
+
+
+def load_backbone(network, source, arch):
+    """Starts the backbone of `network` from `source`, as `load_weights` takes it, and finds its classifier.
+
+    Returns (weight float32 [classes, num_features], bias float32 [classes]) of the linear layer that gives
+    its class logits from features. Of a whole model that is its last layer; of a network of ours it is
+    sign(C) P, with batch norm on z in it, without the logit scale, which a file does not tell.
+
+    Raises UserError if the weights do not fit, or if there is no such layer.
+    """
+    title = _title(source)
+    state, _, _ = _read_weights(source, arch)
+    if is_ours(state):
+        backbone = {
+            name.removeprefix("backbone."): value
+            for name, value in state.items()
+            if name.startswith("backbone.")
+        }
+        weight, bias = _class_layer(state, title)
+    else:
+        backbone, classifier = _parted(network, state)
+        weight = classifier.get(f"{network.classifier}.weight")
+        bias = classifier.get(f"{network.classifier}.bias")
+    fit(network.backbone, backbone, f"{title}, into {arch}")
+    if weight is None or weight.ndim != 2 or weight.shape[1] != network.num_features:
+        found = f"is {list(weight.shape)}" if weight is not None else "is missing"
+        raise UserError(
+            f"{title}: {network.classifier}.weight {found}; a classifier [classes, {network.num_features}] "
+            "is needed to make a codebook from it"
+        )
+    weight = weight.float()
+    bias = weight.new_zeros(len(weight)) if bias is None else bias.float()
+    if bias.shape != weight.shape[:1] or not torch.isfinite(weight).all() or not torch.isfinite(bias).all():
+        raise UserError(f"{title}: its classifier has NaN or infinite values, or a bias of another length")
+    return weight, bias
+
+
+def _title(source):
+    return f"model.weights = {source}"
+
+
+def _read_weights(source, arch):
+    """(state, where it was read, whether it is the original's form) of model.weights. Raises UserError."""
+    path, title = Path(source), _title(source)
     if path.is_dir():
         candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "joint", "instance")]
         path = next((c for c in candidates if c.exists()), candidates[0])
@@ -236,39 +305,52 @@ def load_weights(network, source, arch):
         except Exception as error:  # a download, or a plugin's function, may raise anything
             raise UserError(f"{title}: the download failed: {error}") from error
     original = is_original(state)
-    if original:
-        state = from_original(state, title)
-    if is_ours(state):
-        left_out = (
-            ["its codebook left out (codes.init_codebook takes one)"]
-            if state.pop("codebook", None) is not None
-            else []
+    return (from_original(state, title) if original else state), path, original
+
+
+def _parted(network, state):
+    """(backbone, classifier), both {name: tensor}, of a whole model's state."""
+    state = _as_named_in(network.backbone, state)
+    names = [f"{network.classifier}.{name}" for name in ("weight", "bias")]
+    classifier = {name: state.pop(name) for name in names if name in state}
+    return state, classifier
+
+
+def _check_same_layers(network, state, title):
+    """Raises UserError if a state of our names has layers after the backbone that the network lacks."""
+    if ("normalization.running_mean" in state) != (network.options["normalize"] == "batchnorm"):
+        other = {"none": "batchnorm", "batchnorm": "none"}[network.options["normalize"]]
+        raise UserError(
+            f"{title} was trained with codes.normalize = {other}, but here it is "
+            f"{network.options['normalize']}: give --codes.normalize={other}"
         )
-        if ("normalization.running_mean" in state) != (network.options["normalize"] == "batchnorm"):
-            other = {"none": "batchnorm", "batchnorm": "none"}[network.options["normalize"]]
-            raise UserError(
-                f"{title} was trained with codes.normalize = {other}, but here it is "
-                f"{network.options['normalize']}: give --codes.normalize={other}"
-            )
-        # A learnable scale that the file does not have keeps its initial value.
-        learnable = network.options["logit_scale"] == "learnable"
-        if not learnable and state.pop("log_logit_scale", None) is not None:
-            left_out.append("its logit scale left out (codes.logit_scale=learnable takes it)")
-        fit(
-            network,
-            state,
-            f"{title}, into {arch}",
-            without=("codebook",) if "log_logit_scale" in state else ("codebook", "log_logit_scale"),
+    width = state["hidden.0.weight"].shape[:1].numel() if "hidden.0.weight" in state else 0
+    if width != network.options["hidden"]:
+        raise UserError(
+            f"{title} was trained with codes.hidden = {width}, but here it is {network.options['hidden']}: "
+            f"give --codes.hidden={width}"
         )
-        said = [f"network weights from {path}" + (", a model of the original LLC code" if original else "")]
-    else:
-        state = _as_named_in(network.backbone, state)
-        names = [f"{network.classifier}.{name}" for name in ("weight", "bias")]
-        classifier = [name for name in names if state.pop(name, None) is not None]
-        left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []
-        fit(network.backbone, state, f"{title}, into {arch}")
-        said = [f"backbone weights from {source}"]
-    return ", ".join(said + left_out)
+
+
+def _class_layer(state, title):
+    """(weight, bias) that give the class logits of a state of our names from features, without logit scale.
+
+    Raises UserError where there is no such layer.
+    """
+    if "hidden.0.weight" in state:
+        raise UserError(
+            f"{title}: it has a hidden layer (codes.hidden), so its class logits are no linear function of "
+            "the features, and no codebook can be made from them"
+        )
+    try:
+        weight, bias = binarize(state["codebook"].float()), None
+        if "normalization.running_mean" in state:
+            mean, variance = (state[f"normalization.running_{name}"].float() for name in ("mean", "var"))
+            weight = weight / (variance + torch.nn.BatchNorm1d(1).eps).sqrt()
+            bias = -weight @ mean
+        return weight @ state["projection.weight"].float(), bias
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{title}: it has no class codes and projection that fit: {error}") from error
 
 
 def _as_named_in(module, state):
@@ -354,6 +436,7 @@ def to_original(network, *, with_codebook):
             f"{network.options['arch']} has no form in the original code, which builds ResNets only; "
             "--to=encoder and --to=backbone can hold it"
         )
+    _check_no_hidden_layer(network)
     if network.options["normalize"] != "none":
         raise UserError(
             "codes.normalize = batchnorm: the original's projection has no bias, which batch norm on z would "
@@ -377,6 +460,7 @@ def to_backbone(network, *, with_classifier):
     """
     state = dict(network.backbone.state_dict())
     if with_classifier:
+        _check_no_hidden_layer(network)
         weight = network.logit_scale * binarize(network.codebook.detach())
         bias = weight.new_zeros(len(weight))
         if network.options["normalize"] == "batchnorm":
@@ -392,6 +476,15 @@ def to_backbone(network, *, with_classifier):
         if network.classifier_has_bias:
             state[f"{network.classifier}.bias"] = bias
     return plain(state)
+
+
+def _check_no_hidden_layer(network):
+    if network.options["hidden"]:
+        raise UserError(
+            f"codes.hidden = {network.options['hidden']}: this form has no place for a layer between "
+            "backbone and projection; --to=encoder keeps it, and --to=backbone without --with_classifier "
+            "leaves it out"
+        )
 
 
 def plain(state):

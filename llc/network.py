@@ -1,8 +1,9 @@
-"""The network: uint8 images -> normalised -> backbone -> linear projection (-> batch norm) -> z.
+"""The network: uint8 images -> normalised -> backbone (-> hidden layer) -> projection (-> batch norm) -> z.
 
 It also holds the codebook. Its parameters are `backbone.*`, named as in the backbone's own library but
 without the classifier; `projection.weight` [num_bits, features]; `codebook` [num_classes, num_bits]; and,
-only where they are chosen, `normalization.*`, the statistics of a batch norm [num_bits], and
+only where they are chosen, `hidden.*`, a linear layer [hidden, features] with its batch norm, after which the
+projection is [num_bits, hidden]; `normalization.*`, the statistics of a batch norm [num_bits]; and
 `log_logit_scale`, a scalar. BlurPool changes no names, so the same weights fit with and without it.
 """
 
@@ -71,7 +72,8 @@ class Network(nn.Module):
     arch: the name of a backbone (llc.backbones). width: channels of a ResNet's first stage; 64 is
     torchvision's own, and less gives a narrower network. logit_scale: the factor of the class logits, a
     number, or "learnable", a parameter that starts at 1 / sqrt(num_bits). normalize: "none", or
-    "batchnorm", which passes z through a batch norm without parameters. Raises UserError where no such
+    "batchnorm", which passes z through a batch norm without parameters. hidden: the width of a hidden layer
+    (linear, batch norm, ReLU) before the projection; 0: none, as in the paper. Raises UserError where no such
     network can be built.
 
     `options` holds these arguments: Network(**network.options) is built in the same way. `family`,
@@ -79,7 +81,16 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, arch, num_bits, num_classes, *, width=64, use_blurpool=False, logit_scale=1.0, normalize="none"
+        self,
+        arch,
+        num_bits,
+        num_classes,
+        *,
+        width=64,
+        use_blurpool=False,
+        logit_scale=1.0,
+        normalize="none",
+        hidden=0,
     ):
         super().__init__()
         self.options = {
@@ -90,6 +101,7 @@ class Network(nn.Module):
             "use_blurpool": use_blurpool,
             "logit_scale": logit_scale,
             "normalize": normalize,
+            "hidden": hidden,
         }
         if normalize not in ("none", "batchnorm"):
             raise UserError(f"codes.normalize = {normalize!r}: it takes none or batchnorm")
@@ -102,9 +114,17 @@ class Network(nn.Module):
                 raise UserError(
                     f"training.use_blurpool: {arch} has no strided convolution to blur; set it to false"
                 )
-        self.projection = nn.Linear(built.num_features, num_bits, bias=False)
-        self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
+        self.num_features = built.num_features
         # An Identity adds no names to the state dict.
+        self.hidden = (
+            nn.Sequential(
+                nn.Linear(built.num_features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()
+            )
+            if hidden
+            else nn.Identity()
+        )
+        self.projection = nn.Linear(hidden or built.num_features, num_bits, bias=False)
+        self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
         self.normalization = (
             nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
         )
@@ -116,11 +136,13 @@ class Network(nn.Module):
             self.register_buffer(name, 255 * torch.tensor(values)[:, None, None], persistent=False)
 
     def forward(self, images):
-        images = (images.float() - self.mean) / self.std
-        features = self.backbone(images)
-        if features.ndim > 2:  # some backbones keep the two axes of the image, [B, features, 1, 1]
-            features = features.flatten(1)
-        return self.normalization(self.projection(features).float())
+        return self.normalization(self.projection(self.hidden(self.features(images))).float())
+
+    def features(self, images):
+        """The backbone's features [B, num_features] of images uint8 [B, 3, H, W]."""
+        features = self.backbone((images.float() - self.mean) / self.std)
+        # some backbones keep the two axes of the image, [B, features, 1, 1]
+        return features.flatten(1) if features.ndim > 2 else features
 
     @property
     def logit_scale(self):

@@ -14,6 +14,8 @@ from llc.files import atomic_write
 from llc.options import option
 from llc.precision import PRECISIONS
 
+ONEHOT, ITQ = "onehot", "itq"  # names of codebooks that are made, not read
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -40,7 +42,13 @@ class Codes:
 
     num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
     init_codebook: str = option(
-        "", help="start from this codebook: .npy of real values or a run folder; empty: random values"
+        "",
+        help="start from this codebook: .npy of real values or a run folder; onehot: a bit for each class, "
+        "which makes a dense network; itq: made from the dense classifier in model.weights, which then also "
+        "teaches the first stage; empty: random values",
+    )
+    hidden: int = option(
+        0, minimum=0, help="width of a hidden layer between backbone and projection; 0: none, as in the paper"
     )
     logit_scale: str = option(
         "none",
@@ -265,6 +273,11 @@ class Config:
                 f"training.stages = {self.training.stages} needs codes.init_codebook (.npy or run folder) "
                 "and model.weights (the network of a codebook or joint stage)"
             )
+        if self.codes.init_codebook == ITQ and not self.model.weights:
+            raise UserError(
+                "codes.init_codebook = itq makes the codebook from a dense classifier: name a network that "
+                "has one as model.weights"
+            )
 
     @property
     def stages(self):
@@ -288,6 +301,7 @@ class Config:
             "use_blurpool": self.training.use_blurpool,
             "logit_scale": scale,
             "normalize": self.codes.normalize,
+            "hidden": self.codes.hidden,
         }
 
     def as_dict(self):

@@ -58,10 +58,11 @@ from llc.gpu import is_out_of_memory
 from llc.options import option
 from llc.precision import autocast_for
 from llc.training import config as training_config
-from llc.training.build import build_network, initial_codebook, make_train_loader, make_val_loader
+from llc.training.build import build_network, make_train_loader, make_val_loader
 from llc.training.engine import Engine
 from llc.training.plan import flops_per_image
 from llc.training.schedules import stage_resolution
+from llc.training.start import initial_codebook
 
 CPU_FLOPS = 0.25e12  # the most of a step on a CPU, unless the command line sets the batch: 2 s on 2 cores
 AHEAD = LIFE + 1  # batches that our loader may have ready or be making

@@ -20,7 +20,7 @@ RESERVED = (
     "data.num_workers",
 )
 DEFAULT_HEADLINE = metrics.name("top1", "mhd")
-NUM_CLASSES, ONEHOT = "num_classes", "onehot"  # values of a grid that stand for the data's
+NUM_CLASSES = "num_classes"  # a value of a grid that stands for the data's
 
 _GRID_KEYS = {
     "headline": str,
@@ -60,12 +60,6 @@ class Method:
     def points(self):
         """All combinations of the axes' values, a list of {key: value}; [{}] if there are no axes."""
         return [dict(zip(self.axes, values)) for values in itertools.product(*self.axes.values())]
-
-    @property
-    def uses_onehot(self):
-        """Whether any of its trainings starts from the one-hot codebook."""
-        key = "codes.init_codebook"
-        return self.overrides.get(key) == ONEHOT or ONEHOT in self.axes.get(key, ())
 
 
 @dataclasses.dataclass(frozen=True)

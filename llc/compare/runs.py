@@ -14,19 +14,18 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from llc.codebook import load_codebook, save_codebook
-from llc.compare.grid import NUM_CLASSES, ONEHOT, Grid, Method
+from llc.compare.grid import NUM_CLASSES, Grid, Method
 from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
 from llc.errors import UserError
 from llc.evaluation import metrics
 from llc.evaluation.decoders import fitted_decoders
 from llc.files import atomic_write
-from llc.recipe import Config
+from llc.recipe import ITQ, Config
 from llc.training import config as training_config
 from llc.training import resume
+from llc.training.start import given_codebook
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
@@ -101,17 +100,15 @@ class Comparison:
 
     def make(self, phase, method, point, seed):
         """A Run. Raises UserError, with the method's name, if its configuration makes no sense."""
-        overrides, onehot = {**method.overrides, **point}, False
+        overrides = {**method.overrides, **point}
         if overrides.get("codes.num_bits") == NUM_CLASSES:
             overrides["codes.num_bits"] = self.num_classes
-        if overrides.get("codes.init_codebook") == ONEHOT:
-            overrides["codes.init_codebook"], onehot = str(self._onehot), True
         overrides["training.seed"] = seed
         words = [*self.words, *(f"--{key}={value}" for key, value in overrides.items())]
         try:
             config, _ = training_config.read(words, description="")
             _check_headline(method, config)
-            codebook = self._codebook(config, onehot)
+            codebook = self._codebook(config)
         except UserError as error:
             message = str(error).removeprefix("command line: ")
             raise UserError(f"{self.grid.path}: methods.{method.name}: {message}") from error
@@ -125,17 +122,9 @@ class Comparison:
         config, _ = training_config.read(words, description="")
         return Run(phase, method, point, seed, name, tuple(words), config)
 
-    def _codebook(self, config, onehot):
-        """The codebook that a run starts from, or None for a random one."""
-        if not onehot:
-            given = config.codes.init_codebook
-            return load_codebook(given, config.codes.num_bits) if given else None
-        if config.codes.num_bits != self.num_classes:
-            raise UserError(
-                f"codes.init_codebook = onehot needs codes.num_bits: num_classes, which is {self.num_classes}"
-                f"; it is {config.codes.num_bits}"
-            )
-        return self._onehot_codes
+    def _codebook(self, config):
+        """The codebook that a run starts from; None for one that is made when the run starts."""
+        return None if config.codes.init_codebook == ITQ else given_codebook(config, self.num_classes)
 
     def _digest(self, phase, config, codebook):
         """Twelve hexadecimal digits that say what a run trains, on which data and from which values."""
@@ -144,14 +133,6 @@ class Comparison:
         if phase == "tune":
             identity["held_out"] = [self.grid.held_out, self.grid.held_out_seed]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-
-    @property
-    def _onehot(self):
-        return self.out / "codebooks" / f"onehot_{self.num_classes}.npy"
-
-    @property
-    def _onehot_codes(self):
-        return 2 * torch.eye(self.num_classes) - 1
 
     def slice(self, part):
         """The beton of a part of train: rest or held_out. Its name depends on what train holds."""
@@ -197,11 +178,8 @@ class Comparison:
             yield
 
     def make_folders(self):
-        """Makes the folders, and the one-hot codebook if a method starts from it."""
-        for name in ("data", "runs", "logs", "records", "codebooks"):
+        for name in ("data", "runs", "logs", "records"):
             (self.out / name).mkdir(parents=True, exist_ok=True)
-        if any(method.uses_onehot for method in self.grid.methods):
-            save_codebook(self._onehot, self._onehot_codes)
 
     def write_slices(self):
         """Writes the held-out slice and the rest of train as betons, if they are not there yet."""

@@ -1,13 +1,10 @@
-"""Builds what a run trains with from its configuration: data, network, initial codebook, loaders."""
+"""Builds what a run trains with from its configuration: data, network, loaders."""
 
 import dataclasses
-from pathlib import Path
 
 import torch
 
 from llc.backbones import check_image_size
-from llc.checkpoints import load_weights
-from llc.codebook import load_codebook, random_codebook
 from llc.data.loaders import EncodingLoader, TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
 from llc.data.shards import Shards, open_shards
@@ -18,13 +15,15 @@ from llc.network import Network
 from llc.progress import say
 from llc.training import resume
 from llc.training.schedules import resolutions
+from llc.training.start import start
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What a run trains with.
 
-    The network is on the process's device; identity: of llc.training.resume, to compare with a checkpoint's.
+    The network is on the process's device; identity: of llc.training.resume, to compare with a checkpoint's;
+    classifier: of llc.training.start.Start.
     """
 
     network: Network
@@ -33,6 +32,7 @@ class Parts:
     val_loader: ValLoader
     class_names: tuple
     identity: dict
+    classifier: tuple | None
 
     @property
     def num_classes(self):
@@ -61,11 +61,8 @@ def build(config, processes, resumes=False):
     for stage in map(config.stage, config.stages):
         for size in {*resolutions(stage, config.resolution), config.validation.resolution}:
             check_image_size(network.backbone, size)
-    given = given_codebook(config, num_classes, resumes)
-    network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
-    identity = resume.identity(config, train_shards, val_shards, given)
-    if config.model.weights and not resumes:
-        say(load_weights(network, config.model.weights, config.model.arch), processes)
+    started = start(config, network, train_shards.manifest.class_names, processes, resumes)
+    identity = resume.identity(config, train_shards, val_shards, started.codebook)
     network.to(processes.device, memory_format=torch.channels_last)
     if processes.device.type == "cuda":
         check_launch(processes.device)
@@ -76,6 +73,7 @@ def build(config, processes, resumes=False):
         make_val_loader(config, val_shards, processes),
         train_shards.manifest.class_names,
         identity,
+        started.classifier,
     )
 
 
@@ -101,9 +99,10 @@ def check_sizes(config, num_classes, world_size):
             f"training.accumulation_steps = {config.training.accumulation_steps} each, and must be a "
             f"multiple of {parts}"
         )
-    if codes.normalize == "batchnorm" and batch_size == parts:
+    if batch_size == parts and (codes.normalize == "batchnorm" or codes.hidden):
+        key = "codes.normalize = batchnorm" if codes.normalize == "batchnorm" else "codes.hidden"
         raise UserError(
-            f"codes.normalize = batchnorm needs at least 2 images at once; training.batch_size = {parts} "
+            f"{key} needs at least 2 images at once; training.batch_size = {parts} "
             f"leaves 1 for each of {parts} parts (processes x training.accumulation_steps)"
         )
     # the Singleton bound
@@ -118,31 +117,6 @@ def build_network(config, num_classes):
     """The network of a configuration, on the CPU, with seeded random values."""
     torch.manual_seed(config.training.seed)
     return Network(**config.network_options(num_classes))
-
-
-def initial_codebook(config, num_classes):
-    """The random codebook of a configuration, seeded: real values float32 [num_classes, num_bits]."""
-    codes = config.codes
-    return random_codebook(
-        num_classes, codes.num_bits, config.training.seed, codes.init_scale, codes.init_distance
-    )
-
-
-def given_codebook(config, num_classes, resumes=False):
-    """The codebook that codes.init_codebook names, float32 [num_classes, num_bits], or None.
-
-    None too if the run resumes and the file is gone: the checkpoint holds the codebook. Raises UserError.
-    """
-    source, num_bits = config.codes.init_codebook, config.codes.num_bits
-    if not source or resumes and not Path(source).exists():
-        return None
-    codebook = load_codebook(source, num_bits)
-    if codebook.shape != (num_classes, num_bits):
-        raise UserError(
-            f"codes.init_codebook = {source}: {list(codebook.shape)}, but the data has {num_classes} classes "
-            f"and codes.num_bits = {num_bits}"
-        )
-    return codebook
 
 
 def make_train_loader(config, shards, processes):

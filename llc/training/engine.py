@@ -25,18 +25,19 @@ class Engine:
     While `codebook_frozen`, which may change between steps, the codebook and its momentum do not change.
 
     stage: llc.stages.Stage; training, dist: llc.recipe.Training and Dist. num_resolutions: how many
-    resolutions the stage's images will have, because a graph is compiled for each. On CUDA the step never
+    resolutions the stage's images will have, because a graph is compiled for each. classifier: of
+    StageModule. On CUDA the step never
     waits for the device: the loss stays there, the learning rate is a number, and with fp16 the fused
     optimiser reads the scaler's overflow flag on the device.
     """
 
-    def __init__(self, network, stage, training, dist, processes, num_resolutions=1):
+    def __init__(self, network, stage, training, dist, processes, num_resolutions=1, classifier=None):
         self.network, self.codebook_frozen = network, stage.is_frozen(0)
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
         self._precision = training.precision
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
-        module = StageModule(network, stage, training.label_smoothing)
+        module = StageModule(network, stage, training.label_smoothing, classifier)
         groups = parameter_groups(module, training.weight_decay)
         self.optimizer = make_sgd(groups, training.momentum, fused=on_cuda)
         self.parameters = [p for p in module.parameters() if p.requires_grad]

@@ -18,12 +18,11 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation import fitting
 from llc.evaluation.decoders import fitted_decoders
+from llc.recipe import ITQ
 from llc.training.build import (
     build_network,
     check_sizes,
     fits_decoders,
-    given_codebook,
-    initial_codebook,
     make_train_loader,
     make_val_loader,
     open_data,
@@ -31,6 +30,7 @@ from llc.training.build import (
 from llc.training.run_folder import RunFolder
 from llc.training.schedules import learning_rate, resolutions
 from llc.training.stage_module import StageModule
+from llc.training.start import given_codebook, initial_codebook, read_classifier
 
 
 def describe(config, world_size=1, resume=None):
@@ -45,9 +45,9 @@ def describe(config, world_size=1, resume=None):
     num_classes = train_shards.manifest.num_classes
     check_sizes(config, num_classes, world_size)
     network = build_network(config, num_classes)
-    if given_codebook(config, num_classes, resumes) is None:
+    if config.codes.init_codebook != ITQ and given_codebook(config, num_classes, resumes) is None:
         initial_codebook(config, num_classes)
-    weights = _check_weights(config, network) if not resumes else ""
+    weights = _check_weights(config, network, train_shards.manifest.class_names) if not resumes else ""
     alone = Processes()
     steps = make_train_loader(config, train_shards, alone).batches_per_epoch
     make_val_loader(config, val_shards, alone)
@@ -142,13 +142,16 @@ def _stage_lines(config, stage, num_classes, steps):
     return lines
 
 
-def _check_weights(config, network):
+def _check_weights(config, network, class_names):
     """Loads model.weights and says what they are; names those that would be downloaded. Raises UserError."""
     source = config.model.weights
     if not source:
         return ""
     if not Path(source).exists() and source in get_model_weights(config.model.arch).__members__:
         return f"backbone weights: {source} of torchvision, which a run downloads unless it has them"
+    if config.codes.init_codebook == ITQ:
+        read_classifier(config, network, class_names)
+        return f"backbone and codebook from the dense classifier of {source}"
     return load_weights(network, source, config.model.arch)
 
 

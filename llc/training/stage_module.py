@@ -4,6 +4,7 @@ import contextlib
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -13,23 +14,45 @@ def _in_float32(device):
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+class _DenseTeacher(nn.Module):
+    """A copy of a network, of which it takes the features, with a dense classifier (weight, bias) on them."""
+
+    def __init__(self, network, classifier):
+        super().__init__()
+        self.network = copy.deepcopy(network)
+        for name, values in zip(("weight", "bias"), classifier):
+            self.register_buffer(name, values.to(network.codebook.device))
+
+    def forward(self, images):
+        return self.network.features(images).float()
+
+    def class_logits(self, features):
+        return F.linear(features, self.weight, self.bias)
+
+
 class StageModule(nn.Module):
     """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. The trainer wraps it in DDP.
 
-    teacher: with distillation a frozen copy of the network as it is when the stage begins, else None. Where a
-    class is uncertain, taking the most likely value of each bit by itself often gives a code that belongs to
-    no class; the teacher's predicted class always has a valid code (cf. the hard bootstrapping of Reed et
-    al., arXiv 1412.6596).
+    classifier: (weight [num_classes, features], bias [num_classes]) of a dense layer that fits the backbone
+    as it is, or None.
+
+    teacher: with distillation a frozen copy of the network as it is when the stage begins, else None. With
+    `classifier` it predicts by that, not by its codes. Where a class is uncertain, taking the most likely
+    value of each bit by itself often gives a code that belongs to no class; the teacher's predicted class
+    always has a valid code (cf. the hard bootstrapping of Reed et al., arXiv 1412.6596).
     """
 
-    def __init__(self, network, stage, label_smoothing):
+    def __init__(self, network, stage, label_smoothing, classifier=None):
         super().__init__()
         self.network, self.stage, self.label_smoothing = network, stage, label_smoothing
         # DDP would wait for the gradient of a parameter that takes no part in the stage.
         network.codebook.requires_grad_(stage.learns_codebook)
         if network.options["logit_scale"] == "learnable":
             network.log_logit_scale.requires_grad_(stage.uses_class_logits)
-        self.teacher = copy.deepcopy(network).requires_grad_(False).eval() if stage.distillation else None
+        self.teacher = None
+        if stage.distillation:
+            teacher = _DenseTeacher(network, classifier) if classifier else copy.deepcopy(network)
+            self.teacher = teacher.requires_grad_(False).eval()
 
     def train(self, mode=True):
         super().train(mode)

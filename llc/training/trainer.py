@@ -87,7 +87,11 @@ class Trainer:
         if stage.is_frozen(0):
             self._enforce_min_distance(self.network)
         num_resolutions = len(set(resolutions(stage, config.resolution)))
-        engine = Engine(self.network, stage, config.training, config.dist, self.processes, num_resolutions)
+        # after the first stage the backbone is no longer the one that the classifier fits
+        classifier = None if progress.stage else self.parts.classifier
+        engine = Engine(
+            self.network, stage, config.training, config.dist, self.processes, num_resolutions, classifier
+        )
         if self.state.resumed:
             self.state.restore_engine(engine)
         elif not progress.global_epoch:

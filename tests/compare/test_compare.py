@@ -253,7 +253,7 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
         ),
         (
             "methods:\n  one: {set: {codes.init_codebook: onehot}}",
-            "onehot needs codes.num_bits: num_classes, which is 5; it is 7",
+            "onehot needs codes.num_bits = 5, a bit for each class; it is 7",
         ),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
         ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),

@@ -1,0 +1,113 @@
+"""What a run's network starts from: seeded random values, model.weights, codes.init_codebook."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from llc.checkpoints import load_backbone, load_weights
+from llc.codebook import load_codebook, random_codebook
+from llc.errors import UserError
+from llc.itq import itq_codebook, projection_onto
+from llc.progress import say
+from llc.recipe import ITQ, ONEHOT
+from llc.runs import read_class_names
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What `start` found.
+
+    codebook: the one that codes.init_codebook names, float32 [num_classes, num_bits]; None if it names none,
+    or if the run resumes and it cannot be made again. classifier: with codes.init_codebook=itq, (weight
+    [num_classes, features], bias [num_classes]) of the dense layer, zeros where the run resumes; else None.
+    """
+
+    codebook: torch.Tensor | None
+    classifier: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def start(config, network, class_names, processes, resumes=False):
+    """Gives `network`, on the CPU, its first values; returns a Start. Raises UserError.
+
+    resumes: the run's own checkpoint will replace them, so that model.weights is not read.
+    """
+    if config.codes.init_codebook == ITQ:
+        return _from_classifier(config, network, class_names, processes, resumes)
+    num_classes = len(class_names)
+    given = given_codebook(config, num_classes, resumes)
+    network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
+    if config.model.weights and not resumes:
+        say(load_weights(network, config.model.weights, config.model.arch), processes)
+    return Start(given, None)
+
+
+def initial_codebook(config, num_classes):
+    """The random codebook of a configuration, seeded: real values float32 [num_classes, num_bits]."""
+    codes = config.codes
+    return random_codebook(
+        num_classes, codes.num_bits, config.training.seed, codes.init_scale, codes.init_distance
+    )
+
+
+def given_codebook(config, num_classes, resumes=False):
+    """The codebook that codes.init_codebook names, float32 [num_classes, num_bits], or None.
+
+    None too if the run resumes and the file is gone: the checkpoint holds the codebook. Raises UserError.
+    """
+    source, num_bits = config.codes.init_codebook, config.codes.num_bits
+    if source == ONEHOT:
+        if num_bits != num_classes:
+            raise UserError(
+                f"codes.init_codebook = onehot needs codes.num_bits = {num_classes}, a bit for each class; "
+                f"it is {num_bits}"
+            )
+        return 2 * torch.eye(num_classes) - 1
+    if not source or resumes and not Path(source).exists():
+        return None
+    codebook = load_codebook(source, num_bits)
+    if codebook.shape != (num_classes, num_bits):
+        raise UserError(
+            f"codes.init_codebook = {source}: {list(codebook.shape)}, but the data has {num_classes} classes "
+            f"and codes.num_bits = {num_bits}"
+        )
+    return codebook
+
+
+def read_classifier(config, network, class_names):
+    """Loads the backbone of model.weights; returns its dense classifier (weight, bias). Raises UserError.
+
+    Its classes must be those of the data. A run folder's names are compared; of other weights only their
+    number is known.
+    """
+    source = config.model.weights
+    weight, bias = load_backbone(network, source, config.model.arch)
+    if len(weight) != len(class_names):
+        raise UserError(
+            f"model.weights = {source}: its classifier has {len(weight):,} classes, but the data has "
+            f"{len(class_names):,}; codes.init_codebook = itq needs a classifier of the same classes, in the "
+            "same order"
+        )
+    theirs = read_class_names(source) if Path(source).is_dir() else None
+    if theirs is not None and list(theirs) != list(class_names):
+        raise UserError(
+            f"model.weights = {source}: its classes have other names than those of the data, or another order"
+        )
+    return weight, bias
+
+
+def _from_classifier(config, network, class_names, processes, resumes):
+    if resumes:  # the teacher's values come from the checkpoint
+        zeros = torch.zeros(len(class_names), network.num_features)
+        return Start(None, (zeros, zeros[:, 0]))
+    weight, bias = classifier = read_classifier(config, network, class_names)
+    # By the main process, because another processor might round differently.
+    codebook = processes.on_main(lambda: itq_codebook(weight, config.codes.num_bits, config.training.seed))
+    network.codebook.data.copy_(codebook)
+    said = f"backbone and codebook from the dense classifier of {config.model.weights}"
+    if not config.codes.hidden:
+        projection = projection_onto(codebook, weight) / float(network.logit_scale)
+        network.projection.weight.data.copy_(projection)
+        said += ", and the projection that comes nearest to its class logits"
+    say(said, processes)
+    return Start(codebook, classifier)
