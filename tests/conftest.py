@@ -56,6 +56,7 @@ QUICK = {
     "test_config.py",
     "test_decoders.py",
     "test_isolation.py",
+    "test_itq.py",
     "test_manifest.py",
     "test_network.py",
     "test_plugins.py",

@@ -70,6 +70,7 @@ def test_the_published_form_gives_the_originals_logits_and_classes(class_model):
         "use_blurpool": False,
         "logit_scale": 1.0,
         "normalize": "none",
+        "hidden": 0,
     }
     z = encoder(images)
     assert agree(encoder.network.class_logits(z), expected)

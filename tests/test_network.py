@@ -62,8 +62,27 @@ def test_batch_norm_on_z_is_of_the_batch_in_training_and_running_in_evaluation()
     )
 
 
+@torch.no_grad()
+def test_a_hidden_layer_is_linear_batch_norm_and_relu_before_the_projection():
+    torch.manual_seed(2)
+    network = Network("resnet18", 12, 3, width=8, hidden=5).eval()
+    linear, norm = network.hidden[0], network.hidden[1]
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    values = (network.features(images) @ linear.weight.T - norm.running_mean) / (
+        norm.running_var + 1e-5
+    ).sqrt()
+    assert (values < 0).any() and linear.bias is None and network.projection.weight.shape == (12, 5)
+    assert torch.allclose(network(images), values.clamp(min=0) @ network.projection.weight.T, atol=1e-5)
+    without = Network("resnet18", 12, 3, width=8).state_dict()
+    added = [name for name in network.state_dict() if name not in without]
+    assert added and all(name.startswith("hidden.") for name in added)
+    assert any(statistic is norm.running_mean for statistic in running_statistics(network))
+
+
 def test_options_build_the_same_network():
-    network = Network("resnet18", 12, 3, width=8, logit_scale="learnable", normalize="batchnorm")
+    network = Network("resnet18", 12, 3, width=8, logit_scale="learnable", normalize="batchnorm", hidden=4)
     again = Network(**network.options)
     assert again.options == network.options and list(again.state_dict()) == list(network.state_dict())
     with pytest.raises(UserError, match="normalize = 'layernorm'"):

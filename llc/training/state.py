@@ -112,6 +112,8 @@ class RunState:
             )
             for difference in differences:
                 say(f"warning: {_WHERE} is of a run that differs: {difference}", self._processes)
+            if self._parts.identity["init_codebook"] is None:  # it cannot be made again, only remembered
+                self._parts.identity["init_codebook"] = checkpoint["identity"]["init_codebook"]
             self.progress = Progress.of(checkpoint, len(self._config.stages))
             checkpoints.fit(self.network, checkpoint["network"], _WHERE)
         except _DAMAGED as error:

@@ -77,6 +77,24 @@ def test_the_teacher_is_the_network_of_the_stages_beginning():
         )
 
 
+def test_a_dense_classifier_teaches_in_place_of_the_codes():
+    torch.manual_seed(5)
+    network = Network("resnet18", 8, 4, width=8)
+    nn.init.normal_(network.codebook)
+    images, labels = torch.randint(0, 255, (12, 3, 32, 32), dtype=torch.uint8), torch.arange(12) % 4
+    with torch.no_grad():
+        features = network.eval().features(images)
+        weight = features[:4] - features.mean(0)
+        classifier = weight, -weight @ features.mean(0)
+        module = StageModule(network, InstanceStage(distillation=1.0), 0.1, classifier).eval()
+        classes = (network.features(images) @ classifier[0].T + classifier[1]).argmax(1)
+        by_codes = network.class_logits(network(images)).argmax(1)
+        assert len(classes.unique()) > 1 and not torch.equal(classes, by_codes)
+        assert torch.equal(module(images, labels), instance_loss(network(images), network.codebook, classes))
+    assert not any(p.requires_grad for p in module.teacher.parameters())
+    assert StageModule(network, InstanceStage(), 0.1, classifier).teacher is None
+
+
 def test_weight_decay_spares_every_batch_norm_and_nothing_else():
     network = Network("resnet18", 8, 4, width=8)
     decayed, plain = (group["params"] for group in parameter_groups(network, 0.1))

@@ -302,6 +302,45 @@ def test_classes_of_one_code_are_moved_apart_when_the_codebook_freezes(
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
 
 
+def test_codes_made_from_a_dense_run_stopped_and_resumed_without_it_end_as_if_not_stopped(
+    command, tmp_path, monkeypatch, capsys
+):
+    """The dense teacher's values come from the checkpoint."""
+    dense = tmp_path / "dense"
+    train_llc.main(
+        command(
+            dense,
+            "--training.stages=codebook",
+            "--codes.num_bits=5",
+            "--codes.init_codebook=onehot",
+            "--codebook.freeze_epoch=0",
+        )
+    )
+    assert np.array_equal(np.load(dense / "codebook.npy"), 2 * np.eye(5) - 1)
+    options = (
+        "--training.stages=instance",
+        "--codes.init_codebook=itq",
+        "--instance.distillation=1",
+        "--codes.hidden=6",
+    )
+    copy = tmp_path / "copy"
+    shutil.copytree(dense, copy)
+    train_llc.main(command(tmp_path / "whole", *options, f"--model.weights={copy}"))
+    assert "backbone and codebook from the dense classifier of" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stop_at(patch, STEPS + 1)
+        with pytest.raises(SystemExit):
+            train_llc.main(command(tmp_path / "run", *options, f"--model.weights={copy}"))
+    shutil.rmtree(copy)
+    train_llc.main(command(tmp_path / "run", *options, f"--model.weights={copy}"))
+    assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "whole")) == []
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    encoder = llc.load(tmp_path / "run")
+    encoder.save(tmp_path / "encoder.safetensors")
+    assert encoder.network.options["hidden"] == 6
+    assert torch.equal(llc.load(tmp_path / "encoder.safetensors").encode(images), encoder.encode(images))
+
+
 def test_an_instance_stage_follows_a_joint_one_and_both_stages_too(command, tmp_path, capsys):
     joint = tmp_path / "joint"
     train_llc.main(command(joint, *JOINT))

@@ -1,0 +1,141 @@
+"""What a run's network starts from: a dense classifier's backbone, codebook and projection."""
+
+import json
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from llc.checkpoints import load_backbone
+from llc.codes import binarize
+from llc.distributed import Processes
+from llc.errors import UserError
+from llc.itq import itq_codebook, projection_onto
+from llc.network import Network
+from llc.training import config as training_config
+from llc.training.start import start
+
+NAMES = ("ant", "bee", "cat", "dog", "elk")
+NEEDED = (
+    "--data.train_dataset=train.beton",
+    "--data.val_dataset=val.beton",
+    "--model.arch=resnet18",
+    "--codes.num_bits=6",
+    "--instance.epochs=1",
+    "--instance.lr=0.1",
+    "--training.stages=instance",
+)
+
+
+def read(*words):
+    return training_config.read([*NEEDED, *words], description="")[0]
+
+
+def network_of(config):
+    return Network(**config.network_options(len(NAMES)))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A whole model of torchvision with 5 classes, and the file of its state."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).eval()
+    nn.init.normal_(model.fc.bias)
+    path = tmp_path_factory.mktemp("dense") / "model.pth"
+    torch.save(model.state_dict(), path)
+    return model, path
+
+
+def pictures(count=8):
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(1)).byte()
+
+
+@torch.no_grad()
+def test_a_dense_model_gives_backbone_codebook_projection_and_teacher(dense, capsys):
+    model, path = dense
+    config = read("--codes.init_codebook=itq", f"--model.weights={path}", "--codes.logit_scale=0.5")
+    network = network_of(config).eval()
+    found = start(config, network, NAMES, Processes())
+    images = pictures()
+    expected = model((images.float() - network.mean) / network.std)
+    weight, bias = found.classifier
+    assert torch.allclose(network.features(images) @ weight.T + bias, expected, atol=1e-4)
+    assert torch.equal(found.codebook, itq_codebook(model.fc.weight, 6, seed=0))
+    assert torch.equal(network.codebook, found.codebook)
+    # class logits with the logit scale in them: 6 bits can hold all of 5 classes' logits but what they share
+    rows = model.fc.weight - model.fc.weight.mean(0)
+    wanted = 0.5 * binarize(found.codebook) @ network.projection.weight
+    nearest = binarize(found.codebook) @ projection_onto(found.codebook, model.fc.weight)
+    assert torch.allclose(wanted, nearest, atol=1e-5) and (nearest - rows).norm() < 0.9 * rows.norm()
+    said = capsys.readouterr().out
+    assert f"backbone and codebook from the dense classifier of {path}, and the projection" in said
+
+
+@torch.no_grad()
+def test_with_a_hidden_layer_the_projection_stays_random(dense):
+    config = read("--codes.init_codebook=itq", f"--model.weights={dense[1]}", "--codes.hidden=12")
+    network = network_of(config)
+    before = network.projection.weight.clone()
+    assert start(config, network, NAMES, Processes()).codebook.shape == (5, 6)
+    assert torch.equal(network.projection.weight, before) and before.shape == (6, 12)
+
+
+def test_a_run_that_resumes_needs_the_weights_no_longer(tmp_path):
+    config = read("--codes.init_codebook=itq", f"--model.weights={tmp_path / 'gone.pth'}")
+    found = start(config, network_of(config), NAMES, Processes(), resumes=True)
+    assert found.codebook is None and [tuple(part.shape) for part in found.classifier] == [(5, 512), (5,)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("normalize", ["none", "batchnorm"])
+def test_a_network_of_ours_has_a_classifier_too(normalize, tmp_path):
+    torch.manual_seed(2)
+    network = Network("resnet18", 9, 5, width=8, normalize=normalize).eval()
+    nn.init.normal_(network.codebook)
+    if normalize == "batchnorm":
+        network.normalization.running_mean.normal_()
+        network.normalization.running_var.uniform_(0.5, 2)
+    torch.save({"network": network.state_dict()}, tmp_path / "codebook.pth")
+    other = Network("resnet18", 4, 5, width=8).eval()  # of another number of bits
+    weight, bias = load_backbone(other, str(tmp_path / "codebook.pth"), "resnet18")
+    images = pictures()
+    logits = other.features(images) @ weight.T + bias
+    assert torch.allclose(logits, network.class_logits(network(images)), atol=1e-4)
+
+
+def test_what_cannot_make_a_codebook_is_refused(dense, tmp_path):
+    state = dense[0].state_dict()
+
+    def refused(state, *words, names=NAMES):
+        torch.save(state, tmp_path / "weights.pth")
+        config = read("--codes.init_codebook=itq", f"--model.weights={tmp_path / 'weights.pth'}", *words)
+        with pytest.raises(UserError) as error:
+            start(config, network_of(config), names, Processes())
+        return str(error.value)
+
+    without = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    assert "fc.weight is missing; a classifier [classes, 512] is needed" in refused(without)
+    assert "its classifier has 5 classes, but the data has 4" in refused(state, names=NAMES[:4])
+    broken = state | {"fc.bias": torch.full((5,), torch.nan)}
+    assert "classifier has NaN or infinite values" in refused(broken)
+    assert "keys missing" in refused({name: value for name, value in state.items() if "layer1" not in name})
+    hidden = Network("resnet18", 6, 5, hidden=8)
+    assert "has a hidden layer (codes.hidden)" in refused(hidden.state_dict())
+    with pytest.raises(UserError, match="name a network that has one as model.weights"):
+        read("--training.stages=both", "--codebook.epochs=1", "--codebook.lr=1", "--codes.init_codebook=itq")
+
+
+def test_a_run_of_other_classes_is_refused(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    network = Network("resnet18", 5, 5)
+    torch.save({"network": network.state_dict()}, run / "checkpoints" / "codebook.pth")
+    config = read("--codes.init_codebook=itq", f"--model.weights={run}")
+    for names, fits in ((NAMES, True), (NAMES[::-1], False)):
+        (run / "class_names.json").write_text(json.dumps(names))
+        if fits:
+            start(config, network_of(config), NAMES, Processes())
+        else:
+            with pytest.raises(UserError, match="other names than those of the data, or another order"):
+                start(config, network_of(config), NAMES, Processes())
