@@ -620,9 +620,12 @@ def halfway(slow_tree, tmp_path, start_write_ffcv, no_shared_memory_is_left):
     """
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old.beton").write_text("before")
+    # a process that is started under nohup ignores SIGHUP, and so do those that it starts
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = start_write_ffcv(
         data_dir=slow_tree, write_path=tmp_path / "out/old.beton", num_workers=2, chunk_size=3
     )
+    signal.signal(signal.SIGHUP, inherited)
     wait_until(
         lambda: any(path.stat().st_size > 9_000_000 for path in (tmp_path / "out").glob(".old.beton.*.tmp"))
     )
