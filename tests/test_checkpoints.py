@@ -183,6 +183,25 @@ def test_the_trainer_takes_them(finished_run, betons, tmp_path, capsys):
     assert agree(trainer.network.eval()(images), z * 10**-0.5)
 
 
+def test_a_hidden_layer_has_no_place_in_other_forms(tmp_path):
+    network = Network("resnet18", 6, 5, hidden=8)
+    torch.save(network.state_dict(), tmp_path / "network.pth")
+    for write in (
+        lambda: checkpoints.to_original(network, with_codebook=True),
+        lambda: checkpoints.to_backbone(network, with_classifier=True),
+    ):
+        with pytest.raises(UserError, match="codes.hidden = 8: this form has no place"):
+            write()
+    assert len(checkpoints.to_backbone(network, with_classifier=False)) == len(network.backbone.state_dict())
+    with pytest.raises(
+        UserError, match="trained with codes.hidden = 8, but here it is 0: give --codes.hidden=8"
+    ):
+        load_weights(Network("resnet18", 6, 5), str(tmp_path / "network.pth"), "resnet18")
+    other = Network("resnet18", 6, 5, hidden=8)
+    load_weights(other, str(tmp_path / "network.pth"), "resnet18")
+    assert torch.equal(other.hidden[0].weight, network.hidden[0].weight)
+
+
 def dense_state(form):
     state = torchvision.models.resnet18(num_classes=5).state_dict()
     if form == "DataParallel":

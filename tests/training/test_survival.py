@@ -322,17 +322,16 @@ def test_codes_made_from_a_dense_run_stopped_and_resumed_without_it_end_as_if_no
         "--codes.init_codebook=itq",
         "--instance.distillation=1",
         "--codes.hidden=6",
+        f"--model.weights={dense}",
     )
-    copy = tmp_path / "copy"
-    shutil.copytree(dense, copy)
-    train_llc.main(command(tmp_path / "whole", *options, f"--model.weights={copy}"))
+    train_llc.main(command(tmp_path / "whole", *options))
     assert "backbone and codebook from the dense classifier of" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         stop_at(patch, STEPS + 1)
         with pytest.raises(SystemExit):
-            train_llc.main(command(tmp_path / "run", *options, f"--model.weights={copy}"))
-    shutil.rmtree(copy)
-    train_llc.main(command(tmp_path / "run", *options, f"--model.weights={copy}"))
+            train_llc.main(command(tmp_path / "run", *options))
+    shutil.rmtree(dense)
+    train_llc.main(command(tmp_path / "run", *options))
     assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "whole")) == []
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     encoder = llc.load(tmp_path / "run")
