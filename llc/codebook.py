@@ -1,6 +1,7 @@
 """The codebook: real values float32 [num_classes, num_bits], whose signs are the class codes."""
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,11 @@ def _smallest_weights(generators: np.ndarray) -> np.ndarray:
 
 
 _CANDIDATE_BITS = (6, 10, 14)  # flips are searched among this many bits of smallest |value|, in turn
+
+
+def fits(num_classes: int, num_bits: int, distance: int) -> bool:
+    """Whether the Singleton bound leaves room for so many codes with this Hamming distance between them."""
+    return math.log2(num_classes) <= num_bits - distance + 1
 
 
 def move_apart(values: torch.Tensor, distance: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ Approach to Learning Binary Codes", CVPR 2011), which was made for the codes of 
 """
 
 import torch
+import torch.nn.functional as F
 
 from llc.codes import binarize
 
@@ -15,29 +16,32 @@ from llc.codes import binarize
 _STARTS, _STEPS = 10, 100
 
 
-def itq_codebook(weight: torch.Tensor, num_bits: int, seed: int) -> torch.Tensor:
+def itq_codebook(
+    weight: torch.Tensor, num_bits: int, seed: int, prefixes: tuple[int, ...] = ()
+) -> torch.Tensor:
     """A codebook of a classifier's weight, float [num_classes, features] -> float32 [num_classes, num_bits].
 
     Its values have the variance of a random codebook, 2 / num_bits. The best of several random starts is
     taken, drawn by the seed. If num_bits exceeds the rank of the weight, the rotation spreads what there is
     over all bits. Two classes may get the same code (llc.codebook.move_apart).
+
+    prefixes: rising to num_bits; the first so many bits hold as many first principal components, so that they
+    are the codes that a codebook of this length would have. Bits beyond the rank begin again with the first
+    component.
     """
     rows = weight.detach().cpu().double()
     rows = rows - rows.mean(0)
     left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
-    points = torch.zeros(len(rows), num_bits, dtype=torch.double)
-    kept = min(num_bits, len(sizes))
-    points[:, :kept] = left[:, :kept] * sizes[:kept]
-    points /= points.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.double).tiny)
-    generator, effort = torch.Generator().manual_seed(seed), min(1.0, 64 / num_bits)
-    best, best_error = points, torch.inf
-    for _ in range(max(1, round(effort * _STARTS))):
-        rotated = _rotated(points, max(1, round(effort * _STEPS)), generator)
-        error = float((rotated - binarize(rotated)).square().sum())
-        if error < best_error:
-            best, best_error = rotated, error
-    scale = (2 / num_bits) ** 0.5 / best.square().mean().sqrt().clamp_min(torch.finfo(torch.double).tiny)
-    return (best * scale).float()
+    components, generator = left * sizes, torch.Generator().manual_seed(seed)
+    if prefixes:
+        rank = max(1, int((sizes > 1e-9 * sizes[:1]).sum()))
+        blocks = [
+            components[:, torch.arange(start, end) % rank] for start, end in zip((0, *prefixes), prefixes)
+        ]
+    else:
+        blocks = [F.pad(components[:, :num_bits], (0, max(0, num_bits - len(sizes))))]
+    rotated = torch.cat([_best_rotation(block, generator) for block in blocks], 1)
+    return ((2 / num_bits) ** 0.5 * rotated).float()
 
 
 def projection_onto(codebook: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -49,6 +53,19 @@ def projection_onto(codebook: torch.Tensor, weight: torch.Tensor) -> torch.Tenso
     rows = weight.detach().cpu().double()
     signs = binarize(codebook.detach().cpu().double())
     return (torch.linalg.pinv(signs) @ (rows - rows.mean(0))).float()
+
+
+def _best_rotation(points, generator):
+    """Points [n, bits], scaled to length 1 and rotated to lie near the corners of a cube; mean square 1."""
+    tiny = torch.finfo(torch.double).tiny
+    points = points / points.norm(dim=1, keepdim=True).clamp_min(tiny)
+    best, best_error, effort = points, torch.inf, min(1.0, 64 / points.shape[1])
+    for _ in range(max(1, round(effort * _STARTS))):
+        rotated = _rotated(points, max(1, round(effort * _STEPS)), generator)
+        error = float((rotated - binarize(rotated)).square().sum())
+        if error < best_error:
+            best, best_error = rotated, error
+    return best / best.square().mean().sqrt().clamp_min(tiny)
 
 
 def _rotated(points, steps, generator):

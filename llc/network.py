@@ -149,9 +149,21 @@ class Network(nn.Module):
         """The factor of the class logits: a number, or where it is learnable, a scalar tensor."""
         return self.log_logit_scale.exp() if self.options["logit_scale"] == "learnable" else self._logit_scale
 
-    def class_logits(self, z):
-        """z . sign(C)^T; the gradient passes straight through the sign to the codebook."""
-        return self.logit_scale * z @ binarize(self.codebook).T
+    def class_logits(self, z, num_bits=None, signs=None):
+        """z . sign(C)^T; the gradient passes straight through the sign to the codebook.
+
+        num_bits: of the first bits alone, times sqrt(num_bits of all / num_bits), so that they are as large.
+        signs: a scalar tensor; from 0, where C's real values, divided by the root of their mean square, take
+        the place of sign(C), to 1, sign(C) alone.
+        """
+        codes, scale = binarize(self.codebook), self.logit_scale
+        if signs is not None:
+            size = self.codebook.detach().square().mean().sqrt().clamp_min(1e-12)
+            codes = torch.lerp(self.codebook / size, codes, signs)
+        if num_bits is not None and num_bits < codes.shape[1]:
+            scale = scale * math.sqrt(codes.shape[1] / num_bits)
+            z, codes = z[:, :num_bits], codes[:, :num_bits]
+        return scale * z @ codes.T
 
 
 def average_over_flip(project, images, z):

@@ -47,6 +47,12 @@ class Codes:
         "which makes a dense network; itq: made from the dense classifier in model.weights, which then also "
         "teaches the first stage; empty: random values",
     )
+    nested: tuple[int, ...] = option(
+        (),
+        minimum=1,
+        help="numbers of bits, such as 8,16: the first so many bits are trained to be codes by themselves, "
+        "beside the whole code; none: the whole code alone",
+    )
     hidden: int = option(
         0, minimum=0, help="width of a hidden layer between backbone and projection; 0: none, as in the paper"
     )
@@ -67,6 +73,11 @@ class Codes:
     min_distance: int = option(
         0, minimum=0, help="minimum Hamming distance of class codes, enforced when the codebook is frozen"
     )
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """The lengths of code that are trained, rising to num_bits; empty if that is the whole code alone."""
+        return tuple(sorted({*self.nested, self.num_bits})) if self.nested else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +262,13 @@ class Config:
         if missing:
             raise UserError("\n".join(missing))
         for name in names:
-            stage = self.stage(name)
-            if stage.lr_peak_epoch >= stage.epochs:
-                raise UserError(
-                    f"{name}.lr_peak_epoch = {stage.lr_peak_epoch:g} must be less than {name}.epochs = "
-                    f"{stage.epochs}; lower the first (0: no warm-up) or raise the second"
-                )
+            if problem := self.stage(name).problem():
+                raise UserError(f"{name}.{problem}")
+        if self.codes.nested and max(self.codes.nested) > self.codes.num_bits:
+            raise UserError(
+                f"codes.nested = {','.join(map(str, self.codes.nested))}: codes have {self.codes.num_bits} "
+                "bits; raise codes.num_bits, or give smaller numbers"
+            )
         r = self.resolution
         if r.min_res > r.max_res:
             raise UserError(

@@ -39,21 +39,42 @@ def register(name):
 # ------------------------------------------------------------------------------------------------ losses
 
 
+@dataclasses.dataclass
+class Batch:
+    """What a loss may need to know of a batch, beside z.
+
+    labels: int64 [B]. label_smoothing: of the class logits' cross entropy. predicted: the teacher's classes,
+    int64 [B], if the stage's distillation is above 0. epoch: finished epochs of the stage, with a fraction, a
+    scalar float32 tensor on the device. prefixes: the lengths of code that codes.nested trains, the last of
+    them num_bits; empty: the whole code alone.
+    """
+
+    labels: torch.Tensor
+    label_smoothing: float = 0.0
+    predicted: torch.Tensor | None = None
+    epoch: torch.Tensor | None = None
+    prefixes: tuple[int, ...] = ()
+
+
 def codebook_loss(codebook_logits, labels, label_smoothing):
     """Cross entropy of class logits [B, num_classes] against labels int64 [B], with label smoothing."""
     return F.cross_entropy(codebook_logits, labels, label_smoothing=label_smoothing)
 
 
-def instance_loss(z, codebook, labels, predicted=None, distillation=0.0):
+def instance_loss(z, codebook, labels, predicted=None, distillation=0.0, prefixes=()):
     """Binary cross entropy of z [B, num_bits], as logits, against the bits of the labels' class codes.
 
     The mean over bits and images. distillation: the fraction of each target that is taken from the class code
-    of `predicted`, int64 [B], instead of the label's.
+    of `predicted`, int64 [B], instead of the label's. prefixes: the mean of the losses of the first so many
+    bits, for each of these numbers.
     """
     targets = (codebook[labels] > 0).to(z.dtype)
     if distillation:
         targets = torch.lerp(targets, (codebook[predicted] > 0).to(z.dtype), distillation)
-    return F.binary_cross_entropy_with_logits(z, targets)
+    if not prefixes:
+        return F.binary_cross_entropy_with_logits(z, targets)
+    losses = [F.binary_cross_entropy_with_logits(z[:, :bits], targets[:, :bits]) for bits in prefixes]
+    return sum(losses) / len(losses)
 
 
 # ------------------------------------------------------------------------------------------------ stages
@@ -75,6 +96,8 @@ class Stage:
     learns_codes: ClassVar[bool]
     best_metric: ClassVar[str]
     freeze_epoch: ClassVar[float] = -1.0
+    binarize_start: ClassVar[float] = 0.0
+    binarize_end: ClassVar[float] = 0.0
     distillation: ClassVar[float] = 0.0
     codebook_weight: ClassVar[float] = 0.0
     instance_weight: ClassVar[float] = 0.0
@@ -94,26 +117,52 @@ class Stage:
         """Whether the codebook is frozen at `epoch`, which may be a fraction."""
         return not self.learns_codebook or 0 <= self.freeze_epoch <= epoch
 
+    def problem(self):
+        """What makes no sense about the options together, as words to follow the stage's name, or None.
+
+        The options have values: it is asked of stages that run.
+        """
+        if self.codebook_weight == self.instance_weight == 0 and type(self).loss is Stage.loss:
+            return "codebook_weight and instance_weight are both 0, so there is nothing to learn"
+        if self.lr_peak_epoch >= self.epochs:
+            return (
+                f"lr_peak_epoch = {self.lr_peak_epoch:g} must be less than epochs = {self.epochs}; lower the "
+                "first (0: no warm-up) or raise the second"
+            )
+        return None
+
     @property
     def uses_class_logits(self):
         """Whether the loss depends on the class logits, and so on a learnable logit scale."""
         return self.codebook_weight > 0
 
-    def loss(self, z, network, labels, label_smoothing, predicted=None):
+    def loss(self, z, network, batch):
         """The loss of a batch, a scalar tensor: codebook_weight x cross entropy + instance_weight x BCE.
 
-        z float32 [B, num_bits]; network: llc.network.Network, for its codebook and class logits; labels int64
-        [B]; predicted: the teacher's classes, int64 [B], if self.distillation is above 0. In the binary cross
-        entropy the current codebook is a constant.
+        z float32 [B, num_bits]; network: llc.network.Network, for its codebook and class logits; batch: a
+        `Batch`. In the binary cross entropy the current codebook is a constant.
         """
         terms = []
         if self.codebook_weight:
-            logits = network.class_logits(z)
-            terms.append(self.codebook_weight * codebook_loss(logits, labels, label_smoothing))
+            signs = self._signs(batch.epoch)
+            losses = [
+                codebook_loss(network.class_logits(z, bits, signs), batch.labels, batch.label_smoothing)
+                for bits in batch.prefixes or (None,)
+            ]
+            terms.append(self.codebook_weight * (sum(losses) / len(losses)))
         if self.instance_weight:
-            bits = instance_loss(z, network.codebook, labels, predicted, self.distillation)
+            bits = instance_loss(
+                z, network.codebook, batch.labels, batch.predicted, self.distillation, batch.prefixes
+            )
             terms.append(self.instance_weight * bits)
         return sum(terms)
+
+    def _signs(self, epoch):
+        """How far class logits have passed from the codebook's real values to its signs; None: wholly."""
+        if not self.binarize_end:
+            return None
+        ramp = max(self.binarize_end - self.binarize_start, 1e-6)
+        return (1 - (self.binarize_end - epoch) / ramp).clamp(0, 1)
 
 
 _INSTANCE_WEIGHT = "weight of the binary cross entropy between z and the label's class code"
@@ -134,6 +183,31 @@ class CodebookStage(Stage):
 
     instance_weight: float = option(0.0, minimum=0, help=_INSTANCE_WEIGHT)
     freeze_epoch: float = option(-1.0, minimum=-1, help=_FREEZE_EPOCH)
+    binarize_start: float = option(
+        0.0,
+        minimum=0,
+        help="epoch up to which the class logits of training take the codebook's real values, of mean square "
+        "1; from there they pass to its signs in equal steps",
+    )
+    binarize_end: float = option(
+        0.0,
+        minimum=0,
+        help="epoch from which class logits take the codebook's signs alone; 0: from the start, as in the "
+        "paper",
+    )
+
+    def problem(self):
+        if not self.binarize_start <= self.binarize_end <= self.epochs:
+            return (
+                f"binarize_start = {self.binarize_start:g} and binarize_end = {self.binarize_end:g} must be "
+                f"in this order, and not after the last epoch, {self.epochs}"
+            )
+        if 0 <= self.freeze_epoch < self.binarize_end:
+            return (
+                f"freeze_epoch = {self.freeze_epoch:g} is before binarize_end = {self.binarize_end:g}: "
+                "real values would be frozen that are not used; raise the first, or lower the second"
+            )
+        return super().problem()
 
 
 @register("instance")
@@ -144,8 +218,8 @@ class InstanceStage(Stage):
     learns_codebook: ClassVar[bool] = False
     learns_codes: ClassVar[bool] = True
     best_metric: ClassVar[str] = "top1_mhd"
-    instance_weight: ClassVar[float] = 1.0
 
+    instance_weight: float = option(1.0, minimum=0, help=_INSTANCE_WEIGHT)
     codebook_weight: float = option(0.0, minimum=0, help="weight of the class logits' cross entropy")
     distillation: float = option(
         0.0,

@@ -45,6 +45,23 @@ def test_values_are_those_of_a_random_codebook_in_size_and_the_seed_decides(num_
         assert (distances(codebook) + num_bits * torch.eye(num_classes)).min() > 0
 
 
+def test_the_first_bits_are_the_codes_of_the_first_components():
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(7))
+    nested = itq_codebook(weight, 24, seed=3, prefixes=(6, 24))
+    assert torch.equal(nested[:, :6] > 0, itq_codebook(weight, 6, seed=3) > 0)
+    assert nested.square().mean().item() == pytest.approx(2 / 24, rel=1e-4)
+    # the later bits tell apart what the first cannot
+    assert (distances(nested[:, :6]) + 24 * torch.eye(50)).min() == 0
+    assert (distances(nested) + 24 * torch.eye(50)).min() > 0
+
+
+def test_bits_beyond_the_rank_are_of_use_too():
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(8))
+    nested = itq_codebook(weight, 32, seed=0, prefixes=(8, 16, 32))  # of rank 4
+    ones = (nested > 0).sum(0)
+    assert ((ones > 0) & (ones < 5)).all()
+
+
 def test_classes_that_cannot_be_told_apart_get_the_same_finite_values():
     codebook = itq_codebook(torch.ones(4, 8), 5, seed=0)
     assert torch.isfinite(codebook).all() and (codebook == codebook[0]).all()

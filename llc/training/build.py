@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from llc.backbones import check_image_size
+from llc.codebook import fits
 from llc.data.loaders import EncodingLoader, TrainLoader, ValLoader
 from llc.data.manifest import check_same_classes
 from llc.data.shards import Shards, open_shards
@@ -105,8 +106,7 @@ def check_sizes(config, num_classes, world_size):
             f"{key} needs at least 2 images at once; training.batch_size = {parts} "
             f"leaves 1 for each of {parts} parts (processes x training.accumulation_steps)"
         )
-    # the Singleton bound
-    if codes.min_distance and num_classes > 2 ** (codes.num_bits - codes.min_distance + 1):
+    if codes.min_distance and not fits(num_classes, codes.num_bits, codes.min_distance):
         raise UserError(
             f"codes.min_distance = {codes.min_distance}: no code of {codes.num_bits} bits has this distance "
             f"between {num_classes} classes; lower it, or raise codes.num_bits"

@@ -25,19 +25,28 @@ class Engine:
     While `codebook_frozen`, which may change between steps, the codebook and its momentum do not change.
 
     stage: llc.stages.Stage; training, dist: llc.recipe.Training and Dist. num_resolutions: how many
-    resolutions the stage's images will have, because a graph is compiled for each. classifier: of
-    StageModule. On CUDA the step never
-    waits for the device: the loss stays there, the learning rate is a number, and with fp16 the fused
-    optimiser reads the scaler's overflow flag on the device.
+    resolutions the stage's images will have, because a graph is compiled for each. classifier, prefixes: of
+    StageModule. On CUDA the step never waits for the device: the loss stays there, the learning rate is a
+    number, and with fp16 the fused optimiser reads the scaler's overflow flag on the device.
     """
 
-    def __init__(self, network, stage, training, dist, processes, num_resolutions=1, classifier=None):
+    def __init__(
+        self,
+        network,
+        stage,
+        training,
+        dist,
+        processes,
+        num_resolutions=1,
+        classifier=None,
+        prefixes=(),
+    ):
         self.network, self.codebook_frozen = network, stage.is_frozen(0)
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm
         self._precision = training.precision
         self.autocast, self.scaler = autocast_for(training.precision, processes.device)
         on_cuda = processes.device.type == "cuda"
-        module = StageModule(network, stage, training.label_smoothing, classifier)
+        module = StageModule(network, stage, training.label_smoothing, classifier, prefixes)
         groups = parameter_groups(module, training.weight_decay)
         self.optimizer = make_sgd(groups, training.momentum, fused=on_cuda)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -86,26 +95,28 @@ class Engine:
                 flush=True,
             )
 
-    def step(self, images, labels, lr):
+    def step(self, images, labels, lr, epoch=0.0):
         """Trains on a batch of this process; returns its mean loss, a scalar tensor on the device.
 
-        images uint8 [B, 3, H, W], labels int64 [B].
+        images uint8 [B, 3, H, W], labels int64 [B]; epoch: finished epochs of the stage, with a fraction.
         B is a multiple of accumulation_steps: the gradient is the mean over the parts, and batch norm sees
         one part at a time.
         """
         with float32_precision(self._precision):  # the backward pass, too
-            return self._step(images, labels, lr)
+            return self._step(images, labels, lr, epoch)
 
-    def _step(self, images, labels, lr):
+    def _step(self, images, labels, lr, epoch):
+        # A tensor, because a number would be part of the compiled graph.
+        epoch = torch.full((), epoch, dtype=torch.float32, device=images.device)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total = 0.0
         parts = list(zip(images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps)))
         if not self._buckets_are_final:
-            self._finalise_buckets(*parts[0])
+            self._finalise_buckets(*parts[0], epoch)
         for number, part in enumerate(parts, start=1):
             with self._without_all_reduce() if number < len(parts) else contextlib.nullcontext():
-                loss = self._loss(*part) / len(parts)
+                loss = self._loss(*part, epoch) / len(parts)
                 self.scaler.scale(loss).backward()
             total = total + loss.detach()
         if self.codebook_frozen:
@@ -121,7 +132,7 @@ class Engine:
             self.ema.update()
         return total
 
-    def _finalise_buckets(self, images, labels):
+    def _finalise_buckets(self, images, labels, epoch):
         """Two throw-away backward passes, after which DDP no longer rearranges the gradients in its buckets.
 
         DDP rebuilds its buckets after the first backward pass, or with static_graph after the second. With
@@ -132,15 +143,15 @@ class Engine:
         buffers = list(self.network.buffers())
         before = [buffer.clone() for buffer in buffers]
         for _ in range(2):
-            self._loss(images, labels).backward()
+            self._loss(images, labels, epoch).backward()
             self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, before):
             buffer.copy_(value)
         self._buckets_are_final = True
 
-    def _loss(self, images, labels):
+    def _loss(self, images, labels, epoch):
         with self.autocast():
-            return self.module(images, labels)
+            return self.module(images, labels, epoch)
 
     def _without_all_reduce(self):
         return (
@@ -195,11 +206,11 @@ class _Compiled(nn.Module):
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         module.compile(dynamic=False)  # a graph for each resolution: kernels for known shapes are faster
 
-    def forward(self, images, labels):
+    def forward(self, images, labels, epoch):
         if not self.failed:
             dynamo = torch._dynamo.exc
             try:
-                return self.module(images, labels)
+                return self.module(images, labels, epoch)
             except (dynamo.TorchDynamoException, dynamo.FailOnRecompileLimitHit) as error:
                 print(
                     f"warning: torch.compile failed ({_reason(error)}); training continues without it. "
@@ -209,7 +220,7 @@ class _Compiled(nn.Module):
                 )
                 self.failed = True
         with torch.compiler.set_stance("force_eager"):
-            return self.module(images, labels)
+            return self.module(images, labels, epoch)
 
 
 def _reason(error):

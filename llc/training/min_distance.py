@@ -1,19 +1,21 @@
 """Moves class codes apart that are closer to each other than codes.min_distance, as the codebook freezes."""
 
-from llc.codebook import health, move_apart
+from llc.codebook import fits, health, move_apart
 from llc.progress import say
 
 
-def enforce(network, distance, processes, whose=""):
-    """Gives the network's class codes a minimum Hamming distance, as far as there is room; 0: does nothing.
+def enforce(network, codes, processes, whose=""):
+    """Gives the network's class codes the distance codes.min_distance, as far as there is room; 0: none.
 
-    The same on all processes. whose: words for the message, if it is not the trained network's codebook.
+    codes: llc.recipe.Codes; with codes.nested the first bits alone get it, if they are enough. The same on
+    all processes. whose: words for the message, if it is not the trained network's codebook.
     """
+    distance = codes.min_distance
     if not distance:
         return
     before = network.codebook.detach().cpu()
     # By the main process, because another processor might choose differently between nearly equal moves.
-    after = processes.on_main(lambda: move_apart(before, distance))
+    after = processes.on_main(lambda: _moved_apart(before, distance, codes.prefixes))
     moved = ((after > 0) != (before > 0)).any(1)
     if moved.any():
         network.codebook.data.copy_(after)
@@ -25,3 +27,11 @@ def enforce(network, distance, processes, whose=""):
             "they stay closer to each other; lower it, or raise codes.num_bits",
             processes,
         )
+
+
+def _moved_apart(codebook, distance, prefixes):
+    codebook = codebook.clone()
+    for bits in prefixes[:-1]:  # distances in longer prefixes are at least those in shorter ones
+        if fits(len(codebook), bits, distance):
+            codebook[:, :bits] = move_apart(codebook[:, :bits], distance)
+    return move_apart(codebook, distance)

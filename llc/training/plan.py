@@ -103,11 +103,12 @@ def flops_per_image(config, stage, num_classes, resolution):
     Counted on the meta device, on shapes alone, with two images.
     """
     with torch.device("meta"):
-        module = StageModule(build_network(config, num_classes), stage, config.training.label_smoothing)
+        network, smoothing = build_network(config, num_classes), config.training.label_smoothing
+        module = StageModule(network, stage, smoothing, prefixes=config.codes.prefixes)
         images = torch.empty(2, 3, resolution, resolution, dtype=torch.uint8)
         labels = torch.zeros(2, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            module(images, labels).backward()
+            module(images, labels, torch.zeros(())).backward()
     return counter.get_total_flops() / 2
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from llc.stages import Batch
+
 
 def _in_float32(device):
     """A context without autocast, as in validation: class logits in half precision often tie."""
@@ -31,7 +33,9 @@ class _DenseTeacher(nn.Module):
 
 
 class StageModule(nn.Module):
-    """forward(images uint8 [B, 3, H, W], labels int64 [B]) -> loss. The trainer wraps it in DDP.
+    """forward(images uint8 [B, 3, H, W], labels int64 [B], epoch) -> loss. The trainer wraps it in DDP.
+
+    epoch, prefixes: of llc.stages.Batch.
 
     classifier: (weight [num_classes, features], bias [num_classes]) of a dense layer that fits the backbone
     as it is, or None.
@@ -42,9 +46,10 @@ class StageModule(nn.Module):
     always has a valid code (cf. the hard bootstrapping of Reed et al., arXiv 1412.6596).
     """
 
-    def __init__(self, network, stage, label_smoothing, classifier=None):
+    def __init__(self, network, stage, label_smoothing, classifier=None, prefixes=()):
         super().__init__()
-        self.network, self.stage, self.label_smoothing = network, stage, label_smoothing
+        self.network, self.stage = network, stage
+        self.label_smoothing, self.prefixes = label_smoothing, prefixes
         # DDP would wait for the gradient of a parameter that takes no part in the stage.
         network.codebook.requires_grad_(stage.learns_codebook)
         if network.options["logit_scale"] == "learnable":
@@ -60,11 +65,12 @@ class StageModule(nn.Module):
             self.teacher.eval()
         return self
 
-    def forward(self, images, labels):
+    def forward(self, images, labels, epoch=None):
         predicted = None
         if self.teacher is not None:
             with torch.no_grad():
                 z = self.teacher(images)
                 with _in_float32(z.device):
                     predicted = self.teacher.class_logits(z).argmax(1)
-        return self.stage.loss(self.network(images), self.network, labels, self.label_smoothing, predicted)
+        batch = Batch(labels, self.label_smoothing, predicted, epoch, self.prefixes)
+        return self.stage.loss(self.network(images), self.network, batch)

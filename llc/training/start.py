@@ -102,7 +102,8 @@ def _from_classifier(config, network, class_names, processes, resumes):
         return Start(None, (zeros, zeros[:, 0]))
     weight, bias = classifier = read_classifier(config, network, class_names)
     # By the main process, because another processor might round differently.
-    codebook = processes.on_main(lambda: itq_codebook(weight, config.codes.num_bits, config.training.seed))
+    codes, seed = config.codes, config.training.seed
+    codebook = processes.on_main(lambda: itq_codebook(weight, codes.num_bits, seed, codes.prefixes))
     network.codebook.data.copy_(codebook)
     said = f"backbone and codebook from the dense classifier of {config.model.weights}"
     if not config.codes.hidden:

@@ -90,7 +90,14 @@ class Trainer:
         # after the first stage the backbone is no longer the one that the classifier fits
         classifier = None if progress.stage else self.parts.classifier
         engine = Engine(
-            self.network, stage, config.training, config.dist, self.processes, num_resolutions, classifier
+            self.network,
+            stage,
+            config.training,
+            config.dist,
+            self.processes,
+            num_resolutions,
+            classifier,
+            config.codes.prefixes,
         )
         if self.state.resumed:
             self.state.restore_engine(engine)
@@ -121,11 +128,12 @@ class Trainer:
                 self.supervisor.between_steps(engine)
                 lr = learning_rate(stage, progress.epoch * steps + batch, steps)
                 if batch not in skipped:
-                    self._freeze_if_due(stage, engine, progress.epoch + batch / steps)
+                    position = progress.epoch + batch / steps
+                    self._freeze_if_due(stage, engine, position)
                     torch.manual_seed(
                         step_seed(config.training.seed, progress.global_epoch, batch, self.processes.rank)
                     )
-                    loss = engine.step(images, labels, lr)
+                    loss = engine.step(images, labels, lr, position)
                     state.loss_sum += loss
                     self.supervisor.watch.add(batch, loss)
                 progress.batch = batch + 1
@@ -181,7 +189,7 @@ class Trainer:
 
     def _enforce_min_distance(self, network):
         whose = "" if network is self.network else " of the weights' moving average"
-        min_distance.enforce(network, self.config.codes.min_distance, self.processes, whose)
+        min_distance.enforce(network, self.config.codes, self.processes, whose)
 
     def _fit_decoders(self):
         """Fits the decoders that learn to the train images' codes, and adds their figures. Raises Stopped.

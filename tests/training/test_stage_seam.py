@@ -34,8 +34,8 @@ class MineStage(Stage):
 
     strength: float = option(1.0, minimum=0, help="factor of the squared distance")
 
-    def loss(self, z, network, labels, label_smoothing, predicted=None):
-        return self.strength * (z - binarize(network.codebook[labels])).square().mean()
+    def loss(self, z, network, batch):
+        return self.strength * (z - binarize(network.codebook[batch.labels])).square().mean()
 '''
 
 

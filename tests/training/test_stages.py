@@ -2,11 +2,12 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 
 from llc.network import Network
-from llc.stages import CodebookStage, InstanceStage, JointStage, codebook_loss, instance_loss
+from llc.stages import Batch, CodebookStage, InstanceStage, JointStage, codebook_loss, instance_loss
 from llc.training.optimizer import parameter_groups
 from llc.training.stage_module import StageModule
 
@@ -141,7 +142,66 @@ def test_the_other_weights_add_the_other_loss():
         (JointStage(), ce + 4 * bce),
         (JointStage(instance_weight=0.0), ce),
     ):
-        assert abs(stage.loss(z, network, labels, 0.1).item() - expected) < 1e-5  # float32 sums
+        assert abs(stage.loss(z, network, Batch(labels, 0.1)).item() - expected) < 1e-5  # float32 sums
+
+
+def test_with_prefixes_both_losses_are_means_over_codes_of_these_lengths():
+    torch.manual_seed(4)
+    network = Network("resnet18", 8, 4, width=8, logit_scale=8**-0.5)
+    nn.init.normal_(network.codebook)
+    z, labels, predicted = torch.randn(6, 8), torch.arange(6) % 4, torch.arange(6) // 2
+    short = Network("resnet18", 3, 4, width=8, logit_scale=3**-0.5)
+    short.codebook.data = network.codebook.data[:, :3].clone()
+    stage = JointStage(instance_weight=2.0)
+    alone = [
+        of.loss(z[:, :bits], part, Batch(labels, 0.1))
+        for of, part, bits in ((stage, short, 3), (stage, network, 8))
+    ]
+    together = stage.loss(z, network, Batch(labels, 0.1, prefixes=(3, 8)))
+    assert torch.allclose(together, sum(alone) / 2, atol=1e-6)
+    distilled = InstanceStage(distillation=0.25).loss(z, network, Batch(labels, 0.1, predicted, None, (3, 8)))
+    expected = [instance_loss(z[:, :b], network.codebook[:, :b], labels, predicted, 0.25) for b in (3, 8)]
+    assert torch.allclose(distilled, sum(expected) / 2, atol=1e-6)
+
+
+def test_the_class_logits_pass_from_real_values_to_signs():
+    network = Network("resnet18", 3, 2, width=8)
+    network.codebook.data = torch.tensor([[0.5, -2.0, 0.1], [-0.1, 3.0, 1.0]])
+    z, labels = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([1])
+    real = network.codebook.data / network.codebook.data.square().mean().sqrt()
+    signs = torch.where(network.codebook.data > 0, 1.0, -1.0)
+    stage = CodebookStage(epochs=9, lr=0.1, binarize_start=2, binarize_end=6)
+    for epoch, part in ((0.0, 0.0), (2.0, 0.0), (3.0, 0.25), (5.5, 0.875), (6.0, 1.0), (9.0, 1.0)):
+        codes = (1 - part) * real + part * signs
+        found = stage.loss(z, network, Batch(labels, 0.1, epoch=torch.tensor(epoch)))
+        assert torch.allclose(found, codebook_loss(z @ codes.T, labels, 0.1), atol=1e-6), epoch
+    at_once = CodebookStage(epochs=9, lr=0.1, binarize_start=2, binarize_end=2)
+    for epoch, codes in ((1.99, real), (2.0, signs), (2.01, signs)):
+        found = at_once.loss(z, network, Batch(labels, 0.1, epoch=torch.tensor(epoch)))
+        assert torch.allclose(found, codebook_loss(z @ codes.T, labels, 0.1), atol=1e-6), epoch
+    # otherwise the position does not matter
+    assert torch.equal(
+        CodebookStage().loss(z, network, Batch(labels, 0.1)), codebook_loss(z @ signs.T, labels, 0.1)
+    )
+
+
+@pytest.mark.parametrize(
+    "stage, words",
+    [
+        (CodebookStage(epochs=4, lr=1, binarize_start=3, binarize_end=2), "binarize_start = 3 and binarize_end"),
+        (CodebookStage(epochs=4, lr=1, binarize_end=5), "not after the last epoch, 4"),
+        (CodebookStage(epochs=4, lr=1, binarize_end=3, freeze_epoch=2), "freeze_epoch = 2 is before binarize_"),
+        (InstanceStage(epochs=4, lr=1, instance_weight=0), "both 0"),
+        (JointStage(epochs=4, lr=1, lr_peak_epoch=4), "lr_peak_epoch = 4 must be less than epochs = 4"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(stage, words):
+    assert words in stage.problem()
+
+
+def test_options_that_agree_have_no_problem():
+    assert CodebookStage(epochs=4, lr=1, binarize_start=1, binarize_end=3, freeze_epoch=3).problem() is None
+    assert InstanceStage(epochs=4, lr=1, instance_weight=0, codebook_weight=1).problem() is None
 
 
 def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
@@ -150,7 +210,7 @@ def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
     gradients = []
     for stage in (JointStage(instance_weight=0.0), JointStage(instance_weight=9.0)):
         z, labels = torch.linspace(-1, 1, 32).reshape(4, 8).requires_grad_(), torch.arange(4)
-        gradients.append(torch.autograd.grad(stage.loss(z, network, labels, 0.1), (network.codebook, z)))
+        gradients.append(torch.autograd.grad(stage.loss(z, network, Batch(labels, 0.1)), (network.codebook, z)))
     assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(
         gradients[0][1], gradients[1][1]
     )

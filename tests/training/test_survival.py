@@ -784,8 +784,8 @@ def poisoned(monkeypatch):
     found, loss_of = [], Engine._loss
     Saboteur(monkeypatch, lambda n, images: found.append(images.clone()) if n == 7 and not found else None)
 
-    def loss(engine, images, labels):
-        value = loss_of(engine, images, labels)
+    def loss(engine, images, *more):
+        value = loss_of(engine, images, *more)
         return value * float("nan") if found and torch.equal(images, found[0]) else value
 
     monkeypatch.setattr(Engine, "_loss", loss)
@@ -974,12 +974,12 @@ from llc import config
 from llc.training.engine import Engine
 loss_of, found, count = Engine._loss, [], 0
 
-def loss(engine, images, labels):
+def loss(engine, images, *more):
     global count
     count += 1
     if count == 7 and os.environ["RANK"] == "1":
         found.append(images.clone())
-    value = loss_of(engine, images, labels)
+    value = loss_of(engine, images, *more)
     return value * float("nan") if found and torch.equal(images, found[0]) else value
 
 Engine._loss = loss
