@@ -255,14 +255,14 @@ def load_backbone(network, source, arch):
     Raises UserError if the weights do not fit, or if there is no such layer.
     """
     title = _title(source)
-    state, _, _ = _read_weights(source, arch)
+    state, _, _ = _read_weights(source, arch, dense_first=True)
     if is_ours(state):
         backbone = {
             name.removeprefix("backbone."): value
             for name, value in state.items()
             if name.startswith("backbone.")
         }
-        weight, bias = _class_layer(state, title)
+        weight, bias = class_layer(state, title)
     else:
         backbone, classifier = _parted(network, state)
         weight = classifier.get(f"{network.classifier}.weight")
@@ -281,15 +281,43 @@ def load_backbone(network, source, arch):
     return weight, bias
 
 
+def class_layer(state, title):
+    """The linear layer that gives the class logits of a state of our names from features, but their scale.
+
+    (weight float32 [classes, num_features], bias float32 [classes]). Raises UserError, which begins with the
+    title, where there is no such layer.
+    """
+    if "hidden.0.weight" in state:
+        raise UserError(
+            f"{title}: it has a hidden layer (codes.hidden), so its class logits are no linear function of "
+            "the features, and no codebook can be made from them"
+        )
+    try:
+        weight = binarize(state["codebook"].float())
+        bias = weight.new_zeros(len(weight))
+        if "normalization.running_mean" in state:
+            mean, variance = (state[f"normalization.running_{name}"].float() for name in ("mean", "var"))
+            weight = weight / (variance + torch.nn.BatchNorm1d(1).eps).sqrt()
+            bias = -weight @ mean
+        return weight @ state["projection.weight"].float(), bias
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"{title}: it has no class codes and projection that fit: {error}") from error
+
+
 def _title(source):
     return f"model.weights = {source}"
 
 
-def _read_weights(source, arch):
-    """(state, where it was read, whether it is the original's form) of model.weights. Raises UserError."""
+def _read_weights(source, arch, dense_first=False):
+    """(state, where it was read, whether it is the original's form) of model.weights. Raises UserError.
+
+    dense_first: of a run with several stages, that of its dense stage.
+    """
     path, title = Path(source), _title(source)
     if path.is_dir():
-        candidates = [path / "checkpoints" / f"{name}.pth" for name in ("codebook", "joint", "instance")]
+        names = ["codebook", "joint", "instance"]
+        names.insert(0 if dense_first else len(names), "dense")
+        candidates = [path / "checkpoints" / f"{name}.pth" for name in names]
         path = next((c for c in candidates if c.exists()), candidates[0])
     if path.exists():
         state = read_state(path)
@@ -330,27 +358,6 @@ def _check_same_layers(network, state, title):
             f"{title} was trained with codes.hidden = {width}, but here it is {network.options['hidden']}: "
             f"give --codes.hidden={width}"
         )
-
-
-def _class_layer(state, title):
-    """(weight, bias) that give the class logits of a state of our names from features, without logit scale.
-
-    Raises UserError where there is no such layer.
-    """
-    if "hidden.0.weight" in state:
-        raise UserError(
-            f"{title}: it has a hidden layer (codes.hidden), so its class logits are no linear function of "
-            "the features, and no codebook can be made from them"
-        )
-    try:
-        weight, bias = binarize(state["codebook"].float()), None
-        if "normalization.running_mean" in state:
-            mean, variance = (state[f"normalization.running_{name}"].float() for name in ("mean", "var"))
-            weight = weight / (variance + torch.nn.BatchNorm1d(1).eps).sqrt()
-            bias = -weight @ mean
-        return weight @ state["projection.weight"].float(), bias
-    except (KeyError, RuntimeError) as error:
-        raise UserError(f"{title}: it has no class codes and projection that fit: {error}") from error
 
 
 def _as_named_in(module, state):

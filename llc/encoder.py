@@ -437,8 +437,9 @@ def _from_run(folder: Path, checkpoint: str | None) -> dict[str, Any]:
     state = checkpoints.read_state(found[checkpoint])
     if state.get("codebook") is None or state["codebook"].ndim != 2:
         raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
-    network = checkpoints.build(config.network_options(len(state["codebook"])), state, found[checkpoint])
     stage = stages.stage_of_checkpoint(checkpoint, config.stages)
+    options = config.network_options(len(state["codebook"]), stage)
+    network = checkpoints.build(options, state, found[checkpoint])
     validation = config.validation
     preprocessing = Preprocessing(
         validation.resolution, validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD

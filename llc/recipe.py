@@ -14,7 +14,7 @@ from llc.files import atomic_write
 from llc.options import option
 from llc.precision import PRECISIONS
 
-ONEHOT, ITQ = "onehot", "itq"  # names of codebooks that are made, not read
+ITQ = "itq"  # the name of a codebook that is made, not read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Codes:
     num_bits: int = option(20, minimum=1, maximum=4096, help="length of a code in bits")
     init_codebook: str = option(
         "",
-        help="start from this codebook: .npy of real values or a run folder; onehot: a bit for each class, "
-        "which makes a dense network; itq: made from the dense classifier in model.weights, which then also "
-        "teaches the first stage; empty: random values",
+        help="start from this codebook: .npy of real values or a run folder; itq: made from the dense "
+        "classifier in model.weights, which then also teaches the first stage, as after a dense stage; "
+        "empty: random values",
     )
     nested: tuple[int, ...] = option(
         (),
@@ -118,8 +118,8 @@ class Training:
 
     stages: str = option(
         "both",
-        help="stages that run, separated by commas; both: codebook, then instance; there are codebook, "
-        "instance and joint",
+        help="stages that run, separated by commas; both: codebook, then instance; there are dense, "
+        "codebook, instance and joint",
     )
     batch_size: int = option(1024, minimum=2, help="images per step, over all processes")
     momentum: float = option(0.9, minimum=0, maximum=1, help="momentum of SGD")
@@ -279,16 +279,23 @@ class Config:
                 f"resolution.start_ramp = {r.start_ramp} is after resolution.end_ramp = {r.end_ramp}; "
                 "set both"
             )
-        starts_without_codebook = not self.stage(names[0]).learns_codebook
+        dense = [name for name in names if self.stage(name).dense]
+        if dense and (dense != [names[0]] or self.codes.init_codebook not in ("", ITQ)):
+            raise UserError(
+                f"training.stages = {self.training.stages}: the {dense[-1]} stage must be the first one, and "
+                "makes the codebook, so that codes.init_codebook must be itq or empty"
+                + (f"; it is {self.codes.init_codebook}" if self.codes.init_codebook else "")
+            )
+        starts_without_codebook = not (dense or self.stage(names[0]).learns_codebook)
         if starts_without_codebook and not (self.codes.init_codebook and self.model.weights):
             raise UserError(
                 f"training.stages = {self.training.stages} needs codes.init_codebook (.npy or run folder) "
                 "and model.weights (the network of a codebook or joint stage)"
             )
-        if self.codes.init_codebook == ITQ and not self.model.weights:
+        if self.codes.init_codebook == ITQ and not (dense or self.model.weights):
             raise UserError(
                 "codes.init_codebook = itq makes the codebook from a dense classifier: name a network that "
-                "has one as model.weights"
+                "has one as model.weights, or train one first (training.stages=dense,instance)"
             )
 
     @property
@@ -296,12 +303,28 @@ class Config:
         """Names of the stages that run, in order."""
         return stages.named(self.training.stages)
 
+    @property
+    def stage_from_classifier(self):
+        """The index of the stage whose codebook is made from a dense classifier, or None."""
+        if self.stage(self.stages[0]).dense:
+            return 1
+        return 0 if self.codes.init_codebook == ITQ else None
+
     def stage(self, name):
         """The options of a stage, a llc.stages.Stage."""
         return self.stage_options[name]
 
-    def network_options(self, num_classes):
-        """The arguments of llc.network.Network."""
+    def network_options(self, num_classes, stage):
+        """The arguments of llc.network.Network in the stage of this name.
+
+        In a dense stage it has one-hot class codes C = 2I - 1: softmax(z C^T / 2) = softmax(z).
+        """
+        if stages.STAGES[stage].dense:
+            own = {"num_bits": num_classes, "logit_scale": 0.5, "normalize": "none", "hidden": 0}
+            return self._options_of_codes(num_classes) | own
+        return self._options_of_codes(num_classes)
+
+    def _options_of_codes(self, num_classes):
         scale = self.codes.logit_scale
         if scale != "learnable":
             scale = {"none": 1.0, "sqrt": self.codes.num_bits**-0.5}.get(scale) or float(scale)

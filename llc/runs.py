@@ -53,9 +53,13 @@ def checkpoints(folder: str | PathLike[str]) -> dict[str, Path]:
 
 
 def finished_stages(folder: str | PathLike[str]) -> list[str]:
-    """Names of the finished stages of a run folder, in order of preference for class codes (llc.stages)."""
-    names = checkpoints(folder)
-    return stages.by_class_codes([name for name in stages.STAGES if name in names])
+    """Names of the finished stages of a run folder, in order of preference for class codes (llc.stages).
+
+    A dense stage, which has no codes, is left out unless it is the only one.
+    """
+    found = checkpoints(folder)
+    names = stages.by_class_codes([name for name in stages.STAGES if name in found])
+    return [name for name in names if not stages.STAGES[name].dense] or names
 
 
 def read_class_names(folder: str | PathLike[str]) -> list[str] | None:

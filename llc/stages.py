@@ -84,8 +84,9 @@ def instance_loss(z, codebook, labels, predicted=None, distillation=0.0, prefixe
 class Stage:
     """One stage: its length and learning rate, which must be set for a stage that runs, and its loss.
 
-    learns_codebook: the class codes are trained; such a stage also follows the resolution ramp
+    learns_codebook: the class codes are trained
     learns_codes: the image codes are trained to equal class codes
+    dense: there are no codes yet; the network has one bit for each class (llc.recipe.Config.network_options)
     best_metric: the metric that chooses the best epoch
 
     A subclass gives the weights of the two losses as options or as constants, or has a `loss` of its own.
@@ -95,6 +96,7 @@ class Stage:
     learns_codebook: ClassVar[bool]
     learns_codes: ClassVar[bool]
     best_metric: ClassVar[str]
+    dense: ClassVar[bool] = False
     freeze_epoch: ClassVar[float] = -1.0
     binarize_start: ClassVar[float] = 0.0
     binarize_end: ClassVar[float] = 0.0
@@ -130,6 +132,11 @@ class Stage:
                 "first (0: no warm-up) or raise the second"
             )
         return None
+
+    @property
+    def ramps(self):
+        """Whether the resolution may rise in the stage: unless it learns image codes alone."""
+        return self.learns_codebook or self.dense
 
     @property
     def uses_class_logits(self):
@@ -169,6 +176,22 @@ _INSTANCE_WEIGHT = "weight of the binary cross entropy between z and the label's
 _FREEZE_EPOCH = (
     "epoch, which may be a fraction, at which the codebook is frozen; 0: from the start, -1: never"
 )
+
+
+@register("dense")
+@dataclasses.dataclass(frozen=True)
+class DenseStage(Stage):
+    """The dense stage: trains an ordinary classifier, from which codebook and projection are then made.
+
+    Its network has one-hot class codes that stand still, num_classes x num_classes of them, so that class
+    logits are those of a linear layer without bias.
+    """
+
+    learns_codebook: ClassVar[bool] = False
+    learns_codes: ClassVar[bool] = False
+    best_metric: ClassVar[str] = "top1_class"
+    dense: ClassVar[bool] = True
+    codebook_weight: ClassVar[float] = 1.0
 
 
 @register("codebook")
@@ -262,14 +285,19 @@ def by_class_codes(names):
     """Stage names in order of preference for class codes, and for weights to start from.
 
     First the stages that learn the codebook alone, then those that learn both kinds of codes, then those that
-    learn image codes alone.
+    learn image codes alone; last the dense one.
     """
-    return sorted(names, key=lambda name: (STAGES[name].learns_codes, not STAGES[name].learns_codebook))
+
+    def key(name):
+        stage = STAGES[name]
+        return stage.dense, stage.learns_codes, not stage.learns_codebook
+
+    return sorted(names, key=key)
 
 
 def by_image_codes(names):
-    """Stage names in order of preference for image codes: `by_class_codes`, reversed."""
-    return by_class_codes(names)[::-1]
+    """Stage names in order of preference for image codes: `by_class_codes`, reversed, but dense ones last."""
+    return sorted(by_class_codes(names)[::-1], key=lambda name: STAGES[name].dense)
 
 
 def stage_of_checkpoint(checkpoint, stages):

@@ -58,11 +58,11 @@ from llc.gpu import is_out_of_memory
 from llc.options import option
 from llc.precision import autocast_for
 from llc.training import config as training_config
-from llc.training.build import build_network, make_train_loader, make_val_loader
+from llc.training.build import make_train_loader, make_val_loader
 from llc.training.engine import Engine
 from llc.training.plan import flops_per_image
 from llc.training.schedules import stage_resolution
-from llc.training.start import initial_codebook
+from llc.training.start import build_network, initial_codebook
 
 CPU_FLOPS = 0.25e12  # the most of a step on a CPU, unless the command line sets the batch: 2 s on 2 cores
 AHEAD = LIFE + 1  # batches that our loader may have ready or be making
@@ -211,7 +211,7 @@ def measure(config, plan, processes):
     num_classes = train_shards.manifest.num_classes
     stage = config.stage(plan.stage)
     resolution = stage_resolution(stage, config.resolution, 0)
-    network = _new_network(config, num_classes).to(device, memory_format=torch.channels_last)
+    network = _new_network(config, num_classes, stage).to(device, memory_format=torch.channels_last)
     clock = _Clock(processes)
     starting = {}  # what -> seconds
 
@@ -262,7 +262,7 @@ def measure(config, plan, processes):
         ways["copy"] = _Way(fixed, lambda x, y: pinned.to(device, non_blocking=True))
     for name in plan.peers:
         before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-        of_peer = _new_network(config, num_classes)
+        of_peer = _new_network(config, num_classes, stage)
         peer = PEERS[name](of_peer, config, stage, train_shards, resolution, processes)
         from_peer = functools.partial(endless, peer, resolution)
         ways[f"{name} epoch"] = _Way(from_peer, peer.step, peer.ahead(config))
@@ -293,10 +293,11 @@ def measure(config, plan, processes):
     return report | {"memory": memory}
 
 
-def _new_network(config, num_classes):
-    """A network on the CPU as training starts with it."""
-    network = build_network(config, num_classes)
-    network.codebook.data.copy_(initial_codebook(config, num_classes))
+def _new_network(config, num_classes, stage):
+    """A network on the CPU as training starts with it in a stage (llc.stages.Stage)."""
+    network = build_network(config, num_classes, stage.name)
+    if not stage.dense:
+        network.codebook.data.copy_(initial_codebook(config, num_classes))
     return network
 
 

@@ -18,13 +18,9 @@ The recipe is what all methods share; --section.key=value changes it. The grid s
         set: {codes.logit_scale: sqrt}                  # keys of the recipe
         tune: {codebook.lr: [0.03, 0.1], instance.lr: [0.01, 0.03]}     # axes of the method's own grid
       dense:
-        set: {training.stages: codebook, codes.num_bits: num_classes, codes.init_codebook: onehot,
-              codebook.freeze_epoch: 0, codebook.epochs: 16}
+        set: {training.stages: dense, dense.epochs: 16, dense.lr: 0.1}
         headline: top1_class                            # in place of the grid's
         ceiling: true       # for one method: the table then shows how far the others are from it
-
-`dense` is an ordinary classifier: with one bit per class and a frozen one-hot codebook, the class logits are
-those of a linear layer.
 
 1. Tuning. Every point of a method's grid is trained on train minus the slice. The point with the best mean
    headline over tune_seeds, on the slice at the last epoch, is chosen. A point that fails, or whose loss

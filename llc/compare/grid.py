@@ -20,7 +20,6 @@ RESERVED = (
     "data.num_workers",
 )
 DEFAULT_HEADLINE = metrics.name("top1", "mhd")
-NUM_CLASSES = "num_classes"  # a value of a grid that stands for the data's
 
 _GRID_KEYS = {
     "headline": str,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llc.compare.grid import NUM_CLASSES, Grid, Method
+from llc.compare.grid import Grid, Method
 from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
 from llc.errors import UserError
@@ -101,8 +101,6 @@ class Comparison:
     def make(self, phase, method, point, seed):
         """A Run. Raises UserError, with the method's name, if its configuration makes no sense."""
         overrides = {**method.overrides, **point}
-        if overrides.get("codes.num_bits") == NUM_CLASSES:
-            overrides["codes.num_bits"] = self.num_classes
         overrides["training.seed"] = seed
         words = [*self.words, *(f"--{key}={value}" for key, value in overrides.items())]
         try:

@@ -42,12 +42,14 @@ def evaluate(predictions: "dict[str, Predictions]", num_classes: int, ema: bool 
 def headlines(stage: stages.Stage | type[stages.Stage], flip: bool) -> list[str]:
     """Names of a stage's headline metrics: the top-1 of each decoder that reads what the stage learns.
 
+    A dense stage learns the class logits.
+
     In the order of DECODERS.
     """
     return [
         name("top1", decoder.name, flip)
         for decoder in DECODERS.values()
-        if (stage.learns_codes if decoder.of_image_codes else stage.learns_codebook)
+        if (stage.learns_codes if decoder.of_image_codes else stage.learns_codebook or stage.dense)
     ]
 
 

@@ -16,15 +16,15 @@ from llc.network import Network
 from llc.progress import say
 from llc.training import resume
 from llc.training.schedules import resolutions
-from llc.training.start import start
+from llc.training.start import build_network, start
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
     """What a run trains with.
 
-    The network is on the process's device; identity: of llc.training.resume, to compare with a checkpoint's;
-    classifier: of llc.training.start.Start.
+    network: that of the first stage, on the process's device; identity: of llc.training.resume, to compare
+    with a checkpoint's; classifier: of llc.training.start.Start.
     """
 
     network: Network
@@ -58,7 +58,7 @@ def build(config, processes, resumes=False):
         f"building {config.model.arch} for {num_classes:,} classes and {config.codes.num_bits} bits",
         processes,
     )
-    network = build_network(config, num_classes)
+    network = build_network(config, num_classes, config.stages[0])
     for stage in map(config.stage, config.stages):
         for size in {*resolutions(stage, config.resolution), config.validation.resolution}:
             check_image_size(network.backbone, size)
@@ -80,7 +80,8 @@ def build(config, processes, resumes=False):
 
 def fits_decoders(config):
     """Whether a run ends by fitting decoders to the codes of its train images."""
-    return config.validation.fit_decoder and bool(fitted_decoders())
+    has_codes = not config.stage(config.stages[-1]).dense
+    return has_codes and config.validation.fit_decoder and bool(fitted_decoders())
 
 
 def open_data(config):
@@ -111,12 +112,6 @@ def check_sizes(config, num_classes, world_size):
             f"codes.min_distance = {codes.min_distance}: no code of {codes.num_bits} bits has this distance "
             f"between {num_classes} classes; lower it, or raise codes.num_bits"
         )
-
-
-def build_network(config, num_classes):
-    """The network of a configuration, on the CPU, with seeded random values."""
-    torch.manual_seed(config.training.seed)
-    return Network(**config.network_options(num_classes))
 
 
 def make_train_loader(config, shards, processes):

@@ -31,15 +31,7 @@ class Engine:
     """
 
     def __init__(
-        self,
-        network,
-        stage,
-        training,
-        dist,
-        processes,
-        num_resolutions=1,
-        classifier=None,
-        prefixes=(),
+        self, network, stage, training, dist, processes, num_resolutions=1, classifier=None, prefixes=()
     ):
         self.network, self.codebook_frozen = network, stage.is_frozen(0)
         self.accumulation_steps, self.clip_grad_norm = training.accumulation_steps, training.clip_grad_norm

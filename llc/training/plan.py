@@ -19,18 +19,11 @@ from llc.errors import UserError
 from llc.evaluation import fitting
 from llc.evaluation.decoders import fitted_decoders
 from llc.recipe import ITQ
-from llc.training.build import (
-    build_network,
-    check_sizes,
-    fits_decoders,
-    make_train_loader,
-    make_val_loader,
-    open_data,
-)
+from llc.training.build import check_sizes, fits_decoders, make_train_loader, make_val_loader, open_data
 from llc.training.run_folder import RunFolder
 from llc.training.schedules import learning_rate, resolutions
 from llc.training.stage_module import StageModule
-from llc.training.start import given_codebook, initial_codebook, read_classifier
+from llc.training.start import build_network, given_codebook, initial_codebook, read_classifier
 
 
 def describe(config, world_size=1, resume=None):
@@ -44,8 +37,9 @@ def describe(config, world_size=1, resume=None):
     train_shards, val_shards = open_data(config)
     num_classes = train_shards.manifest.num_classes
     check_sizes(config, num_classes, world_size)
-    network = build_network(config, num_classes)
-    if config.codes.init_codebook != ITQ and given_codebook(config, num_classes, resumes) is None:
+    network = build_network(config, num_classes, config.stages[0])
+    from_classifier = config.codes.init_codebook == ITQ or config.stage(config.stages[0]).dense
+    if not from_classifier and given_codebook(config, num_classes, resumes) is None:
         initial_codebook(config, num_classes)
     weights = _check_weights(config, network, train_shards.manifest.class_names) if not resumes else ""
     alone = Processes()
@@ -65,6 +59,8 @@ def describe(config, world_size=1, resume=None):
     ]
     for name in config.stages:
         lines += ["", *_stage_lines(config, config.stage(name), num_classes, steps)]
+        if config.stage(name).dense and name != config.stages[-1]:
+            lines.append("  then the codebook is made from its classifier")
     if fits_decoders(config):
         lines += [
             "",
@@ -103,7 +99,7 @@ def flops_per_image(config, stage, num_classes, resolution):
     Counted on the meta device, on shapes alone, with two images.
     """
     with torch.device("meta"):
-        network, smoothing = build_network(config, num_classes), config.training.label_smoothing
+        network, smoothing = build_network(config, num_classes, stage.name), config.training.label_smoothing
         module = StageModule(network, stage, smoothing, prefixes=config.codes.prefixes)
         images = torch.empty(2, 3, resolution, resolution, dtype=torch.uint8)
         labels = torch.zeros(2, dtype=torch.int64)
@@ -122,7 +118,7 @@ def _stage_lines(config, stage, num_classes, steps):
         f"{name} {learning_rate(stage, step, steps):.4g} (step {step:,})" for name, step in corners.items()
     )
     with torch.device("meta"):
-        network = StageModule(build_network(config, num_classes), stage, 0.0).network
+        network = StageModule(build_network(config, num_classes, stage.name), stage, 0.0).network
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     in_total, codebook = sum(p.numel() for p in network.parameters()), network.codebook.numel()
     lines = [
@@ -150,7 +146,7 @@ def _check_weights(config, network, class_names):
         return ""
     if not Path(source).exists() and source in get_model_weights(config.model.arch).__members__:
         return f"backbone weights: {source} of torchvision, which a run downloads unless it has them"
-    if config.codes.init_codebook == ITQ:
+    if config.codes.init_codebook == ITQ and not config.stage(config.stages[0]).dense:
         read_classifier(config, network, class_names)
         return f"backbone and codebook from the dense classifier of {source}"
     return load_weights(network, source, config.model.arch)

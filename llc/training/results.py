@@ -9,9 +9,14 @@ from llc.evaluation.decoders import DECODERS
 def epoch_text(stage, line, metrics, flip):
     """The line that is printed after an epoch. line: of log.jsonl; metrics: {name: value}.
 
-    Decoders that learn from the train set have no figures before the end of the run, and are not named.
+    Decoders that learn from the train set have no figures before the end of the run, and are not named; nor,
+    in a dense stage, are those that read codes.
     """
-    top1 = {d.short: metrics.get(names.name("top1", d.name, flip)) for d in DECODERS.values()}
+    top1 = {
+        d.short: metrics.get(names.name("top1", d.name, flip))
+        for d in DECODERS.values()
+        if not (stage.dense and d.of_image_codes)
+    }
     accuracies = ", ".join(f"{title} {100 * v:.2f}" for title, v in top1.items() if v is not None)
     return (
         f"{stage.name} {line['epoch']}/{stage.epochs}: loss {line['loss']:.4f}, {accuracies} % top-1, "

@@ -25,7 +25,7 @@ def learning_rate(stage, step, steps_per_epoch):
 
 
 def resolution_at(resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of a stage that learns the codebook.
+    """Pixels in epoch `epoch` (from 0) of a stage whose resolution rises.
 
     On the line from min_res to max_res, rounded to the nearest multiple of 32.
     """
@@ -38,8 +38,8 @@ def resolution_at(resolution, epoch):
 
 
 def stage_resolution(stage, resolution, epoch):
-    """Pixels in epoch `epoch` (from 0) of a stage: rising if it learns the codebook, otherwise max_res."""
-    return resolution_at(resolution, epoch) if stage.learns_codebook else resolution.max_res
+    """Pixels in epoch `epoch` (from 0) of a stage: max_res, unless it may rise (Stage.ramps)."""
+    return resolution_at(resolution, epoch) if stage.ramps else resolution.max_res
 
 
 def step_seed(seed, epoch, batch, rank):

@@ -49,7 +49,8 @@ class StageModule(nn.Module):
     def __init__(self, network, stage, label_smoothing, classifier=None, prefixes=()):
         super().__init__()
         self.network, self.stage = network, stage
-        self.label_smoothing, self.prefixes = label_smoothing, prefixes
+        self.label_smoothing = label_smoothing
+        self.prefixes = () if stage.dense else prefixes
         # DDP would wait for the gradient of a parameter that takes no part in the stage.
         network.codebook.requires_grad_(stage.learns_codebook)
         if network.options["logit_scale"] == "learnable":

@@ -1,17 +1,19 @@
-"""What a run's network starts from: seeded random values, model.weights, codes.init_codebook."""
+"""What a network starts from: seeded random values, model.weights, codes.init_codebook, the dense stage."""
 
 import dataclasses
 from pathlib import Path
 
 import torch
 
-from llc.checkpoints import load_backbone, load_weights
+from llc.checkpoints import class_layer, load_backbone, load_weights, plain
 from llc.codebook import load_codebook, random_codebook
 from llc.errors import UserError
 from llc.itq import itq_codebook, projection_onto
+from llc.network import Network
 from llc.progress import say
-from llc.recipe import ITQ, ONEHOT
+from llc.recipe import ITQ
 from llc.runs import read_class_names
+from llc.stages import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,27 +21,53 @@ class Start:
     """What `start` found.
 
     codebook: the one that codes.init_codebook names, float32 [num_classes, num_bits]; None if it names none,
-    or if the run resumes and it cannot be made again. classifier: with codes.init_codebook=itq, (weight
-    [num_classes, features], bias [num_classes]) of the dense layer, zeros where the run resumes; else None.
+    if a dense stage will make it, or if the run resumes and it cannot be made again. classifier: with
+    codes.init_codebook=itq and model.weights, (weight [num_classes, features], bias [num_classes]) of the
+    dense layer, zeros where the run resumes; else None.
     """
 
     codebook: torch.Tensor | None
     classifier: tuple[torch.Tensor, torch.Tensor] | None
 
 
-def start(config, network, class_names, processes, resumes=False):
-    """Gives `network`, on the CPU, its first values; returns a Start. Raises UserError.
+def build_network(config, num_classes, stage):
+    """The network of a configuration in a stage, on the CPU, with seeded random values. stage: its name."""
+    torch.manual_seed(config.training.seed)
+    network = Network(**config.network_options(num_classes, stage))
+    if STAGES[stage].dense:
+        network.codebook.data.copy_(2 * torch.eye(num_classes) - 1)
+    return network
 
-    resumes: the run's own checkpoint will replace them, so that model.weights is not read.
+
+def start(config, network, class_names, processes, resumes=False):
+    """Gives `network`, that of the first stage, its first values; returns a Start. Raises UserError.
+
+    It is on the CPU. resumes: the run's own checkpoint will replace the values, so that model.weights is not
+    read.
     """
-    if config.codes.init_codebook == ITQ:
+    dense = STAGES[config.stages[0]].dense
+    if config.codes.init_codebook == ITQ and not dense:
         return _from_classifier(config, network, class_names, processes, resumes)
-    num_classes = len(class_names)
-    given = given_codebook(config, num_classes, resumes)
-    network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
+    num_classes, given = len(class_names), None
+    if not dense:
+        given = given_codebook(config, num_classes, resumes)
+        network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
     if config.model.weights and not resumes:
         say(load_weights(network, config.model.weights, config.model.arch), processes)
     return Start(given, None)
+
+
+def after_dense(config, dense, processes):
+    """The network of the stage after a dense one, on the same device, and its dense classifier.
+
+    dense: the network at the end of the dense stage. Returns (network, (weight, bias)).
+    """
+    network = build_network(config, len(dense.codebook), config.stages[1])
+    network.backbone.load_state_dict(dense.backbone.state_dict())
+    classifier = class_layer(plain(dense.state_dict()), f"the {config.stages[0]} stage")
+    _take_classifier(config, network, classifier, processes)
+    say("codebook from the classifier of the dense stage", processes)
+    return network.to(dense.codebook.device, memory_format=torch.channels_last), classifier
 
 
 def initial_codebook(config, num_classes):
@@ -56,13 +84,6 @@ def given_codebook(config, num_classes, resumes=False):
     None too if the run resumes and the file is gone: the checkpoint holds the codebook. Raises UserError.
     """
     source, num_bits = config.codes.init_codebook, config.codes.num_bits
-    if source == ONEHOT:
-        if num_bits != num_classes:
-            raise UserError(
-                f"codes.init_codebook = onehot needs codes.num_bits = {num_classes}, a bit for each class; "
-                f"it is {num_bits}"
-            )
-        return 2 * torch.eye(num_classes) - 1
     if not source or resumes and not Path(source).exists():
         return None
     codebook = load_codebook(source, num_bits)
@@ -100,15 +121,19 @@ def _from_classifier(config, network, class_names, processes, resumes):
     if resumes:  # the teacher's values come from the checkpoint
         zeros = torch.zeros(len(class_names), network.num_features)
         return Start(None, (zeros, zeros[:, 0]))
-    weight, bias = classifier = read_classifier(config, network, class_names)
+    classifier = read_classifier(config, network, class_names)
+    codebook = _take_classifier(config, network, classifier, processes)
+    say(f"backbone and codebook from the dense classifier of {config.model.weights}", processes)
+    return Start(codebook, classifier)
+
+
+def _take_classifier(config, network, classifier, processes):
+    """Makes codebook and, without a hidden layer, projection from a classifier; returns the codebook."""
+    (weight, _), codes, seed = classifier, config.codes, config.training.seed
     # By the main process, because another processor might round differently.
-    codes, seed = config.codes, config.training.seed
     codebook = processes.on_main(lambda: itq_codebook(weight, codes.num_bits, seed, codes.prefixes))
     network.codebook.data.copy_(codebook)
-    said = f"backbone and codebook from the dense classifier of {config.model.weights}"
-    if not config.codes.hidden:
+    if not codes.hidden:
         projection = projection_onto(codebook, weight) / float(network.logit_scale)
         network.projection.weight.data.copy_(projection)
-        said += ", and the projection that comes nearest to its class logits"
-    say(said, processes)
-    return Start(codebook, classifier)
+    return codebook

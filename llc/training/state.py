@@ -15,6 +15,7 @@ from llc.network import running_statistics
 from llc.progress import say
 from llc.training import resume
 from llc.training.recovery import NonFinite
+from llc.training.start import after_dense, build_network
 
 _WHERE = "checkpoints/last.pth"
 _DAMAGED = (
@@ -69,12 +70,14 @@ class Progress:
 class RunState:
     """Progress, network and loss sum of a run, with what of a checkpoint waits for the engine of its stage.
 
-    loss_sum: of the epoch's batches so far, of this process, a scalar tensor on the device.
+    network: of the stage that runs. classifier: the dense layer that fits its backbone as the stage begins,
+    (weight, bias), or None. loss_sum: of the epoch's batches so far, of this process, a scalar tensor on the
+    device.
     """
 
     def __init__(self, config, parts, processes):
         self._config, self._parts, self._processes = config, parts, processes
-        self.network, self.progress = parts.network, Progress()
+        self.network, self.classifier, self.progress = parts.network, parts.classifier, Progress()
         self.loss_sum = torch.zeros((), device=processes.device)
         self._checkpoint = None
 
@@ -97,6 +100,8 @@ class RunState:
             "progress": dataclasses.asdict(self.progress),
             "network": self.network.state_dict(),
             "engine": engine and engine.state_dict(),
+            # later it is in the teacher, which is part of the engine
+            "classifier": None if engine else self.classifier,
             "of_process": of_process,
         }
 
@@ -115,11 +120,31 @@ class RunState:
             if self._parts.identity["init_codebook"] is None:  # it cannot be made again, only remembered
                 self._parts.identity["init_codebook"] = checkpoint["identity"]["init_codebook"]
             self.progress = Progress.of(checkpoint, len(self._config.stages))
-            checkpoints.fit(self.network, checkpoint["network"], _WHERE)
+            self._restore_network(checkpoint)
         except _DAMAGED as error:
             raise UserError(f"{_WHERE} does not hold the state of a run: {_short(error)}") from error
         self.progress.batch = min(self.progress.batch, self._parts.steps)
         self._checkpoint = checkpoint
+
+    def _restore_network(self, checkpoint):
+        config, num_classes = self._config, self._parts.num_classes
+        stage = min(self.progress.stage, len(config.stages) - 1)
+        if self.network.options != config.network_options(num_classes, config.stages[stage]):
+            network = build_network(config, num_classes, config.stages[stage])
+            self.network = network.to(self._processes.device, memory_format=torch.channels_last)
+        checkpoints.fit(self.network, checkpoint["network"], _WHERE)
+        self.classifier = checkpoint.get("classifier")
+        if self.classifier is None and self.progress.stage == config.stage_from_classifier:
+            zeros = torch.zeros(num_classes, self.network.num_features)
+            self.classifier = zeros, zeros[:, 0]  # the teacher's values come with the engine
+
+    def end_stage(self, stage):
+        """Goes on to the next stage, and makes its network if the one that ends, `stage`, was dense."""
+        self.progress.end_stage()
+        self.loss_sum.zero_()
+        self.classifier = None
+        if stage.dense and self.progress.stage < len(self._config.stages):
+            self.network, self.classifier = after_dense(self._config, self.network, self._processes)
 
     def restore_engine(self, engine):
         """Restores the engine, and this process's statistics and loss sum. Raises UserError."""

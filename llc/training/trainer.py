@@ -37,7 +37,7 @@ class Trainer:
     def __init__(self, config, run_folder, processes, checkpoint=None, anyway=False):
         self.config, self.run_folder, self.processes = config, run_folder, processes
         self.parts = build(config, processes, resumes=checkpoint is not None)
-        self.network, self.state = self.parts.network, RunState(config, self.parts, processes)
+        self.state = RunState(config, self.parts, processes)
         if checkpoint is not None:
             self.state.restore(checkpoint, anyway)
         self.validation = Validation(config, self.parts, processes)
@@ -45,6 +45,10 @@ class Trainer:
     @property
     def progress(self):
         return self.state.progress
+
+    @property
+    def network(self):
+        return self.state.network
 
     def say(self, text):
         display.say(text, self.processes)
@@ -84,11 +88,9 @@ class Trainer:
 
     def _run_stage(self, stage):
         config, progress = self.config, self.progress
-        if stage.is_frozen(0):
+        if stage.is_frozen(0) and not stage.dense:
             self._enforce_min_distance(self.network)
         num_resolutions = len(set(resolutions(stage, config.resolution)))
-        # after the first stage the backbone is no longer the one that the classifier fits
-        classifier = None if progress.stage else self.parts.classifier
         engine = Engine(
             self.network,
             stage,
@@ -96,7 +98,7 @@ class Trainer:
             config.dist,
             self.processes,
             num_resolutions,
-            classifier,
+            self.state.classifier,
             config.codes.prefixes,
         )
         if self.state.resumed:
@@ -111,8 +113,7 @@ class Trainer:
         self.saver.submit("save", stage.name, {"network": self.network.state_dict()})
         if engine.ema is not None:
             self.saver.submit("save", f"{stage.name}_ema", {"network": engine.ema.module.state_dict()})
-        progress.end_stage()
-        self.state.loss_sum.zero_()
+        self.state.end_stage(stage)
         self.supervisor.save_last(None)
 
     def _train_epoch(self, stage, engine):
@@ -142,7 +143,7 @@ class Trainer:
                 bar.update()
         if first < steps:  # otherwise this was done before the checkpoint
             self.processes.average(running_statistics(*networks(engine)))
-            if progress.epoch + 1 == stage.epochs:
+            if progress.epoch + 1 == stage.epochs and not stage.dense:
                 for network in networks(engine):
                     self._enforce_min_distance(network)
         total = self.processes.sum(state.loss_sum.clone()).item()
@@ -183,7 +184,7 @@ class Trainer:
 
     def _freeze_if_due(self, stage, engine, epoch):
         frozen = stage.is_frozen(epoch)
-        if frozen and not engine.codebook_frozen:
+        if frozen and not engine.codebook_frozen and not stage.dense:
             self._enforce_min_distance(self.network)
         engine.codebook_frozen = frozen
 

@@ -99,7 +99,7 @@ def test_without_a_recipe_the_method_is_the_papers():
 )
 def test_logit_scales(text, scale):
     made = read(*WORDS, "--codes.num_bits=16", f"--codes.logit_scale={text}")
-    assert made.network_options(3)["logit_scale"] == scale
+    assert made.network_options(3, "codebook")["logit_scale"] == scale
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "nan", "inf", "log"])

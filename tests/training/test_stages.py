@@ -188,9 +188,15 @@ def test_the_class_logits_pass_from_real_values_to_signs():
 @pytest.mark.parametrize(
     "stage, words",
     [
-        (CodebookStage(epochs=4, lr=1, binarize_start=3, binarize_end=2), "binarize_start = 3 and binarize_end"),
+        (
+            CodebookStage(epochs=4, lr=1, binarize_start=3, binarize_end=2),
+            "binarize_start = 3 and binarize_end",
+        ),
         (CodebookStage(epochs=4, lr=1, binarize_end=5), "not after the last epoch, 4"),
-        (CodebookStage(epochs=4, lr=1, binarize_end=3, freeze_epoch=2), "freeze_epoch = 2 is before binarize_"),
+        (
+            CodebookStage(epochs=4, lr=1, binarize_end=3, freeze_epoch=2),
+            "freeze_epoch = 2 is before binarize_",
+        ),
         (InstanceStage(epochs=4, lr=1, instance_weight=0), "both 0"),
         (JointStage(epochs=4, lr=1, lr_peak_epoch=4), "lr_peak_epoch = 4 must be less than epochs = 4"),
     ],
@@ -210,7 +216,9 @@ def test_no_gradient_of_the_binary_cross_entropy_reaches_the_codebook():
     gradients = []
     for stage in (JointStage(instance_weight=0.0), JointStage(instance_weight=9.0)):
         z, labels = torch.linspace(-1, 1, 32).reshape(4, 8).requires_grad_(), torch.arange(4)
-        gradients.append(torch.autograd.grad(stage.loss(z, network, Batch(labels, 0.1)), (network.codebook, z)))
+        gradients.append(
+            torch.autograd.grad(stage.loss(z, network, Batch(labels, 0.1)), (network.codebook, z))
+        )
     assert torch.equal(gradients[0][0], gradients[1][0]) and not torch.allclose(
         gradients[0][1], gradients[1][1]
     )

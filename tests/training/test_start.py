@@ -7,14 +7,14 @@ import torch
 import torchvision
 from torch import nn
 
-from llc.checkpoints import load_backbone
+from llc.checkpoints import load_backbone, load_weights
 from llc.codes import binarize
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.itq import itq_codebook, projection_onto
 from llc.network import Network
 from llc.training import config as training_config
-from llc.training.start import start
+from llc.training.start import Start, after_dense, build_network, start
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
 NEEDED = (
@@ -26,6 +26,7 @@ NEEDED = (
     "--instance.lr=0.1",
     "--training.stages=instance",
 )
+DENSE = ("--dense.epochs=1", "--dense.lr=1")
 
 
 def read(*words):
@@ -33,7 +34,7 @@ def read(*words):
 
 
 def network_of(config):
-    return Network(**config.network_options(len(NAMES)))
+    return Network(**config.network_options(len(NAMES), "instance"))
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +69,7 @@ def test_a_dense_model_gives_backbone_codebook_projection_and_teacher(dense, cap
     wanted = 0.5 * binarize(found.codebook) @ network.projection.weight
     nearest = binarize(found.codebook) @ projection_onto(found.codebook, model.fc.weight)
     assert torch.allclose(wanted, nearest, atol=1e-5) and (nearest - rows).norm() < 0.9 * rows.norm()
-    said = capsys.readouterr().out
-    assert f"backbone and codebook from the dense classifier of {path}, and the projection" in said
+    assert f"backbone and codebook from the dense classifier of {path}" in capsys.readouterr().out
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def test_what_cannot_make_a_codebook_is_refused(dense, tmp_path):
     assert "keys missing" in refused({name: value for name, value in state.items() if "layer1" not in name})
     hidden = Network("resnet18", 6, 5, hidden=8)
     assert "has a hidden layer (codes.hidden)" in refused(hidden.state_dict())
-    with pytest.raises(UserError, match="name a network that has one as model.weights"):
+    with pytest.raises(UserError, match="name a network that has one as model.weights, or train one first"):
         read("--training.stages=both", "--codebook.epochs=1", "--codebook.lr=1", "--codes.init_codebook=itq")
 
 
@@ -139,3 +139,46 @@ def test_a_run_of_other_classes_is_refused(tmp_path):
         else:
             with pytest.raises(UserError, match="other names than those of the data, or another order"):
                 start(config, network_of(config), NAMES, Processes())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [0, 8])
+def test_after_a_dense_stage_its_classifier_gives_codebook_projection_and_teacher(hidden):
+    config = read("--training.stages=dense,instance", *DENSE, f"--codes.hidden={hidden}")
+    dense = build_network(config, 5, "dense").eval()
+    assert start(config, dense, NAMES, Processes()) == Start(None, None)
+    images = pictures()
+    logits = dense.class_logits(dense(images))
+    assert torch.allclose(logits.softmax(1), dense.projection(dense.features(images)).softmax(1), atol=1e-6)
+    network, (weight, bias) = after_dense(config, dense, Processes())
+    assert network.options == config.network_options(5, "instance") and not bias.any()
+    features = network.eval().features(images)
+    assert torch.allclose(features, dense.features(images), atol=1e-5)
+    assert torch.allclose((features @ weight.T).softmax(1), (2 * logits).softmax(1), atol=1e-5)
+    assert torch.equal(network.codebook, itq_codebook(weight, 6, seed=0))
+    made = projection_onto(network.codebook, weight)
+    assert hidden or torch.equal(network.projection.weight, made)
+
+
+def test_a_dense_stage_must_be_the_first_and_makes_the_codebook():
+    with pytest.raises(UserError, match="the dense stage must be the first one"):
+        read("--training.stages=instance,dense", *DENSE)
+    with pytest.raises(UserError, match="must be itq or empty; it is codebook.npy"):
+        read("--training.stages=dense,instance", *DENSE, "--codes.init_codebook=codebook.npy")
+    assert read("--training.stages=dense,instance", *DENSE, "--codes.init_codebook=itq").stages[0] == "dense"
+
+
+@torch.no_grad()
+def test_of_a_run_with_a_dense_stage_the_classifier_is_that_of_this_stage(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    config = read("--training.stages=dense,instance", *DENSE)
+    dense = build_network(config, 5, "dense")
+    torch.save({"network": dense.state_dict()}, run / "checkpoints" / "dense.pth")
+    codes = Network("resnet18", 6, 5)
+    torch.save({"network": codes.state_dict()}, run / "checkpoints" / "instance.pth")
+    other = Network("resnet18", 6, 5)
+    weight, _ = load_backbone(other, str(run), "resnet18")
+    assert torch.equal(weight, binarize(dense.codebook) @ dense.projection.weight)
+    load_weights(other, str(run), "resnet18")
+    assert torch.equal(other.projection.weight, codes.projection.weight)

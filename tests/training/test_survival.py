@@ -26,7 +26,7 @@ from torch import nn
 
 import llc
 import train_llc
-from llc import backbones
+from llc import backbones, evaluate
 from llc.codebook import health
 from llc.data.beton import read_tables
 from llc.encode import Encoding, encode
@@ -101,10 +101,10 @@ class Saboteur:
     def __init__(self, monkeypatch, before):
         self.number, step = 0, Engine.step
 
-        def counted(engine, images, labels, lr):
+        def counted(engine, images, *more):
             before(self.number, images)
             self.number += 1
-            return step(engine, images, labels, lr)
+            return step(engine, images, *more)
 
         monkeypatch.setattr(Engine, "step", counted)
 
@@ -302,20 +302,92 @@ def test_classes_of_one_code_are_moved_apart_when_the_codebook_freezes(
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
 
 
+DENSE = ("--dense.epochs=2", "--dense.lr=0.1", "--codes.min_distance=1")
+
+
+def test_a_dense_stage_and_codes_from_it_stopped_and_resumed_end_as_if_not_stopped(
+    command, tmp_path, monkeypatch, capsys
+):
+    """Stopped within the dense stage, as the next begins with other layers, and within that."""
+    options = (*DENSE, "--training.stages=dense,instance", "--instance.distillation=0.5", "--codes.hidden=6")
+    train_llc.main(command(tmp_path / "whole", *options))
+    output = capsys.readouterr().out
+    assert "codebook from the classifier of the dense stage" in output
+    assert re.search(r"dense 2/2: loss [\d.]+, class [\d.]+ % top-1,", output)
+    for step in (STEPS + 2, 2 * STEPS, 3 * STEPS + 1):
+        run = tmp_path / f"run_{step}"
+        with monkeypatch.context() as patch:
+            stop_at(patch, step)
+            with pytest.raises(SystemExit):
+                train_llc.main(command(run, *options))
+        train_llc.main(command(run, *options))
+        assert differences(end_of(run), end_of(tmp_path / "whole")) == []
+    whole = tmp_path / "whole"
+    lengths = [llc.load(whole, checkpoint=name).num_bits for name in ("initial", "dense", "instance")]
+    assert lengths == [5, 5, 7]
+    assert llc.load(whole).stage == "instance" and np.load(whole / "codebook.npy").shape == (5, 7)
+    with open(whole / "results.csv") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    headlines = {metric for metric, row in rows.items() if row["headline"] == "1"}
+    assert headlines == {"dense/top1_class_flip"} | {
+        f"instance/top1_{name}_flip" for name in ("mhd", "ed", "posterior")
+    }
+    capsys.readouterr()
+    evaluate.main([str(whole)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  class codes"))
+    assert f"top-1 {100 * float(rows['instance/top1_class_flip']['final']):6.2f} %" in line
+
+
+def test_a_checkpoint_between_a_dense_stage_and_the_next_holds_the_classifier(command, tmp_path, monkeypatch):
+    """Of a run that is killed when the dense stage's end has just been saved."""
+    options = (*DENSE, "--training.stages=dense,instance", "--instance.distillation=0.5")
+    train_llc.main(command(tmp_path / "whole", *options))
+    with monkeypatch.context() as patch:
+        saved = Supervisor.save_last
+
+        def killed(supervisor, engine):
+            saved(supervisor, engine)
+            if engine is None:
+                supervisor._saver.wait()
+                raise KeyboardInterrupt
+
+        patch.setattr(Supervisor, "save_last", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_llc.main(command(tmp_path / "run", *options))
+    state = last(tmp_path / "run")
+    assert state["engine"] is None and state["progress"]["stage"] == 1
+    assert state["network"]["projection.weight"].shape[0] == 7 and state["classifier"][0].shape[0] == 5
+    train_llc.main(command(tmp_path / "run", *options))
+    assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "whole")) == []
+
+
+def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path):
+    np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
+    train_llc.main(command(tmp_path / "dense", *DENSE, "--training.stages=dense"))
+    train_llc.main(
+        command(
+            tmp_path / "onehot",
+            f"--codes.init_codebook={tmp_path / 'onehot.npy'}",
+            "--codes.num_bits=5",
+            "--codebook.freeze_epoch=0",
+            "--codes.logit_scale=0.5",
+            "--training.stages=codebook",
+        )
+    )
+    assert np.array_equal(np.load(tmp_path / "onehot" / "codebook.npy"), 2 * np.eye(5, dtype=np.float32) - 1)
+    networks = [
+        torch.load(tmp_path / name, weights_only=True)["network"]
+        for name in ("dense/checkpoints/dense.pth", "onehot/checkpoints/codebook.pth")
+    ]
+    assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+
+
 def test_codes_made_from_a_dense_run_stopped_and_resumed_without_it_end_as_if_not_stopped(
     command, tmp_path, monkeypatch, capsys
 ):
     """The dense teacher's values come from the checkpoint."""
     dense = tmp_path / "dense"
-    train_llc.main(
-        command(
-            dense,
-            "--training.stages=codebook",
-            "--codes.num_bits=5",
-            "--codes.init_codebook=onehot",
-            "--codebook.freeze_epoch=0",
-        )
-    )
+    train_llc.main(command(dense, *DENSE, "--training.stages=dense"))
     assert np.array_equal(np.load(dense / "codebook.npy"), 2 * np.eye(5) - 1)
     options = (
         "--training.stages=instance",
@@ -380,21 +452,6 @@ def test_a_run_from_before_a_key_existed_resumes_with_the_keys_default(command, 
         train_llc.main(command(copy, "--codebook.instance_weight=4"))
     train_llc.main(command(copy))
     assert differences(end_of(copy), end_of(undisturbed)) == []
-
-
-def test_one_hot_codes_train_as_a_dense_classifier_through_keys(command, tmp_path):
-    np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
-    train_llc.main(
-        command(
-            tmp_path / "dense",
-            f"--codes.init_codebook={tmp_path / 'onehot.npy'}",
-            "--codes.num_bits=5",
-            "--codebook.freeze_epoch=0",
-            "--codes.logit_scale=0.5",
-            "--training.stages=codebook",
-        )
-    )
-    assert np.array_equal(np.load(tmp_path / "dense" / "codebook.npy"), 2 * np.eye(5, dtype=np.float32) - 1)
 
 
 def test_a_finished_run_says_so_and_is_left_alone(command, undisturbed, capsys):
