@@ -48,6 +48,7 @@ class Encoding(Reading):
     checkpoint: str = option(
         "", help="of a run folder: instance, joint, codebook, ...; empty: the first of these"
     )
+    num_bits: int = option(0, minimum=0, help="the first so many bits of the codes alone; 0: all")
     device: str = option("auto", help="cpu, cuda, or cuda:N for GPU number N; auto: cuda if there is a GPU")
     batch_size: int = option(256, minimum=1, help="images per step")
     num_workers: int = option(-1, minimum=-1, help="threads that decode images, not 0; -1: one per core")
@@ -69,7 +70,7 @@ class Options(Encoding):
 def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     check_out(options.out, "--out")
-    encoder = load(options.model, checkpoint=options.checkpoint or None)
+    encoder = load(options.model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
     arrays = encode(encoder, options.data, options)
     write_arrays(options.out, arrays)
     num_images, size = arrays["codes"].shape

@@ -373,6 +373,7 @@ def load(
     checkpoint: str | None = None,
     class_names: Sequence[str] | None = None,
     decoder: StrPath | None = None,
+    num_bits: int | None = None,
 ) -> Encoder:
     """An Encoder, on the CPU, from a run folder, a saved encoder, or a checkpoint of the original LLC code.
 
@@ -386,6 +387,8 @@ def load(
     decoder: an .npz of decoders that were fitted to this network (python -m llc.evaluate --fit_decoder);
         default: decoder.npz of a run folder, what a saved encoder holds, or PATH.decoder.npz beside a file,
         if they are this network's
+    num_bits: the first so many bits of its codes alone (default: all). They are as good as codes of this
+        length if the run trained them (codes.nested). A decoder must have been fitted to them.
 
     All files are read as data: none can run code. Raises UserError naming the file, and the keys that do not
     fit.
@@ -411,6 +414,9 @@ def load(
         network.options["num_classes"] = len(network.codebook)
     if class_names is not None:
         arguments["class_names"] = class_names
+    if num_bits is not None and num_bits != network.options["num_bits"]:
+        network = arguments["network"] = network.first_bits(whole_number("num_bits", num_bits, 1))
+        arguments["fitted"] = None  # of the whole codes
     if decoder is not None:
         arguments["fitted"] = fitting.read(decoder, network)
     elif not arguments.get("fitted"):

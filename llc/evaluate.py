@@ -53,6 +53,7 @@ class Options(Reading):
     model: str = option("", positional=True, help="a run folder, or a file that llc.load takes")
     original: str = option("", help="a checkpoint of the original code, in place of MODEL")
     codebook: str = option("", help="of a file: its codebook, .npy of real values or a run folder")
+    num_bits: int = option(0, minimum=0, help="the first so many bits of the codes alone; 0: all")
     predictions: str = option("", help="write codes, labels and classes of every image to this .npz")
     fit_decoder: str = option("", help="train images, read as the others are, to fit decoders to: see above")
     decoder: str = option("", help="the .npz of fitted decoders to use, or with --fit_decoder to write")
@@ -157,7 +158,8 @@ def _evaluate_run(path: str, argv: list[str]) -> None:
         raise UserError(
             f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
         )
-    encoders = {stage: load(path, checkpoint=stage) for stage in stages}
+    num_bits = options.num_bits or None
+    encoders = {stage: load(path, checkpoint=stage, num_bits=num_bits) for stage in stages}
     _read_decoder(list(encoders.values())[-1], options)
     preprocessing = Preprocessing(
         config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
@@ -178,7 +180,7 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
     if options.model and options.original:
         raise UserError(f"--original={options.original}: not together with MODEL ({options.model})")
     path = options.original or options.model
-    encoder = load(path, options.codebook or None)
+    encoder = load(path, options.codebook or None, num_bits=options.num_bits or None)
     if not len(encoder.codebook):
         raise UserError(
             f"{path} holds no codebook (a model of instance codes has none): give one with "
@@ -272,7 +274,15 @@ def _fit_decoder(
 
 
 def _read_decoder(encoder: Encoder, options: Options) -> None:
-    """Gives the encoder the decoders in the file that --decoder names, unless they are yet to be fitted."""
+    """Gives the encoder the decoders in the file that --decoder names, unless they are yet to be fitted.
+
+    Raises UserError, also where decoders for a part of the bits would be written as those of the whole codes.
+    """
+    if options.num_bits and options.fit_decoder and not options.decoder:
+        raise UserError(
+            f"--fit_decoder with --num_bits={options.num_bits}: name a file for decoders of so many bits, "
+            "with --decoder=FILE.npz"
+        )
     if options.decoder and not options.fit_decoder:
         encoder.fitted = fitting.read(options.decoder, encoder.network)
 

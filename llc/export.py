@@ -54,6 +54,7 @@ class Options:
     checkpoint: str = option(
         "", help="of a run folder: instance, joint, codebook, ...; empty: the last of them"
     )
+    num_bits: int = option(0, minimum=0, help="the first so many bits of its codes alone; 0: all")
     codebook: str = option("", help="use this codebook, .npy of real values, instead of the model's own")
     with_classifier: bool = option(
         False, help="backbone: add the classifier, one layer that gives the class-code logits"
@@ -67,7 +68,12 @@ def main(argv):
         raise UserError(f"--with_classifier belongs to --to=backbone, not to --to={options.to}")
     if not options.out and not Path(options.run).is_dir():
         raise UserError(f"{options.run} is no folder to write into: say where, with --out=")
-    encoder = load(options.run, options.codebook or None, checkpoint=options.checkpoint or None)
+    encoder = load(
+        options.run,
+        options.codebook or None,
+        checkpoint=options.checkpoint or None,
+        num_bits=options.num_bits or None,
+    )
     write = {"original": _to_original, "backbone": _to_backbone, "encoder": _to_encoder}[options.to]
     write(encoder, options)
 

@@ -165,6 +165,32 @@ class Network(nn.Module):
             z, codes = z[:, :num_bits], codes[:, :num_bits]
         return scale * z @ codes.T
 
+    def first_bits(self, num_bits):
+        """A copy on the same device, in evaluation mode, whose codes are the first num_bits bits of these.
+
+        Class logits are those of `class_logits(z, num_bits)`. Raises UserError if there are not as many bits.
+        """
+        whole = self.options["num_bits"]
+        if not 1 <= num_bits <= whole:
+            raise UserError(f"num_bits = {num_bits}: the codes have {whole} bits; give 1 to {whole}")
+        larger, state = math.sqrt(whole / num_bits), dict(self.state_dict())
+        for name, value in state.items():
+            if name == "codebook":
+                state[name] = value[:, :num_bits]
+            elif name == "projection.weight" or name.startswith("normalization.running"):
+                state[name] = value[:num_bits]
+            elif name == "log_logit_scale":
+                state[name] = value + math.log(larger)
+        options = {**self.options, "num_bits": num_bits}
+        if options["logit_scale"] != "learnable":
+            options["logit_scale"] = self.logit_scale * larger
+        with torch.random.fork_rng(devices=[]):  # its first values are drawn at random, only to be replaced
+            short = Network(**options)
+        short.load_state_dict(state)
+        for name in ("mean", "std"):  # not part of a state
+            getattr(short, name).copy_(getattr(self, name))
+        return short.to(self.codebook.device, memory_format=torch.channels_last).eval()
+
 
 def average_over_flip(project, images, z):
     """The mean of z = project(images) and of the mirror images' z, [B, num_bits].

@@ -73,7 +73,7 @@ def _queries(options: Options) -> dict[str, Any]:
             f"--queries={printable(options.queries)}: images need --model=MODEL, the model that encoded the "
             "database; codes need a file .npz of python -m llc.encode"
         )
-    encoder = load(options.model, checkpoint=options.checkpoint or None)
+    encoder = load(options.model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
     return encode(encoder, options.queries, options)
 
 

@@ -101,6 +101,7 @@ class Stage:
     binarize_start: ClassVar[float] = 0.0
     binarize_end: ClassVar[float] = 0.0
     distillation: ClassVar[float] = 0.0
+    backbone_lr: ClassVar[float] = 1.0
     codebook_weight: ClassVar[float] = 0.0
     instance_weight: ClassVar[float] = 0.0
 
@@ -244,6 +245,9 @@ class InstanceStage(Stage):
 
     instance_weight: float = option(1.0, minimum=0, help=_INSTANCE_WEIGHT)
     codebook_weight: float = option(0.0, minimum=0, help="weight of the class logits' cross entropy")
+    backbone_lr: float = option(
+        1.0, minimum=0, help="factor of the learning rate in the backbone; 0: its weights stay as they are"
+    )
     distillation: float = option(
         0.0,
         minimum=0,

@@ -81,6 +81,34 @@ def test_a_hidden_layer_is_linear_batch_norm_and_relu_before_the_projection():
     assert any(statistic is norm.running_mean for statistic in running_statistics(network))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"logit_scale": 0.25, "hidden": 5}, {"logit_scale": "learnable", "normalize": "batchnorm"}],
+)
+def test_the_first_bits_are_a_network_of_their_own(options):
+    torch.manual_seed(3)
+    network = Network("resnet18", 12, 3, width=8, **options)
+    torch.nn.init.normal_(network.codebook)
+    network.mean += 7  # an encoder may have its own
+    network.train()(torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8))  # statistics of batch norm
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    z = network.eval()(images)
+    for num_bits in (1, 5, 12):
+        short = network.first_bits(num_bits)
+        own = short(images)
+        assert not short.training and torch.allclose(own, z[:, :num_bits], atol=1e-5)
+        assert torch.equal(short.codebook, network.codebook[:, :num_bits])
+        assert torch.allclose(short.class_logits(own), network.class_logits(z, num_bits), atol=1e-4)
+        assert Network(**short.options).options == short.options
+    assert torch.allclose(network.class_logits(z, 12), network.class_logits(z))
+    short.projection.weight.zero_()
+    assert torch.equal(network(images), z)
+    for num_bits in (0, 13):
+        with pytest.raises(UserError, match=f"num_bits = {num_bits}: the codes have 12 bits; give 1 to 12"):
+            network.first_bits(num_bits)
+
+
 def test_options_build_the_same_network():
     network = Network("resnet18", 12, 3, width=8, logit_scale="learnable", normalize="batchnorm", hidden=4)
     again = Network(**network.options)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llc.errors import UserError
 from llc.precision import autocast_for, float32_precision
 from llc.training.ema import AveragedNetwork
-from llc.training.optimizer import make_sgd, parameter_groups
+from llc.training.optimizer import make_sgd, parameter_groups, with_rate
 from llc.training.stage_module import StageModule
 
 
@@ -40,6 +40,8 @@ class Engine:
         on_cuda = processes.device.type == "cuda"
         module = StageModule(network, stage, training.label_smoothing, classifier, prefixes)
         groups = parameter_groups(module, training.weight_decay)
+        if stage.backbone_lr != 1:
+            groups = with_rate(groups, network.backbone.parameters(), stage.backbone_lr)
         self.optimizer = make_sgd(groups, training.momentum, fused=on_cuda)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.ema = AveragedNetwork(network, training.ema_decay) if training.ema_decay else None
@@ -101,7 +103,7 @@ class Engine:
         # A tensor, because a number would be part of the compiled graph.
         epoch = torch.full((), epoch, dtype=torch.float32, device=images.device)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1)
         total = 0.0
         parts = list(zip(images.chunk(self.accumulation_steps), labels.chunk(self.accumulation_steps)))
         if not self._buckets_are_final:

@@ -58,6 +58,19 @@ def parameter_groups(module, weight_decay):
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 
+def with_rate(groups, parameters, factor):
+    """The groups, of which `parameters` form groups of their own, whose `rate` is this factor.
+
+    It is a factor of the learning rate; of a group without it the factor is 1.
+    """
+    slow, divided = {id(parameter) for parameter in parameters}, []
+    for group in groups:
+        inside = [parameter for parameter in group["params"] if id(parameter) in slow]
+        outside = [parameter for parameter in group["params"] if id(parameter) not in slow]
+        divided += [{**group, "params": outside}, {**group, "params": inside, "rate": factor}]
+    return divided
+
+
 def _spared(module):
     """The parameters of a module that have no weight decay."""
     for child in module.modules():

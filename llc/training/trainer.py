@@ -11,6 +11,7 @@ import torch
 
 from llc import progress as display
 from llc.codebook import health
+from llc.codes import pack_bits, unpack_bits
 from llc.evaluation import fitting
 from llc.evaluation import metrics as metric_names
 from llc.evaluation.decoders import fitted_decoders
@@ -195,7 +196,8 @@ class Trainer:
     def _fit_decoders(self):
         """Fits the decoders that learn to the train images' codes, and adds their figures. Raises Stopped.
 
-        A run that resumes here does all of it again, because it is short beside the training.
+        A run that resumes here does all of it again, because it is short beside the training. Returns the
+        codes and labels, or None if no image has a code.
         """
         validation, between_batches = self.validation, self.supervisor.after_the_stages
         self.say("encoding the train set")
@@ -205,15 +207,16 @@ class Trainer:
                 "warning: z is NaN or infinite for every train image, so these decoders cannot be fitted and "
                 f"have no figures: {', '.join(fitted_decoders())}"
             )
-            return
-        fitted = self._fit(codes, labels)
+            return None
+        fitted = self._fit(self.network, codes, labels, save=True)
         self.say(f"fitted to the codes of {fitted.num_images:,} train images: {', '.join(fitted.learnt)}")
         metrics = validation.run_fitted(self.network, fitted.learnt, between_batches)
         finals, last = self.progress.finals, self.config.stages[-1]
         finals[last] = metrics | finals[last]  # which keeps what the epoch's validation found of the others
+        return codes, labels
 
-    def _fit(self, codes, labels):
-        """The Fitted, on every process; the main process fits and writes decoder.npz. Raises UserError."""
+    def _fit(self, network, codes, labels, save=False):
+        """The Fitted, on every process; the main process fits and saves it. Raises UserError."""
         # Machines may have train betons of their own; then this stands for all of them together.
         identities = sorted(set(self.processes.gather_objects(self.parts.train_shards.identity)))
         images = (
@@ -223,17 +226,34 @@ class Trainer:
         )
 
         def fit():
-            source = self.config.data.train_dataset
-            fitted = fitting.fit(self.network, codes, labels, source=source, images=images)
-            self.run_folder.save_decoder(fitted)
+            fitted = fitting.fit(network, codes, labels, source=self.config.data.train_dataset, images=images)
+            if save:
+                self.run_folder.save_decoder(fitted)
             return fitted
 
         return self.processes.on_main(fit)
 
+    def _measure_first_bits(self, codes, labels):
+        """Adds the figures of the codes within the codes (codes.nested): top1_mhd of 8 bits is top1_mhd@8.
+
+        codes, labels: of the train images, or None: then decoders that learn have no figures. Raises Stopped.
+        """
+        finals, last = self.progress.finals, self.config.stages[-1]
+        flip, whole = self.config.validation.lr_tta, self.config.codes.num_bits
+        for num_bits in self.config.codes.prefixes[:-1]:
+            network, learnt = self.network.first_bits(num_bits), {}
+            if codes is not None:
+                first = pack_bits(unpack_bits(codes, whole)[:, :num_bits])
+                learnt = self._fit(network, first, labels).learnt
+            metrics = self.validation.run_fitted(network, learnt, self.supervisor.after_the_stages)
+            finals[last] |= {f"{name}@{num_bits}": value for name, value in metrics.items()}
+            self.say(results.first_bits_text(num_bits, metrics, flip))
+
     def _finish(self):
         """Fits decoders, writes results.csv and prints the headlines. Raises Stopped."""
-        if fits_decoders(self.config):
-            self._fit_decoders()
+        of_train = self._fit_decoders() if fits_decoders(self.config) else None
+        if not self.config.stage(self.config.stages[-1]).dense:
+            self._measure_first_bits(*of_train or (None, None))
         self.say("writing the results")
         self.saver.wait()
         for text in results.headline_texts(self.config, self.progress):

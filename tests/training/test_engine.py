@@ -85,6 +85,25 @@ def test_a_step_is_sgd_on_the_stage_loss(network, batch):
     assert not torch.allclose(network.projection.weight, before, atol=1e-4)
 
 
+@pytest.mark.parametrize("factor", [0.25, 0.0])
+def test_the_backbone_may_learn_at_a_rate_of_its_own(network, batch, factor):
+    images, labels = batch
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    trained = copy.deepcopy(network)
+    ours, theirs = InstanceStage(backbone_lr=factor), InstanceStage()
+    for of, stage in ((network, theirs), (trained, ours)):
+        made = Engine(of, stage, Training(weight_decay=0.01, compile="off"), Dist(), Processes())
+        made.step(images, labels, LR)
+    again = dict(network.named_parameters())
+    for name, parameter in trained.named_parameters():
+        part = factor if name.startswith("backbone.") else 1.0
+        expected = torch.lerp(before[name], again[name].detach(), part)
+        assert torch.allclose(parameter, expected, rtol=1e-4, atol=1e-7), name
+    assert not torch.equal(network.backbone.conv1.weight, before["backbone.conv1.weight"])
+    state = made.state_dict()["optimizer"]
+    assert [group.get("rate") for group in state["param_groups"]] == [None, factor, None, factor]
+
+
 def test_accumulation_takes_the_mean_gradient_of_its_parts(network, batch):
     images, labels = batch
     halves = [gradients_by_hand(network, images[part], labels[part]) for part in (slice(0, 4), slice(4, 8))]
