@@ -20,7 +20,7 @@ from llc.data.shards import open_shards
 from llc.data.subset import held_out, write_subset
 from llc.errors import UserError
 from llc.evaluation import metrics
-from llc.evaluation.decoders import fitted_decoders
+from llc.evaluation.decoders import DECODERS, fitted_decoders
 from llc.files import atomic_write
 from llc.recipe import ITQ, Config
 from llc.training import config as training_config
@@ -266,8 +266,13 @@ class Comparison:
 
 
 def _check_headline(method, config):
-    """Raises UserError if a method is tuned by a decoder that its runs do not fit."""
+    """Raises UserError if a method is tuned by a decoder that its runs do not measure."""
     decoder = method.headline.partition("_")[2]
+    if DECODERS[decoder].of_image_codes and config.stage(config.stages[-1]).dense:
+        raise UserError(
+            f"headline = {method.headline}: a dense network has no codes; its headline is top1_class or "
+            "top5_class"
+        )
     if decoder in fitted_decoders() and not config.validation.fit_decoder:
         raise UserError(
             f"headline = {method.headline}: the runs do not measure it, because validation.fit_decoder is "

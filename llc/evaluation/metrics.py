@@ -21,14 +21,19 @@ def name(metric: str, decoder: str, flip: bool = False, ema: bool = False) -> st
     return f"{metric}_{decoder}{FLIP if flip else ''}{EMA if ema else ''}"
 
 
-def evaluate(predictions: "dict[str, Predictions]", num_classes: int, ema: bool = False) -> dict[str, float]:
+def evaluate(
+    predictions: "dict[str, Predictions]", num_classes: int, ema: bool = False, codes: bool = True
+) -> dict[str, float]:
     """{full name: value} of every decoder in the result of llc.evaluation.predict.predict.
 
-    Raises ValueError if a decoder's metrics lack top1 or one that its `details` name.
+    codes: whether image codes mean something; else decoders that read them are left out. Raises ValueError if
+    a decoder's metrics lack top1 or one that its `details` name.
     """
     values: dict[str, float] = {}
     for suffix, of_view in predictions.items():
         for decoder, (classes, scores) in of_view.answers.items():
+            if DECODERS[decoder].of_image_codes and not codes:
+                continue
             own = DECODERS[decoder].metrics(of_view.labels, classes, scores, num_classes)
             missing = [metric for metric in ("top1", *DECODERS[decoder].details) if metric not in own]
             if missing:

@@ -9,25 +9,21 @@ from llc.evaluation.decoders import DECODERS
 def epoch_text(stage, line, metrics, flip):
     """The line that is printed after an epoch. line: of log.jsonl; metrics: {name: value}.
 
-    Decoders that learn from the train set have no figures before the end of the run, and are not named; nor,
-    in a dense stage, are those that read codes.
+    Decoders that learn from the train set have no figures before the end of the run, and are not named.
     """
-    accuracies = _top1(
-        metrics, flip, [d for d in DECODERS.values() if not (stage.dense and d.of_image_codes)]
-    )
     return (
-        f"{stage.name} {line['epoch']}/{stage.epochs}: loss {line['loss']:.4f}, {accuracies} % top-1, "
-        f"{line['images_per_second']:.0f} images/s"
+        f"{stage.name} {line['epoch']}/{stage.epochs}: loss {line['loss']:.4f}, "
+        f"{_top1(metrics, flip)} % top-1, {line['images_per_second']:.0f} images/s"
     )
 
 
 def first_bits_text(num_bits, metrics, flip):
     """The line that is printed of the codes of the first bits. metrics: {name: value}."""
-    return f"first {num_bits} bits: {_top1(metrics, flip, DECODERS.values())} % top-1"
+    return f"first {num_bits} bits: {_top1(metrics, flip)} % top-1"
 
 
-def _top1(metrics, flip, decoders):
-    top1 = {d.short: metrics.get(names.name("top1", d.name, flip)) for d in decoders}
+def _top1(metrics, flip):
+    top1 = {d.short: metrics.get(names.name("top1", d.name, flip)) for d in DECODERS.values()}
     return ", ".join(f"{title} {100 * v:.2f}" for title, v in top1.items() if v is not None)
 
 

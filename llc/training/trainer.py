@@ -166,7 +166,9 @@ class Trainer:
     def _end_epoch(self, stage, engine, line):
         """Validates, then writes down what was found."""
         progress, flip, started = self.progress, self.config.validation.lr_tta, time.perf_counter()
-        metrics = self.validation.run(engine, lambda: self.supervisor.between_steps(engine, validating=True))
+        metrics = self.validation.run(
+            engine, lambda: self.supervisor.between_steps(engine, validating=True), codes=not stage.dense
+        )
         line |= {"val_seconds": time.perf_counter() - started, "compiled": engine.compiled, **metrics}
         progress.end_epoch()
         self.state.loss_sum.zero_()

@@ -23,12 +23,15 @@ class Validation:
         autocast, _ = autocast_for(config.training.precision, processes.device)
         self._how = {"flip": config.validation.lr_tta, "autocast": autocast}
 
-    def run(self, engine, between_batches):
-        """{metric: value} of the engine's network and, with the suffix _ema, of its moving average."""
-        metrics = self._measure(engine.network, between_batches, "validation")
+    def run(self, engine, between_batches, codes=True):
+        """{metric: value} of the engine's network and, with the suffix _ema, of its moving average.
+
+        codes: of llc.evaluation.metrics.evaluate.
+        """
+        metrics = self._measure(engine.network, between_batches, "validation", codes=codes)
         if engine.ema is not None:
             title = "validation of the moving average"
-            metrics |= self._measure(engine.ema.module, between_batches, title, ema=True)
+            metrics |= self._measure(engine.ema.module, between_batches, title, ema=True, codes=codes)
         return metrics
 
     def encode_train_images(self, network, between_batches):
@@ -42,7 +45,7 @@ class Validation:
         title = "validation of the fitted decoders"
         return self._measure(network, between_batches, title, learnt=learnt)
 
-    def _measure(self, network, between_batches, title, *, learnt=_NOTHING, ema=False):
+    def _measure(self, network, between_batches, title, *, learnt=_NOTHING, ema=False, codes=True):
         predictions = predict(
             network,
             self._batches(self._parts.val_loader, between_batches, title),
@@ -51,7 +54,7 @@ class Validation:
             learnt=learnt,
             **self._how,
         )
-        return evaluate(predictions, self._parts.num_classes, ema)
+        return evaluate(predictions, self._parts.num_classes, ema, codes)
 
     def _batches(self, loader, between_batches, title):
         """The loader's batches, under a progress bar."""

@@ -329,6 +329,7 @@ def test_a_dense_stage_and_codes_from_it_stopped_and_resumed_end_as_if_not_stopp
     with open(whole / "results.csv") as file:
         rows = {row["metric"]: row for row in csv.DictReader(file)}
     headlines = {metric for metric, row in rows.items() if row["headline"] == "1"}
+    assert not [metric for metric in rows if metric.startswith("dense/") and "_class" not in metric]
     assert headlines == {"dense/top1_class_flip"} | {
         f"instance/top1_{name}_flip" for name in ("mhd", "ed", "posterior")
     }
