@@ -40,6 +40,7 @@ from llc.evaluation.predict import Predictions, encode_all, predict
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from llc.options import BOOLEANS, item_type, option
 from llc.precision import autocast_for
+from llc.stages import STAGES
 
 # % top-1 of the published ResNet50 with 20 bits on ImageNet-1K: LLC, Kusupati et al., NeurIPS 2021,
 # arXiv 2106.01487
@@ -342,7 +343,10 @@ def _evaluate(
             write_arrays(predictions_file, of_last[FLIP if last.flip else ""].arrays())
         for note in images.notes:
             print(printable(note))
-        metrics = {stage: evaluate(of_stage, num_classes) for stage, of_stage in predictions.items()}
+        metrics = {
+            stage: evaluate(of_stage, num_classes, codes=not STAGES[stage].dense)
+            for stage, of_stage in predictions.items()
+        }
         _report(title, images.num_samples, metrics, last, published)
         if last.learnt and not _learnt(last, images):
             print(f"  {', '.join(last.learnt)}: fitted to these very images, so not measured on them")

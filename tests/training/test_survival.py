@@ -362,7 +362,7 @@ def test_a_checkpoint_between_a_dense_stage_and_the_next_holds_the_classifier(co
     assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "whole")) == []
 
 
-def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path):
+def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path, capsys):
     np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
     train_llc.main(command(tmp_path / "dense", *DENSE, "--training.stages=dense"))
     train_llc.main(
@@ -381,6 +381,10 @@ def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path):
         for name in ("dense/checkpoints/dense.pth", "onehot/checkpoints/codebook.pth")
     ]
     assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "dense")])
+    output = capsys.readouterr().out
+    assert "class codes  top-1" in output and "MHD" not in output  # a dense network has no codes
 
 
 def test_codes_made_from_a_dense_run_stopped_and_resumed_without_it_end_as_if_not_stopped(
