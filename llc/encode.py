@@ -3,6 +3,7 @@
     python -m llc.encode MODEL --data=val.beton --out=codes.npz
     python -m llc.encode MODEL --data='val-*.parquet' --out=codes.npz
     python -m llc.encode MODEL --data=photos.csv --image_column=path --out=codes.npz
+    python -m llc.encode MODEL --data=val.beton --num_bits=8 --out=codes.npz           (the first 8 bits)
 
 MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder
 with one folder of images per class, a folder of images, an image, or whatever another source takes, such as
@@ -48,7 +49,7 @@ class Encoding(Reading):
     checkpoint: str = option(
         "", help="of a run folder: instance, joint, codebook, ...; empty: the first of these"
     )
-    num_bits: int = option(0, minimum=0, help="the first so many bits of the codes alone; 0: all")
+    num_bits: int = option(0, minimum=0, help="use only this many bits of each code, the first ones; 0: all")
     device: str = option("auto", help="cpu, cuda, or cuda:N for GPU number N; auto: cuda if there is a GPU")
     batch_size: int = option(256, minimum=1, help="images per step")
     num_workers: int = option(-1, minimum=-1, help="threads that decode images, not 0; -1: one per core")
@@ -70,11 +71,16 @@ class Options(Encoding):
 def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     check_out(options.out, "--out")
-    encoder = load(options.model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
+    encoder = load_encoder(options.model, options)
     arrays = encode(encoder, options.data, options)
     write_arrays(options.out, arrays)
     num_images, size = arrays["codes"].shape
     print(f"{printable(options.out)}: {num_images:,} codes of {arrays['num_bits']} bits, {size} bytes each")
+
+
+def load_encoder(model: str, options: Encoding) -> Encoder:
+    """The Encoder that the flags name. Raises UserError."""
+    return load(model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
 
 
 def check_out(path: str, flag: str) -> None:

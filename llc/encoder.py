@@ -142,6 +142,25 @@ class Encoder(nn.Module):
         """Where the weights are, and where codes are made: `encoder.to("cuda")` moves both."""
         return self.network.codebook.device
 
+    def first_bits(self, num_bits: int) -> Encoder:
+        """An encoder whose codes are the first num_bits bits of this encoder's codes.
+
+        It has a network of its own (`Network.first_bits`), in evaluation mode. The rest is kept, but what
+        decoders learnt only if num_bits is the whole length, because it fits codes of one length alone.
+        Raises UserError unless num_bits is a whole number from 1 to this encoder's num_bits.
+        """
+        network = self.network.first_bits(num_bits)
+        return Encoder(
+            network,
+            self.preprocessing,
+            self.class_names if self.named else None,
+            flip=self.flip,
+            precision=self.precision,
+            stage=self.stage,
+            recipe=self.recipe,
+            fitted=self.fitted if num_bits == self.num_bits else None,
+        )
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Ready images -> z float32 [b, num_bits].
 
@@ -387,8 +406,8 @@ def load(
     decoder: an .npz of decoders that were fitted to this network (python -m llc.evaluate --fit_decoder);
         default: decoder.npz of a run folder, what a saved encoder holds, or PATH.decoder.npz beside a file,
         if they are this network's
-    num_bits: the first so many bits of its codes alone (default: all). They are as good as codes of this
-        length if the run trained them (codes.nested). A decoder must have been fitted to them.
+    num_bits: keep only this many bits of each code, the first ones (default: all). They are as good as codes
+        of this length if the run trained them (codes.nested). A decoder must have been fitted to them.
 
     All files are read as data: none can run code. Raises UserError naming the file, and the keys that do not
     fit.
@@ -414,14 +433,14 @@ def load(
         network.options["num_classes"] = len(network.codebook)
     if class_names is not None:
         arguments["class_names"] = class_names
-    if num_bits is not None and num_bits != network.options["num_bits"]:
-        network = arguments["network"] = network.first_bits(whole_number("num_bits", num_bits, 1))
-        arguments["fitted"] = None  # of the whole codes
+    encoder = Encoder(**arguments)
+    if num_bits is not None:
+        encoder = encoder.first_bits(num_bits)
     if decoder is not None:
-        arguments["fitted"] = fitting.read(decoder, network)
-    elif not arguments.get("fitted"):
-        arguments["fitted"] = fitting.find(decoder_path(path), network)
-    return Encoder(**arguments)
+        encoder.fitted = fitting.read(decoder, encoder.network)
+    elif not encoder.fitted:
+        encoder.fitted = fitting.find(decoder_path(path), encoder.network)
+    return encoder
 
 
 def decoder_path(path: StrPath) -> Path:

@@ -4,6 +4,7 @@
     python -m llc.evaluate FILE --data.val_dataset=val.beton                         (an encoder saved by llc)
     python -m llc.evaluate --original=model_best.pth [--codebook=codebook.npy] --data.val_dataset=val.beton
     python -m llc.evaluate ... --fit_decoder=train.beton           (makes the posterior decoder where missing)
+    python -m llc.evaluate ... --num_bits=8                                  (the first 8 bits of the codes)
 
 RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
 of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own
@@ -14,7 +15,8 @@ table; --dataset, --split and --label_column say how it is read.
 
 --fit_decoder=TRAIN encodes the train set and fits the decoders that learn from its codes: posterior. They are
 written to RUN/decoder.npz, or to FILE.decoder.npz beside a file, where llc.load finds them; --decoder names
-another file. A run fits them at its end, so only older runs and single files need this.
+another file. A run fits them at its end, so only older runs and single files need this. Decoders fit codes
+of one length alone: those of the first bits are in a file of their own, which --decoder names.
 """
 
 import dataclasses
@@ -54,7 +56,7 @@ class Options(Reading):
     model: str = option("", positional=True, help="a run folder, or a file that llc.load takes")
     original: str = option("", help="a checkpoint of the original code, in place of MODEL")
     codebook: str = option("", help="of a file: its codebook, .npy of real values or a run folder")
-    num_bits: int = option(0, minimum=0, help="the first so many bits of the codes alone; 0: all")
+    num_bits: int = option(0, minimum=0, help="use only this many bits of each code, the first ones; 0: all")
     predictions: str = option("", help="write codes, labels and classes of every image to this .npz")
     fit_decoder: str = option("", help="train images, read as the others are, to fit decoders to: see above")
     decoder: str = option("", help="the .npz of fitted decoders to use, or with --fit_decoder to write")
@@ -159,9 +161,7 @@ def _evaluate_run(path: str, argv: list[str]) -> None:
         raise UserError(
             f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
         )
-    num_bits = options.num_bits or None
-    encoders = {stage: load(path, checkpoint=stage, num_bits=num_bits) for stage in stages}
-    _read_decoder(list(encoders.values())[-1], options)
+    encoders = {stage: load(path, checkpoint=stage) for stage in stages}
     preprocessing = Preprocessing(
         config.validation.resolution, config.validation.crop_ratio, "area", IMAGENET_MEAN, IMAGENET_STD
     )
@@ -181,13 +181,12 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
     if options.model and options.original:
         raise UserError(f"--original={options.original}: not together with MODEL ({options.model})")
     path = options.original or options.model
-    encoder = load(path, options.codebook or None, num_bits=options.num_bits or None)
+    encoder = load(path, options.codebook or None)
     if not len(encoder.codebook):
         raise UserError(
             f"{path} holds no codebook (a model of instance codes has none): give one with "
             "--codebook=FILE.npy"
         )
-    _read_decoder(encoder, options)
     given = {key: getattr(validation, key) for key in ("resolution", "crop_ratio", "resize")}
     preprocessing = dataclasses.replace(
         encoder.preprocessing, **{key: value for key, value in given.items() if value}
@@ -200,7 +199,7 @@ def _evaluate_file(model: str, argv: list[str]) -> None:
         validation,
         values["dist"],
         options,
-        PUBLISHED if options.original else {},
+        PUBLISHED if options.original and not options.num_bits else {},
     )
 
 
@@ -274,18 +273,14 @@ def _fit_decoder(
     encoder.fitted = processes.on_main(fit)
 
 
-def _read_decoder(encoder: Encoder, options: Options) -> None:
-    """Gives the encoder the decoders in the file that --decoder names, unless they are yet to be fitted.
-
-    Raises UserError, also where decoders for a part of the bits would be written as those of the whole codes.
-    """
-    if options.num_bits and options.fit_decoder and not options.decoder:
+def _check_decoder(title: str, options: Options) -> None:
+    """Raises UserError if decoders of the first bits would be written where those of whole codes belong."""
+    own = decoder_path(title)
+    if options.fit_decoder and Path(options.decoder or own).resolve() == own.resolve():
         raise UserError(
-            f"--fit_decoder with --num_bits={options.num_bits}: name a file for decoders of so many bits, "
-            "with --decoder=FILE.npz"
+            f"--fit_decoder with --num_bits={options.num_bits}: {printable(own)} is for decoders of whole "
+            "codes; name a file for decoders of so many bits, with --decoder=FILE.npz"
         )
-    if options.decoder and not options.fit_decoder:
-        encoder.fitted = fitting.read(options.decoder, encoder.network)
 
 
 def _evaluate(
@@ -300,11 +295,18 @@ def _evaluate(
 ) -> None:
     """Runs the encoders over the data; the main process prints the report and writes the predictions.
 
-    encoders: {stage: Encoder}, all with the same codebook and flip, the one for image codes last; data,
-    validation, dist: the sections of a recipe, or those of this module.
+    encoders: {stage: Encoder} of whole codes, all with the same codebook and flip, the one for image codes
+    last; data, validation, dist: the sections of a recipe, or those of this module.
     """
     predictions_file = options.predictions
-    last = list(encoders.values())[-1]
+    whole = last = list(encoders.values())[-1]
+    if options.num_bits:
+        encoders = {stage: encoder.first_bits(options.num_bits) for stage, encoder in encoders.items()}
+        last = list(encoders.values())[-1]
+    if last.num_bits < whole.num_bits:
+        _check_decoder(title, options)
+    if options.decoder and not options.fit_decoder:
+        last.fitted = fitting.read(options.decoder, last.network)
     num_classes = len(last.codebook)
     processes = Processes.start(dist.timeout_minutes, backend=dist.backend)
     try:
@@ -348,6 +350,8 @@ def _evaluate(
             for stage, of_stage in predictions.items()
         }
         _report(title, images.num_samples, metrics, last, published)
+        if whole.learnt and not last.learnt:
+            print(f"  {', '.join(whole.learnt)}: fitted to all {whole.num_bits} bits, so not used")
         if last.learnt and not _learnt(last, images):
             print(f"  {', '.join(last.learnt)}: fitted to these very images, so not measured on them")
         if options.min_probability:

@@ -3,6 +3,7 @@
     python -m llc.export RUN --to=original                      for the code of github.com/RAIVNLab/LLC
     python -m llc.export RUN --to=backbone [--with_classifier]  a state dict for torchvision, timm or a plugin
     python -m llc.export RUN --to=encoder                       one file, for llc.load on another machine
+    python -m llc.export RUN --to=encoder --num_bits=8          the same for the first 8 bits of the codes
 
 RUN is a run folder, or another model that llc.load takes. Of a run folder, --checkpoint=codebook is the
 network whose class codes classify, --checkpoint=instance (the default where it exists) the one whose codes
@@ -37,7 +38,7 @@ from llc.files import atomic_write
 from llc.options import option
 from llc.stages import STAGES
 
-FORMS = ("original", "backbone", "encoder")
+FORMS = {"original": "", "backbone": ".safetensors", "encoder": ".safetensors"}  # endings of default names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +46,17 @@ class Options:
     """What is written, and where."""
 
     run: str = option(positional=True, help="a run folder, or another model that llc.load takes")
-    to: str = option(choices=FORMS, help="the form")
+    to: str = option(choices=tuple(FORMS), help="the form")
     out: str = option(
         "",
         help="original: a folder; backbone: a .pth or .safetensors file; encoder: a .safetensors file; "
-        "empty: RUN/original, RUN/backbone.safetensors or RUN/encoder.safetensors",
+        "empty: RUN/original, RUN/backbone.safetensors or RUN/encoder.safetensors; with --num_bits=8 "
+        "RUN/original_8bit and so on",
     )
     checkpoint: str = option(
         "", help="of a run folder: instance, joint, codebook, ...; empty: the last of them"
     )
-    num_bits: int = option(0, minimum=0, help="the first so many bits of its codes alone; 0: all")
+    num_bits: int = option(0, minimum=0, help="use only this many bits of each code, the first ones; 0: all")
     codebook: str = option("", help="use this codebook, .npy of real values, instead of the model's own")
     with_classifier: bool = option(
         False, help="backbone: add the classifier, one layer that gives the class-code logits"
@@ -66,6 +68,11 @@ def main(argv):
     options = edge.read_one(Options, argv, description=__doc__)
     if options.with_classifier and options.to != "backbone":
         raise UserError(f"--with_classifier belongs to --to=backbone, not to --to={options.to}")
+    if options.num_bits and options.to == "backbone" and not options.with_classifier:
+        raise UserError(
+            f"--num_bits={options.num_bits}: without --with_classifier, a backbone has no codes; leave "
+            "--num_bits out"
+        )
     if not options.out and not Path(options.run).is_dir():
         raise UserError(f"{options.run} is no folder to write into: say where, with --out=")
     encoder = load(
@@ -74,16 +81,17 @@ def main(argv):
         checkpoint=options.checkpoint or None,
         num_bits=options.num_bits or None,
     )
+    bits = f"_{options.num_bits}bit" if options.num_bits else ""
+    path = Path(options.out or Path(options.run) / f"{options.to}{bits}{FORMS[options.to]}")
     write = {"original": _to_original, "backbone": _to_backbone, "encoder": _to_encoder}[options.to]
-    write(encoder, options)
+    write(encoder, path, options)
 
 
-def _to_original(encoder, options):
+def _to_original(encoder, folder, options):
     network = encoder.network
     _check_blurpool(network, options)
     of_codebook = encoder.stage is not None and STAGES[encoder.stage].learns_codebook
     state = checkpoints.to_original(network, with_codebook=of_codebook)
-    folder = Path(options.out or Path(options.run) / "original")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,7 +109,7 @@ def _to_original(encoder, options):
         print(f"{folder / 'codebook.npy'}: float32 {list(encoder.codebook.shape)}")
 
 
-def _to_backbone(encoder, options):
+def _to_backbone(encoder, path, options):
     network = encoder.network
     _check_blurpool(network, options)
     if network.options["width"] != 64:
@@ -114,7 +122,6 @@ def _to_backbone(encoder, options):
             f"--with_classifier: {options.run} holds no codebook; give one with --codebook=FILE.npy"
         )
     state = checkpoints.to_backbone(network, with_classifier=options.with_classifier)
-    path = Path(options.out or Path(options.run) / "backbone.safetensors")
     if path.suffix not in (".safetensors", ".pth"):
         raise UserError(f"--out={path}: expected a name that ends in .safetensors or .pth")
     data = safetensors.torch.save(state) if path.suffix == ".safetensors" else None
@@ -127,8 +134,7 @@ def _to_backbone(encoder, options):
     )
 
 
-def _to_encoder(encoder, options):
-    path = Path(options.out or Path(options.run) / "encoder.safetensors")
+def _to_encoder(encoder, path, options):
     encoder.save(path)
     print(f"{path}: {encoder.num_bits} bits, {len(encoder.codebook)} classes, for llc.load")
 

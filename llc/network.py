@@ -7,6 +7,7 @@ projection is [num_bits, hidden]; `normalization.*`, the statistics of a batch n
 `log_logit_scale`, a scalar. BlurPool changes no names, so the same weights fit with and without it.
 """
 
+import copy
 import math
 
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from llc import backbones
+from llc.arguments import whole_number
 from llc.codes import binarize
 from llc.errors import UserError
 
@@ -166,30 +168,38 @@ class Network(nn.Module):
         return scale * z @ codes.T
 
     def first_bits(self, num_bits):
-        """A copy on the same device, in evaluation mode, whose codes are the first num_bits bits of these.
+        """A network whose codes are the first num_bits bits of this network's codes.
 
-        Class logits are those of `class_logits(z, num_bits)`. Raises UserError if there are not as many bits.
+        It is a copy that shares nothing with this network, on the same device and in the same modes. Its z is
+        the first num_bits values of this one's z, and its class logits are this one's
+        `class_logits(z, num_bits)`. Raises UserError unless num_bits is a whole number from 1 to this one's.
         """
         whole = self.options["num_bits"]
-        if not 1 <= num_bits <= whole:
-            raise UserError(f"num_bits = {num_bits}: the codes have {whole} bits; give 1 to {whole}")
-        larger, state = math.sqrt(whole / num_bits), dict(self.state_dict())
-        for name, value in state.items():
-            if name == "codebook":
-                state[name] = value[:, :num_bits]
-            elif name == "projection.weight" or name.startswith("normalization.running"):
-                state[name] = value[:num_bits]
-            elif name == "log_logit_scale":
-                state[name] = value + math.log(larger)
-        options = {**self.options, "num_bits": num_bits}
-        if options["logit_scale"] != "learnable":
-            options["logit_scale"] = self.logit_scale * larger
-        with torch.random.fork_rng(devices=[]):  # its first values are drawn at random, only to be replaced
-            short = Network(**options)
-        short.load_state_dict(state)
-        for name in ("mean", "std"):  # not part of a state
-            getattr(short, name).copy_(getattr(self, name))
-        return short.to(self.codebook.device, memory_format=torch.channels_last).eval()
+        try:
+            num_bits = whole_number("num_bits", num_bits, 1, whole)
+        except ValueError as error:
+            raise UserError(
+                f"num_bits = {num_bits!r:.80}: the codes have {whole} bits; give 1 to {whole}"
+            ) from error
+        network, scale = copy.deepcopy(self), math.sqrt(whole / num_bits)
+        network.options["num_bits"] = num_bits
+        projection, codebook, norm = network.projection, network.codebook, network.normalization
+        projection.out_features = num_bits
+        projection.weight = nn.Parameter(
+            projection.weight.detach()[:num_bits].clone(), projection.weight.requires_grad
+        )
+        network.codebook = nn.Parameter(codebook.detach()[:, :num_bits].clone(), codebook.requires_grad)
+        if self.options["normalize"] == "batchnorm":
+            norm.num_features = num_bits
+            norm.running_mean, norm.running_var = (
+                statistic[:num_bits].clone() for statistic in (norm.running_mean, norm.running_var)
+            )
+        if self.options["logit_scale"] == "learnable":
+            network.log_logit_scale.data += math.log(scale)
+        else:
+            network._logit_scale *= scale
+            network.options["logit_scale"] = network._logit_scale
+        return network
 
 
 def average_over_flip(project, images, z):

@@ -5,8 +5,8 @@
 
 codes.npz is a file of `python -m llc.encode`. Queries are such a file too, or images: an image, a folder, a
 beton, or whatever else `python -m llc.encode` reads. These are encoded by MODEL, which must be the model that
-encoded the database. --out holds distances int32 [n, k] and indices int64 [n, k], positions in the database,
-sorted by distance, then index.
+encoded the database, with the --num_bits that the database was made with. --out holds distances int32 [n, k]
+and indices int64 [n, k], positions in the database, sorted by distance, then index.
 """
 
 import dataclasses
@@ -19,8 +19,7 @@ import numpy as np
 from llc import config as edge
 from llc.codes import code_size
 from llc.data.sources import printable
-from llc.encode import Encoding, check_out, encode, write_arrays
-from llc.encoder import load
+from llc.encode import Encoding, check_out, encode, load_encoder, write_arrays
 from llc.errors import UserError
 from llc.files import stand_in
 from llc.hamming import search
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     if queries["num_bits"] != database["num_bits"]:
         raise UserError(
             f"{options.queries} has codes of {queries['num_bits']} bits, {options.database} of "
-            f"{database['num_bits']}: they were made by different models"
+            f"{database['num_bits']}: they were made by different models, or with another --num_bits"
         )
     k = min(options.k, len(database["codes"]))
     distances, indices = search(queries["codes"], database["codes"], k)
@@ -67,14 +66,18 @@ def main(argv: list[str]) -> None:
 
 def _queries(options: Options) -> dict[str, Any]:
     if options.queries.endswith(".npz"):
+        if options.num_bits:
+            raise UserError(
+                f"--num_bits={options.num_bits}: {printable(options.queries)} holds codes already; give "
+                "python -m llc.encode this flag, for both files"
+            )
         return read_codes(options.queries)
     if not options.model:
         raise UserError(
             f"--queries={printable(options.queries)}: images need --model=MODEL, the model that encoded the "
             "database; codes need a file .npz of python -m llc.encode"
         )
-    encoder = load(options.model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
-    return encode(encoder, options.queries, options)
+    return encode(load_encoder(options.model, options), options.queries, options)
 
 
 def read_codes(path: str | Path) -> dict[str, np.ndarray]:

@@ -168,15 +168,15 @@ def test_flags_that_are_wrong_are_named_before_any_work(command, words, message,
         command.main(words)
 
 
-READING = "dataset= split= image_column= label_column= header="
+SHARED = "num_bits= dataset= split= image_column= label_column= header="
 
 
 @pytest.mark.parametrize(
     "command, keys",
     [
-        (encode, f"MODEL data= out= checkpoint= device= batch_size= num_workers= {READING}"),
-        (search, f"DATABASE queries= model= k= out= checkpoint= device= batch_size= num_workers= {READING}"),
-        (evaluate, f"MODEL original= codebook= predictions= data.val_dataset= validation.resize= {READING}"),
+        (encode, f"MODEL data= out= checkpoint= device= batch_size= num_workers= {SHARED}"),
+        (search, f"DATABASE queries= model= k= out= checkpoint= device= batch_size= num_workers= {SHARED}"),
+        (evaluate, f"MODEL original= codebook= predictions= data.val_dataset= validation.resize= {SHARED}"),
     ],
 )
 def test_help_lists_every_key(command, keys, capsys):

@@ -93,8 +93,9 @@ def restore(
         own = {key: description[key] for key in ("network", "source", "images", "num_images")}
         if own["network"] != checkpoints.digest(network):
             raise OtherNetwork(
-                f"{path}: this decoder was fitted to the codes of another network; fit one to this network "
-                "with python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton"
+                f"{path}: this decoder was fitted to the codes of another network, or to another number of "
+                "this one's bits; fit one to this network with python -m llc.evaluate MODEL "
+                "--fit_decoder=TRAIN.beton"
             )
         if not all(isinstance(own[key], str) for key in ("network", "source", "images")):
             raise ValueError("its description does not hold texts")
