@@ -77,7 +77,8 @@ class Codes:
     @property
     def prefixes(self) -> tuple[int, ...]:
         """The lengths of code that are trained, rising to num_bits; empty if that is the whole code alone."""
-        return tuple(sorted({*self.nested, self.num_bits})) if self.nested else ()
+        lengths = tuple(sorted({*self.nested, self.num_bits}))
+        return lengths if len(lengths) > 1 else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -246,7 +246,10 @@ class InstanceStage(Stage):
     instance_weight: float = option(1.0, minimum=0, help=_INSTANCE_WEIGHT)
     codebook_weight: float = option(0.0, minimum=0, help="weight of the class logits' cross entropy")
     backbone_lr: float = option(
-        1.0, minimum=0, help="factor of the learning rate in the backbone; 0: its weights stay as they are"
+        1.0,
+        minimum=0,
+        help="factor of the learning rate in the backbone; 0: its weights stay as they are, "
+        "but batch norm's statistics do not",
     )
     distillation: float = option(
         0.0,

@@ -33,5 +33,7 @@ def _moved_apart(codebook, distance, prefixes):
     codebook = codebook.clone()
     for bits in prefixes[:-1]:  # distances in longer prefixes are at least those in shorter ones
         if fits(len(codebook), bits, distance):
-            codebook[:, :bits] = move_apart(codebook[:, :bits], distance)
+            first = move_apart(codebook[:, :bits], distance)
+            if health(first).min_distance >= distance:  # else its bits would be moved for nothing
+                codebook[:, :bits] = first
     return move_apart(codebook, distance)

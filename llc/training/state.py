@@ -86,6 +86,11 @@ class RunState:
         """Whether a checkpoint was restored whose engine has not been yet."""
         return self._checkpoint is not None
 
+    @property
+    def within_stage(self):
+        """Whether it is one from within a stage, whose codebook was frozen as it had to be."""
+        return self.resumed and self._checkpoint["engine"] is not None
+
     def as_dict(self, engine):
         """What last.pth holds. engine: None between stages. All processes must call it at the same step.
 

@@ -89,7 +89,7 @@ class Trainer:
 
     def _run_stage(self, stage):
         config, progress = self.config, self.progress
-        if stage.is_frozen(0) and not stage.dense:
+        if stage.is_frozen(0) and not stage.dense and not self.state.within_stage:
             self._enforce_min_distance(self.network)
         num_resolutions = len(set(resolutions(stage, config.resolution)))
         engine = Engine(
@@ -248,7 +248,7 @@ class Trainer:
                 first = pack_bits(unpack_bits(codes, whole)[:, :num_bits])
                 learnt = self._fit(network, first, labels).learnt
             metrics = self.validation.run_fitted(network, learnt, self.supervisor.after_the_stages)
-            finals[last] |= {f"{name}@{num_bits}": value for name, value in metrics.items()}
+            finals[last] = finals[last] | {f"{name}@{num_bits}": v for name, v in metrics.items()}
             self.say(results.first_bits_text(num_bits, metrics, flip))
 
     def _finish(self):
