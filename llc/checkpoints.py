@@ -62,6 +62,13 @@ def read_state(path):
     return _unwrapped(read_safetensors(path)[0] if is_safetensors(path) else read_torch_file(path), path)
 
 
+def read_stage(path):
+    """The name of the stage whose network a run's `model_best` holds, or None if it says none."""
+    content = read_torch_file(path)
+    name = content.get("stage") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
 # Keys under which files hold a state dict. Where a file has several, the first in this order is taken: the
 # weights themselves before their moving average.
 _CONTAINERS = (
@@ -209,17 +216,18 @@ def _some(names):
     )
 
 
-def load_weights(network, source, arch):
+def load_weights(network, source, arch, dense_first=False):
     """Starts `network` from `source`; the codebook is never taken from here.
 
     source: a run folder; a file in any form, also an encoder that llc saved; or the name of published
-    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights).
+    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights). dense_first: of a
+    run with several stages, that of its dense stage.
 
     Returns one line that says what was loaded and what was left out. Raises UserError that lists the keys
     if they do not fit.
     """
     title = _title(source)
-    state, where, original = _read_weights(source, arch)
+    state, where, original = _read_weights(source, arch, dense_first)
     if not is_ours(state):
         backbone, classifier = _parted(network, state)
         left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []

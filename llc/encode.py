@@ -79,8 +79,10 @@ def main(argv: list[str]) -> None:
 
 
 def load_encoder(model: str, options: Encoding) -> Encoder:
-    """The Encoder that the flags name. Raises UserError."""
-    return load(model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
+    """The Encoder that the flags name. Raises UserError, also if it makes no codes."""
+    encoder = load(model, checkpoint=options.checkpoint or None, num_bits=options.num_bits or None)
+    encoder.check_codes()
+    return encoder
 
 
 def check_out(path: str, flag: str) -> None:

@@ -142,13 +142,23 @@ class Encoder(nn.Module):
         """Where the weights are, and where codes are made: `encoder.to("cuda")` moves both."""
         return self.network.codebook.device
 
+    def check_codes(self) -> None:
+        """Raises UserError if this is the network of a dense stage, whose z are class logits."""
+        if self.stage is not None and stages.STAGES[self.stage].dense:
+            raise UserError(
+                f"this is the network of a {self.stage} stage: a dense classifier, which has no codes; take "
+                "one of a later stage"
+            )
+
     def first_bits(self, num_bits: int) -> Encoder:
         """An encoder whose codes are the first num_bits bits of this encoder's codes.
 
         It has a network of its own (`Network.first_bits`), in evaluation mode. The rest is kept, but what
         decoders learnt only if num_bits is the whole length, because it fits codes of one length alone.
-        Raises UserError unless num_bits is a whole number from 1 to this encoder's num_bits.
+        Raises UserError unless num_bits is a whole number from 1 to this encoder's num_bits, and for a dense
+        network.
         """
+        self.check_codes()
         network = self.network.first_bits(num_bits)
         return Encoder(
             network,
@@ -462,7 +472,9 @@ def _from_run(folder: Path, checkpoint: str | None) -> dict[str, Any]:
     state = checkpoints.read_state(found[checkpoint])
     if state.get("codebook") is None or state["codebook"].ndim != 2:
         raise UserError(f"{found[checkpoint]}: holds no codebook [num_classes, num_bits]")
-    stage = stages.stage_of_checkpoint(checkpoint, config.stages)
+    stage = checkpoints.read_stage(found[checkpoint]) if checkpoint == "model_best" else None
+    if stage not in stages.STAGES:
+        stage = stages.stage_of_checkpoint(checkpoint, config.stages)
     options = config.network_options(len(state["codebook"]), stage)
     network = checkpoints.build(options, state, found[checkpoint])
     validation = config.validation

@@ -6,8 +6,9 @@
     python -m llc.evaluate ... --fit_decoder=train.beton           (makes the posterior decoder where missing)
     python -m llc.evaluate ... --num_bits=8                                  (the first 8 bits of the codes)
 
-RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation; all keys
-of its recipe can be given to change them, and `RUN --help` lists them. FILE is evaluated with its own
+RUN is a run folder. Each of its finished stages is evaluated, with the settings of its validation (a dense
+stage only if it is the only one); all keys of its recipe can be given to change them, and `RUN --help` lists
+them. FILE is evaluated with its own
 preprocessing, which --validation.KEY=VALUE changes; that of the original code (github.com/RAIVNLab/LLC) is to
 resize the shorter side to 256 pixels and to crop the central 224. --data.val_dataset is a beton, a folder
 with one folder of images per class, or another source of labelled images, such as tars, Parquet files or a
@@ -159,7 +160,8 @@ def _evaluate_run(path: str, argv: list[str]) -> None:
     stages = runs.finished_stages(path)
     if not stages:
         raise UserError(
-            f"{path}: no stage of this run is finished (checkpoints/codebook.pth, instance.pth or joint.pth)"
+            f"{path}: no stage of this run is finished (checkpoints/ has no "
+            f"{', '.join(f'{name}.pth' for name in STAGES)})"
         )
     encoders = {stage: load(path, checkpoint=stage) for stage in stages}
     preprocessing = Preprocessing(
@@ -303,6 +305,8 @@ def _evaluate(
     if options.num_bits:
         encoders = {stage: encoder.first_bits(options.num_bits) for stage, encoder in encoders.items()}
         last = list(encoders.values())[-1]
+    if options.fit_decoder:
+        last.check_codes()
     if last.num_bits < whole.num_bits:
         _check_decoder(title, options)
     if options.decoder and not options.fit_decoder:

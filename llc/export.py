@@ -88,6 +88,7 @@ def main(argv):
 
 
 def _to_original(encoder, folder, options):
+    encoder.check_codes()
     network = encoder.network
     _check_blurpool(network, options)
     of_codebook = encoder.stage is not None and STAGES[encoder.stage].learns_codebook

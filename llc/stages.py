@@ -229,7 +229,8 @@ class CodebookStage(Stage):
         if 0 <= self.freeze_epoch < self.binarize_end:
             return (
                 f"freeze_epoch = {self.freeze_epoch:g} is before binarize_end = {self.binarize_end:g}: "
-                "real values would be frozen that are not used; raise the first, or lower the second"
+                "the codebook would be frozen before its signs are in use; raise the first, or lower the "
+                "second"
             )
         return super().problem()
 

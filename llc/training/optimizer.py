@@ -59,9 +59,9 @@ def parameter_groups(module, weight_decay):
 
 
 def with_rate(groups, parameters, factor):
-    """The groups, of which `parameters` form groups of their own, whose `rate` is this factor.
+    """The groups, with `parameters` split off into groups of their own, which have this factor as `rate`.
 
-    It is a factor of the learning rate; of a group without it the factor is 1.
+    It is a factor of the learning rate; without it the factor is 1.
     """
     slow, divided = {id(parameter) for parameter in parameters}, []
     for group in groups:

@@ -149,7 +149,7 @@ def _check_weights(config, network, class_names):
     if config.codes.init_codebook == ITQ and not config.stage(config.stages[0]).dense:
         read_classifier(config, network, class_names)
         return f"backbone and codebook from the dense classifier of {source}"
-    return load_weights(network, source, config.model.arch)
+    return load_weights(network, source, config.model.arch, config.stage(config.stages[0]).dense)
 
 
 def _run_path(config, resume):

@@ -25,7 +25,15 @@ _FREE = {
     "logging.name",
 }
 # Keys that must not change, because the state would not fit the network or would have no meaning.
-_FIXED = {"model.arch", "model.width", "codes.num_bits", "codes.hidden", "codes.normalize", "training.stages"}
+_FIXED = {
+    "model.arch",
+    "model.width",
+    "codes.num_bits",
+    "codes.hidden",
+    "codes.normalize",
+    "instance.backbone_lr",  # the optimiser's groups depend on it
+    "training.stages",
+}
 
 
 def _defaults():

@@ -53,18 +53,25 @@ def start(config, network, class_names, processes, resumes=False):
         given = given_codebook(config, num_classes, resumes)
         network.codebook.data.copy_(initial_codebook(config, num_classes) if given is None else given)
     if config.model.weights and not resumes:
-        say(load_weights(network, config.model.weights, config.model.arch), processes)
+        say(load_weights(network, config.model.weights, config.model.arch, dense), processes)
     return Start(given, None)
 
 
 def after_dense(config, dense, processes):
     """The network of the stage after a dense one, on the same device, and its dense classifier.
 
-    dense: the network at the end of the dense stage. Returns (network, (weight, bias)).
+    dense: the network at the end of the dense stage. Returns (network, (weight, bias)). Raises UserError if
+    its weights are NaN or infinite.
     """
+    stage = config.stages[0]
+    if not all(torch.isfinite(value).all() for value in dense.state_dict().values()):
+        raise UserError(
+            f"the {stage} stage ended with NaN or infinite weights, from which no codes can be made; lower "
+            f"{stage}.lr, or set training.clip_grad_norm"
+        )
     network = build_network(config, len(dense.codebook), config.stages[1])
     network.backbone.load_state_dict(dense.backbone.state_dict())
-    classifier = class_layer(plain(dense.state_dict()), f"the {config.stages[0]} stage")
+    classifier = class_layer(plain(dense.state_dict()), f"the {stage} stage")
     _take_classifier(config, network, classifier, processes)
     say("codebook from the classifier of the dense stage", processes)
     return network.to(dense.codebook.device, memory_format=torch.channels_last), classifier

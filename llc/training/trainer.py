@@ -146,7 +146,9 @@ class Trainer:
             self.processes.average(running_statistics(*networks(engine)))
             if progress.epoch + 1 == stage.epochs and not stage.dense:
                 for network in networks(engine):
-                    self._enforce_min_distance(network)
+                    # once frozen, the codebook stays; that of the moving average may still be on its way
+                    if network is not self.network or not engine.codebook_frozen:
+                        self._enforce_min_distance(network)
         total = self.processes.sum(state.loss_sum.clone()).item()
         mean_loss = total / max(1, steps - len(skipped)) / self.processes.world_size
         seconds = time.perf_counter() - started

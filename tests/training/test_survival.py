@@ -6,6 +6,7 @@ Everything goes through train_llc.main on small betons, in this process unless p
 import contextlib
 import csv
 import gc
+import itertools
 import json
 import os
 import re
@@ -26,11 +27,13 @@ from torch import nn
 
 import llc
 import train_llc
-from llc import backbones, evaluate
+from llc import backbones, evaluate, export
+from llc import encode as encode_command
 from llc.codebook import health
 from llc.data.beton import read_tables
 from llc.encode import Encoding, encode
 from llc.errors import UserError
+from llc.training import min_distance
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
 from llc.training.run_folder import RunFolder
@@ -320,6 +323,9 @@ def test_a_dense_stage_and_codes_from_it_stopped_and_resumed_end_as_if_not_stopp
             stop_at(patch, step)
             with pytest.raises(SystemExit):
                 train_llc.main(command(run, *options))
+        # the best network so far is of the stage that it names
+        best = llc.load(run, checkpoint="model_best")
+        assert (best.stage, best.num_bits) == (("dense", 5) if step < 3 * STEPS else ("instance", 7))
         train_llc.main(command(run, *options))
         assert differences(end_of(run), end_of(tmp_path / "whole")) == []
     whole = tmp_path / "whole"
@@ -337,6 +343,58 @@ def test_a_dense_stage_and_codes_from_it_stopped_and_resumed_end_as_if_not_stopp
     evaluate.main([str(whole)])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  class codes"))
     assert f"top-1 {100 * float(rows['instance/top1_class_flip']['final']):6.2f} %" in line
+
+
+def test_a_dense_stage_that_ends_in_nan_is_named(command, tmp_path, monkeypatch):
+    """Its last update spoils the weights, after the last loss that is looked at."""
+
+    def spoil(engine, images, *more):
+        loss = step(engine, images, *more)
+        if next(count) == 2 * STEPS - 1:
+            engine.network.projection.weight.data.fill_(torch.nan)
+        return loss
+
+    step, count = Engine.step, itertools.count()
+    monkeypatch.setattr(Engine, "step", spoil)
+    with pytest.raises(UserError, match="the dense stage ended with NaN or infinite weights.*dense.lr"):
+        train_llc.main(command(tmp_path / "run", *DENSE, "--training.stages=dense,instance"))
+
+
+def test_a_dense_run_begins_with_the_dense_network_of_another(command, tmp_path):
+    options = (*DENSE, "--codes.hidden=6")
+    train_llc.main(command(tmp_path / "first", *options, "--training.stages=dense,instance"))
+    train_llc.main(
+        command(
+            tmp_path / "next", *options, "--training.stages=dense", f"--model.weights={tmp_path / 'first'}"
+        )
+    )
+    states = [
+        torch.load(tmp_path / path, weights_only=True)["network"]
+        for path in ("first/checkpoints/dense.pth", "next/checkpoints/initial.pth")
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_frozen_codebook_is_moved_apart_once(command, tmp_path, monkeypatch):
+    """Where there is no room for the distance, a second call may move other codes, also in a resumed run."""
+    calls = []
+
+    def moves_all(network, codes, processes, whose=""):
+        if not whose:
+            calls.append(network)
+            network.codebook.data.neg_()
+
+    monkeypatch.setattr(min_distance, "enforce", moves_all)
+    options = (*DENSE, "--training.stages=dense,instance", "--codes.nested=3")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3 * STEPS)
+        with pytest.raises(SystemExit):
+            train_llc.main(command(run, *options))
+    before = last(run)["network"]["codebook"]
+    train_llc.main(command(run, *options))
+    after = torch.load(run / "checkpoints" / "instance.pth", weights_only=True)["network"]["codebook"]
+    assert len(calls) == 1 and torch.equal(after, before)
 
 
 def test_a_checkpoint_between_a_dense_stage_and_the_next_holds_the_classifier(command, tmp_path, monkeypatch):
@@ -362,7 +420,7 @@ def test_a_checkpoint_between_a_dense_stage_and_the_next_holds_the_classifier(co
     assert differences(end_of(tmp_path / "run"), end_of(tmp_path / "whole")) == []
 
 
-def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path, capsys):
+def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tiny, tmp_path, capsys):
     np.save(tmp_path / "onehot.npy", 2 * np.eye(5) - 1)
     train_llc.main(command(tmp_path / "dense", *DENSE, "--training.stages=dense"))
     train_llc.main(
@@ -385,6 +443,16 @@ def test_a_dense_stage_trains_as_frozen_one_hot_codes_do(command, tmp_path, caps
     evaluate.main([str(tmp_path / "dense")])
     output = capsys.readouterr().out
     assert "class codes  top-1" in output and "MHD" not in output  # a dense network has no codes
+    run, out = str(tmp_path / "dense"), str(tmp_path / "out")
+    for command_of, words in (
+        (encode_command, (run, f"--data={tiny[1]}", f"--out={out}.npz")),
+        (export, (run, "--to=original", f"--out={out}")),
+        (evaluate, (run, "--num_bits=3")),
+        (evaluate, (run, f"--fit_decoder={tiny[0]}")),
+    ):
+        with pytest.raises(UserError, match="a dense classifier, which has no codes"):
+            command_of.main(list(words))
+    assert not list(tmp_path.glob("out*")) and not (tmp_path / "dense" / "decoder.npz").exists()
 
 
 def test_codes_made_from_a_dense_run_stopped_and_resumed_without_it_end_as_if_not_stopped(
