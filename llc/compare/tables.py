@@ -19,7 +19,7 @@ from llc.encoder import load
 from llc.errors import UserError
 from llc.evaluation import metrics
 from llc.evaluation.decoders import DECODERS
-from llc.evaluation.retrieval import leave_one_out
+from llc.evaluation.retrieval import rank
 
 NEIGHBOURS = 10  # k of the kNN accuracy
 
@@ -208,7 +208,15 @@ def retrieval(run_folder, config):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # its bar
         options = Encoding(batch_size=config.validation.batch_size)
         arrays = encode(encoder, config.data.val_dataset, options)
-    return leave_one_out(arrays["codes"], arrays["labels"], min(NEIGHBOURS, len(arrays["labels"]) - 1))
+    codes, labels = arrays["codes"], arrays["labels"]
+    k = min(NEIGHBOURS, len(labels) - 1)
+    ranking = rank(codes, labels, codes, labels, leave_one_out=True, neighbours=k, conventions=False)
+    precisions = ranking.average_precisions()[ranking.num_relevant > 0]  # one alone in its class has none
+    return {
+        "knn": float(ranking.knn_right.mean()),
+        "map": float(precisions.mean()) if len(precisions) else 0.0,
+        "k": k,
+    }
 
 
 def _over_seeds(values):

@@ -30,6 +30,7 @@ _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h nam
     "llc_hamming_search": (_I32, [*_CODES, _I64, _I32, _I32, _P, _P, _P]),
     "llc_hamming_range_search": (_I32, [*_CODES, _I64, _I32, _I32, _P, _P, _P, _P]),
     "llc_hamming_pairwise": (_I32, [*_CODES, _I32, _I32, _P, _P]),
+    "llc_hamming_rank": (_I32, [*_CODES, _P, _P, _P, _P, *[_I64] * 3, *[_I32] * 3, *[_P] * 6]),
     "llc_hamming_build_table": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P]),
     "llc_hamming_look_up": (_I32, [_P, _I64, _I32, _I32, _P, _I32, _I32, _P, _P]),
     "llc_hamming_keep_exact": (_I32, [_P, _I64, _I32, _P, _I32, _P, _P]),

@@ -101,6 +101,64 @@ def pairwise(
     return distances
 
 
+def rank(
+    queries: np.ndarray,
+    query_classes: np.ndarray,
+    database: np.ndarray,
+    classes: np.ndarray,
+    k: int,
+    neighbours: int,
+    num_threads: int,
+    instructions: str | None = None,
+    leave_one_out: bool = False,
+    in_order: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Where the relevant codes are in each query's ranking of the database: those of the query's class.
+
+    query_classes int32 [n] and classes int32 [m], of the database's m < 2^31 codes: numbers from 0 on; -1 is
+    a query's class without codes. leave_one_out: the queries are the database, and each is left out of its
+    own ranking. 1 <= neighbours <= a ranking's length. -> (total, relevant, voted, precisions, hits):
+
+    total, relevant: int32 [n, 8 * code_size + 1], how many codes, and relevant ones, are at each distance.
+    voted: int32 [n], the class with most votes of the nearest `neighbours` codes; those at the last of their
+    distances share the votes that are left equally, and equal votes go to the lowest class.
+    precisions: float64 [n, 2], the sums of the precisions at the relevant codes among the first k and in the
+    whole ranking, where equal distances stay in the database's order. hits: int32 [n], the relevant codes
+    among the first k. Without in_order both are None.
+    """
+    n, (m, code_size) = len(queries), database.shape
+    members = np.argsort(classes, kind="stable").astype(np.int32)
+    ends = np.cumsum(np.bincount(classes))
+    total, relevant = (np.empty((n, 8 * code_size + 1), np.int32) for _ in range(2))
+    voted = np.empty(n, np.int32)
+    precisions = np.empty((n, 2)) if in_order else None
+    hits = np.empty(n, np.int32) if in_order else None
+    _call(
+        "llc_hamming_rank",
+        n * m * (code_size + PAIR_BYTES),
+        lambda stop: (
+            *_codes(queries, database),
+            query_classes.ctypes.data,
+            classes.ctypes.data,
+            members.ctypes.data,
+            ends.ctypes.data,
+            len(ends),
+            k,
+            neighbours,
+            leave_one_out,
+            num_threads,
+            instruction_index(instructions),
+            stop,
+            total.ctypes.data,
+            relevant.ctypes.data,
+            voted.ctypes.data,
+            None if precisions is None else precisions.ctypes.data,
+            None if hits is None else hits.ctypes.data,
+        ),
+    )
+    return total, relevant, voted, precisions, hits
+
+
 def build_table(
     class_codes: np.ndarray, num_bits: int, num_threads: int, instructions: str | None = None
 ) -> np.ndarray:

@@ -134,6 +134,101 @@ def test_many_values_and_codes_divide_among_threads():
     assert np.array_equal(kept, np.where((codes == class_codes[classes]).all(1), classes, -1))
 
 
+def ranked_slowly(distances, query_classes, classes, k, neighbours, leave_one_out):
+    """What hamming.rank returns, from sorted distances [n, m]."""
+    rows = []
+    for i, (of_query, own) in enumerate(zip(distances, query_classes)):
+        kept = np.arange(len(classes)) != (i if leave_one_out else -1)
+        of_query, class_of = of_query[kept], classes[kept]
+        total, relevant = (np.bincount(d, minlength=256) for d in (of_query, of_query[class_of == own]))
+        order = np.argsort(of_query, kind="stable")
+        ranks = np.flatnonzero(class_of[order] == own) + 1
+        precisions = np.arange(1, len(ranks) + 1) / ranks
+        last = of_query[order[neighbours - 1]]
+        nearer, tied = class_of[of_query < last], class_of[of_query == last]
+        left = neighbours - len(nearer)
+        votes = [(nearer == c).sum() * len(tied) + (tied == c).sum() * left for c in range(classes.max() + 1)]
+        sums = precisions[ranks <= k].sum(), precisions.sum()
+        rows.append((total, relevant, np.argmax(votes), sums, (ranks <= k).sum()))
+    return [np.array(part) for part in zip(*rows)]
+
+
+def assert_ranked(found, expected):
+    for counts, counts_expected in zip(found[:2], expected[:2]):
+        size = counts.shape[1]
+        assert np.array_equal(counts, counts_expected[:, :size]) and not counts_expected[:, size:].any()
+    assert np.array_equal(found[2], expected[2]) and np.array_equal(found[4], expected[4])
+    np.testing.assert_allclose(found[3], expected[3], rtol=1e-12)
+
+
+@every_instruction_set
+@pytest.mark.parametrize("code_size", [1, 3, 8, 13, 31])
+@pytest.mark.parametrize("n, m, num_classes", [(1, 1, 1), (2, 70, 3), (5, 63, 60), (40, 1100, 7)])
+def test_rankings_equal_sorting(n, m, num_classes, code_size, instructions):
+    queries, database, distances = codes_and_distances(n, m, code_size)
+    rng = np.random.default_rng(num_classes)
+    classes = rng.integers(0, num_classes, m).astype(np.int32)
+    query_classes = rng.integers(-1, classes.max() + 1, n).astype(np.int32)
+    for k, neighbours in {(1, m), (max(1, m // 3), min(7, m)), (m, 1)}:
+        found = hamming.rank(queries, query_classes, database, classes, k, neighbours, 1, instructions)
+        assert_ranked(found, ranked_slowly(distances, query_classes, classes, k, neighbours, False))
+        without = hamming.rank(
+            queries, query_classes, database, classes, k, neighbours, 1, instructions, in_order=False
+        )
+        assert without[3:] == (None, None) and all(map(np.array_equal, without[:3], found[:3]))
+
+
+@every_instruction_set
+@pytest.mark.parametrize("code_size", [2, 8])
+def test_rankings_leave_each_query_out(code_size, instructions):
+    codes, classes = codes_and_distances(1, 300, code_size)[1], np.arange(300, dtype=np.int32) % 7
+    codes[::3] = codes[0]  # others at distance 0, before and behind
+    distances = np.stack([ones(code ^ codes) for code in codes])
+    found = hamming.rank(codes, classes, codes, classes, 20, 9, 1, instructions, leave_one_out=True)
+    assert (found[0].sum(1) == 299).all()
+    assert_ranked(found, ranked_slowly(distances, classes, classes, 20, 9, True))
+
+
+@pytest.mark.parametrize("code_size", [8, 1000])
+def test_rankings_are_the_same_bits_for_all_threads_and_instructions(code_size):
+    """Long codes and very many ties divide a block of queries, to bound its memory; each has to be found."""
+    queries, database, _ = codes_and_distances(300, 20_000 if code_size == 8 else 300, code_size)
+    database[len(database) // 4 :] = queries[:1]
+    classes = (np.arange(len(database)) % 3).astype(np.int32)
+    query_classes = (np.arange(len(queries)) % 3).astype(np.int32)
+    expected = None
+    for instructions in instruction_sets():
+        for num_threads in (1, 2, 7):
+            found = hamming.rank(
+                queries, query_classes, database, classes, 100, 30, num_threads, instructions
+            )
+            expected = expected or found
+            assert all(part.tobytes() == other.tobytes() for part, other in zip(found, expected))
+    for i in (0, 1, 127, 128, 299):
+        distances = ones(queries[i] ^ database)
+        places = np.argsort(distances, kind="stable")
+        ranks = np.flatnonzero(classes[places] == query_classes[i]) + 1
+        assert expected[3][i, 1] == pytest.approx((np.arange(1, len(ranks) + 1) / ranks).sum(), rel=1e-12)
+        assert expected[4][i] == (ranks <= 100).sum()
+        assert expected[0][i].tolist() == np.bincount(distances, minlength=8 * code_size + 1).tolist()
+    assert len(set(expected[2])) > 1
+
+
+def test_a_ranking_that_is_stopped_says_so():
+    codes, classes = np.zeros((9, 8), np.uint8), np.zeros(9, np.int32)
+    members, ends = np.arange(9, dtype=np.int32), np.array([9])
+    for stop, status in ((0, DONE), (1, STOPPED)):
+        flag = np.array([stop], np.uint8)
+        total, relevant = (np.full((9, 65), -1, np.int32) for _ in range(2))
+        voted = np.full(9, -1, np.int32)
+        arrays = [array.ctypes.data for array in (classes, classes, members, ends)]
+        results = [array.ctypes.data for array in (flag, total, relevant, voted)]
+        result = library().llc_hamming_rank(
+            codes.ctypes.data, 9, codes.ctypes.data, 9, 8, *arrays, 1, 3, 2, 0, 2, 0, *results, None, None
+        )
+        assert result == status and (voted == 0).all() == (total[:, 0] == 9).all() == (not stop)
+
+
 # ---- threads and processes -----------------------------------------------------------------------------
 
 

@@ -32,6 +32,26 @@ LLC_API int32_t llc_hamming_range_search(const uint8_t *queries, int64_t n, cons
 LLC_API int32_t llc_hamming_pairwise(const uint8_t *queries, int64_t n, const uint8_t *database, int64_t m,
     int32_t code_size, int32_t num_threads, int32_t instructions, const uint8_t *stop, int32_t *distances);
 
+// Where the relevant codes of each query are in its ranking of the database, without a list of it (rank.cpp).
+// A code is relevant if its class is the query's. Classes are numbers below num_classes, or -1 for a query
+// without relevant codes; members [m] are the indices of the database's codes, class after class and
+// ascending within each, and those of class c end at ends[c]. m < 2^31. leave_one_out: query i is code i of
+// the database, and is left out of its own ranking.
+//
+// total, relevant [n, 8 * code_size + 1]: the number of codes at each distance, and of relevant ones. voted
+// [n]: the class with most votes of the nearest `neighbours` codes, at least 1 and at most as many as a
+// ranking has; codes at the last of their distances share the votes that are left equally, and equal votes go
+// to the lowest class.
+//
+// With `precisions` [n, 2] also, for the ranking in which equal distances stay in the database's order: the
+// sums of the precisions at the relevant codes, among the first k and in the whole ranking; and hits [n], the
+// number of relevant codes among the first k.
+LLC_API int32_t llc_hamming_rank(const uint8_t *queries, int64_t n, const uint8_t *database, int64_t m,
+    int32_t code_size, const int32_t *query_classes, const int32_t *classes, const int32_t *members,
+    const int64_t *ends, int64_t num_classes, int64_t k, int64_t neighbours, int32_t leave_one_out,
+    int32_t num_threads, int32_t instructions, const uint8_t *stop, int32_t *total, int32_t *relevant,
+    int32_t *voted, double *precisions, int32_t *hits);
+
 // The nearest class of every code of num_bits <= 24 bits: table [2^num_bits]. Only the first num_bits bits of
 // class_codes [num_classes, code_size] are in use; num_classes <= 2^25.
 LLC_API int32_t llc_hamming_build_table(const uint8_t *class_codes, int64_t num_classes, int32_t code_size,
