@@ -1,8 +1,12 @@
-"""Runs a network over a validation loader: the packed code and the decoders' answers for every image."""
+"""Runs a network over a loader: the packed code of every image, and what decoders or scores make of it.
+
+`collect` is the pass; `predict`, `encode_all`, `encode_images` and llc.evaluation.ood.scores say what it
+keeps of each image.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -19,7 +23,8 @@ from llc.inference import evaluating
 from llc.network import Network, average_over_flip
 
 Answers: TypeAlias = dict[str, tuple[torch.Tensor, torch.Tensor]]
-_Batch: TypeAlias = tuple[torch.Tensor, torch.Tensor, Answers]  # labels, codes, answers
+Batches: TypeAlias = Iterable[tuple[torch.Tensor, torch.Tensor]]
+Autocast: TypeAlias = Callable[[], contextlib.AbstractContextManager]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +57,11 @@ class Predictions:
 @torch.inference_mode()
 def predict(
     network: Network,
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    loader: Batches,
     processes: Processes,
     *,
     flip: bool,
-    autocast: Callable[[], contextlib.AbstractContextManager],
+    autocast: Autocast,
     num_classes: int,
     learnt: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Predictions]:
@@ -68,91 +73,131 @@ def predict(
     A batch that exceeds a GPU's memory is processed in parts. The network is in evaluation mode; afterwards
     each of its modules has the mode that it had before.
     """
-    project = _InParts(network)
     ranks = {name: bind(name, network, learnt) for name in usable(learnt)}
+    depths = {name: min(DECODERS[name].depth, num_classes) for name in ranks}
 
-    def decode(z: torch.Tensor) -> Answers:
-        depths = {name: min(DECODERS[name].depth, num_classes) for name in ranks}
-        return {name: rank(z.float(), depths[name]) for name, rank in ranks.items()}
+    def decode(z: torch.Tensor) -> list[torch.Tensor]:
+        return [part for name, rank in ranks.items() for part in rank(z, depths[name])]
 
-    collected: dict[str, list[_Batch]] = {"": [], FLIP: []} if flip else {"": []}
-    non_finite = {view: torch.zeros((), dtype=torch.int64, device=processes.device) for view in collected}
-    with evaluating(network):
-        for images, labels in loader:
-            with autocast():
-                z = project(images)
-                views = {"": z, FLIP: average_over_flip(project, images, z)} if flip else {"": z}
-            for view, values in views.items():
-                collected[view].append((labels, pack_bits(values), decode(values)))
-                # On the device, which the host need not wait for.
-                non_finite[view] += (~torch.isfinite(values).all(1)).sum()
-    if not collected[""]:
-        # A process without images takes part in the exchange with empty tensors of the right shapes.
-        z = torch.zeros(1, network.codebook.shape[1], device=network.codebook.device)
-        labels = torch.zeros(1, dtype=torch.int64, device=z.device)
-        empty = _first_rows((labels, pack_bits(z), decode(z)), 0)
-        collected = {view: [empty] for view in collected}
+    collected = collect(
+        network, loader, processes, views=("", FLIP) if flip else ("",), autocast=autocast, measure=decode
+    )
     return {
-        view: _together(batches, processes.sum(non_finite[view]), processes)
-        for view, batches in collected.items()
+        view: Predictions(
+            of_view.labels,
+            of_view.codes,
+            dict(zip(ranks, zip(of_view.measured[::2], of_view.measured[1::2]))),
+            (~of_view.finite).sum(),
+        )
+        for view, of_view in collected.items()
     }
 
 
-@torch.inference_mode()
 def encode_all(
-    network: Network,
-    loader: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    processes: Processes,
-    *,
-    flip: bool,
-    autocast: Callable[[], contextlib.AbstractContextManager],
+    network: Network, loader: Batches, processes: Processes, *, flip: bool, autocast: Autocast
 ) -> tuple[np.ndarray, np.ndarray]:
     """(codes uint8 [n, code_size], labels int64 [n]) of the labelled images of all processes, by rank.
 
     Images whose label is negative are left out, and those whose z is NaN or infinite. flip: z is the mean
-    over an image and its mirror image. For the rest see `predict`.
+    over an image and its mirror image. The loader may divide the images among processes in any way. For the
+    rest see `predict`.
+    """
+    view = FLIP if flip else ""
+    found = collect(network, loader, processes, views=(view,), autocast=autocast, together=_by_rank)[view]
+    kept = (found.labels >= 0) & found.finite
+    return found.codes[kept].cpu().numpy(), found.labels[kept].cpu().numpy()
+
+
+def encode_images(
+    network: Network, loader: Batches, processes: Processes, *, flip: bool, autocast: Autocast
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """(codes uint8 [n, code_size], labels int64 [n], num_non_finite) of all images, in dataset order.
+
+    Images without a label are there too, with the label that the loader gives them. num_non_finite: how many
+    images have a z that is NaN or infinite, so that their codes mean nothing. flip: z is the mean over an
+    image and its mirror image. For the rest see `predict`.
+    """
+    view = FLIP if flip else ""
+    found = collect(network, loader, processes, views=(view,), autocast=autocast)[view]
+    return found.codes.cpu().numpy(), found.labels.cpu().numpy(), int((~found.finite).sum())
+
+
+# ------------------------------------------------------------------------------------------------ one pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """What a pass over N images found, for one view of them.
+
+    labels int64 [N]; codes uint8 [N, code_size]; finite bool [N]: whether z is neither NaN nor infinite;
+    measured: what `measure` of `collect` returned, each a tensor [N, ...].
+    """
+
+    labels: torch.Tensor
+    codes: torch.Tensor
+    finite: torch.Tensor
+    measured: list[torch.Tensor]
+
+
+def _in_order(own: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Tensors of all processes in dataset order; that of rank r holds the samples r, r + world_size, ..."""
+    of_rank = processes.gather(own)
+    whole = own.new_empty((sum(map(len, of_rank)), *own.shape[1:]))
+    for rank, part in enumerate(of_rank):
+        whole[rank :: processes.world_size] = part
+    return whole
+
+
+def _by_rank(own: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Tensors of all processes, one after the other."""
+    return torch.cat(processes.gather(own))
+
+
+@torch.inference_mode()
+def collect(
+    network: Network,
+    loader: Batches,
+    processes: Processes,
+    *,
+    views: Sequence[str],
+    autocast: Autocast,
+    measure: Callable[[torch.Tensor], Sequence[torch.Tensor]] = lambda z: (),
+    together: Callable[[torch.Tensor, Processes], torch.Tensor] = _in_order,
+) -> dict[str, Collected]:
+    """Runs the network over a loader once -> {view: Collected of the images of all processes}.
+
+    views: "", z of each image, or FLIP, the mean of z over an image and its mirror image, or both. measure:
+    from z float32 [B, num_bits] to tensors [B, ...], outside of autocast; the number of tensors must not
+    depend on z. together: how the tensors of all processes become one. For the rest see `predict`.
     """
     project = _InParts(network)
-    num_bits = network.codebook.shape[1]
-    device = processes.device
-    codes, labels = (
-        [pack_bits(torch.empty(0, num_bits, device=device))],
-        [torch.empty(0, dtype=torch.int64, device=device)],
-    )
+
+    def read(labels: torch.Tensor, z: torch.Tensor) -> list[torch.Tensor]:
+        # Whether z is finite is asked on the device, so that the host need not wait for it.
+        return [labels, pack_bits(z), torch.isfinite(z).all(1), *measure(z.float())]
+
+    batches: dict[str, list[list[torch.Tensor]]] = {view: [] for view in views}
     with evaluating(network):
-        for images, of_images in loader:
+        for images, labels in loader:
             with autocast():
                 z = project(images)
-                if flip:
-                    z = average_over_flip(project, images, z)
-            codes.append(pack_bits(z))
-            labels.append(of_images.where(torch.isfinite(z).all(1), -1))
-    all_codes, all_labels = (torch.cat(processes.gather(torch.cat(parts))) for parts in (codes, labels))
-    labelled = all_labels >= 0
-    return all_codes[labelled].cpu().numpy(), all_labels[labelled].cpu().numpy()
-
-
-def _first_rows(batch: _Batch, n: int) -> _Batch:
-    labels, codes, answers = batch
-    return (
-        labels[:n],
-        codes[:n],
-        {name: (classes[:n], scores[:n]) for name, (classes, scores) in answers.items()},
-    )
-
-
-def _together(batches: list[_Batch], num_non_finite: torch.Tensor, processes: Processes) -> Predictions:
-    """Predictions from the batches of all processes. num_non_finite: that of all of them."""
-
-    def whole(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-        return _in_order(torch.cat(list(parts)), processes)
-
-    labels, codes, answers = zip(*batches)
-    decoded = {
-        name: (whole(batch[name][0] for batch in answers), whole(batch[name][1] for batch in answers))
-        for name in answers[0]
-    }
-    return Predictions(whole(labels), whole(codes), decoded, num_non_finite)
+                of_view = {"": z}
+                if FLIP in views:
+                    of_view[FLIP] = average_over_flip(project, images, z)
+            for view in views:
+                batches[view].append(read(labels, of_view[view]))
+    if not batches[views[0]]:
+        # A process without images takes part in the exchange with empty tensors of the right shapes.
+        z = torch.zeros(1, network.codebook.shape[1], device=network.codebook.device)
+        empty = [part[:0] for part in read(torch.zeros(1, dtype=torch.int64, device=z.device), z)]
+        batches = {view: [empty] for view in views}
+    collected = {}
+    for view in views:
+        labels, codes, finite, *measured = (
+            together(torch.cat(parts), processes) for parts in zip(*batches[view])
+        )
+        collected[view] = Collected(labels, codes, finite, measured)
+    return collected
 
 
 class _InParts:
@@ -177,12 +222,3 @@ class _InParts:
             # Outside of the handler, because its traceback kept the activations alive.
             self.size = (size + 1) // 2
             torch.cuda.empty_cache()
-
-
-def _in_order(own: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Tensors of all processes in dataset order; that of rank r holds the samples r, r + world_size, ..."""
-    of_rank = processes.gather(own)
-    whole = own.new_empty((sum(map(len, of_rank)), *own.shape[1:]))
-    for rank, part in enumerate(of_rank):
-        whole[rank :: processes.world_size] = part
-    return whole
