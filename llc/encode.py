@@ -21,23 +21,22 @@ are. The file holds plain arrays for numpy.load:
 import collections
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from llc import config as edge
 from llc import gpu, progress
+from llc.code_files import write_arrays
 from llc.codes import code_size, pack_bits
-from llc.data.batches import open_images
+from llc.data.batches import Images, open_images
 from llc.data.reading import Reading
 from llc.data.sources import as_unicode, printable
 from llc.distributed import Processes
 from llc.encoder import Encoder, check_finite, load, non_finite
 from llc.errors import UserError
-from llc.files import atomic_write
 from llc.inference import evaluating
 from llc.options import option
 
@@ -99,17 +98,15 @@ def check_out(path: str, flag: str) -> None:
         raise UserError(f"{flag}={printable(path)}: the folder {printable(folder)} cannot be written")
 
 
-def write_arrays(path: str, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays as .npz, whole or not at all. Raises UserError."""
-    # Given a name instead of a file, numpy would add .npz to it.
-    atomic_write(path, lambda file: np.savez(file, **arrays))
+def open_for(
+    encoder: Encoder,
+    data: str | os.PathLike[str],
+    options: Encoding,
+    class_names: Sequence[str] | None = None,
+) -> Images:
+    """The images at `data` for an encoder, which is moved to options.device; prints notes on them.
 
-
-@torch.inference_mode()
-def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) -> dict[str, np.ndarray]:
-    """The arrays of the file, by name, of the images at `data`; the encoder is moved to options.device.
-
-    Two batches of images are in memory at a time. Raises UserError, also where z is NaN or infinite.
+    class_names: as open_images takes them. Raises UserError.
     """
     device = options.device
     if device == "auto":
@@ -122,14 +119,25 @@ def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) ->
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         processes=processes,
+        class_names=class_names,
         reading=options,
     )
     for note in images.notes:
         print(printable(note))
+    return images
+
+
+@torch.inference_mode()
+def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) -> dict[str, np.ndarray]:
+    """The arrays of the file, by name, of the images at `data`; the encoder is moved to options.device.
+
+    Two batches of images are in memory at a time. Raises UserError, also where z is NaN or infinite.
+    """
+    images = open_for(encoder, data, options)
     codes = np.empty((images.num_samples, code_size(encoder.num_bits)), np.uint8)
     labels = np.empty(images.num_samples, np.int64)
     broken = np.empty(images.num_samples, bool)
-    if processes.device.type == "cuda":
+    if encoder.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
 
     def packed(batch):

@@ -10,18 +10,13 @@ and indices int64 [n, k], positions in the database, sorted by distance, then in
 """
 
 import dataclasses
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from llc import config as edge
-from llc.codes import code_size
+from llc.code_files import read_codes
 from llc.data.sources import printable
 from llc.encode import Encoding, check_out, encode, load_encoder, write_arrays
 from llc.errors import UserError
-from llc.files import stand_in
 from llc.hamming import search
 from llc.options import option
 
@@ -78,39 +73,6 @@ def _queries(options: Options) -> dict[str, Any]:
             "database; codes need a file .npz of python -m llc.encode"
         )
     return encode(load_encoder(options.model, options), options.queries, options)
-
-
-def read_codes(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of `python -m llc.encode`, by name.
-
-    Raises UserError naming the file if it is of another kind.
-    """
-    not_codes = f"{path}: not a file of codes as python -m llc.encode writes"
-    try:
-        something_else = stand_in(path)
-        if something_else:
-            raise UserError(f"{path}: {something_else}")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    # TypeError and AttributeError: a .npy of one array cannot be used in a `with` statement.
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{not_codes}: {error}") from error
-    codes, num_bits = arrays.get("codes"), arrays.get("num_bits")
-    if codes is None or num_bits is None or num_bits.shape != () or num_bits.dtype.kind not in "iu":
-        raise UserError(f"{not_codes}; it holds {', '.join(arrays) or 'nothing'}")
-    if (
-        codes.dtype != np.uint8
-        or codes.ndim != 2
-        or num_bits < 1
-        or codes.shape[1] != code_size(int(num_bits))
-        or not len(codes)
-    ):
-        raise UserError(
-            f"{path}: codes are {codes.dtype} {list(codes.shape)}; expected uint8 [n, ceil({num_bits} / 8)]"
-        )
-    return arrays
 
 
 def _name(arrays: dict[str, Any], i: int) -> str:

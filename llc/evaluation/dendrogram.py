@@ -1,0 +1,92 @@
+"""A tree of classes (llc.evaluation.taxonomy) as a picture, SVG and PNG. It needs matplotlib."""
+
+import io
+import warnings
+from collections.abc import Sequence
+
+from llc.evaluation.taxonomy import Tree, needed
+
+_ROW = 0.15  # inches for each class, which fits the font
+_FONT_SIZE = 7.5  # points
+_LETTER = 0.068  # inches that a letter of this size takes, or less
+_TREE_WIDTH, _MARGIN, _HEAD = 7.0, 0.25, 0.75  # inches
+_MAX_LETTERS = 200  # a longer name is cut
+_DPI, _MAX_PIXELS = 110, 30_000  # of the PNG; many programs read no picture higher than 32,767 pixels
+_MAX_COLOURS = 10
+
+
+def draw(tree: Tree, names: Sequence[str], title: str) -> tuple[bytes, bytes]:
+    """Draws a tree, from the root at the left to the classes at the right: (SVG, PNG).
+
+    names: in label order. The height grows with the number of classes. In the SVG names are text, which can
+    be searched for. A PNG of more than some 1,800 classes has fewer pixels for each of them than reading them
+    takes; the SVG has no such limit. Subtrees whose classes are merged below 0.7 times the root's height have
+    a colour of their own. Raises ValueError for another number of names, UserError without matplotlib.
+    """
+    if len(names) != len(tree.order):
+        raise ValueError(f"names: expected {len(tree.order)}, one for each class, got {len(names)}")
+    matplotlib, figures = needed("matplotlib"), needed("matplotlib.figure")
+    agg, collections = needed("matplotlib.backends.backend_agg"), needed("matplotlib.collections")
+    # hashsalt: the same tree gives the same file
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "llc", "font.family": "DejaVu Sans"}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in the PNG; the SVG is complete
+        shown = [name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…" for name in names]
+        rows = len(names) * _ROW
+        label_width = max(map(len, shown)) * _LETTER + 0.1
+        width, height = _MARGIN + _TREE_WIDTH + label_width + _MARGIN, rows + _HEAD + _MARGIN
+        figure = figures.Figure(figsize=(width, height))
+        agg.FigureCanvasAgg(figure)
+        axes = figure.add_axes((_MARGIN / width, _MARGIN / height, _TREE_WIDTH / width, rows / height))
+        lines, colours = _lines(tree)
+        axes.add_collection(collections.LineCollection(lines, colors=colours, linewidths=0.9))
+        top = max(tree.nodes[-1].distance, 1.0)
+        axes.set(xlim=(1.02 * top, -0.01 * top), ylim=(len(names) - 0.5, -0.5), yticks=[])
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.xaxis.set_major_locator(needed("matplotlib.ticker").MaxNLocator(8, integer=True))
+        axes.set_xlabel("distance at which classes are merged, bits", fontsize=_FONT_SIZE)
+        axes.tick_params(labelsize=_FONT_SIZE)
+        axes.grid(axis="x", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        for side in ("left", "right", "bottom"):
+            axes.spines[side].set_visible(False)
+        beside = -0.02 * top  # in the units of x, which runs to the left
+        for row, label in enumerate(tree.order.tolist()):
+            axes.text(beside, row, shown[label], va="center", fontsize=_FONT_SIZE, parse_math=False)
+        figure.text(
+            _MARGIN / width, 1 - 0.08 / height, title, va="top", fontsize=9, weight="bold", parse_math=False
+        )
+        svg, png = io.BytesIO(), io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=min(_DPI, _MAX_PIXELS / max(width, height)))
+    return svg.getvalue(), png.getvalue()
+
+
+def _lines(tree: Tree) -> tuple[list[list[tuple[float, float]]], list[str]]:
+    """Lines of the picture, as lists of points (distance, row), and their colours."""
+    place = {label: row for row, label in enumerate(tree.order.tolist())}
+    cut = 0.7 * tree.nodes[-1].distance
+    colour, used = ["0.35"] * len(tree.nodes), 0
+    for number in range(len(tree.nodes) - 1, -1, -1):  # parents first
+        node = tree.nodes[number]
+        for child in node.children:
+            if node.distance <= cut:
+                colour[child] = colour[number]
+            elif tree.nodes[child].children and tree.nodes[child].distance <= cut:
+                colour[child] = f"C{used % _MAX_COLOURS}"
+                used += 1
+    rows: list[float] = []
+    lines, colours = [], []
+    for number, node in enumerate(tree.nodes):
+        if not node.children:
+            rows.append(place[number])
+            continue
+        own = [rows[child] for child in node.children]
+        rows.append((min(own) + max(own)) / 2)
+        lines.append([(node.distance, min(own)), (node.distance, max(own))])
+        colours.append(colour[number])
+        for child, row in zip(node.children, own):
+            lines.append([(tree.nodes[child].distance, row), (node.distance, row)])
+            colours.append(colour[child] if node.distance > cut else colour[number])
+    return lines, colours
