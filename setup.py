@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = Path("llc/native/src")
-RECIPES = sorted(Path().glob("rn*_configs/*.yaml"))
+RECIPES = sorted(path for path in Path().glob("rn*_configs/*") if path.suffix in (".yaml", ".txt"))
 
 
 def libjpeg(kind):
@@ -40,7 +40,7 @@ class BuildLibrary(build_ext):
 
 
 class WithRecipes(build_py):
-    """Puts the recipes into the package, where llc/config.py finds them without a clone of the project."""
+    """Puts recipes and class lists into the package, where llc.files.shipped finds them without a clone."""
 
     def run(self):
         super().run()

@@ -19,11 +19,11 @@ from fastargs.validation import Checker
 
 from llc import environment, plugins
 from llc.errors import UserError
+from llc.files import shipped
 from llc.options import BOOLEANS, accepted, convert, default_of, did_you_mean, is_required, item_type
 from llc.yaml_file import read_yaml
 
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters but tab and newline
-_RECIPES = Path(__file__).parent / "recipes"  # setup.py puts them there; a clone has them at its root
 _TOP = "_"  # fastargs' name for the section without a name
 _COMMAND_LINE = "command line"  # where a value comes from, in messages
 
@@ -90,7 +90,7 @@ def read(sections, argv, *, description):
     files, overrides, words = _split(command, argv, description)
     values, origin = {}, {}
     for name in files:
-        for key, (value, where) in _from_file(_find(name)).items():
+        for key, (value, where) in _from_file(shipped(name)).items():
             command.check_key(key, where)
             values[key], origin[key] = value, where
     values |= overrides
@@ -203,12 +203,6 @@ def _placed(command, words):
     return values
 
 
-def _find(name, folder=""):
-    """The file `name`, relative to `folder`; where there is none, the installed package's recipe `name`."""
-    path, recipe = os.path.join(folder, name), _RECIPES / name
-    return str(recipe) if recipe.is_file() and not os.path.exists(path) else path
-
-
 def _from_file(name, above=()):
     """{key: (value, file)} of a YAML file and of the files that it builds on. Raises UserError."""
     content = read_yaml(name)
@@ -218,7 +212,7 @@ def _from_file(name, above=()):
         if not isinstance(base, str):
             raise UserError(f"--config {name}: base = {base!r}: it takes the name of a YAML file")
         chain = (*above, os.path.realpath(name))
-        path = Path(_find(base, Path(name).parent))
+        path = Path(shipped(base, Path(name).parent))
         if os.path.realpath(path) in chain:
             raise UserError(f"--config {name}: base = {base}: this file builds on {name} itself")
         if not path.is_file():

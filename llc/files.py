@@ -8,6 +8,17 @@ from typing import Any
 
 from llc.errors import UserError
 
+_SHIPPED = Path(__file__).parent / "recipes"  # setup.py puts files there; a clone has them at its root
+
+
+def shipped(name: str, folder: str | os.PathLike = "") -> str:
+    """The file `name`, relative to `folder`; where there is none, the file of that name that llc comes with.
+
+    These are the recipes and class lists, such as rn50_configs/llc_20bit.yaml.
+    """
+    path, own = os.path.join(folder, name), _SHIPPED / name
+    return str(own) if own.is_file() and not os.path.exists(path) else path
+
 
 def stand_in(path: str | os.PathLike) -> str | None:
     """What the file at `path` is, in words, if it only stands in the place of the real one; None otherwise.

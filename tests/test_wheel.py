@@ -107,17 +107,19 @@ def test_the_wheel_holds_the_package_and_its_notices_only(built):
         files = {name: wheel.read(name) for name in wheel.namelist() if not name.endswith("/")}
     info = next(name.partition("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
     assert {name.partition("/")[0] for name in files} == {"llc", "llcodes.libs", info}
-    assert {name for name in files if name.startswith("llc/") and not name.endswith((".py", ".yaml"))} == {
+    others = {name for name in files if name.startswith("llc/") and not name.endswith(".py")}
+    assert {name for name in others if not name.startswith("llc/recipes/")} == {
         "llc/py.typed",
         "llc/native/_native.so",
+        "llc/evaluation/wordnet_imagenet.txt",
     }
     assert {name for name in files if name.endswith(".py")} == {
         str(path.relative_to(ROOT)) for path in ROOT.glob("llc/**/*.py")
     }
-    recipes = {str(path.relative_to(ROOT)): path.read_bytes() for path in ROOT.glob("rn*_configs/*.yaml")}
-    assert len(recipes) > 5
+    recipes = {str(path.relative_to(ROOT)): path.read_bytes() for path in ROOT.glob("rn*_configs/*")}
+    assert len(recipes) > 5 and "rn50_configs/imagenet100.txt" in recipes
     assert {f"llc/recipes/{name}": content for name, content in recipes.items()} == {
-        name: content for name, content in files.items() if name.endswith(".yaml")
+        name: content for name, content in files.items() if name.startswith("llc/recipes/")
     }
     [library] = [name for name in files if name.startswith("llcodes.libs/")]
     assert "libjpeg" in library

@@ -51,6 +51,9 @@ def test_a_recipe_says_what_it_is(name):
         "rn50_configs/dense.yaml": ("dense",),
         "rn50_configs/llc_20bit_dense_first.yaml": ("dense", "instance"),
         "rn50_configs/llc_20bit_finetune.yaml": ("instance",),
+        "experiments/cifar10.yaml": ("dense", "instance"),
+        "experiments/cifar10_500_per_class.yaml": ("dense", "instance"),
+        **{f"rn50_configs/llc_imagenet100_{n}bit.yaml": ("dense", "instance") for n in (10, 16, 32, 64)},
     }
     assert read_recipe.stages == others.get(name, ("codebook", "instance"))
     bits = [part for part in RECIPES[name].stem.split("_") if part.endswith("bit")]

@@ -6,6 +6,7 @@ import re
 import numpy as np
 
 from llc.data.sources.base import Selection, SourceError, printable, some
+from llc.files import shipped
 
 _MAX_SHOWN = 10  # names that no class has, each with near ones
 _WORDNET_LINE = re.compile(r"(n\d{8})\s+(\S.*)")
@@ -107,7 +108,7 @@ def _read_lines(path):
             " class_names_from"
         )
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        with open(shipped(path), encoding="utf-8-sig", errors="surrogateescape") as file:
             lines = [(number, line.strip()) for number, line in enumerate(file, 1)]
     except OSError as error:
         raise SourceError(f"classes={printable(path)} cannot be read: {error.strerror or error}") from error
