@@ -15,6 +15,7 @@ from PIL import Image
 
 from llc import recipe
 from llc.data.writer import WriterConfig
+from llc.evaluate.options import USES
 from tests.conftest import ROOT
 
 WITH_EXAMPLES = sorted(path for path in (ROOT / "llc").rglob("*.py") if ">>> " in path.read_text())
@@ -74,10 +75,18 @@ def test_the_example_of_the_posterior_decoder():
     assert (names["classes"][:, 0] == names["labels"]).mean() > 0.7 and names["density"].shape == (5000,)
 
 
+def test_the_example_of_retrieval():
+    (block,) = blocks("docs/retrieval.md")
+    names = {}
+    exec(block, names)
+    assert 0.5 < names["metrics"]["map"] < 1 and names["precision"].shape == names["recall"].shape == (100,)
+
+
 def test_no_other_document_has_python_that_does_not_run():
     """docs/extending.md has its own test, tests/test_extending.py."""
     assert {path.name for path in DOCUMENTS if "```python" in path.read_text()} == {
         "README.md",
+        "retrieval.md",
         "search.md",
         "decoding.md",
         "extending.md",
@@ -139,9 +148,9 @@ def test_a_shown_command_has_its_flags(words, call_llc):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_keys_and_links_of_a_document_exist(path):
-    """`section.key` in the text is a key of a recipe or of write_ffcv.py; a relative link leads to a file."""
+    """`section.key` in the text is a key of a recipe or a command; a relative link leads to a file."""
     text = path.read_text()
-    sections = {**recipe.sections(), "cfg": WriterConfig}
+    sections = {**recipe.sections(), **USES, "cfg": WriterConfig}
     for section, key in re.findall(rf"`-{{0,2}}({'|'.join(sections)})\.([a-z_]+)", text):
         assert key in ("npy", "npz") or key in sections[section].__dataclass_fields__, (
             f"{path.name}: {section}.{key} is not a key"
@@ -204,12 +213,13 @@ def test_hamming_and_codes_import_nothing_from_above():
 
 
 def test_the_library_imports_neither_the_trainer_nor_the_command_line():
-    above = ("llc.training", "llc.config", "llc.compare", "llc.benchmark")
-    commands = ("evaluate.py", "encode.py", "search.py", "export.py", "write.py", "train.py")
+    above = ("llc.training", "llc.config", "llc.compare", "llc.benchmark", "llc.evaluate")
+    commands = ("encode.py", "search.py", "export.py", "write.py", "train.py")
     commands += ("config.py", "verify.py")
+    rooms = ("training", "compare", "benchmark", "evaluate", "taxonomy.py")
     seen = 0
     for path in (ROOT / "llc").rglob("*.py"):
-        if path.relative_to(ROOT / "llc").parts[0] in ("training", "compare", "benchmark", *commands):
+        if path.relative_to(ROOT / "llc").parts[0] in (*rooms, *commands):
             continue
         if path.name in commands:
             continue

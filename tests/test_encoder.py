@@ -16,7 +16,7 @@ from safetensors.torch import safe_open, save_file
 from torchvision import transforms
 
 import llc
-from llc import encode, evaluate
+from llc import encode
 from llc.codes import pack_bits, unpack_bits
 from llc.data.batches import BetonImages
 from llc.data.loaders import ValLoader
@@ -24,6 +24,7 @@ from llc.data.preprocessing import Preprocessing
 from llc.data.shards import open_shards
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
 from tests.original import pictures

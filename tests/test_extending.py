@@ -1,6 +1,7 @@
 """The examples of docs/extending.md, as they stand, on the commands that they are for."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import ROOT
 from tests.waiting import seconds
@@ -18,7 +20,7 @@ BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOC, re.DOTALL))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the four plugins, and images in data/train.npz and data/val.npz."""
+    """A folder with the plugins, and images in data/train.npz and data/val.npz."""
     folder, rng = tmp_path_factory.mktemp("extending"), np.random.default_rng(0)
     for name, text in BLOCKS.items():
         (folder / name).write_text(text)
@@ -89,7 +91,7 @@ def run(betons):
 
 
 def test_every_example_has_a_command_and_a_way_in_python():
-    assert set(BLOCKS) == {"cosine.py", "hinge.py", "small.py", "arrays.py"}
+    assert set(BLOCKS) == {"cosine.py", "hinge.py", "small.py", "arrays.py", "length.py"}
     for name in BLOCKS:
         assert f"--plugin={name}" in DOC and f"import {name.removesuffix('.py')}" in DOC.replace("llc, ", "")
 
@@ -105,6 +107,20 @@ def test_a_run_with_all_plugins(run):
 def test_a_finished_run_is_evaluated_with_a_plugin(run):
     plugins = ("--plugin=hinge.py", "--plugin=small.py", "--plugin=cosine.py")
     assert "cosine" in python(run, "-m", "llc.evaluate", "runs/NAME", *plugins)
+
+
+def test_a_score_of_a_plugin(run):
+    plugins = [f"--plugin={name}.py" for name in ("hinge", "small", "length")]
+    (run / "other").mkdir()
+    for i in range(5):
+        Image.new("RGB", (32, 32), (i, i, i)).save(run / f"other/{i}.png")
+    printed = python(
+        run, "-m", "llc.evaluate", "runs/NAME", *plugins, "--ood.dataset=other/", "--json=out.json"
+    )
+    found = json.loads((run / "out.json").read_text())
+    assert "length of z" in printed and 0 <= found["ood.other.auroc.length"] <= 1
+    printed = python(run, "-c", "import length; from llc.evaluation.ood import SCORES; print(list(SCORES))")
+    assert printed.rstrip().endswith("'length']")
 
 
 def test_a_decoder_a_stage_and_a_backbone_in_python(run):

@@ -9,11 +9,11 @@ import torch
 import torchvision
 
 import llc
-from llc import evaluate
 from llc.codebook import health, load_codebook
 from llc.codes import pack_bits, unpack_bits
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from llc.evaluation import fitting
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network

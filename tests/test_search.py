@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 import llc
-from llc import encode, evaluate, runs, search
+from llc import encode, runs, search
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
 from tests.original import pictures

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import llc
-from llc import encode, evaluate, search
+from llc import encode, search
 from llc.data.batches import open_images, prepare
 from llc.data.preprocessing import Preprocessing
 from llc.data.reading import Reading
@@ -21,6 +21,7 @@ from llc.data.sources.base import Columns
 from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import draw, trained_network
 

@@ -7,9 +7,10 @@ import pytest
 
 import llc
 import train_llc
-from llc import encode, evaluate, export
+from llc import encode, export
 from llc.codebook import health
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from tests.tools.chaos import make_betons
 from tests.training.test_survival import SHORT
 

@@ -27,12 +27,13 @@ from torch import nn
 
 import llc
 import train_llc
-from llc import backbones, evaluate, export
+from llc import backbones, export
 from llc import encode as encode_command
 from llc.codebook import health
 from llc.data.beton import read_tables
 from llc.encode import Encoding, encode
 from llc.errors import UserError
+from llc.evaluate import __main__ as evaluate
 from llc.training import min_distance
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals

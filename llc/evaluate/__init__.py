@@ -1,0 +1,1 @@
+"""What a model's codes are good for, measured: python -m llc.evaluate."""

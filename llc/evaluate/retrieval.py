@@ -1,0 +1,128 @@
+"""Retrieval measured: what is searched with what, and what is printed of it."""
+
+import csv
+from typing import Any
+
+import numpy as np
+
+from llc.data.batches import Images
+from llc.data.sources import printable
+from llc.errors import UserError
+from llc.evaluate.options import Retrieval
+from llc.evaluate.subject import CodeSet, Subject
+from llc.evaluation.retrieval import Ranking, rank
+from llc.files import atomic_write
+
+DATABASE, QUERIES = "retrieval.database", "retrieval.queries"
+CONVENTIONS = ("hashnet", "deephash", "orthohash", "strict")
+_NUM_POINTS = 1000  # of the curve over k that is written, besides the first ones
+
+
+class Sets:
+    """The database and the queries, which are what is evaluated unless options.queries names others."""
+
+    def __init__(self, subject: Subject, options: Retrieval, evaluated: Images | CodeSet, key: str) -> None:
+        self.subject, self.options = subject, options
+        self.query_key = QUERIES if options.queries else key
+        self.found_database = subject.find(options.database, DATABASE)
+        self.found_queries = subject.find(options.queries, QUERIES) if options.queries else evaluated
+
+    def collect(self, evaluated: CodeSet) -> None:
+        """Makes the codes; every process takes part. evaluated: the codes of what is evaluated.
+
+        Raises UserError.
+        """
+        options = self.options
+        queries = self._codes(self.found_queries, options.queries) if options.queries else evaluated
+        self.same = self._are_the_same_images()
+        database = queries if self.same else self._codes(self.found_database, options.database)
+        queries.check_labelled(self.query_key)
+        database.check_labelled(DATABASE)
+        names = tuple(dict.fromkeys((*database.class_names, *queries.class_names)))
+        self.queries = queries.relabelled(names, self.query_key)
+        self.database = database.relabelled(names, DATABASE)
+        if not np.isin(self.queries.labels, self.database.labels).any():
+            raise UserError(
+                f"{DATABASE} = {printable(database.title)}: no image of it has the class of any query of "
+                f"{printable(queries.title)}, so nothing can be found"
+            )
+        self.same = self.same or all(
+            np.array_equal(getattr(self.queries, name), getattr(self.database, name))
+            for name in ("codes", "labels")
+        )
+
+    def _are_the_same_images(self) -> bool:
+        found = self.found_queries, self.found_database
+        return all(isinstance(one, Images) for one in found) and found[0].identity == found[1].identity
+
+    def _codes(self, found: Images | CodeSet, title: str) -> CodeSet:
+        return found if isinstance(found, CodeSet) else self.subject.encode(found, title)
+
+    def report(self) -> dict[str, float]:
+        """Prints the metrics and writes the file options.csv, if any -> {retrieval.NAME: value}."""
+        options, queries, database = self.options, self.queries, self.database
+        try:
+            ranking = rank(
+                queries.codes,
+                queries.labels,
+                database.codes,
+                database.labels,
+                options.k,
+                leave_one_out=self.same,
+                neighbours=options.neighbours,
+            )
+            values = ranking.metrics()
+        except ValueError as error:  # such as a single image, left out of its own answer
+            raise UserError(f"{DATABASE} = {printable(database.title)}: {error}") from error
+        if options.csv:
+            _write_curves(options.csv, ranking, database.num_bits)
+        self._print({name: 100 * value for name, value in values.items()})
+        return {f"retrieval.{name}": value for name, value in values.items()}
+
+    def _print(self, percent: dict[str, float]) -> None:
+        k, neighbours = self.options.k, self.options.neighbours
+        of = f"{len(self.database):,} images of {printable(self.database.title)}"
+        with_what = (
+            "each left out of its own answer"
+            if self.same
+            else f"searched with {len(self.queries):,} of {printable(self.queries.title)}"
+        )
+        print(f"  retrieval: {of}, {with_what}")
+        print(
+            f"    mAP {percent['map']:.2f} %   mAP@{k} {percent[f'map@{k}']:.2f} %   "
+            f"kNN ({neighbours}) {percent[f'knn@{neighbours}']:.2f} %   within 2 bits: precision "
+            f"{percent['precision_within_2']:.2f} %, {percent['empty_within_2']:.2f} % of queries find none"
+        )
+        for metric in ("precision", "recall"):
+            sizes = [name for name in percent if name.startswith(f"{metric}@")]
+            print(
+                f"    {metric} " + "   ".join(f"@{name.split('@')[1]} {percent[name]:.2f}" for name in sizes)
+            )
+        others = (
+            f"{name} {percent[f'map.{name}']:.2f} / {percent[f'map@{k}.{name}']:.2f}" for name in CONVENTIONS
+        )
+        print(f"    mAP / mAP@{k} as others define it: " + "   ".join(others))
+        if percent["without_relevant"]:
+            print(
+                f"    {percent['without_relevant']:.2f} % of the queries have no image of their class in the "
+                "database; mAP and recall leave them out"
+            )
+
+
+def _write_curves(path: str, ranking: Ranking, num_bits: int) -> None:
+    """Writes precision and recall of the first k, and of those within a distance, as CSV."""
+    end = ranking.num_items
+    sizes = np.unique(
+        np.concatenate([np.arange(1, min(end, _NUM_POINTS) + 1), np.geomspace(1, end, _NUM_POINTS)])
+    )
+    ks = np.unique(sizes.round().astype(int)).tolist()
+    rows = [("k", k, *pair) for k, *pair in zip(ks, *(part.tolist() for part in ranking.curve(ks)))]
+    within = enumerate(zip(*(part.tolist() for part in ranking.by_radius())))
+    rows += [("distance", distance, *pair) for distance, pair in within if distance <= num_bits]
+
+    def write(file: Any) -> None:
+        writer = csv.writer(file)
+        writer.writerow(("at", "value", "precision", "recall"))
+        writer.writerows(rows)
+
+    atomic_write(path, write, "w")
