@@ -16,9 +16,10 @@ folder that holds something is refused, so results are never overwritten.
 
 The folder then holds the tree as tree.nwk (Newick), tree.json, dendrogram.svg and dendrogram.png;
 nearest.csv, each class's nearest classes; bits.txt and bits.json, the classes on each side of each bit;
-and taxonomy.json, the figures. docs/taxonomy.md says what they mean. Where class names are WordNet ids of
-ImageNet, such as n01440764, the tree shows their words, and code distances are compared with WordNet's;
---wordnet=FILE names another hierarchy, whose names are those of the classes.
+bits.png, the images with its highest and lowest z; and taxonomy.json, the figures. docs/taxonomy.md says what
+they mean. Where class names are WordNet ids of ImageNet, such as n01440764, the tree shows their words, and
+code distances are compared with WordNet's; --wordnet=FILE names another hierarchy, whose names are those of
+the classes.
 
 It needs scipy and matplotlib (the extra llcodes[evaluation]).
 """
@@ -43,6 +44,7 @@ from llc.encode import Encoding, open_for
 from llc.encoder import Encoder, check_finite, load, non_finite
 from llc.errors import UserError
 from llc.evaluation import taxonomy, wordnet
+from llc.evaluation.bit_images import Thumbnails
 from llc.evaluation.decoders import bind
 from llc.evaluation.taxonomy import Extremes
 from llc.evaluation.taxonomy_report import Found, report
@@ -244,12 +246,15 @@ def _with_images(found: Found, encoder: Encoder, data: str, options: Options) ->
     learnt = encoder.learnt if decoder == "posterior" else {}
     rank, extremes = bind(decoder, encoder.network, learnt), Extremes(encoder.num_bits, options.num_images)
     confusion, broken = np.zeros((num_classes, num_classes), np.int64), []
+    thumbnails = Thumbnails()
     with progress.bar(images.num_samples, "encode") as bar, evaluating(encoder.network):
         for batch, of_batch in images.loader:
             z = encoder(batch)
             predicted, labels = rank(z, 1)[0][:, 0].cpu().numpy(), of_batch.cpu().numpy()
             broken.append(non_finite(z).cpu().numpy())
             extremes.add(z.cpu().numpy())
+            positions = {*extremes.highest[1].flat, *extremes.lowest[1].flat}
+            thumbnails.keep(batch, extremes.num_images - len(batch), positions)
             given = labels >= 0
             confusion += taxonomy.confusion_matrix(labels[given], predicted[given], num_classes)
             bar.update(len(labels))
@@ -263,6 +268,7 @@ def _with_images(found: Found, encoder: Encoder, data: str, options: Options) ->
         no_confusion=f"the images of {printable(data)} have no labels",
         decoder=decoder,
         extremes=extremes,
+        thumbnails=thumbnails,
         name_of=None if files is None else lambda i: as_unicode(files[i]),
     )
 

@@ -17,6 +17,7 @@ from llc.data.batches import open_images
 from llc.data.preprocessing import Preprocessing
 from llc.distributed import Processes
 from llc.evaluation import taxonomy
+from llc.evaluation.bit_images import SIDE
 from llc.hamming import decode_mhd
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
@@ -56,14 +57,15 @@ def test_a_run(finished_run, betons, tmp_path, call_llc):
     said = call_llc(
         *COMMAND, finished_run, f"--out={out}", "--decode=mhd", "--num_images=4", "--device=cpu"
     ).stdout
-    assert {path.name for path in out.iterdir()} == FILES
+    assert {path.name for path in out.iterdir()} == FILES | {"bits.png"}
 
     encoder = llc.load(finished_run)
     images = open_images(
         str(betons[1]), encoder.preprocessing, batch_size=256, num_workers=1, processes=Processes()
     )
     with torch.inference_mode():
-        z, labels = map(np.concatenate, zip(*[(encoder(x).numpy(), y.numpy()) for x, y in images.loader]))
+        batches = [(encoder(x).numpy(), y.numpy(), x.numpy()) for x, y in images.loader]
+    z, labels, pixels = map(np.concatenate, zip(*batches))
     class_codes, num_classes = encoder.class_codes.numpy(), len(encoder.codebook)
     predicted = decode_mhd(np.packbits(z > 0, axis=1), class_codes)[:, 0]
     confusion = np.zeros((num_classes, num_classes), int)
@@ -90,6 +92,14 @@ def test_a_run(finished_run, betons, tmp_path, call_llc):
             assert np.allclose([sign * image["z"] for image in own[side]], best, atol=1e-4)
             for image in own[side]:
                 assert abs(z[image["image"], bit] - image["z"]) < 1e-4 and "file" not in image
+    bits = json.loads((out / "bits.json").read_text())
+    with Image.open(out / "bits.png") as picture:
+        sheet = np.asarray(picture)
+    for bit, own in enumerate(bits):  # 10 rows, 4 images at the left and 4 at the right
+        for place, image in enumerate(own["highest"] + own["lowest"][::-1]):
+            x, y = 56 + place * (SIDE + 4) + (8 if place >= 4 else 0), 28 + bit * (SIDE + 4)
+            small = Image.fromarray(pixels[image["image"]].transpose(1, 2, 0)).resize((SIDE, SIDE), 2)
+            assert np.array_equal(sheet[y : y + SIDE, x : x + SIDE], np.asarray(small)), (bit, place)
     for label, row in enumerate(csv.DictReader((out / "nearest.csv").open())):
         assert (row["label"], row["name"]) == (str(label), encoder.class_names[label])
         for rank in range(1, 6):

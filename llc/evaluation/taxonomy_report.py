@@ -14,6 +14,7 @@ import numpy as np
 from llc.codes import unpack_bits
 from llc.data.sources import as_unicode, printable
 from llc.evaluation import taxonomy, wordnet
+from llc.evaluation.bit_images import Thumbnails, draw_bits
 from llc.evaluation.dendrogram import draw
 from llc.evaluation.taxonomy import Correlation, Extremes, Tree
 
@@ -29,8 +30,8 @@ class Found:
     title: the model, as it was named. class_codes uint8 [C, code_size]; names: the classes', in label order,
     all different. data: the images, as they were named. confusion: counts [C, C], or None without labelled
     images; no_confusion then says why. decoder: by which images were decoded. extremes: the images with the
-    highest and lowest z, or None without real values; name_of: an image's file by its position, if it has
-    one.
+    highest and lowest z, or None without real values, and thumbnails: small copies of them; name_of: an
+    image's file by its position, if it has one.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Found:
     no_confusion: str = "no images were given (--data)"
     decoder: str = ""
     extremes: Extremes | None = None
+    thumbnails: Thumbnails | None = None
     name_of: Callable[[int], str] | None = None
 
 
@@ -82,6 +84,8 @@ def report(
         "bits.json": json.dumps(bits, indent=1) + "\n",
         "taxonomy.json": json.dumps(figures, indent=1) + "\n",
     }
+    if found.extremes is not None and found.thumbnails is not None:
+        contents["bits.png"] = draw_bits(found.extremes, found.thumbnails)
     return contents, _summary(f"{title}: {size}", found, distances, shown, correlations, settings)
 
 
