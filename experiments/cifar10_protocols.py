@@ -243,7 +243,9 @@ def measure(codes, labels, split, encoder):
         "train": len(split.train),
         "database": len(split.database),
         "top1_mhd": float((classes == labels[split.queries]).mean()),
-        **retrieval.evaluate(queries, labels[split.queries], database, labels[split.database], k=K),
+        **retrieval.evaluate(
+            queries, labels[split.queries], database, labels[split.database], k=K, shuffle=0
+        ),
     }
 
 

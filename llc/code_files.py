@@ -69,18 +69,24 @@ def _check_labels(path, arrays):
             f"{path}: labels are {labels.dtype} {list(labels.shape)}; expected whole numbers "
             f"[{n}], one for each code"
         )
+    if labels.min() < -1 or labels.max() > np.iinfo(np.int64).max:
+        raise UserError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}; expected 0 and "
+            "more, or -1 for no class"
+        )
     names = arrays.get("class_names")
     if names is None:
-        if labels.min() < -1:
-            raise UserError(
-                f"{path}: labels go down to {labels.min()}; expected 0 and more, or -1 for no class"
-            )
         return
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise UserError(
             f"{path}: class_names are {names.dtype} {list(names.shape)}; expected texts [num_classes]"
         )
-    if labels.min() < -1 or labels.max() >= len(names):
+    if names.dtype.kind == "S":
+        try:
+            arrays["class_names"] = names = np.char.decode(names, "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: class_names are bytes that are not UTF-8: {error}") from error
+    if labels.max() >= len(names):
         raise UserError(
             f"{path}: labels go from {labels.min()} to {labels.max()}, but there are {len(names)} class_names"
         )

@@ -13,9 +13,9 @@ import dataclasses
 from typing import Any
 
 from llc import config as edge
-from llc.code_files import read_codes
+from llc.code_files import read_codes, write_arrays
 from llc.data.sources import printable
-from llc.encode import Encoding, check_out, encode, load_encoder, write_arrays
+from llc.encode import Encoding, check_out, encode, load_encoder
 from llc.errors import UserError
 from llc.hamming import search
 from llc.options import option

@@ -46,6 +46,7 @@ from llc.errors import UserError
 from llc.evaluation import taxonomy, wordnet
 from llc.evaluation.bit_images import Thumbnails
 from llc.evaluation.decoders import bind
+from llc.evaluation.packages import needed
 from llc.evaluation.taxonomy import Extremes
 from llc.evaluation.taxonomy_report import Found, report
 from llc.hamming import decode_mhd
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     out = _out(options)
     for module in ("scipy", "matplotlib"):  # before long work
-        taxonomy.needed(module)
+        needed(module, taxonomy.PURPOSE)
     found = _of_codes(options) if options.model.endswith(".npz") else _of_model(options)
     hierarchy, no_hierarchy = _hierarchy(found, options)
     try:
@@ -191,6 +192,11 @@ def _labelled(path: str) -> tuple[np.ndarray, np.ndarray, list[str], int]:
     if unlabelled := int((labels < 0).sum()):
         raise UserError(f"{printable(path)}: {unlabelled:,} of {len(codes):,} labels are -1; {what}")
     if names is None:
+        if labels.max() >= len(codes):
+            raise UserError(
+                f"{printable(path)}: its labels go up to {labels.max()}, but it has only {len(codes):,} "
+                "codes; each class needs some, because their majority is the class's code"
+            )
         names = np.arange(int(labels.max()) + 1)
     return codes, labels.astype(np.int64), _names(names.astype("U").tolist(), path), int(arrays["num_bits"])
 

@@ -107,7 +107,7 @@ def main(argv):
         "-m",
         "llc.evaluate",
         base / name,
-        f"--retrieval.database={train}",
+        f"--retrieval.database={val}",
         f"--ood.dataset=digits={digits}",
         f"--json={figures}",
     )
@@ -123,7 +123,7 @@ def main(argv):
   class codes (codebook stage)   {final["codebook/top1_class_flip"]:6.2f} % top-1
   MHD         (instance stage)   {final["instance/top1_mhd_flip"]:6.2f} % top-1, {tied}
   ED          (instance stage)   {final["instance/top1_ed_flip"]:6.2f} % top-1
-  retrieval   (instance stage)   {percent["retrieval.map"]:6.2f} % mAP, the train images searched with val
+  retrieval   (instance stage)   {percent["retrieval.map"]:6.2f} % mAP, each val image in all others
   digits told from val images    AUROC {auroc}
   seconds     {parts}; together {sum(seconds.values()):.0f}
   run folder  {base / name}

@@ -33,8 +33,9 @@ The recipe is what all methods share; --section.key=value changes it. The grid s
    images with more than one nearest class, `none` that of images whose code equals no class code.
    `collisions` counts the classes whose code an earlier class has too; distances are between class codes,
    in bits. kNN and mAP are retrieval within val by the packed image codes, each image left out of its own
-   answer: kNN is the class that the 10 nearest vote for, mAP the mean average precision over the whole
-   ranking; both are expectations over all orders of equal distances. `gap` is a method's headline minus the
+   answer: kNN is the class that the 10 nearest vote for, images tied at the last distance with a share of
+   the remaining votes; mAP is the mean average precision over the whole ranking, the expectation over all
+   orders of equal distances. `gap` is a method's headline minus the
    ceiling's, in points. `seconds` is the time of training, without validation.
 
 A training is `python -m llc.train` in a process of its own; --jobs of them run at a time, with the cores (and

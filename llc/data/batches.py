@@ -8,6 +8,7 @@ that will see it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections import deque
@@ -22,7 +23,7 @@ from PIL import Image
 
 from llc.arguments import whole_number, worker_count
 from llc.data.beton import RAW
-from llc.data.image_errors import read_from
+from llc.data.image_errors import ImageError, read_from
 from llc.data.images import load_rgb
 from llc.data.loaders import ValLoader, default_workers
 from llc.data.manifest import ManifestError
@@ -142,6 +143,21 @@ class BetonImages(Source):
         return self.shards.name(i)
 
 
+_LOOKED_AT = 64  # images whose contents tell sources apart
+
+
+def _content(source: Source, i: int) -> bytes:
+    """The bytes of an image file, or of the pixels of an image; b"" where it cannot be read."""
+    try:
+        image = source.image(i)
+        if isinstance(image, (str, os.PathLike)):
+            with open(image, "rb") as file:
+                return file.read()
+        return image if isinstance(image, bytes) else image.tobytes()
+    except (OSError, ImageError):
+        return b""  # whoever needs the image says what is wrong with it
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
     """What `open_images` opened: iterate over `loader`.
@@ -158,17 +174,21 @@ class Images:
     num_unlabelled: int
     shards: Shards | None = None
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
         """Text that is equal for the same images, and differs for others.
 
-        For betons that is known from their manifests, for other sources from the images' names and labels.
+        For betons that is known from their manifests. Other sources are told apart by the images' names and
+        labels, and by the contents of _LOOKED_AT images that are evenly spaced over all, so two that differ
+        in a few images alone may have the same text.
         """
         if self.shards is not None:
             return self.shards.identity
         digest = hashlib.sha256()
         for name, label in zip(self.files or (), self.source.labels.tolist()):
             digest.update(f"{name}\0{label}\0".encode("utf-8", "surrogateescape"))
+        for i in np.unique(np.linspace(0, self.num_samples - 1, _LOOKED_AT).round().astype(int)):
+            digest.update(hashlib.sha256(_content(self.source, int(i))).digest())
         return digest.hexdigest()
 
     @property

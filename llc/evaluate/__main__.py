@@ -23,7 +23,7 @@ of one length alone: those of the first bits are in a file of their own, which -
 
 codes.npz is a file of `python -m llc.encode`, or one with the same arrays from any other encoder. With
 --fit_decoder=train.npz, the codes of its train set, decoders are measured too: a class's code is then the
-bitwise majority of its train codes. Nothing is written then.
+bitwise majority of its train codes. No file of decoders is written then.
 
 --retrieval.database is searched with the images that are evaluated, or with --retrieval.queries: betons,
 other images, or .npz files of codes. --ood.dataset names images of other kinds, which should be told from

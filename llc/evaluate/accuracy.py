@@ -16,7 +16,7 @@ from llc.encoder import Encoder, decoder_path, describe_non_finite
 from llc.errors import UserError
 from llc.evaluate.options import Options
 from llc.evaluate.subject import CodeSet, CodesNetwork
-from llc.evaluation import fitting
+from llc.evaluation import fitting, ood
 from llc.evaluation.decoders import DECODERS, Decoder, bind, fitted_decoders, fraction, usable
 from llc.evaluation.metrics import name, stage_of
 from llc.evaluation.predict import Predictions, encode_all, predict
@@ -72,12 +72,17 @@ def check_decoder(title: str, options: Options) -> None:
 
 
 def predict_stages(
-    title: str, encoders: Mapping[str, Encoder], images: Images, processes: Processes
+    title: str, encoders: Mapping[str, Encoder], images: Images, processes: Processes, scores: bool
 ) -> dict[str, dict[str, Predictions]]:
-    """{stage: the result of llc.evaluation.predict.predict}. Raises UserError where z is NaN or infinite."""
+    """{stage: the result of llc.evaluation.predict.predict}. Raises UserError where z is NaN or infinite.
+
+    scores: also compute those of llc.evaluation.ood, for the last stage.
+    """
     predictions = {}
+    last = list(encoders)[-1]
     for stage, encoder in encoders.items():
         encoder.to(processes.device)
+        learnt = learnt_of(encoder, images)
         autocast, _ = autocast_for(encoder.precision, processes.device)
         predictions[stage] = predict(
             encoder.network,
@@ -86,7 +91,8 @@ def predict_stages(
             flip=encoder.flip,
             autocast=autocast,
             num_classes=len(encoder.codebook),
-            learnt=learnt_of(encoder, images),
+            learnt=learnt,
+            measure=ood.bind_all(encoder.network, learnt) if scores and stage == last else {},
         )
     for stage, of_stage in predictions.items():
         # The mean over an image and its mirror image is NaN or infinite where one of the two is.

@@ -1,6 +1,7 @@
 """A trained model evaluated: its decoders, and what its codes are used for."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from llc.code_files import write_arrays
@@ -32,18 +33,18 @@ def evaluate(
     dist: Any,
     options: Options,
     uses: Mapping[str, Any],
-    published: Mapping[str, float] = {},
+    published: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Runs the encoders over the data; the main process prints the reports and writes the files.
+    """Runs the encoders over the data; the main process writes the files and prints the reports.
 
     encoders: {stage: Encoder} of whole codes, all with the same codebook and flip, the one for image codes
     last; data, validation, dist: the sections of a recipe, or those of llc.evaluate.options; uses: {section:
     options} of USES.
     """
-    whole = last = list(encoders.values())[-1]
+    whole = list(encoders.values())[-1]
     if options.num_bits:
         encoders = {stage: encoder.first_bits(options.num_bits) for stage, encoder in encoders.items()}
-        last = list(encoders.values())[-1]
+    last = list(encoders.values())[-1]
     if options.fit_decoder:
         last.check_codes()
     if last.num_bits < whole.num_bits:
@@ -52,63 +53,80 @@ def evaluate(
         last.fitted = fitting.read(options.decoder, last.network)
     processes = Processes.start(dist.timeout_minutes, backend=dist.backend)
     try:
-        processes.on_main(lambda: check_outs(options, uses))
+        with processes.watched():
+            processes.on_main(lambda: check_outs(options, uses, data.val_dataset))
 
-        def opened(path: str, class_names: Sequence[str] | None = None) -> Images:
-            return open_images(
-                path,
-                preprocessing,
-                batch_size=validation.batch_size,
-                num_workers=data.num_workers or -1,  # recipes may say 0, which means the same
-                processes=processes,
-                class_names=class_names,
-                reading=options,
-            )
+            def opened(path: str, class_names: Sequence[str] | None = None) -> Images:
+                return open_images(
+                    path,
+                    preprocessing,
+                    batch_size=validation.batch_size,
+                    num_workers=data.num_workers or -1,  # recipes may say 0, which means the same
+                    processes=processes,
+                    class_names=class_names,
+                    reading=options,
+                )
 
-        def of_its_classes(path: str, key: str) -> Images:
-            images = opened(path, last.class_names if last.named else None)
-            _check_classes(images, f"{key} = {printable(path)}", title, len(last.codebook))
-            return images
+            def of_its_classes(path: str, key: str) -> Images:
+                images = opened(path, last.class_names if last.named else None)
+                _check_classes(images, f"{key} = {printable(path)}", title, len(last.codebook))
+                return images
 
-        # All are opened before anything is computed, so that a wrong path costs no time.
-        images = of_its_classes(data.val_dataset, VAL)
-        train = of_its_classes(options.fit_decoder, "fit_decoder") if options.fit_decoder else None
-        plan = Uses(uses, VAL)
-        if plan:
-            plan.find(Subject.of(title, last, processes, opened), images)
-        if train is not None:
-            accuracy.fit_decoder(title, last, train, images, processes, options)
-        predictions = accuracy.predict_stages(title, encoders, images, processes)
-        of_last = list(predictions.values())[-1][FLIP if last.flip else ""]
-        if plan:
-            plan.collect(_code_set(data.val_dataset, last, of_last, images), accuracy.learnt_of(last, images))
+            # All are opened before anything is computed, so that a wrong path costs no time.
+            images = of_its_classes(data.val_dataset, VAL)
+            train = of_its_classes(options.fit_decoder, "fit_decoder") if options.fit_decoder else None
+            plan = Uses(uses, VAL)
+            if plan:
+                plan.find(Subject.of(title, last, processes, opened), images)
+            if train is not None:
+                accuracy.fit_decoder(title, last, train, images, processes, options)
+            wants_scores = bool(uses["ood"].dataset)
+            predictions = accuracy.predict_stages(title, encoders, images, processes, wants_scores)
+            of_last = list(predictions.values())[-1][FLIP if last.flip else ""]
+            if plan:
+                codes = _code_set(data.val_dataset, last, of_last, images)
+                plan.collect(codes, accuracy.learnt_of(last, images))
         if not processes.is_main:
             return
-        if options.predictions:  # before anything is printed, because printing may fail
-            write_arrays(options.predictions, of_last.arrays())
-        for note in images.notes:
-            print(printable(note))
-        flipped = ", left-right flips averaged" if last.flip else ""
-        print(f"{printable(title)}: {images.num_samples} images, {last.num_bits} bits{flipped}")
-        if published:
-            print(
-                f"  (the network of the {last.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class "
-                "codes by the codebook stage's network, MHD and ED by the instance stage's)"
-            )
         metrics = {
             stage: metrics_of(of_stage, len(last.codebook), codes=not STAGES[stage].dense)
             for stage, of_stage in predictions.items()
         }
-        accuracy.report(metrics, last.codebook, last.flip, published)
-        if whole.learnt and not last.learnt:
-            print(f"  {', '.join(whole.learnt)}: fitted to all {whole.num_bits} bits, so not used")
-        if last.learnt and not accuracy.learnt_of(last, images):
-            print(f"  {', '.join(last.learnt)}: fitted to these very images, so not measured on them")
+        # Files come before anything is printed, because printing may fail.
+        write_figures(options.json, metrics, plan.measure())
+        if options.predictions:
+            write_arrays(options.predictions, of_last.arrays())
+        _report(title, images, whole, last, metrics, published)
         if options.min_probability:
             accuracy.report_accepted(predictions, FLIP if last.flip else "", options.min_probability)
-        write_figures(options.json, metrics, plan.report())
+        plan.report()
     finally:
         processes.stop()
+
+
+def _report(
+    title: str,
+    images: Images,
+    whole: Encoder,
+    last: Encoder,
+    metrics: Mapping[str, Mapping[str, float]],
+    published: Mapping[str, float],
+) -> None:
+    """Prints the decoders' figures. whole: the encoder of whole codes; last: that of the bits in use."""
+    for note in images.notes:
+        print(printable(note))
+    flipped = ", left-right flips averaged" if last.flip else ""
+    print(f"{printable(title)}: {images.num_samples} images, {last.num_bits} bits{flipped}")
+    if published:
+        print(
+            f"  (the network of the {last.stage} stage; published: ResNet50, 20 bits, ImageNet-1K, class "
+            "codes by the codebook stage's network, MHD and ED by the instance stage's)"
+        )
+    accuracy.report(metrics, last.codebook, last.flip, published)
+    if whole.learnt and not last.learnt:
+        print(f"  {', '.join(whole.learnt)}: fitted to all {whole.num_bits} bits, so not used")
+    if last.learnt and not accuracy.learnt_of(last, images):
+        print(f"  {', '.join(last.learnt)}: fitted to these very images, so not measured on them")
 
 
 def _check_classes(images: Images, where: str, title: str, num_classes: int) -> None:
@@ -127,4 +145,5 @@ def _check_classes(images: Images, where: str, title: str, num_classes: int) -> 
 
 def _code_set(title: str, encoder: Encoder, predictions: Predictions, images: Images) -> CodeSet:
     codes, labels = predictions.codes.cpu().numpy(), predictions.labels.cpu().numpy()
-    return CodeSet(title, encoder.num_bits, codes, labels, tuple(images.class_names))
+    scores = {name: of_images.cpu().numpy() for name, of_images in predictions.measured.items()}
+    return CodeSet(title, encoder.num_bits, codes, labels, tuple(images.class_names), scores)

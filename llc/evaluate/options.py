@@ -87,12 +87,14 @@ class Retrieval:
     )
     queries: str = option(
         "",
-        help="the same, to search for; empty: the images evaluated. Where the queries are the database, "
-        "each is compared with all others",
+        help="images, or a .npz of codes, that are searched for; empty: the evaluated images. Where they are "
+        "the database, each is compared with all others",
     )
-    k: int = option(1000, minimum=1, help="of mAP@k and of the largest precision@k and recall@k")
-    neighbours: int = option(10, minimum=1, help="of kNN accuracy: this many nearest codes vote")
-    csv: str = option("", help="write precision and recall at every k and within every distance to this file")
+    k: int = option(1000, minimum=1, help="the K of mAP@K; precision and recall are reported up to it, too")
+    neighbours: int = option(10, minimum=1, help="how many nearest codes vote in the kNN accuracy")
+    csv: str = option(
+        "", help="a file for precision and recall at many k (all up to 1,000), and within every distance"
+    )
 
     def __post_init__(self) -> None:
         for key in ("queries", "csv"):
@@ -107,14 +109,16 @@ class Retrieval:
 class Detection:
     """How well images of other kinds are told from the images evaluated."""
 
-    dataset: tuple[str, ...] = option(
-        (), help="images of other kinds, or a .npz of their codes: PATH or NAME=PATH, several with commas"
+    dataset: str = option(
+        "", help="images of no known class, or a .npz of their codes: PATH or NAME=PATH, several with commas"
     )
     scores: str = option("", help="write the scores of every image to this .npz")
     num_tuning: int = option(
-        3000, minimum=2, help="images, half of each kind at most, that tune the thresholds of F1"
+        3000,
+        minimum=2,
+        help="images that tune the threshold of F1, half of them OOD; never more than half of either set",
     )
-    seed: int = option(0, minimum=0, help="of the draw of these images")
+    seed: int = option(0, minimum=0, help="random seed of the choice of these images")
 
     def __post_init__(self) -> None:
         if self.scores and not self.dataset:

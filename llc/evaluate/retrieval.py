@@ -9,12 +9,13 @@ from llc.data.batches import Images
 from llc.data.sources import printable
 from llc.errors import UserError
 from llc.evaluate.options import Retrieval
-from llc.evaluate.subject import CodeSet, Subject
+from llc.evaluate.subject import CodeSet, Subject, are_equal
 from llc.evaluation.retrieval import Ranking, rank
 from llc.files import atomic_write
 
 DATABASE, QUERIES = "retrieval.database", "retrieval.queries"
 CONVENTIONS = ("hashnet", "deephash", "orthohash", "strict")
+SHUFFLE = 0  # seed of the order of equal distances; most files lie class after class
 _NUM_POINTS = 1000  # of the curve over k that is written, besides the first ones
 
 
@@ -26,6 +27,26 @@ class Sets:
         self.query_key = QUERIES if options.queries else key
         self.found_database = subject.find(options.database, DATABASE)
         self.found_queries = subject.find(options.queries, QUERIES) if options.queries else evaluated
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UserError where images have no labels, or no query has a class of the database."""
+        found = {self.query_key: self.found_queries, DATABASE: self.found_database}
+        for key, one in found.items():
+            if isinstance(one, CodeSet):
+                one.check_labelled(key)
+            elif one.num_unlabelled:
+                raise UserError(
+                    f"{key}: {one.num_unlabelled:,} of {one.num_samples:,} images have no label, and each "
+                    "needs one: give one folder of images per class, a table with --label_column=NAME, or a "
+                    "beton"
+                )
+        names = [set(one.class_names) for one in found.values()]
+        if all(names) and not set.intersection(*names):
+            raise UserError(
+                f"{DATABASE} = {printable(self.options.database)}: it has no class of {self.query_key}, so "
+                "nothing can be found; the classes of both are matched by their names"
+            )
 
     def collect(self, evaluated: CodeSet) -> None:
         """Makes the codes; every process takes part. evaluated: the codes of what is evaluated.
@@ -34,10 +55,8 @@ class Sets:
         """
         options = self.options
         queries = self._codes(self.found_queries, options.queries) if options.queries else evaluated
-        self.same = self._are_the_same_images()
+        self.same = self._are_equal_images()
         database = queries if self.same else self._codes(self.found_database, options.database)
-        queries.check_labelled(self.query_key)
-        database.check_labelled(DATABASE)
         names = tuple(dict.fromkeys((*database.class_names, *queries.class_names)))
         self.queries = queries.relabelled(names, self.query_key)
         self.database = database.relabelled(names, DATABASE)
@@ -46,20 +65,21 @@ class Sets:
                 f"{DATABASE} = {printable(database.title)}: no image of it has the class of any query of "
                 f"{printable(queries.title)}, so nothing can be found"
             )
-        self.same = self.same or all(
-            np.array_equal(getattr(self.queries, name), getattr(self.database, name))
-            for name in ("codes", "labels")
-        )
+        self.same = self.same or are_equal(self.queries, self.database)
 
-    def _are_the_same_images(self) -> bool:
-        found = self.found_queries, self.found_database
-        return all(isinstance(one, Images) for one in found) and found[0].identity == found[1].identity
+    def _are_equal_images(self) -> bool:
+        """Whether the images are known to be the same before they are encoded."""
+        queries, database = self.found_queries, self.found_database
+        if not isinstance(queries, Images) or not isinstance(database, Images):
+            return False
+        of_betons = queries.shards is not None and database.shards is not None
+        return of_betons and queries.identity == database.identity
 
     def _codes(self, found: Images | CodeSet, title: str) -> CodeSet:
         return found if isinstance(found, CodeSet) else self.subject.encode(found, title)
 
-    def report(self) -> dict[str, float]:
-        """Prints the metrics and writes the file options.csv, if any -> {retrieval.NAME: value}."""
+    def measure(self) -> dict[str, float]:
+        """{retrieval.NAME: value}; writes the curves where options.csv names a file. Raises UserError."""
         options, queries, database = self.options, self.queries, self.database
         try:
             ranking = rank(
@@ -70,17 +90,22 @@ class Sets:
                 options.k,
                 leave_one_out=self.same,
                 neighbours=options.neighbours,
+                shuffle=SHUFFLE,
             )
             values = ranking.metrics()
         except ValueError as error:  # such as a single image, left out of its own answer
             raise UserError(f"{DATABASE} = {printable(database.title)}: {error}") from error
         if options.csv:
             _write_curves(options.csv, ranking, database.num_bits)
-        self._print({name: 100 * value for name, value in values.items()})
+        self.percent = {name: 100 * value for name, value in values.items()}
         return {f"retrieval.{name}": value for name, value in values.items()}
 
-    def _print(self, percent: dict[str, float]) -> None:
-        k, neighbours = self.options.k, self.options.neighbours
+    def report(self) -> None:
+        """Prints the metrics."""
+        percent, k, neighbours = self.percent, self.options.k, self.options.neighbours
+        for found in (self.found_queries if self.options.queries else None, self.found_database):
+            for note in found.notes if isinstance(found, Images) else ():
+                print(f"  {printable(note)}")
         of = f"{len(self.database):,} images of {printable(self.database.title)}"
         with_what = (
             "each left out of its own answer"

@@ -26,7 +26,8 @@ from llc.precision import autocast_for
 class CodeSet:
     """Codes of n images: uint8 [n, code_size], labels int64 [n] by class_names, -1: no class.
 
-    class_names is empty if they are unknown; title is what messages and reports call the set.
+    class_names is empty if they are unknown; title is what messages and reports call the set. scores: those
+    of llc.evaluation.ood, if they were computed with the codes.
     """
 
     title: str
@@ -34,6 +35,7 @@ class CodeSet:
     codes: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    scores: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -61,6 +63,11 @@ class CodeSet:
             )
         labels = np.array([*(position[name] for name in self.class_names), -1])[self.labels]
         return dataclasses.replace(self, labels=labels, class_names=class_names)
+
+
+def are_equal(one: CodeSet, other: CodeSet) -> bool:
+    """Whether two sets hold the same codes and labels in the same order, as those of the same images do."""
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("codes", "labels"))
 
 
 def read_code_set(path: str | Path, key: str, num_bits: int | None = None) -> CodeSet:

@@ -1,6 +1,7 @@
 """What codes are used for besides classification: retrieval and out-of-distribution detection."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ class Uses:
     """The uses that the flags ask for; it is false if there are none.
 
     uses: {section: options}; key: the flag that names what is evaluated. First `find` opens all that they
-    need, then every process takes part in `collect`, and the main process calls `report`.
+    need, then every process takes part in `collect`, and the main process calls `measure` and `report`.
     """
 
     def __init__(self, uses: Mapping[str, Any], key: str) -> None:
@@ -44,31 +45,43 @@ class Uses:
         if self.ood:
             self.ood.collect(evaluated)
 
-    def report(self) -> dict[str, float]:
-        """Prints what was asked for and writes its files -> {name: value}."""
+    def measure(self) -> dict[str, float]:
+        """All figures by name; writes the files of the uses. Raises UserError."""
         figures: dict[str, float] = {}
-        if self.retrieval:
-            figures |= self.retrieval.report()
-        if self.ood:
-            figures |= self.ood.report()
+        for use in (self.retrieval, self.ood):
+            if use is not None:
+                figures |= use.measure()
         return figures
 
+    def report(self) -> None:
+        """Prints what `measure` found."""
+        for use in (self.retrieval, self.ood):
+            if use is not None:
+                use.report()
 
-def check_outs(options: Options, uses: Mapping[str, Any]) -> None:
-    """Raises UserError where one of the files to write cannot be written, or two of them are the same."""
-    named: dict[str, str] = {}
+
+def check_outs(options: Options, uses: Mapping[str, Any], *others: str) -> None:
+    """Raises UserError where a file to write cannot be written, or is named twice, or is one that is read.
+
+    others: paths that are read besides those of the options.
+    """
+    searched = uses["retrieval"]
+    read = [options.model, options.original, options.codebook, options.fit_decoder, *others]
+    read += [searched.database, searched.queries, *ood.named(uses["ood"].dataset).values()]
+    taken = {os.path.realpath(path): "what is read" for path in read if path and not os.path.isdir(path)}
     for flag, path in (
         ("--predictions", options.predictions),
         ("--json", options.json),
-        ("--retrieval.csv", uses["retrieval"].csv),
+        ("--retrieval.csv", searched.csv),
         ("--ood.scores", uses["ood"].scores),
     ):
         if not path:
             continue
         check_out(path, flag)
-        if path in named:
-            raise UserError(f"{flag}={path}: {named[path]} names this file, too; give each a file of its own")
-        named[path] = flag
+        place = os.path.realpath(path)
+        if place in taken:
+            raise UserError(f"{flag}={path}: {taken[place]} is this file, too; give each a file of its own")
+        taken[place] = flag
 
 
 def write_figures(

@@ -4,7 +4,8 @@ import io
 import warnings
 from collections.abc import Sequence
 
-from llc.evaluation.taxonomy import Tree, needed
+from llc.evaluation.packages import needed
+from llc.evaluation.taxonomy import PURPOSE, Tree
 
 _ROW = 0.15  # inches for each class, which fits the font
 _FONT_SIZE = 7.5  # points
@@ -25,8 +26,10 @@ def draw(tree: Tree, names: Sequence[str], title: str) -> tuple[bytes, bytes]:
     """
     if len(names) != len(tree.order):
         raise ValueError(f"names: expected {len(tree.order)}, one for each class, got {len(names)}")
-    matplotlib, figures = needed("matplotlib"), needed("matplotlib.figure")
-    agg, collections = needed("matplotlib.backends.backend_agg"), needed("matplotlib.collections")
+    matplotlib, figures, agg, collections, ticker = (
+        needed(f"matplotlib{module}", PURPOSE)
+        for module in ("", ".figure", ".backends.backend_agg", ".collections", ".ticker")
+    )
     # hashsalt: the same tree gives the same file
     settings = {"svg.fonttype": "none", "svg.hashsalt": "llc", "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -44,7 +47,7 @@ def draw(tree: Tree, names: Sequence[str], title: str) -> tuple[bytes, bytes]:
         axes.set(xlim=(1.02 * top, -0.01 * top), ylim=(len(names) - 0.5, -0.5), yticks=[])
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
-        axes.xaxis.set_major_locator(needed("matplotlib.ticker").MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
         axes.set_xlabel("distance at which classes are merged, bits", fontsize=_FONT_SIZE)
         axes.tick_params(labelsize=_FONT_SIZE)
         axes.grid(axis="x", color="0.9", linewidth=0.6)

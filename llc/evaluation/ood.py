@@ -17,8 +17,8 @@ import torch
 from llc.arguments import whole_number
 from llc.codes import Array, pack_bits
 from llc.distributed import Processes
-from llc.errors import UserError
 from llc.evaluation.metrics import FLIP
+from llc.evaluation.packages import needed
 from llc.evaluation.predict import Autocast, Batches, collect
 from llc.hamming import PosteriorDecoder, search
 from llc.network import Network
@@ -26,6 +26,7 @@ from llc.network import Network
 # z float32 [n, num_bits] -> scores, real numbers [n]
 Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
+PURPOSE = "out-of-distribution detection"  # what needs scikit-learn
 KEPT_PERCENT = 95  # of the in-distribution, by thresholds that know nothing of OOD images
 
 
@@ -109,6 +110,11 @@ def bind(name: str, network: Network, learnt: Mapping[str, Any] = MappingProxyTy
     return lambda z: _as_float64(name, function(z), len(z))
 
 
+def bind_all(network: Network, learnt: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Function]:
+    """{name: the function of `bind`} of all scores that can be computed."""
+    return {name: bind(name, network, learnt) for name in usable(learnt)}
+
+
 def _as_float64(name: str, scores: Any, n: int) -> Any:
     if tuple(scores.shape) != (n,):
         raise ValueError(f"score {name!r}: expected scores [{n}], got {list(scores.shape)}")
@@ -133,7 +139,7 @@ def scores(
     image exactly once. For the rest see `llc.evaluation.predict.predict`.
     """
     view = FLIP if flip else ""
-    functions = {name: bind(name, network, learnt) for name in usable(learnt)}
+    functions = bind_all(network, learnt)
     found = collect(
         network,
         loader,
@@ -262,7 +268,7 @@ def detection(scores_in: Any, scores_out: Any) -> dict[str, float]:
     Raises ValueError if a side is empty or holds NaN or infinity, and UserError without scikit-learn.
     """
     inside, outside = _real_numbers("scores_in", scores_in), _real_numbers("scores_out", scores_out)
-    metrics = _sklearn_metrics()
+    metrics = needed("sklearn.metrics", PURPOSE)
     together = np.concatenate([inside, outside])
     is_out = np.repeat([0, 1], [len(inside), len(outside)])
     in_rejected, out_rejected, _ = metrics.roc_curve(is_out, -together, drop_intermediate=False)
@@ -421,15 +427,3 @@ def _real_numbers(name: str, values: Any) -> np.ndarray:
     if broken:
         raise ValueError(f"{name}: {broken:,} of {len(array):,} scores are NaN or infinite")
     return array.astype(np.float64)
-
-
-def _sklearn_metrics() -> Any:
-    """The module sklearn.metrics. Raises UserError where it is not installed."""
-    try:
-        from sklearn import metrics
-    except ImportError as error:
-        raise UserError(
-            "out-of-distribution detection is measured by the package scikit-learn, which cannot be imported "
-            f"({error}): pip install scikit-learn"
-        ) from error
-    return metrics

@@ -33,13 +33,14 @@ class Predictions:
 
     labels int64 [N]; codes uint8 [N, code_size]; answers: {decoder: (classes int64 [N, d], scores [N, d])}
     with d at most the decoder's depth. num_non_finite int64 []: images whose z is NaN or infinite, so that
-    their codes mean nothing.
+    their codes mean nothing. measured: {name: what `measure` of `predict` gave [N]}.
     """
 
     labels: torch.Tensor
     codes: torch.Tensor
     answers: Answers
     num_non_finite: torch.Tensor
+    measured: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """{name: numpy array}: labels, codes, and for each decoder top_NAME, its classes.
@@ -64,11 +65,13 @@ def predict(
     autocast: Autocast,
     num_classes: int,
     learnt: Mapping[str, Any] = MappingProxyType({}),
+    measure: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = MappingProxyType({}),
 ) -> dict[str, Predictions]:
     """{"": Predictions} and, with flip, {"_flip": those of the mean of z over an image and its mirror image}.
 
     loader: batches (images uint8 [B, 3, H, W], labels int64 [B]) on the network's device. learnt: {decoder:
-    what it learnt}; decoders that learn and are not in it are left out. Each process sees a part of the
+    what it learnt}; decoders that learn and are not in it are left out. measure: {name: function from z
+    [B, num_bits] to [B]}, what else is computed of each image. Each process sees a part of the
     images; every process gets the predictions for all N, each image exactly once. Tensors stay on the device.
     A batch that exceeds a GPU's memory is processed in parts. The network is in evaluation mode; afterwards
     each of its modules has the mode that it had before.
@@ -77,7 +80,8 @@ def predict(
     depths = {name: min(DECODERS[name].depth, num_classes) for name in ranks}
 
     def decode(z: torch.Tensor) -> list[torch.Tensor]:
-        return [part for name, rank in ranks.items() for part in rank(z, depths[name])]
+        decoded = [part for name, rank in ranks.items() for part in rank(z, depths[name])]
+        return decoded + [function(z) for function in measure.values()]
 
     collected = collect(
         network, loader, processes, views=("", FLIP) if flip else ("",), autocast=autocast, measure=decode
@@ -86,8 +90,9 @@ def predict(
         view: Predictions(
             of_view.labels,
             of_view.codes,
-            dict(zip(ranks, zip(of_view.measured[::2], of_view.measured[1::2]))),
+            dict(zip(ranks, zip(of_view.measured[: 2 * len(ranks) : 2], of_view.measured[1::2]))),
             (~of_view.finite).sum(),
+            dict(zip(measure, of_view.measured[2 * len(ranks) :])),
         )
         for view, of_view in collected.items()
     }

@@ -1,13 +1,13 @@
 """Retrieval by packed codes: how well the codes nearest to a query's are those of the query's own class.
 
-`evaluate` gives the metrics; `rank` gives a Ranking, from which also the metrics of each query and curves can
-be had. An item of the database is relevant to a query if and only if their labels are equal.
+`evaluate` gives the metrics; `rank` gives a Ranking, which also gives the metrics of single queries, and
+curves. An item of the database is relevant to a query if and only if their labels are equal.
 
-Short codes have many equal distances, and a ranking says nothing about the order within them. The metrics are
-expectations over all orders, each equally probable. They are exact: only the numbers of items and of relevant
-items at each distance matter (McSherry and Najork, Computing Information Retrieval Performance Measures
-Efficiently in the Presence of Tied Scores, ECIR 2008; He et al., Hashing as Tie-Aware Learning to Rank, CVPR
-2018). So they do not depend on the order of the database.
+Short codes have many equal distances, and a ranking says nothing about the order within them. So mAP,
+precision and recall are expectations over all orders, each equally probable. They are exact, because only the
+numbers of items and of relevant items at each distance matter (McSherry and Najork, Computing Information
+Retrieval Performance Measures Efficiently in the Presence of Tied Scores, ECIR 2008; He et al., Hashing as
+Tie-Aware Learning to Rank, CVPR 2018), and they do not depend on the order of the database.
 
 Published figures are often of other definitions of mean average precision, which differ in what is divided
 by, in queries without hits, and in ties. Those of three much-used programs are reported beside ours:
@@ -42,6 +42,7 @@ def evaluate(
     leave_one_out: bool = False,
     neighbours: int = 10,
     conventions: bool = True,
+    shuffle: int | None = None,
 ) -> dict[str, float]:
     """The retrieval metrics of queries in a database, {name: fraction of 1}, as Ranking.metrics lists them.
 
@@ -56,6 +57,7 @@ def evaluate(
         leave_one_out=leave_one_out,
         neighbours=neighbours,
         conventions=conventions,
+        shuffle=shuffle,
     ).metrics()
 
 
@@ -69,15 +71,18 @@ def rank(
     leave_one_out: bool = False,
     neighbours: int = 10,
     conventions: bool = True,
+    shuffle: int | None = None,
 ) -> "Ranking":
     """Compares queries with a database and counts items and relevant items at each distance.
 
     queries uint8 [n, code_size], database uint8 [m, code_size], packed; labels int64 [n] and [m], 0 or more.
-    They are numpy arrays or torch tensors; what is on CUDA is moved to the CPU. k: the first items of a
-    ranking, of which some metrics are; more than there are means the whole ranking. neighbours: of the kNN
-    accuracy; more than there are means all. leave_one_out: the queries are the database, in the same order,
-    and each is compared with all items but itself. conventions: also what the definitions of other programs
-    need, for this k.
+    They are numpy arrays or torch tensors; what is on CUDA is moved to the CPU. k: the cut-off of map@k,
+    precision@k and recall@k; above the database's size the whole ranking counts. neighbours: how many nearest
+    items vote in the kNN accuracy; more than there are means all. leave_one_out: the queries are the
+    database, in the same order, and each is compared with all items but itself. conventions: also count for
+    the HashNet, DeepHash and OrthoHash figures, which need an order of equal distances: the database's, or
+    with `shuffle` a random one drawn by this seed. Take that where the database lies class after class, as
+    most do, because its own order can move these figures by many points.
 
     Raises ValueError for what are not packed codes or labels, sizes that do not fit together, an empty set,
     k or neighbours below 1, and with leave_one_out if queries and database differ or hold a single item.
@@ -104,6 +109,12 @@ def rank(
     names, classes = np.unique(item_labels, return_inverse=True)
     query_classes = np.minimum(np.searchsorted(names, sought_labels), len(names) - 1)
     query_classes[names[query_classes] != sought_labels] = -1
+    order = None
+    if conventions and shuffle is not None:
+        order = np.random.default_rng(whole_number("shuffle", shuffle, 0)).permutation(len(items))
+        items, classes = items[order], classes[order]
+        if leave_one_out:
+            sought, query_classes = items, classes
     total, relevant, voted, precisions, hits = hamming.rank(
         sought,
         query_classes.astype(np.int32),
@@ -115,7 +126,12 @@ def rank(
         leave_one_out=leave_one_out,
         in_order=conventions,
     )
-    return Ranking(total, relevant, k, neighbours, voted == query_classes, precisions, hits)
+    ranking = Ranking(total, relevant, k, neighbours, voted == query_classes, precisions, hits)
+    if order is None or not leave_one_out:
+        return ranking
+    row = np.argsort(order)  # of each query in the results
+    per_query = ("total", "relevant", "knn_right", "precisions", "hits")
+    return dataclasses.replace(ranking, **{name: getattr(ranking, name)[row] for name in per_query})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +143,7 @@ class Ranking:
     knn_right: bool [n], whether the nearest `neighbours` items vote for the query's class. Items at the last
         of their distances share the votes that are left equally, as they do on average over all orders of
         them. Equal votes go to the lowest class.
-    precisions, hits: for the ranking in which equal distances stay in the database's order, float64 [n, 2],
+    precisions, hits: for the ranking with one order of equal distances (`shuffle` of `rank`), float64 [n, 2],
         the sums of the precisions at the relevant items among the first k and in the whole ranking, and int32
         [n], the relevant items among the first k; None without `conventions`.
     """
@@ -157,9 +173,9 @@ class Ranking:
             precision of a query is the sum of the precisions at its relevant items, divided by their number
             in the database, or by K if that is less
         map.hashnet, map@K.hashnet, and so on with .deephash and .orthohash: as those programs define it, with
-            equal distances in the database's order, one of the orders that they may give (`_in_order`)
+            equal distances in one of the orders that they may give (`_in_order`, `shuffle` of `rank`)
         map.strict, map@K.strict: the same as map, but relevant items come last among equal distances, and
-            queries without relevant items count as 0: no order and no rule gives less
+            queries without relevant items count as 0: no order gives less, and none of the rules above
         precision@1, precision@2, precision@5, ..., precision@K, and recall@...: of the first items
         precision_within_2: of the items up to 2 bits away; 0 for a query without such items
         empty_within_2: the fraction of queries without such items
@@ -302,7 +318,7 @@ def _in_order(name: str, precisions: np.ndarray, hits: np.ndarray) -> dict[str, 
     deephash: swuxyj/DeepHash-pytorch, utils/tools.py, CalcTopMap. Counts queries without hits as 0.
     orthohash: kamwoh/orthohash, functions/hashing.py, calculate_mAP. The same; it only sorts otherwise.
 
-    Their sorts are not stable, so their order within equal distances is arbitrary.
+    Their sorts are not stable, so their order within equal distances is arbitrary; ours is that of `rank`.
     """
     each = precisions / np.maximum(hits, 1)
     with_hits = each[hits > 0]

@@ -7,7 +7,6 @@ C: classes. A class code is a packed code (llc.codes); distances are Hamming dis
 """
 
 import dataclasses
-import importlib
 import json
 import re
 from collections.abc import Sequence
@@ -17,25 +16,15 @@ import numpy as np
 
 from llc.arguments import one_of, whole_number
 from llc.codes import pack_bits, unpack_bits
-from llc.errors import UserError
+from llc.evaluation.packages import needed
 from llc.hamming import pairwise
 
+PURPOSE = "the taxonomy"  # what needs scipy and matplotlib
 LINKAGES = ("average", "complete", "single")
 # Up to so many classes the order of the leaves is the best one, which takes 7 s for 1,000 and grows with the
 # cube of their number.
 _MAX_ORDERED = 1500
 _EQUAL = 1e-9  # heights of merges that differ by less are equal: averages of whole numbers, rounded
-
-
-def needed(module: str) -> Any:
-    """A module of the extra `evaluation`. Raises UserError saying how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"the taxonomy needs {module.split('.')[0]}, which cannot be imported ({error}): install it with "
-            "pip install scipy matplotlib"
-        ) from error
 
 
 # ---------------------------------------------------------------------------------------- codes and distances
@@ -127,7 +116,9 @@ def tree(class_codes: np.ndarray, linkage: str = "average") -> Tree:
     """
     one_of("linkage", linkage, LINKAGES)
     distances = class_distances(class_codes)
-    hierarchy, spatial = needed("scipy.cluster.hierarchy"), needed("scipy.spatial.distance")
+    hierarchy, spatial = (
+        needed(module, PURPOSE) for module in ("scipy.cluster.hierarchy", "scipy.spatial.distance")
+    )
     condensed = distances[np.triu_indices(len(distances), 1)].astype(np.float64)
     merges = hierarchy.linkage(condensed, linkage)
     cophenetic = spatial.squareform(hierarchy.cophenet(merges))
@@ -298,7 +289,7 @@ def rank_correlation(
     for values, name in ((distances, "distances between class codes"), (other, what)):
         if np.ptp(values[pairs]) == 0:
             return Correlation(None, None, num_pairs, f"all {name} are equal")
-    rankdata = needed("scipy.stats").rankdata
+    rankdata = needed("scipy.stats", PURPOSE).rankdata
     ranks = []
     for values in (distances, other):
         own = rankdata(values[pairs])

@@ -360,3 +360,26 @@ def test_wrong_arguments(changes, message):
 def test_one_item_cannot_be_left_out_of_itself():
     with pytest.raises(ValueError, match="2 codes or more, got 1"):
         rank(CODES[:1], LABELS[:1], CODES[:1], LABELS[:1], leave_one_out=True)
+
+
+def test_a_random_order_of_the_database_changes_the_conventions_alone():
+    rng = np.random.default_rng(5)
+    labels = np.sort(rng.integers(0, 4, 300))  # class after class
+    codes = np.packbits(rng.random((300, 8)) < 0.2 + 0.2 * labels[:, None], axis=1)
+    for queries, leave_one_out in ((codes[::7], False), (codes, True)):
+        sets = (queries, labels[::7] if len(queries) < 300 else labels, codes, labels)
+        plain = rank(*sets, k=20, leave_one_out=leave_one_out)
+        shuffled = rank(*sets, k=20, leave_one_out=leave_one_out, shuffle=1)
+        for name in ("total", "relevant", "knn_right"):  # by query, in the order of the queries
+            assert np.array_equal(getattr(plain, name), getattr(shuffled, name)), name
+        ours, other = plain.metrics(), shuffled.metrics()
+        changed = {name for name in ours if ours[name] != other[name]}
+        assert changed == {
+            f"{m}.{c}" for m in ("map", "map@20") for c in ("hashnet", "deephash", "orthohash")
+        }
+        order = np.random.default_rng(1).permutation(300)
+        if not leave_one_out:
+            again = rank(*sets[:2], codes[order], labels[order], k=20).metrics()
+            assert {name: again[name] for name in changed} == {name: other[name] for name in changed}
+    with pytest.raises(ValueError, match="shuffle: expected 0 or more"):
+        rank(codes, labels, codes, labels, shuffle=-1)

@@ -60,7 +60,12 @@ def test_retrieval_of_a_run_equals_that_of_its_codes_and_the_librarys(
 ):
     sets = {name: np.load(path) for name, path in codes_of.items()}
     expected = retrieval.evaluate(
-        sets["val"]["codes"], sets["val"]["labels"], sets["train"]["codes"], sets["train"]["labels"], k=50
+        sets["val"]["codes"],
+        sets["val"]["labels"],
+        sets["train"]["codes"],
+        sets["train"]["labels"],
+        k=50,
+        shuffle=0,
     )
     found, text = figures(
         call_llc, tmp_path, finished_run, f"--retrieval.database={betons[0]}", "--retrieval.k=50"
@@ -83,8 +88,8 @@ def test_where_the_queries_are_the_database_each_is_left_out(
 ):
     val = np.load(codes_of["val"])
     arrays = val["codes"], val["labels"], val["codes"], val["labels"]
-    expected = retrieval.evaluate(*arrays, leave_one_out=True)
-    assert expected != retrieval.evaluate(*arrays)
+    expected = retrieval.evaluate(*arrays, leave_one_out=True, shuffle=0)
+    assert expected != retrieval.evaluate(*arrays, shuffle=0)
     for words in (
         (finished_run, f"--retrieval.database={betons[1]}"),
         (finished_run, f"--retrieval.database={betons[1]}", f"--retrieval.queries={betons[1]}"),
@@ -158,9 +163,7 @@ def test_what_retrieval_cannot_do_is_said(finished_run, betons, codes_of, call_l
         val, f"--retrieval.database={written(labels=train['labels'][:239])}"
     )
     names = np.array([f"other_{i}" for i in range(6)])
-    assert "no image of it has the class of any query" in refused(
-        val, f"--retrieval.database={written(class_names=names)}"
-    )
+    assert "it has no class of MODEL" in refused(val, f"--retrieval.database={written(class_names=names)}")
     assert "its codes have 9 bits" in refused(
         val,
         f"--retrieval.database={written(codes=train['codes'] & np.uint8([255, 128]), num_bits=np.array(9))}",
@@ -170,12 +173,54 @@ def test_what_retrieval_cannot_do_is_said(finished_run, betons, codes_of, call_l
     assert "padding bits after the 10 bits" in refused(val, f"--retrieval.database={written(codes=codes)}")
     assert "holds codes and no model to encode images" in refused(val, f"--retrieval.database={betons[0]}")
     assert "--retrieval.database" in refused(val)  # nothing is asked for
-    assert "--num_bits=4: not together with a .npz" in refused(val, "--num_bits=4")
+    assert "holds codes, and this flag is for a model" in refused(val, "--num_bits=4")
+    assert "holds codes, and this flag is for images" in refused(val, "--split=train")
+    for flag in ("--min_probability=0.5", f"--predictions={tmp_path / 'p.npz'}"):
+        assert "name its train set" in refused(val, flag, f"--retrieval.database={codes_of['train']}")
+    far = written(class_names=None, labels=train["labels"] + 10**12)
+    assert "no image of it has the class" in refused(val, f"--retrieval.database={far}")
+    assert "its labels go up to 1000000000005" in refused(val, f"--fit_decoder={far}")
+    assert "what is read is this file, too" in refused(val, f"--fit_decoder={far}", f"--json={far}")
     same = f"--json={tmp_path / 'out'}"
     assert "--json" in refused(
         val, f"--retrieval.database={val}", same, f"--retrieval.csv={tmp_path / 'out'}"
     )
     assert "there is no folder" in refused(val, f"--retrieval.database={val}", "--json=no/such/out.json")
+
+
+def test_other_images_of_the_same_names_are_other_images(finished_run, image_tree, call_llc, tmp_path):
+    """Each query is left out where the images are the same, not where only their files are called so."""
+    for folder, noise in (("one", 0), ("other", 150)):
+        rng = np.random.default_rng(noise)
+        for path in sorted(image_tree.glob("val/*/*.png"))[::2]:
+            target = tmp_path / folder / path.relative_to(image_tree / "val")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.asarray(Image.open(path)) + rng.normal(0, noise, (*Image.open(path).size[::-1], 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target)
+    words = (finished_run, f"--data.val_dataset={tmp_path / 'one'}")
+    _, text = figures(call_llc, tmp_path, *words, f"--retrieval.database={tmp_path / 'other'}")
+    assert "searched with" in text and "left out" not in text
+    _, text = figures(call_llc, tmp_path, *words, f"--retrieval.database={tmp_path / 'one'}")
+    assert "each left out of its own answer" in text
+    found, _ = figures(call_llc, tmp_path, *words, f"--ood.dataset={tmp_path / 'other'}")
+    assert found["ood.other.auroc.energy"] > 0.5
+    done = call_llc("-m", "llc.evaluate", *words, f"--ood.dataset=x={tmp_path / 'one'}", check=False)
+    assert done.returncode == 2 and "these are the images of data.val_dataset" in done.stderr
+
+
+def test_names_in_bytes_are_texts(codes_of, call_llc, tmp_path):
+    train = dict(np.load(codes_of["train"]))
+    train["class_names"] = np.char.encode(train["class_names"], "utf-8")
+    np.savez(tmp_path / "bytes.npz", **train)
+    expected, _ = figures(call_llc, tmp_path, codes_of["val"], f"--retrieval.database={codes_of['train']}")
+    found, _ = figures(call_llc, tmp_path, codes_of["val"], f"--retrieval.database={tmp_path / 'bytes.npz'}")
+    assert found == expected
+    train["class_names"] = np.array([b"\xff%d" % i for i in range(6)])
+    np.savez(tmp_path / "bytes.npz", **train)
+    done = call_llc(
+        "-m", "llc.evaluate", codes_of["val"], f"--retrieval.database={tmp_path / 'bytes.npz'}", check=False
+    )
+    assert done.returncode == 2 and "bytes that are not UTF-8" in done.stderr
 
 
 # ------------------------------------------------------------------------------ codes without a model
@@ -246,6 +291,18 @@ def test_detection_from_codes_equals_that_of_images(finished_run, codes_of, nois
         f"--ood.dataset={tmp_path / 'noise.npz'}",
     )
     assert of_codes <= {name.removeprefix("ood.noise.") for name in alone}
+
+
+def test_detection_needs_no_labels(codes_of, call_llc, tmp_path):
+    val = dict(np.load(codes_of["val"]))
+    del val["labels"], val["class_names"]
+    np.savez(tmp_path / "unlabelled.npz", **val)
+    words = (f"--fit_decoder={codes_of['train']}", f"--ood.dataset=x={codes_of['train']}")
+    found, _ = figures(call_llc, tmp_path, tmp_path / "unlabelled.npz", *words)
+    labelled, _ = figures(call_llc, tmp_path, codes_of["val"], *words)
+    assert of(found, "ood.x") == of(labelled, "ood.x") and set(found) == {
+        name for name in labelled if not name.startswith("codes.")
+    }
 
 
 def test_several_sets_have_names_of_their_own(finished_run, noise, call_llc, tmp_path):

@@ -1,0 +1,21 @@
+"""Packages that only some evaluations need, those of the extra `evaluation`."""
+
+import importlib
+from typing import Any
+
+from llc.errors import UserError
+
+_INSTALLED_AS = {"sklearn": "scikit-learn"}
+
+
+def needed(module: str, purpose: str) -> Any:
+    """The module of that name. Raises UserError that says what needs it, and how to install it."""
+    package = module.split(".")[0]
+    try:
+        importlib.import_module(package)
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = _INSTALLED_AS.get(package, package)
+        raise UserError(
+            f"{purpose} needs {package}, which cannot be imported ({error}): pip install {package}"
+        ) from error
