@@ -1,6 +1,7 @@
 """Files of packed codes: .npz as `python -m llc.encode` writes, or made from codes of any other encoder."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,17 @@ def read_codes(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     # TypeError and AttributeError: a .npy of one array cannot be used in a `with` statement.
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{not_codes}: {error}") from error
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        why = "it holds Python objects, or is damaged" if "pickle" in str(error) else error
+        raise UserError(f"{not_codes}: {why}") from error
     codes, num_bits = arrays.get("codes"), arrays.get("num_bits")
-    if codes is None or num_bits is None or num_bits.shape != () or num_bits.dtype.kind not in "iu":
+    if codes is None or num_bits is None:
         raise UserError(f"{not_codes}; it holds {', '.join(arrays) or 'nothing'}")
+    if num_bits.shape != () or num_bits.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: num_bits is {num_bits.dtype} {list(num_bits.shape)}; expected one whole number, "
+            "such as numpy.array(16)"
+        )
     if (
         codes.dtype != np.uint8
         or codes.ndim != 2

@@ -4,6 +4,7 @@ A run folder is written by llc.training.run_folder. Everything read here is data
 """
 
 import json
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def checkpoints(folder: str | PathLike[str]) -> dict[str, Path]:
     """{name: path} of the networks in a run folder: one per finished stage, initial, model_best, ..."""
     paths = {path.stem: path for path in sorted((Path(folder) / "checkpoints").glob("*.pth"))}
     return {name: path for name, path in paths.items() if name != "last" and not name.startswith("previous_")}
+
+
+def is_own_file(folder: str | PathLike[str], path: str | PathLike[str]) -> bool:
+    """Whether `path` is a file that the run in `folder` consists of, and not one that was put beside it."""
+    inside = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder)))
+    own = ("config.yaml", "class_names.json", "codebook.npy", "decoder.npz", "log.jsonl", "results.csv")
+    return inside.parts[0] == "checkpoints" or str(inside) in own or inside.name.startswith("events.out.")
 
 
 def finished_stages(folder: str | PathLike[str]) -> list[str]:

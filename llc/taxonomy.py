@@ -108,7 +108,7 @@ def _out(options: Options) -> Path:
     """The folder to make. Raises UserError if it holds something, or cannot be made."""
     if not options.out and not Path(options.model).is_dir():
         raise UserError("--out is missing: name the folder to make, --out=FOLDER (a run has a default)")
-    out = Path(options.out or Path(options.model, "taxonomy"))
+    out = Path(os.path.realpath(options.out or Path(options.model, "taxonomy")))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={printable(out)}: it exists and is not a folder; name another")
     if out.is_dir() and (there := sorted(os.listdir(out))):

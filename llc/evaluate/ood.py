@@ -9,7 +9,7 @@ from llc.data.sources import printable
 from llc.data.sources.patterns import split_outside_braces
 from llc.errors import UserError
 from llc.evaluate.options import Detection
-from llc.evaluate.subject import CodeSet, Subject
+from llc.evaluate.subject import CodeSet, Subject, are_equal, notes_of
 from llc.evaluation import ood
 from llc.evaluation.packages import needed
 
@@ -38,6 +38,12 @@ def named(dataset: str) -> dict[str, str]:
     return found
 
 
+def _are_the_same(one: Images | CodeSet, other: Images | CodeSet) -> bool:
+    if isinstance(one, Images) and isinstance(other, Images):
+        return one.identity == other.identity
+    return isinstance(one, CodeSet) and isinstance(other, CodeSet) and are_equal(one, other)
+
+
 class Others:
     """Images or codes of other kinds, whose scores are compared with those of what is evaluated."""
 
@@ -46,10 +52,12 @@ class Others:
         needed("sklearn.metrics", ood.PURPOSE)  # before long work
         self.paths = named(options.dataset)
         self.found = {name: subject.find(path, KEY) for name, path in self.paths.items()}
-        for name, found in self.found.items():
-            if isinstance(found, Images) and isinstance(evaluated, Images):
-                if found.identity == evaluated.identity:
-                    raise UserError(f"{KEY} = {printable(self.paths[name])}: these are the images of {key}")
+        for name, found in {key: evaluated, **self.found}.items():
+            where = f"{KEY} = {printable(self.paths[name])}" if name in self.paths else key
+            if (size := found.num_samples if isinstance(found, Images) else len(found)) < 2:
+                raise UserError(f"{where}: it has {size} image; one tunes thresholds, and one measures them")
+            if name in self.paths and _are_the_same(found, evaluated):
+                raise UserError(f"{where}: these are the images of {key}")
 
     def collect(self, evaluated: CodeSet) -> None:
         """Computes the scores; every process takes part. evaluated: the codes of what is evaluated.
@@ -88,7 +96,7 @@ class Others:
     def report(self) -> None:
         """Prints a table for each set."""
         for name, found in self.found.items():
-            for note in found.notes if isinstance(found, Images) else ():
+            for note in notes_of(found):
                 print(f"  {printable(note)}")
             self._print(name, self.measures[name])
 

@@ -5,6 +5,7 @@ import dataclasses
 from llc.data.preprocessing import RESIZES
 from llc.data.reading import Reading
 from llc.errors import UserError
+from llc.evaluation.retrieval import MAX_ITEMS
 from llc.options import option
 
 
@@ -90,8 +91,10 @@ class Retrieval:
         help="images, or a .npz of codes, that are searched for; empty: the evaluated images. Where they are "
         "the database, each is compared with all others",
     )
-    k: int = option(1000, minimum=1, help="the K of mAP@K; precision and recall are reported up to it, too")
-    neighbours: int = option(10, minimum=1, help="how many nearest codes vote in the kNN accuracy")
+    k: int = option(
+        1000, minimum=1, maximum=MAX_ITEMS, help="the K of mAP@K, and of precision@K and recall@K"
+    )
+    neighbours: int = option(10, minimum=1, maximum=MAX_ITEMS, help="how many nearest codes vote for a class")
     csv: str = option(
         "", help="a file for precision and recall at many k (all up to 1,000), and within every distance"
     )

@@ -9,7 +9,7 @@ from llc.data.batches import Images
 from llc.data.sources import printable
 from llc.errors import UserError
 from llc.evaluate.options import Retrieval
-from llc.evaluate.subject import CodeSet, Subject, are_equal
+from llc.evaluate.subject import CodeSet, Subject, are_equal, notes_of
 from llc.evaluation.retrieval import Ranking, rank
 from llc.files import atomic_write
 
@@ -55,7 +55,7 @@ class Sets:
         """
         options = self.options
         queries = self._codes(self.found_queries, options.queries) if options.queries else evaluated
-        self.same = self._are_equal_images()
+        self.same = self._are_the_same_images()
         database = queries if self.same else self._codes(self.found_database, options.database)
         names = tuple(dict.fromkeys((*database.class_names, *queries.class_names)))
         self.queries = queries.relabelled(names, self.query_key)
@@ -66,8 +66,14 @@ class Sets:
                 f"{printable(queries.title)}, so nothing can be found"
             )
         self.same = self.same or are_equal(self.queries, self.database)
+        self.notes = []
+        if bool(queries.class_names) != bool(database.class_names):
+            unnamed = queries if database.class_names else database
+            self.notes.append(f"{unnamed.title} has no class names: labels are compared as numbers")
+        if not self.same and _in_some_order(self.queries, self.database):
+            self.notes.append("the database holds the queries' codes in another order: each finds itself")
 
-    def _are_equal_images(self) -> bool:
+    def _are_the_same_images(self) -> bool:
         """Whether the images are known to be the same before they are encoded."""
         queries, database = self.found_queries, self.found_database
         if not isinstance(queries, Images) or not isinstance(database, Images):
@@ -103,8 +109,10 @@ class Sets:
     def report(self) -> None:
         """Prints the metrics."""
         percent, k, neighbours = self.percent, self.options.k, self.options.neighbours
+        for note in self.notes:
+            print(f"  note: {printable(note)}")
         for found in (self.found_queries if self.options.queries else None, self.found_database):
-            for note in found.notes if isinstance(found, Images) else ():
+            for note in notes_of(found):
                 print(f"  {printable(note)}")
         of = f"{len(self.database):,} images of {printable(self.database.title)}"
         with_what = (
@@ -119,10 +127,9 @@ class Sets:
             f"{percent['precision_within_2']:.2f} %, {percent['empty_within_2']:.2f} % of queries find none"
         )
         for metric in ("precision", "recall"):
-            sizes = [name for name in percent if name.startswith(f"{metric}@")]
-            print(
-                f"    {metric} " + "   ".join(f"@{name.split('@')[1]} {percent[name]:.2f}" for name in sizes)
-            )
+            sizes = [size for size in (1, 10, 100, 1000, k) if f"{metric}@{size}" in percent]
+            of_size = (f"@{size} {percent[f'{metric}@{size}']:.2f} %" for size in dict.fromkeys(sizes))
+            print(f"    {metric:9s} " + "   ".join(of_size))
         others = (
             f"{name} {percent[f'map.{name}']:.2f} / {percent[f'map@{k}.{name}']:.2f}" for name in CONVENTIONS
         )
@@ -132,6 +139,14 @@ class Sets:
                 f"    {percent['without_relevant']:.2f} % of the queries have no image of their class in the "
                 "database; mAP and recall leave them out"
             )
+
+
+def _in_some_order(one: CodeSet, other: CodeSet) -> bool:
+    """Whether two sets hold the same codes with the same labels, in any order."""
+    if len(one) != len(other):
+        return False
+    rows = (np.column_stack([part.labels, part.codes.astype(np.int64)]) for part in (one, other))
+    return np.array_equal(*(part[np.lexsort(part.T)] for part in rows))
 
 
 def _write_curves(path: str, ranking: Ranking, num_bits: int) -> None:

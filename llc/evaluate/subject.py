@@ -27,7 +27,7 @@ class CodeSet:
     """Codes of n images: uint8 [n, code_size], labels int64 [n] by class_names, -1: no class.
 
     class_names is empty if they are unknown; title is what messages and reports call the set. scores: those
-    of llc.evaluation.ood, if they were computed with the codes.
+    of llc.evaluation.ood, if they were computed with the codes; files: the images' names, if they are known.
     """
 
     title: str
@@ -36,6 +36,7 @@ class CodeSet:
     labels: np.ndarray
     class_names: tuple[str, ...]
     scores: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -66,8 +67,18 @@ class CodeSet:
 
 
 def are_equal(one: CodeSet, other: CodeSet) -> bool:
-    """Whether two sets hold the same codes and labels in the same order, as those of the same images do."""
+    """Whether two sets hold the same codes and labels in the same order, as those of the same images do.
+
+    Where each image has just its class's code, those of other images can be equal, too; then names tell.
+    """
+    if one.files and other.files and one.files != other.files:
+        return False
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("codes", "labels"))
+
+
+def notes_of(found: Images | CodeSet | None) -> tuple[str, ...]:
+    """What a source says about its images, such as which folder it took; betons say nothing."""
+    return found.notes if isinstance(found, Images) and found.source is not None else ()
 
 
 def read_code_set(path: str | Path, key: str, num_bits: int | None = None) -> CodeSet:
@@ -85,7 +96,9 @@ def read_code_set(path: str | Path, key: str, num_bits: int | None = None) -> Co
     if labels is None:
         labels = np.full(len(arrays["codes"]), -1)
     names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else ()
-    return CodeSet(str(path), int(arrays["num_bits"]), arrays["codes"], labels.astype(np.int64), names)
+    files = tuple(map(str, arrays["files"])) if "files" in arrays else ()
+    num_bits, codes = int(arrays["num_bits"]), arrays["codes"]
+    return CodeSet(str(path), num_bits, codes, labels.astype(np.int64), names, files=files)
 
 
 @dataclasses.dataclass

@@ -1,12 +1,15 @@
 """What codes are used for besides classification: retrieval and out-of-distribution detection."""
 
+import glob
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from llc import runs
 from llc.data.batches import Images
 from llc.encode import check_out
+from llc.encoder import decoder_path
 from llc.errors import UserError
 from llc.evaluate import ood, retrieval
 from llc.evaluate.options import Options
@@ -66,9 +69,15 @@ def check_outs(options: Options, uses: Mapping[str, Any], *others: str) -> None:
     others: paths that are read besides those of the options.
     """
     searched = uses["retrieval"]
-    read = [options.model, options.original, options.codebook, options.fit_decoder, *others]
+    read = [options.model, options.original, options.codebook, options.decoder, options.fit_decoder, *others]
     read += [searched.database, searched.queries, *ood.named(uses["ood"].dataset).values()]
-    taken = {os.path.realpath(path): "what is read" for path in read if path and not os.path.isdir(path)}
+    model = options.original or options.model
+    if os.path.isfile(model):
+        read.append(os.fspath(decoder_path(model)))
+    # A name may stand for several files: see llc.data.reading.
+    names = {name for text in read for name in (text, *text.split(",")) if name}
+    files = [name for text in names for name in (glob.glob(text) or [text]) if not os.path.isdir(name)]
+    taken = {os.path.realpath(name): "what is read" for name in files}
     for flag, path in (
         ("--predictions", options.predictions),
         ("--json", options.json),
@@ -79,6 +88,8 @@ def check_outs(options: Options, uses: Mapping[str, Any], *others: str) -> None:
             continue
         check_out(path, flag)
         place = os.path.realpath(path)
+        if os.path.isdir(model) and runs.is_own_file(model, path):
+            raise UserError(f"{flag}={path}: this file is a part of the run; give it another name")
         if place in taken:
             raise UserError(f"{flag}={path}: {taken[place]} is this file, too; give each a file of its own")
         taken[place] = flag

@@ -96,7 +96,8 @@ def rank(
     item_labels = _labels("database_labels", database_labels, "database", len(items))
     if len(items) > MAX_ITEMS:
         raise ValueError(f"database: up to {MAX_ITEMS:,} codes can be ranked, got {len(items):,}")
-    k, neighbours = whole_number("k", k, 1), whole_number("neighbours", neighbours, 1)
+    k = whole_number("k", k, 1, MAX_ITEMS)
+    neighbours = whole_number("neighbours", neighbours, 1, MAX_ITEMS)
     if leave_one_out:
         if not (np.array_equal(sought, items) and np.array_equal(sought_labels, item_labels)):
             raise ValueError(

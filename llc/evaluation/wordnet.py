@@ -82,7 +82,7 @@ def read(path: str | os.PathLike[str] | None = None) -> Hierarchy:
         something_else = stand_in(path)
         if something_else:
             raise UserError(f"{path}: {something_else}")
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

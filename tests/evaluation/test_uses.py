@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -352,3 +353,102 @@ def test_torch_is_used_with_the_codes_alone_too():
     network = CodesNetwork(codes, 3)
     assert network(torch.from_numpy(codes)).tolist() == [[1, -1, 1], [-1, 1, -1]]
     assert torch.equal(network.codebook, network(torch.from_numpy(codes)))
+
+
+# ------------------------------------------------------------------------------------------------ near misses
+
+
+def test_no_file_that_is_read_is_overwritten(finished_run, betons, codes_of, call_llc, tmp_path):
+    run, decoder = tmp_path / "run", tmp_path / "own.npz"
+    shutil.copytree(finished_run, run)
+    shutil.copy(run / "decoder.npz", decoder)
+    database = f"--retrieval.database={codes_of['train']}"
+    for words, part in (
+        ((run, f"--json={run / 'decoder.npz'}"), "a part of the run"),
+        ((run, f"--json={run / 'config.yaml'}"), "a part of the run"),
+        ((run, f"--predictions={run / 'checkpoints/instance.pth'}"), "a part of the run"),
+        ((run, f"--decoder={decoder}", f"--json={decoder}"), "what is read is this file"),
+        ((run, f"--json={betons[1]}"), "what is read is this file"),
+        ((run, database, f"--retrieval.csv={codes_of['train']}"), "what is read is this file"),
+        ((codes_of["val"], database, f"--json={codes_of['val']}"), "what is read is this file"),
+    ):
+        before = {path: path.read_bytes() for path in (*run.rglob("*.*"), decoder, *betons) if path.is_file()}
+        done = call_llc("-m", "llc.evaluate", *words, check=False)
+        assert done.returncode == 2 and part in done.stderr, done.stderr
+        assert before == {path: path.read_bytes() for path in before}
+    call_llc("-m", "llc.evaluate", run, f"--json={run / 'figures.json'}")  # beside them there is room
+    assert (run / "figures.json").is_file()
+
+
+def perfect(files):
+    """The codes of 3 classes with 4 images each, which are their classes' codes."""
+    labels = np.repeat(np.arange(3), 4)
+    codes = np.array([[0b11000000], [0b00110000], [0b00001100]], np.uint8)[labels]
+    return {"codes": codes, "num_bits": np.array(8), "labels": labels, "files": np.array(files)}
+
+
+def test_sets_of_equal_codes_are_told_apart_by_the_names_of_the_images(call_llc, tmp_path):
+    names = [f"{i}.png" for i in range(12)]
+    np.savez(tmp_path / "a.npz", **perfect(names))
+    np.savez(tmp_path / "b.npz", **perfect([f"other/{name}" for name in names]))
+    words = (tmp_path / "a.npz", f"--retrieval.database={tmp_path / 'b.npz'}")
+    found, text = figures(call_llc, tmp_path, *words)
+    assert "searched with" in text and found["retrieval.recall@2"] == pytest.approx(2 / 4)
+    found, text = figures(call_llc, tmp_path, *words[:1], f"--retrieval.database={tmp_path / 'a.npz'}")
+    assert "left out" in text and found["retrieval.recall@2"] == pytest.approx(2 / 3)
+    figures(call_llc, tmp_path, *words[:1], f"--fit_decoder={tmp_path / 'b.npz'}")  # is no fault
+    done = call_llc("-m", "llc.evaluate", *words[:1], f"--fit_decoder={tmp_path / 'a.npz'}", check=False)
+    assert done.returncode == 2 and "decoders learn from the train set" in done.stderr
+
+
+def test_what_may_surprise_is_said(codes_of, call_llc, tmp_path):
+    val = dict(np.load(codes_of["val"]))
+    order = np.random.default_rng(0).permutation(len(val["labels"]))
+    np.savez(
+        tmp_path / "shuffled.npz", **{**val, "codes": val["codes"][order], "labels": val["labels"][order]}
+    )
+    _, text = figures(
+        call_llc, tmp_path, codes_of["val"], f"--retrieval.database={tmp_path / 'shuffled.npz'}"
+    )
+    assert "in another order: each finds itself" in text
+    del val["class_names"]
+    np.savez(tmp_path / "unnamed.npz", **val)
+    _, text = figures(
+        call_llc, tmp_path, codes_of["train"], f"--retrieval.database={tmp_path / 'unnamed.npz'}"
+    )
+    assert "unnamed.npz has no class names: labels are compared as numbers" in text
+
+
+def test_faults_of_codes_made_elsewhere(codes_of, call_llc, tmp_path):
+    val, path = dict(np.load(codes_of["val"])), tmp_path / "made.npz"
+
+    def refused(*words):
+        done = call_llc("-m", "llc.evaluate", *words, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        return done.stderr
+
+    train = f"--fit_decoder={codes_of['train']}"
+    database = f"--retrieval.database={codes_of['val']}"
+    for num_bits in (np.array([10]), np.array(10.0), np.array("10")):
+        np.savez(path, **{**val, "num_bits": num_bits})
+        assert "num_bits is" in refused(path, database) and "one whole number" in refused(path, database)
+    np.savez(path, **{**val, "labels": val["labels"].astype(object)})
+    assert "holds Python objects" in refused(path, database)
+    np.savez_compressed(
+        path, **{**val, "codes": np.random.default_rng(0).integers(0, 4, (5000, 2), np.uint8) << 6}
+    )
+    content = bytearray(path.read_bytes())
+    start = content.index(b"codes.npy") + 60
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+    assert "made.npz: not a file of codes" in refused(path, database)
+    assert "it takes a whole number" in refused(codes_of["val"], database, f"--retrieval.k={10**20}")
+    np.savez(
+        path,
+        **{name: array[:1] if array.shape else array for name, array in val.items()}
+        | {"class_names": val["class_names"]},
+    )
+    assert "it has 1 image" in refused(codes_of["val"], train, f"--ood.dataset={path}")
+    assert "these are the images of MODEL" in refused(
+        codes_of["val"], train, f"--ood.dataset=x={codes_of['val']}"
+    )
