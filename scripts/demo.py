@@ -3,7 +3,7 @@
     .venv/bin/python scripts/demo.py [--data=FOLDER] [--folder=runs]
 
 Uses Fashion-MNIST, or the images of FOLDER: one folder per class, of which a tenth is held out, or train/ and
-val/ with such folders in them. Fashion-MNIST takes about 4 minutes on 2 CPU cores. The images of other kinds,
+val/ with such folders in them. Fashion-MNIST takes about 4 minutes on 2 CPU cores. The images of no known class,
 which out-of-distribution detection should tell from these, are scikit-learn's 1,797 handwritten digits.
 """
 
@@ -103,7 +103,7 @@ def main(argv):
     digits, figures = base / f"{name}_digits", base / name / "uses.json"
     write_digits(digits)
     seconds["evaluate"] = run(
-        "evaluation of the finished run, from packed codes: classes, retrieval, images of other kinds",
+        "evaluation of the finished run, from packed codes: classes, retrieval, images of no known class",
         "-m",
         "llc.evaluate",
         base / name,

@@ -1,4 +1,4 @@
-"""Out-of-distribution detection measured: images of other kinds beside those evaluated."""
+"""Out-of-distribution detection measured: images of no known class beside those evaluated."""
 
 import re
 from pathlib import Path
@@ -45,7 +45,7 @@ def _are_the_same(one: Images | CodeSet, other: Images | CodeSet) -> bool:
 
 
 class Others:
-    """Images or codes of other kinds, whose scores are compared with those of what is evaluated."""
+    """Images of no known class, or their codes, whose scores are compared with those of what is evaluated."""
 
     def __init__(self, subject: Subject, options: Detection, evaluated: Images | CodeSet, key: str) -> None:
         self.subject, self.options = subject, options

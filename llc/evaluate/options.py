@@ -110,7 +110,7 @@ class Retrieval:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """How well images of other kinds are told from the images evaluated."""
+    """How well images of no known class are told from the images evaluated."""
 
     dataset: str = option(
         "", help="images of no known class, or a .npz of their codes: PATH or NAME=PATH, several with commas"

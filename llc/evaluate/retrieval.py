@@ -1,4 +1,4 @@
-"""Retrieval measured: what is searched with what, and what is printed of it."""
+"""Retrieval measured: the queries, the database, and what is printed of them."""
 
 import csv
 from typing import Any
