@@ -3,8 +3,8 @@
     .venv/bin/python scripts/demo.py [--data=FOLDER] [--folder=runs]
 
 Uses Fashion-MNIST, or the images of FOLDER: one folder per class, of which a tenth is held out, or train/ and
-val/ with such folders in them. Fashion-MNIST takes about 4 minutes on 2 CPU cores. The images of no known class,
-which out-of-distribution detection should tell from these, are scikit-learn's 1,797 handwritten digits.
+val/ with such folders in them. Fashion-MNIST takes about 4 minutes on 2 CPU cores. The images of no known
+class, which out-of-distribution detection should tell from these, are scikit-learn's handwritten digits.
 """
 
 import csv
