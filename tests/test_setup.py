@@ -38,7 +38,13 @@ PINS = [
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 # import name -> distribution, where they differ
-DISTRIBUTIONS = {"cv2": "opencv-python", "PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "faiss": "faiss-cpu",
+    "sklearn": "scikit-learn",
+}
 # needed, but not for an import of ours
 NEEDED = {
     "tensorboard": "torch.utils.tensorboard imports it",
