@@ -8,6 +8,9 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
+import torch
+
 
 def whole_number(name: str, value: Any, minimum: int, maximum: int | None = None, what: str = "") -> int:
     """`value` as an int between `minimum` and `maximum` (None: no limit); a bool is no whole number.
@@ -38,6 +41,24 @@ def fraction(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value <= 1:
         raise ValueError(f"{name}: expected a number above 0 and at most 1, got {value!r:.80}")
     return float(value)
+
+
+def class_labels(name: str, labels: Any, n: int, num_classes: int | None = None) -> np.ndarray:
+    """`labels`, one for each of n codes or images, as int64 [n] on the CPU.
+
+    They are whole numbers, in an array, a tensor or a list, of 0 or more and below num_classes (None: no
+    limit). Raises ValueError.
+    """
+    labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: expected {n} integers, one for each code, got {labels.dtype} {list(labels.shape)}"
+        )
+    highest = np.iinfo(np.int64).max if num_classes is None else num_classes - 1
+    if n and (labels.min() < 0 or labels.max() > highest):
+        limits = "0 or more" if num_classes is None else f"0 to {highest}"
+        raise ValueError(f"{name}: expected {limits}, found {labels.min()} to {labels.max()}")
+    return labels.astype(np.int64)
 
 
 def one_of(name: str, value: Any, choices: Collection[str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llc.arguments import class_labels, whole_number
 from llc.codes import pack_bits, unpack_bits
 from llc.errors import UserError
 from llc.files import atomic_write, stand_in
@@ -198,6 +199,22 @@ def _cheapest_move(
             flipped = bits[subsets[clear[0, 0]] > 0]
             return float(values[flipped].abs().double().sum()), flipped
     return None
+
+
+def majority_codes(codes: np.ndarray, labels: np.ndarray, num_classes: int, num_bits: int) -> np.ndarray:
+    """A class code for each class from the codes of its images: each bit is that of most of them, 0 if tied.
+
+    codes uint8 [n, code_size], labels int64 [n], 0 to num_classes - 1 -> uint8 [C, code_size]. Raises
+    ValueError for other labels, for codes of another size, and for a class without an image.
+    """
+    num_classes = whole_number("num_classes", num_classes, 1)
+    bits = unpack_bits(codes, num_bits)
+    labels = class_labels("labels", labels, len(codes), num_classes)
+    counts = np.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise ValueError(f"labels: class {int(counts.argmin())} has no image, so it has no code")
+    ones = np.stack([np.bincount(labels, bit, num_classes) for bit in bits.T], axis=1)
+    return pack_bits(2 * ones - counts[:, None])
 
 
 def load_codebook(path: str | os.PathLike, num_bits: int | None = None) -> torch.Tensor:

@@ -38,6 +38,7 @@ import torch
 from llc import config as edge
 from llc import progress, runs
 from llc.code_files import read_codes
+from llc.codebook import majority_codes
 from llc.data.batches import Images
 from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, open_for
@@ -157,7 +158,7 @@ def _of_codes(options: Options) -> Found:
             f"{printable(options.model)}: {len(without)} of {num_classes} classes have no image, "
             f"{printable(names[without[0]])} for one, so they have no code; encode images of every class"
         )
-    class_codes = taxonomy.majority_codes(codes, labels, num_classes, num_bits)
+    class_codes = majority_codes(codes, labels, num_classes, num_bits)
     found = Found(options.model, class_codes, num_bits, names)
     if options.data == _NONE:
         return found

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import llc
+from llc.codebook import majority_codes
 from llc.data.batches import open_images
 from llc.data.preprocessing import Preprocessing
 from llc.distributed import Processes
@@ -199,7 +200,7 @@ def test_codes_of_imagenets_classes(tmp_path, call_llc):
     assert shown <= names_in(out / "dendrogram.svg")
     assert "'crane (n03126707)'" in (out / "tree.nwk").read_text()
     figures = figures_of(out)
-    class_codes = taxonomy.majority_codes(arrays["codes"], arrays["labels"], 8, 12)
+    class_codes = majority_codes(arrays["codes"], arrays["labels"], 8, 12)
     distances = taxonomy.class_distances(class_codes)
     confusion = taxonomy.confusion_matrix(arrays["labels"], decode_mhd(arrays["codes"], class_codes)[:, 0], 8)
     expected = taxonomy.confusion_correlation(distances, confusion)
@@ -223,7 +224,7 @@ def test_odd_names_and_codes_of_other_images(tmp_path, call_llc):
     words = [*COMMAND, tmp_path / "codes.npz", "--permutations=9"]
     call_llc(*words, f"--out={tmp_path / 'own'}")
     call_llc(*words, f"--out={tmp_path / 'val'}", f"--data={tmp_path / 'val.npz'}")
-    class_codes = taxonomy.majority_codes(own["codes"], own["labels"], 6, 12)
+    class_codes = majority_codes(own["codes"], own["labels"], 6, 12)
     predicted = decode_mhd(other["codes"], class_codes)[:, 0]
     expected = taxonomy.confusion_correlation(
         taxonomy.class_distances(class_codes),

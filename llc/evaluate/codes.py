@@ -9,6 +9,7 @@ import numpy as np
 
 from llc import environment
 from llc.code_files import write_arrays
+from llc.codebook import majority_codes
 from llc.data.reading import Reading
 from llc.data.sources import printable
 from llc.errors import UserError
@@ -17,7 +18,6 @@ from llc.evaluate.options import Options
 from llc.evaluate.subject import CodeSet, CodesNetwork, Subject, are_equal, read_code_set
 from llc.evaluate.uses import Uses, check_outs, write_figures
 from llc.evaluation.metrics import evaluate as metrics_of
-from llc.evaluation.taxonomy import majority_codes
 
 
 def evaluate(options: Options, uses: Mapping[str, Any]) -> None:

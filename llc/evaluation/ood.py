@@ -38,14 +38,12 @@ class Score:
 
     name: what its measures end in (auroc.mhd)
     title: its name in reports
-    of_image_codes: whether it reads an image's binary code, not the real values z
     needs_posterior: whether it needs a posterior decoder that was fitted to the codes of the train set
     is_rule: whether it only accepts, with 1, or rejects, with 0, and so needs no threshold
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    of_image_codes: ClassVar[bool] = False
     needs_posterior: ClassVar[bool] = False
     is_rule: ClassVar[bool] = False
 
@@ -60,8 +58,6 @@ class Score:
 
 class CodeScore(Score):
     """A score of an image's packed code, which can be computed without a network."""
-
-    of_image_codes = True
 
     def of_codes(self, codes: Any, class_codes: Any, posterior: PosteriorDecoder | None) -> Any:
         """The scores [n] of codes uint8 [n, code_size], all numpy arrays or all tensors on one device.

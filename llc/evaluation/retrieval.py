@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from llc.arguments import whole_number
+from llc.arguments import class_labels, whole_number
 from llc.hamming.neighbours import as_array, check_codes
 from llc.native import hamming
 
@@ -92,8 +92,8 @@ def rank(
     """
     sought, items = _codes("queries", queries), _codes("database", database)
     check_codes(queries=sought, database=items)
-    sought_labels = _labels("query_labels", query_labels, "queries", len(sought))
-    item_labels = _labels("database_labels", database_labels, "database", len(items))
+    sought_labels = class_labels("query_labels", query_labels, len(sought))
+    item_labels = class_labels("database_labels", database_labels, len(items))
     if len(items) > MAX_ITEMS:
         raise ValueError(f"database: up to {MAX_ITEMS:,} codes can be ranked, got {len(items):,}")
     k = whole_number("k", k, 1, MAX_ITEMS)
@@ -361,19 +361,3 @@ def _codes(name: str, codes: Any) -> np.ndarray:
     if len(codes) == 0:
         raise ValueError(f"{name}: holds no codes")
     return as_array(codes)
-
-
-def _labels(name: str, labels: Any, of: str, number: int) -> np.ndarray:
-    """Labels as an array int64 [number]. Raises ValueError if they are something else."""
-    labels = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    if not isinstance(labels, np.ndarray):
-        raise ValueError(
-            f"{name}: expected labels in a torch tensor or numpy array, got {type(labels).__name__}"
-        )
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not np.can_cast(labels.dtype, np.int64):
-        raise ValueError(f"{name}: expected labels int64 [n], got {labels.dtype} {list(labels.shape)}")
-    if len(labels) != number:
-        raise ValueError(f"{name}: {len(labels)} labels for {number} codes of {of}; each code needs its own")
-    if labels.min() < 0:
-        raise ValueError(f"{name}: expected labels of 0 or more, got {labels.min()}")
-    return labels.astype(np.int64)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from llc.arguments import one_of, whole_number
-from llc.codes import pack_bits, unpack_bits
+from llc.arguments import class_labels, one_of, whole_number
+from llc.codes import unpack_bits
 from llc.evaluation.packages import needed
 from llc.hamming import pairwise
 
@@ -28,22 +28,6 @@ _EQUAL = 1e-9  # heights of merges that differ by less are equal: averages of wh
 
 
 # ---------------------------------------------------------------------------------------- codes and distances
-
-
-def majority_codes(codes: np.ndarray, labels: np.ndarray, num_classes: int, num_bits: int) -> np.ndarray:
-    """A class code for each class from the codes of its images: each bit is that of most of them, 0 if tied.
-
-    codes uint8 [n, code_size], labels int64 [n], 0 to num_classes - 1 -> uint8 [C, code_size]. Raises
-    ValueError for other labels, for codes of another size, and for a class without an image.
-    """
-    num_classes = whole_number("num_classes", num_classes, 1)
-    bits = unpack_bits(codes, num_bits)
-    labels = _labels("labels", labels, len(codes), num_classes)
-    counts = np.bincount(labels, minlength=num_classes)
-    if not counts.all():
-        raise ValueError(f"labels: class {int(counts.argmin())} has no image, so it has no code")
-    ones = np.stack([np.bincount(labels, bit, num_classes) for bit in bits.T], axis=1)
-    return pack_bits(2 * ones - counts[:, None])
 
 
 def class_distances(class_codes: np.ndarray) -> np.ndarray:
@@ -314,8 +298,8 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     labels, predicted int64 [n], 0 to num_classes - 1. Raises ValueError for others.
     """
     num_classes = whole_number("num_classes", num_classes, 1)
-    labels = _labels("labels", labels, len(labels), num_classes)
-    predicted = _labels("predicted", predicted, len(labels), num_classes)
+    labels = class_labels("labels", labels, len(labels), num_classes)
+    predicted = class_labels("predicted", predicted, len(labels), num_classes)
     pairs = labels * num_classes + predicted
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -434,16 +418,6 @@ def repeated(names: Sequence[str]) -> list[str]:
 def _names(tree: Tree, names: Sequence[Any] | np.ndarray) -> None:
     if len(names) != len(tree.order):
         raise ValueError(f"names: expected {len(tree.order)}, one for each class, got {len(names)}")
-
-
-def _labels(name: str, labels: Any, n: int, num_classes: int) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name}: expected integers [{n}], got {labels.dtype} {list(labels.shape)}")
-    if n and not (0 <= labels.min() and labels.max() < num_classes):
-        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise ValueError(f"{name}: expected 0 to {num_classes - 1}, got {wrong}")
-    return labels.astype(np.int64)
 
 
 def _square(name: str, values: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llc.arguments import whole_number
+from llc.arguments import class_labels, whole_number
 from llc.codes import Array, code_size
 from llc.hamming.decoders import TABLE_BITS
 from llc.hamming.neighbours import as_array, check_codes, is_cuda
@@ -89,23 +89,13 @@ class PosteriorDecoder:
         num_bits = whole_number("num_bits", num_bits, 1)
         num_classes = whole_number("num_classes", num_classes, 1, (1 << 31) - 1)
         packed = as_array(codes.cpu() if isinstance(codes, torch.Tensor) else codes)
-        classes = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
         if packed.shape[1] != code_size(num_bits):
             raise ValueError(
                 f"codes: {packed.shape[1]} bytes each; {num_bits} bits are {code_size(num_bits)} bytes"
             )
-        if classes.shape != (len(packed),) or classes.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels: expected {len(packed)} integers, one for each code, got {classes.dtype} "
-                f"{list(classes.shape)}"
-            )
+        classes = class_labels("labels", labels, len(packed), num_classes)
         if not len(packed):
             raise ValueError("codes: there are none to learn from")
-        if classes.min() < 0 or classes.max() >= num_classes:
-            raise ValueError(
-                f"labels: expected 0 to {num_classes - 1}, found {classes.min()} to {classes.max()}"
-            )
-        classes = classes.astype(np.int64)
         of_classes = None
         if class_codes is not None:
             check_codes(class_codes=class_codes)

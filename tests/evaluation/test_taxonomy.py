@@ -14,6 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from llc.codebook import majority_codes
 from llc.errors import UserError
 from llc.evaluation import taxonomy, wordnet
 from llc.evaluation.dendrogram import draw
@@ -59,7 +60,7 @@ def test_majority_codes_count_bits(num_classes, num_bits, seed):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, 12)])
     bits = rng.integers(0, 2, (len(labels), num_bits))
-    found = taxonomy.majority_codes(np.packbits(bits, axis=1), labels, num_classes, num_bits)
+    found = majority_codes(np.packbits(bits, axis=1), labels, num_classes, num_bits)
     assert found.shape == (num_classes, -(-num_bits // 8))
     for label in range(num_classes):
         for bit in range(num_bits):
@@ -69,7 +70,7 @@ def test_majority_codes_count_bits(num_classes, num_bits, seed):
 
 def test_a_tied_majority_is_0():
     codes = packed(["10", "01", "11", "11"])
-    assert taxonomy.majority_codes(codes, np.array([0, 0, 1, 1]), 2, 2).tolist() == [[0], [0b11000000]]
+    assert majority_codes(codes, np.array([0, 0, 1, 1]), 2, 2).tolist() == [[0], [0b11000000]]
 
 
 # ------------------------------------------------------------------------------------------------- the tree
@@ -476,17 +477,20 @@ def test_wordnets_notice_is_in_the_file_and_beside_the_licence():
         (lambda: taxonomy.newick(taxonomy.tree(FOUR), ["a"]), "names: expected 4.*got 1"),
         (lambda: draw(taxonomy.tree(FOUR), ["a"], ""), "names: expected 4.*got 1"),
         (lambda: taxonomy.nearest(DISTANCES, 4), "k: expected 1 to 3"),
-        (lambda: taxonomy.majority_codes(FOUR, np.array([0, 0, 0, 2]), 3, 8), "class 1 has no image"),
-        (lambda: taxonomy.majority_codes(FOUR, np.array([0, -1, 1, 1]), 2, 8), "0 to 1, got -1"),
-        (lambda: taxonomy.majority_codes(FOUR, np.array([0, 1, 2, 1]), 2, 8), "0 to 1, got 2"),
-        (lambda: taxonomy.majority_codes(FOUR, np.array([0, 1]), 2, 8), r"labels: expected integers \[4\]"),
-        (lambda: taxonomy.majority_codes(FOUR, np.array([0, 1, 1, 1]), 2, 9), "9 bits"),
+        (lambda: majority_codes(FOUR, np.array([0, 0, 0, 2]), 3, 8), "class 1 has no image"),
+        (lambda: majority_codes(FOUR, np.array([0, -1, 1, 1]), 2, 8), "0 to 1, found -1 to 1"),
+        (lambda: majority_codes(FOUR, np.array([0, 1, 2, 1]), 2, 8), "0 to 1, found 0 to 2"),
+        (lambda: majority_codes(FOUR, np.array([0, 1]), 2, 8), "labels: expected 4 integers"),
+        (lambda: majority_codes(FOUR, np.array([0, 1, 1, 1]), 2, 9), "9 bits"),
         (lambda: taxonomy.rank_correlation(DISTANCES, DISTANCES[:3, :3]), "4 classes"),
         (lambda: taxonomy.rank_correlation(DISTANCES, np.triu(DISTANCES)), "symmetric"),
         (lambda: taxonomy.rank_correlation(DISTANCES, DISTANCES * np.nan), "NaN"),
         (lambda: taxonomy.rank_correlation(DISTANCES, DISTANCES, permutations=-1), "permutations"),
         (lambda: taxonomy.confusion_correlation(DISTANCES, -np.eye(4)), "counts of 4 classes"),
-        (lambda: taxonomy.confusion_matrix(np.array([0]), np.array([4]), 4), "predicted: .*got 4"),
+        (
+            lambda: taxonomy.confusion_matrix(np.array([0]), np.array([4]), 4),
+            "predicted: expected 0 to 3, found 4",
+        ),
         (lambda: taxonomy.best_groups(np.zeros((4, 2)), np.zeros((3, 5), bool)), "members"),
     ],
 )

@@ -345,8 +345,7 @@ def test_a_model_without_codes_has_no_uses(betons, run_llc, call_llc, tmp_path):
     assert done.returncode == 2 and "dense" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_torch_is_used_with_the_codes_alone_too():
-    """CodesNetwork's z has the signs that its codes say."""
+def test_what_stands_in_for_a_network_gives_the_bits_of_codes_as_signs():
     from llc.evaluate.subject import CodesNetwork
 
     codes = np.array([[0b10100000], [0b01000000]], np.uint8)
