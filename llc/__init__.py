@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from llc.encoder import Classes, Encoder, load
     from llc.errors import UserError
     from llc.hamming import decode_ed, decode_mhd
+    from llc.index.index import Index
 
 __version__ = "0.1.0"
 __all__ = [
     "Classes",
     "Encoder",
+    "Index",
     "UserError",
     "codes",
     "decode_ed",
@@ -36,6 +38,7 @@ _HOMES = {
     "Classes": "llc.encoder",
     "Encoder": "llc.encoder",
     "load": "llc.encoder",
+    "Index": "llc.index.index",
     "UserError": "llc.errors",
     "pack_bits": "llc.codes",
     "unpack_bits": "llc.codes",

@@ -16,6 +16,7 @@ from PIL import Image
 from llc import recipe
 from llc.data.writer import WriterConfig
 from llc.evaluate.options import USES
+from llc.index import __main__ as index_command
 from tests.conftest import ROOT
 
 WITH_EXAMPLES = sorted(path for path in (ROOT / "llc").rglob("*.py") if ">>> " in path.read_text())
@@ -82,10 +83,23 @@ def test_the_example_of_retrieval():
     assert 0.5 < names["metrics"]["map"] < 1 and names["precision"].shape == names["recall"].shape == (100,)
 
 
+def test_the_examples_of_an_index(finished_run, image_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(image_tree / "val", "photos")
+    index_command.main(["create", "PHOTOS.index", f"--model={finished_run}"])
+    names = {}
+    for block in blocks("docs/index.md"):
+        exec(block, names)
+    assert names["found"].shape == names["distances"].shape and len(names["index"]) == 66
+    assert "66 images: 66 added" in capsys.readouterr().out and len(names["records"].files) == 3
+    assert all(len(group) > 1 for group in names["groups"])
+
+
 def test_no_other_document_has_python_that_does_not_run():
     """docs/extending.md has its own test, tests/test_extending.py."""
     assert {path.name for path in DOCUMENTS if "```python" in path.read_text()} == {
         "README.md",
+        "index.md",
         "retrieval.md",
         "search.md",
         "decoding.md",
@@ -131,7 +145,7 @@ def test_a_shown_command_has_its_flags(words, call_llc):
     """Each flag is in the command's --help, and each recipe that it names exists."""
     size = 2 if words[0] == "-m" else 1
     program, rest = words[:size], words[size:]
-    if program == ["-m", "llc.benchmark"]:
+    if program in (["-m", "llc.benchmark"], ["-m", "llc.index"]):
         program.append(rest.pop(0))
     own = [word for word in rest if word.startswith("--")]
     with_plugin = any(word.startswith("--plugin") for word in own)  # its keys are known to the plugin alone
@@ -217,7 +231,7 @@ def test_hamming_and_codes_import_nothing_from_above():
 def test_the_library_imports_neither_the_trainer_nor_the_command_line():
     above = ("llc.training", "llc.config", "llc.compare", "llc.benchmark", "llc.evaluate")
     commands = ("encode.py", "search.py", "export.py", "write.py", "train.py")
-    commands += ("config.py", "verify.py")
+    commands += ("config.py", "verify.py", "__main__.py")
     rooms = ("training", "compare", "benchmark", "evaluate", "taxonomy.py")
     seen = 0
     for path in (ROOT / "llc").rglob("*.py"):

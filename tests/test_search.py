@@ -138,6 +138,28 @@ def test_files_that_hold_no_codes_are_refused(tmp_path):
         search.main([str(tmp_path / "nowhere.npz"), f"--queries={good}"])
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--like=3"], "--like: only for an index, and .*codes.npz is a file; python -m llc.index create"),
+        (["--queries=codes.npz", "--radius=0"], "--radius: only for an index"),
+        (["--queries=codes.npz", "--montage=x.png"], "--montage: only for an index"),
+        (["--queries=codes.npz", "--json=-"], "--json: only for an index"),
+        (["cat.jpg"], "cat.jpg: queries as words are for an index; give --queries=cat.jpg --model=MODEL"),
+        ([], "queries is required"),
+    ],
+)
+def test_flags_of_an_index_are_refused_for_files_of_codes(words, message, tmp_path, monkeypatch):
+    """tests/index/test_commands.py searches indexes."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("codes.npz", codes=np.zeros((2, 1), np.uint8), num_bits=8)
+    with pytest.raises(UserError, match=message):
+        search.main(["codes.npz", *words])
+    with pytest.raises(UserError, match="there is no such index, nor a file of codes"):
+        search.main(["x.index", "--like=3"])
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
+
+
 # ------------------------------------------------------------------------------------------------ flags
 
 

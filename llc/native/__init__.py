@@ -1,4 +1,5 @@
-"""The native library: C++ behind a plain C interface, for images (codec.py) and packed codes (hamming.py).
+"""The native library: C++ behind a plain C interface, for images (codec.py), packed codes (hamming.py) and
+indexes of these (index.py).
 
 It is built by `pip install` from src/ and does not know Python, so one build serves every version. Calls
 release the GIL and share nothing, so any number of them may run at once.
@@ -38,6 +39,15 @@ _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h nam
     "llc_posterior_histograms": (_I32, [_P, _I64, _P, _P, _P, _I32, _I32, _I32, _P, _P]),
     "llc_posterior_linear": (_I32, [_P, _I64, _I32, _P, _P, _I32, _I64, _P, _I32, _P, _P, _P, _P]),
     "llc_pack_bits": (_I32, [_P, _I64, _I64, _I32, ctypes.c_uint64, _I32, _I32, _P, _P]),
+    # index
+    "llc_index_search": (_I32, [_P, _I64, _P, _P]),
+    "llc_index_range_search": (_I32, [_P, _I64, _P, _P]),
+    "llc_index_take": (None, [_P, _P, _P]),
+    "llc_index_groups": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P, _P, _P]),
+    "llc_index_take_groups": (None, [_P, _P, _P]),
+    "llc_index_build_table": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P, _P]),
+    "llc_index_gather": (_I32, [_P, _I64, _I32, _P, _I32, _P, _P]),
+    "llc_index_count": (_I64, [_P, _I64]),
 }
 
 

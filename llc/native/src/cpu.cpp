@@ -2,18 +2,19 @@
 
 #include "codec/kernels.h"
 #include "hamming/kernels.h"
+#include "index/kernels.h"
 #include "native.h"
 
 namespace {
 
 #if defined(__x86_64__)
-constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_CODEC, &BITALG_HAMMING};
-constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_CODEC, &AVX512_HAMMING};
-constexpr InstructionSet AVX2 = {"AVX2", &AVX2_CODEC, &AVX2_HAMMING};
+constexpr InstructionSet BITALG = {"AVX-512 BITALG", &AVX512_CODEC, &BITALG_HAMMING, &AVX2_INDEX};
+constexpr InstructionSet AVX512 = {"AVX-512", &AVX512_CODEC, &AVX512_HAMMING, &AVX2_INDEX};
+constexpr InstructionSet AVX2 = {"AVX2", &AVX2_CODEC, &AVX2_HAMMING, &AVX2_INDEX};
 #elif defined(__aarch64__)
-constexpr InstructionSet NEON = {"NEON", &PORTABLE_CODEC, &NEON_HAMMING};
+constexpr InstructionSet NEON = {"NEON", &PORTABLE_CODEC, &NEON_HAMMING, &PORTABLE_INDEX};
 #endif
-constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_CODEC, &PORTABLE_HAMMING};
+constexpr InstructionSet PORTABLE = {"portable", &PORTABLE_CODEC, &PORTABLE_HAMMING, &PORTABLE_INDEX};
 
 }  // namespace
 

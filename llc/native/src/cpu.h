@@ -4,11 +4,13 @@
 
 struct CodecKernels;
 struct HammingKernels;
+struct IndexKernels;
 
 struct InstructionSet {
     const char *name;
     const CodecKernels *codec;
     const HammingKernels *hamming;
+    const IndexKernels *index;
 };
 
 // The index-th best instruction set that this CPU has; NULL beyond the last.

@@ -1,5 +1,5 @@
 // What all parts of the library's interface share. It consists of plain C functions, which llc/native loads
-// through ctypes: codec/codec.h, codec/encode.h, hamming/hamming.h. No function throws.
+// through ctypes: codec/codec.h, codec/encode.h, hamming/hamming.h, index/index.h. No function throws.
 #pragma once
 #include <cstdint>
 

@@ -1,0 +1,144 @@
+"""Checks everything in the folder of an index: checksums, and whether the arrays agree with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from llc.codes import code_size
+from llc.errors import UserError
+from llc.index.array_file import crc32, read_arrays
+from llc.index.segment import Segment
+from llc.index.storage import MANIFEST, Manifest, Model, open_segment, read_manifest, with_kept
+
+
+def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Reads everything in the folder of an index -> (file, what is wrong with it), one by one.
+
+    Raises UserError if there is no manifest that can be understood.
+    """
+    manifest = read_manifest(folder)
+    yield MANIFEST, []
+    for stored in manifest.segments:
+        problems: list[str] = []
+        try:
+            header, arrays = read_arrays(folder / stored.file, stored.checksum)
+            segment = open_segment(folder / stored.file, stored, manifest)
+            for name, array in arrays.items():
+                if crc32(array) != header["arrays"][name].get("crc32"):
+                    problems.append(f"{name}: the checksum is wrong")
+            problems += _contradictions(segment, manifest)
+        except (UserError, FileNotFoundError) as error:
+            problems.append(_reason(error))
+            segment = None
+        yield stored.file, problems
+        if stored.kept_file is not None:
+            yield stored.kept_file, _problems_of_kept(folder, segment, stored)
+    if manifest.model is not None:
+        yield manifest.model.file, _problems_of_model(folder / manifest.model.file, manifest)
+
+
+def _problems_of_model(path, manifest):
+    from llc.encoder import load  # here, because it takes long to import
+
+    try:
+        digest = Model.of(load(path)).digest
+    except (UserError, OSError) as error:
+        return [str(error)]
+    return [] if digest == manifest.model.digest else ["it is not the model that made the index's codes"]
+
+
+def _reason(error):
+    return f"{error.strerror}: {error.filename}" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def _problems_of_kept(folder, segment, stored):
+    if segment is None:
+        return ["not checked, because the segment is damaged"]
+    path = folder / stored.kept_file
+    try:
+        header, arrays = read_arrays(path, None)
+        kept = with_kept(folder, segment, stored).kept
+    except (UserError, FileNotFoundError) as error:
+        return [_reason(error)]
+    problems = []
+    if crc32(arrays["kept"]) != header["arrays"]["kept"].get("crc32"):
+        problems.append("kept: the checksum is wrong")
+    count = int(np.bitwise_count(kept).sum(dtype=np.int64))
+    if count != segment.num_rows - header["num_removed"]:
+        problems.append(f"it keeps {count} rows, and should keep {segment.num_rows - header['num_removed']}")
+    return problems
+
+
+def _contradictions(segment: Segment, manifest: Manifest) -> list[str]:
+    """What is wrong with the contents of a segment whose arrays have the right shapes."""
+    n, problems = segment.num_rows, []
+
+    def check(fine, what):
+        if not fine:
+            problems.append(what)
+
+    padding = (1 << 8 * code_size(manifest.num_bits) - manifest.num_bits) - 1
+    check(not (segment.codes[:, -1] & padding).any(), "codes: some padding bits are not 0")
+    if segment.ids is not None and n:
+        ascending = bool((segment.ids[1:] > segment.ids[:-1]).all())
+        check(ascending and segment.ids[0] >= 0, "ids: they are not ascending from 0 on")
+        check(segment.ids[-1] < manifest.next_id, "ids: one is not below the next free id")
+    elif n:
+        check(segment.first_id + n <= manifest.next_id, "ids: one is not below the next free id")
+    if segment.labels is not None and n:
+        limit = max(manifest.max_label + 1, len(manifest.class_names))
+        fine = segment.labels.min() >= -1 and segment.labels.max() < limit
+        check(fine, f"labels: they are not all between -1 and {limit - 1}")
+    if segment.name_ends is not None and segment.names is not None and n:
+        ends = segment.name_ends
+        fine = ends[0] >= 0 and bool((ends[1:] >= ends[:-1]).all()) and ends[-1] == len(segment.names)
+        check(fine, "name_ends: they do not divide the names")
+    if segment.ranks is not None and segment.order is not None:
+        check(_is_permutation(segment.ranks), "ranks: they are no permutation of the rows")
+        if not problems:
+            expected = np.empty(n, np.uint32)
+            expected[segment.ranks] = np.arange(n, dtype=np.uint32)
+            check(np.array_equal(expected, segment.order), "order: it is not the inverse of ranks")
+    for i, (first_bit, num_bits, offsets, positions) in enumerate(segment.tables):
+        what = f"table {i}"
+        if not (offsets[0] == 0 and offsets[-1] == n and bool((offsets[1:] >= offsets[:-1]).all())):
+            problems.append(f"{what}: the offsets do not divide the rows")
+        elif positions is not None and not _is_permutation(positions):
+            problems.append(f"{what}: the positions are no permutation of the rows")
+        else:
+            check(_are_in_buckets(segment, first_bit, num_bits, offsets, positions), f"{what}: rows lie in "
+                  "wrong buckets")  # fmt: skip
+    return problems
+
+
+def _is_permutation(values):
+    n = len(values)
+    if n and values.max() >= n:
+        return False
+    seen = np.zeros(n, bool)
+    seen[values] = True
+    return bool(seen.all())
+
+
+def _are_in_buckets(segment, first_bit, num_bits, offsets, positions):
+    step = 1 << 20
+    for first in range(0, segment.num_rows, step):
+        last = min(first + step, segment.num_rows)
+        codes = segment.codes[first:last] if positions is None else segment.codes[positions[first:last]]
+        buckets = bucket_numbers(codes, first_bit, num_bits)
+        rows = np.arange(first, last)
+        if (offsets[buckets] > rows).any() or (offsets[buckets + 1] <= rows).any():
+            return False
+    return True
+
+
+def bucket_numbers(codes: np.ndarray, first_bit: int, num_bits: int) -> np.ndarray:
+    """The bits [first_bit, first_bit + num_bits) of codes uint8 [n, code_size] as numbers, int64 [n]."""
+    first, last = first_bit // 8, (first_bit + num_bits + 7) // 8
+    numbers = np.zeros(len(codes), np.int64)
+    for byte in range(first, last):
+        numbers = numbers << 8 | codes[:, byte]
+    return numbers >> (8 * last - first_bit - num_bits) & ((1 << num_bits) - 1)

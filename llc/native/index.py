@@ -1,0 +1,410 @@
+"""Search in segments of packed codes, with tables of multi-index hashing; numpy in, numpy out.
+
+src/index/index.h says what each function of the library does, and notes there and in probe.h how.
+
+The arguments have been checked by llc.index, but for arrays that come from files: what tables and ranks say is
+checked before it is used, and a segment that is broken is a UserError. Results are exact, and each query's are
+sorted by distance, then by id: the same for every method, number of threads and division into segments. Ids
+are unique. All functions may be called by many threads at once, and Ctrl-C is heard while a call takes long.
+"""
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llc.errors import UserError
+from llc.native import instruction_index, library
+
+METHODS = {"auto": 0, "tables": 1, "scan": 2}
+# Work above this is done while the calling thread waits, so that Ctrl-C is heard at once: bytes of codes times
+# queries, of which a core compares some 10^10 a second. What the tables answer takes less than a millisecond.
+LONG_BYTES = 1 << 28
+MIN_TABLE_CODES = 20_000  # below it a scan takes about as long as a search in tables
+MAX_TABLE_BITS = 27
+MAX_TABLES = 24
+
+_NO_MEMORY, _BROKEN, _LONG = 2, 3, 4  # the library's statuses
+
+
+class Table(NamedTuple):
+    """Bits [first_bit, first_bit + num_bits) of a code are the number of its bucket, the first the highest.
+
+    offsets: uint32 [2^num_bits + 1]; positions: uint32 [n], None in a segment's first table. Bucket b holds
+    positions[offsets[b]:offsets[b + 1]], in ascending order. Tables of one segment have no bit in common.
+    """
+
+    first_bit: int
+    num_bits: int
+    offsets: np.ndarray
+    positions: np.ndarray | None = None
+
+
+class SegmentArrays(NamedTuple):
+    """The arrays of a segment of n < 2^32 codes, by position; llc/native/src/index/index.h says more.
+
+    codes: uint8 [n, code_size], with tables sorted by the bucket of tables[0], and by id in a bucket.
+    ranks: uint32 [n], the place of each position in the order of ids; None without tables: its position.
+    ids: int64 [n], ascending, by rank; None: first_id + rank. allowed: uint8 [ceil(n / 8)], a bitmap by
+    position whose first bit is the lowest: 1 may be found; None: all may.
+    """
+
+    codes: np.ndarray
+    ranks: np.ndarray | None = None
+    ids: np.ndarray | None = None
+    first_id: int = 0
+    allowed: np.ndarray | None = None
+    tables: tuple[Table, ...] = ()
+
+
+class _Table(ctypes.Structure):
+    _fields_ = [
+        ("first_bit", ctypes.c_int32),
+        ("num_bits", ctypes.c_int32),
+        ("offsets", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+    ]
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = [
+        ("codes", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("ranks", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+        ("first_id", ctypes.c_int64),
+        ("allowed", ctypes.c_void_p),
+        ("num_allowed", ctypes.c_int64),
+        ("tables", ctypes.POINTER(_Table)),
+        ("num_tables", ctypes.c_int64),
+    ]
+
+
+class _Query(ctypes.Structure):
+    _fields_ = [
+        ("segments", ctypes.POINTER(_Segment)),
+        ("num_segments", ctypes.c_int64),
+        ("queries", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("code_size", ctypes.c_int32),
+        ("num_bits", ctypes.c_int32),
+        ("method", ctypes.c_int32),
+        ("brief", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("instructions", ctypes.c_int32),
+        ("pending", ctypes.c_void_p),
+        ("stop", ctypes.c_void_p),
+    ]
+
+
+class Segments:
+    """The segments of a snapshot, prepared for any number of searches.
+
+    It keeps their arrays alive. Raises ValueError where an array has another dtype or length than its segment
+    needs, or where tables have a bit in common.
+    """
+
+    def __init__(self, segments: Sequence[SegmentArrays], num_bits: int):
+        self.num_bits, self.code_size = num_bits, (num_bits + 7) // 8
+        self.arrays = tuple(segments)
+        self.num_codes = sum(len(segment.codes) for segment in segments)
+        self._tables = [_tables(segment, num_bits) for segment in segments]
+        self._segments = (_Segment * len(self.arrays))(
+            *(self._segment(segment, tables) for segment, tables in zip(segments, self._tables))
+        )
+        self.num_allowed = sum(segment.num_allowed for segment in self._segments)
+        self.bytes = self.num_codes * self.code_size
+
+    def _segment(self, segment, tables):
+        n = len(segment.codes)
+        if n >= 1 << 32:
+            raise ValueError(f"a segment holds fewer than 2^32 codes, got {n}")
+        if segment.tables and segment.ranks is None:
+            raise ValueError("a segment with tables needs ranks")
+        allowed = _address("allowed", segment.allowed, np.uint8, ((n + 7) // 8,))
+        return _Segment(
+            _address("codes", segment.codes, np.uint8, (n, self.code_size)),
+            n,
+            _address("ranks", segment.ranks, np.uint32, (n,)),
+            _address("ids", segment.ids, np.int64, (n,)),
+            segment.first_id,
+            allowed,
+            n if allowed is None else library().llc_index_count(allowed, n),
+            tables,
+            len(tables),
+        )
+
+
+def _tables(segment, num_bits):
+    n, used = len(segment.codes), np.zeros(num_bits, bool)
+    for number, table in enumerate(segment.tables):
+        first, last = table.first_bit, table.first_bit + table.num_bits
+        if not 0 <= first < last <= num_bits or table.num_bits > 31 or used[first:last].any():
+            raise ValueError(
+                f"tables: bits {first} to {last} of {num_bits} are no table's, or two tables have them"
+            )
+        used[first:last] = True
+        if (table.positions is None) != (number == 0):
+            raise ValueError("tables: all but the first have positions")
+    return (_Table * len(segment.tables))(
+        *(
+            _Table(
+                table.first_bit,
+                table.num_bits,
+                _address("offsets", table.offsets, np.uint32, ((1 << table.num_bits) + 1,)),
+                _address("positions", table.positions, np.uint32, (n,)),
+            )
+            for table in segment.tables
+        )
+    )
+
+
+def _address(name, array, dtype, shape):
+    if array is None:
+        return None
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name}: expected {np.dtype(dtype)} {list(shape)} without gaps, got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    return array.ctypes.data
+
+
+# ------------------------------------------------------------------------------------------------- searching
+
+
+def search(
+    segments: Segments,
+    queries: np.ndarray,
+    k: int,
+    num_threads: int,
+    method: str = "auto",
+    instructions: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k >= 1 nearest codes of each query -> (distances int32 [n, k], ids int64 [n, k]).
+
+    queries: uint8 [n, code_size]. Where there are fewer than k codes the rest is -1. method: "auto"; "tables":
+    never give up a search in tables; "scan". instructions: one of llc.native.instruction_sets(), by default
+    the best; it changes no result.
+    """
+    n = len(queries)
+    distances, ids = np.empty((n, k), np.int32), np.empty((n, k), np.int64)
+    _run(
+        library().llc_index_search,
+        segments,
+        _query(segments, queries, num_threads, method, instructions),
+        k,
+        _data(distances),
+        _data(ids),
+    )
+    return distances, ids
+
+
+def range_search(
+    segments: Segments,
+    queries: np.ndarray,
+    radius: int,
+    num_threads: int,
+    method: str = "auto",
+    instructions: str | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All codes within a radius of each query -> (lims int64 [n + 1], distances int32, ids int64).
+
+    Those of query i are [lims[i]:lims[i + 1]]. The arguments are those of `search`.
+    """
+    lims = np.zeros(len(queries) + 1, np.int64)
+    found = ctypes.c_void_p()
+    function = library().llc_index_range_search
+    query = _query(segments, queries, num_threads, method, instructions)
+    _run(function, segments, query, radius, _data(lims), ctypes.addressof(found))
+    total = int(lims[-1])
+    try:
+        distances, ids = np.empty(total, np.int32), np.empty(total, np.int64)
+    except BaseException:
+        library().llc_index_take(found, None, None)
+        raise
+    library().llc_index_take(found, _data(distances), _data(ids))
+    return lims, distances, ids
+
+
+def groups(segments: Segments, radius: int, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of two or more codes that chains connect whose steps are at most `radius` bits long.
+
+    -> (lims int64 [num_groups + 1], ids int64): group i is ids[lims[i]:lims[i + 1]], in ascending order, and
+    the groups are sorted by their lowest id. Only codes that may be found count, at most 2^32 - 2. It needs no
+    tables, and takes any number of segments. The time is about linear in the number of codes while few pairs of
+    different codes agree in radius + 1 parts but for `radius` of them. Besides the segments it needs some
+    45 bytes for a code, and its size twice.
+    """
+    if segments.num_allowed > (1 << 32) - 2:
+        raise ValueError(f"groups: {segments.num_allowed} codes are more than 2^32 - 2")
+    num_groups, num_ids, found = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_void_p()
+    radius = min(radius, segments.num_bits)
+
+    def call(stop):
+        return library().llc_index_groups(
+            segments._segments,
+            len(segments.arrays),
+            segments.code_size,
+            segments.num_bits,
+            radius,
+            num_threads,
+            stop,
+            ctypes.addressof(num_groups),
+            ctypes.addressof(num_ids),
+            ctypes.addressof(found),
+        )
+
+    _raise(_in_thread(call) if segments.num_allowed > 10_000 else call(None))
+    try:
+        lims, ids = np.empty(num_groups.value + 1, np.int64), np.empty(num_ids.value, np.int64)
+    except BaseException:
+        library().llc_index_take_groups(found, None, None)
+        raise
+    library().llc_index_take_groups(found, _data(lims), _data(ids))
+    return lims, ids
+
+
+def _query(segments, queries, num_threads, method, instructions):
+    return _Query(
+        segments._segments,
+        len(segments.arrays),
+        _data(queries),
+        len(queries),
+        segments.code_size,
+        segments.num_bits,
+        METHODS[method],
+        0,
+        num_threads,
+        0 if instructions is None else instruction_index(instructions),
+        None,
+        None,
+    )
+
+
+def _run(function, segments, query, *arguments):
+    """Calls a function of the library with a query.
+
+    A thread takes longer to start than tables to answer. So where the work may take long, the calling thread
+    looks into the tables first; if that does not suffice, another thread does the rest.
+    """
+    if query.n * segments.bytes <= LONG_BYTES:
+        _raise(function(ctypes.byref(query), *arguments))
+        return
+    pending = np.zeros(max(len(segments.arrays), 1), np.uint8)
+    query.pending = _data(pending)
+    if query.n <= 4 and query.method == 0:
+        query.brief = 1
+        status = function(ctypes.byref(query), *arguments)
+        if status != _LONG:
+            _raise(status)
+            return
+        query.brief = 0
+
+    def call(stop):
+        query.stop = stop
+        return function(ctypes.byref(query), *arguments)
+
+    _raise(_in_thread(call))
+
+
+def _in_thread(call: Callable[[int], int]) -> int:
+    """Calls call(address of `stop`) in another thread: Python hears Ctrl-C only between its instructions."""
+    stop = np.zeros(1, np.uint8)
+    results: list[int] = []
+    thread = threading.Thread(target=lambda: results.append(call(stop.ctypes.data)))
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C, which only reaches the main thread
+        stop[0] = 1
+        thread.join()  # it still writes to memory that is ours
+        raise
+    [status] = results
+    return status
+
+
+def _raise(status):
+    if status == _NO_MEMORY:
+        raise MemoryError("no memory for a search in an index")
+    if status == _BROKEN:
+        raise UserError(
+            "the index is damaged: a table says what no table can say; `python -m llc.index verify INDEX` "
+            "names the file"
+        )
+
+
+def _data(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]  # faster than array.ctypes.data
+
+
+# -------------------------------------------------------------------------------------------------- building
+
+
+def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
+    """The tables that pay for n codes: [(first bit, number of bits)]; [] where a scan is as fast."""
+    if n < MIN_TABLE_CODES:
+        return []
+    if num_bits <= MAX_TABLE_BITS and 1 << num_bits <= 4 * n:
+        return [(0, num_bits)]
+    room = max(2 * ((num_bits + 7) // 8), 16) * n - 4 * n  # for positions and offsets
+    num_tables = min(math.ceil(num_bits / math.log2(n)), MAX_TABLES)
+    while num_tables > 1 and 4 * n * (num_tables - 1) >= room:
+        num_tables -= 1
+    fits = int(math.log2((room - 4 * n * (num_tables - 1)) / (4 * num_tables) - 1))
+    ends = [num_bits * (j + 1) // num_tables for j in range(num_tables)]
+    most = min(fits, int(math.log2(n)) + 1, MAX_TABLE_BITS)
+    return [(begin, min(end - begin, most)) for begin, end in zip([0, *ends], ends)]
+
+
+def build(
+    codes: np.ndarray, plan: Sequence[tuple[int, int]], num_threads: int
+) -> tuple[np.ndarray, np.ndarray | None, list[tuple[np.ndarray, np.ndarray | None]]]:
+    """Sorts codes and builds their tables -> (sorted codes, ranks, [(offsets, positions or None), ...]).
+
+    codes: uint8 [n, code_size], in the order of ids; plan: by table_plan. Without tables the codes stay as
+    they are, and ranks is None. To save memory, do the same in steps: `sort`, then free the unsorted codes,
+    then `table` for each of plan[1:].
+    """
+    if not plan:
+        return codes, None, []
+    ordered, ranks, offsets = sort(codes, plan[0], num_threads)
+    return ordered, ranks, [(offsets, None), *(table(ordered, part, num_threads) for part in plan[1:])]
+
+
+def sort(
+    codes: np.ndarray, first: tuple[int, int], num_threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first table, (first bit, number of bits), of codes in the order of ids.
+
+    -> (codes sorted by its buckets, ranks uint32 [n], its offsets)
+    """
+    offsets, ranks = table(codes, first, num_threads)
+    ordered = np.empty_like(codes)
+    _build(
+        "llc_index_gather", codes, lambda stop: (ranks.ctypes.data, num_threads, stop, ordered.ctypes.data)
+    )
+    return ordered, ranks, offsets
+
+
+def table(codes: np.ndarray, part: tuple[int, int], num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """A table of sorted codes: part (first bit, number of bits) -> (offsets, positions)."""
+    offsets, positions = np.empty((1 << part[1]) + 1, np.uint32), np.empty(len(codes), np.uint32)
+    _build(
+        "llc_index_build_table",
+        codes,
+        lambda stop: (*part, num_threads, stop, offsets.ctypes.data, positions.ctypes.data),
+    )
+    return offsets, positions
+
+
+def _build(name: str, codes: np.ndarray, arguments: Callable[[int | None], tuple[Any, ...]]) -> None:
+    function = getattr(library(), name)
+
+    def call(stop):
+        return function(codes.ctypes.data, *codes.shape, *arguments(stop))
+
+    _raise(_in_thread(call) if len(codes) > 1 << 20 else call(None))
