@@ -47,12 +47,12 @@ from llc.errors import UserError
 from llc.evaluation import taxonomy, wordnet
 from llc.evaluation.bit_images import Thumbnails
 from llc.evaluation.decoders import bind
-from llc.evaluation.packages import needed
 from llc.evaluation.taxonomy import Extremes
 from llc.evaluation.taxonomy_report import Found, report
 from llc.hamming import decode_mhd
 from llc.inference import evaluating
 from llc.options import option
+from llc.packages import needed
 
 _NONE = "none"  # the value of --data without images
 

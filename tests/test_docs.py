@@ -88,11 +88,18 @@ def test_the_examples_of_an_index(finished_run, image_tree, tmp_path, monkeypatc
     shutil.copytree(image_tree / "val", "photos")
     index_command.main(["create", "PHOTOS.index", f"--model={finished_run}"])
     names = {}
-    for block in blocks("docs/index.md"):
+    for block in blocks("docs/index.md")[:2]:
         exec(block, names)
     assert names["found"].shape == names["distances"].shape and len(names["index"]) == 66
     assert "66 images: 66 added" in capsys.readouterr().out and len(names["records"].files) == 3
     assert all(len(group) > 1 for group in names["groups"])
+
+
+def test_the_examples_of_exports_and_shards(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported, shards = blocks("docs/index.md")[2:]
+    exec(exported, {})
+    exec(shards, {})
 
 
 def test_no_other_document_has_python_that_does_not_run():

@@ -11,7 +11,7 @@ from llc.errors import UserError
 from llc.evaluate.options import Detection
 from llc.evaluate.subject import CodeSet, Subject, are_equal, notes_of
 from llc.evaluation import ood
-from llc.evaluation.packages import needed
+from llc.packages import needed
 
 KEY = "ood.dataset"
 EVALUATED = "evaluated"  # in the file of scores

@@ -4,8 +4,8 @@ import io
 import warnings
 from collections.abc import Sequence
 
-from llc.evaluation.packages import needed
 from llc.evaluation.taxonomy import PURPOSE, Tree
+from llc.packages import needed
 
 _ROW = 0.15  # inches for each class, which fits the font
 _FONT_SIZE = 7.5  # points

@@ -18,10 +18,10 @@ from llc.arguments import whole_number
 from llc.codes import Array, pack_bits
 from llc.distributed import Processes
 from llc.evaluation.metrics import FLIP
-from llc.evaluation.packages import needed
 from llc.evaluation.predict import Autocast, Batches, collect
 from llc.hamming import PosteriorDecoder, search
 from llc.network import Network
+from llc.packages import needed
 
 # z float32 [n, num_bits] -> scores, real numbers [n]
 Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]

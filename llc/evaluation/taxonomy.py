@@ -16,8 +16,8 @@ import numpy as np
 
 from llc.arguments import class_labels, one_of, whole_number
 from llc.codes import unpack_bits
-from llc.evaluation.packages import needed
 from llc.hamming import pairwise
+from llc.packages import needed
 
 PURPOSE = "the taxonomy"  # what needs scipy and matplotlib
 LINKAGES = ("average", "complete", "single")

@@ -458,7 +458,7 @@ class Import:
     label_column: str = option("", help="the column of labels or class names; empty: label, class_name")
     file_column: str = option("", help="the column of file names; empty: file")
     num_bits: int = option(0, minimum=0, maximum=MAX_BITS, help="bits of a code; 0: as SOURCE says")
-    table: str = option("", help="lancedb: the table's name; empty: codes")
+    table: str = option("", help="lancedb: the table's name; empty: the only table")
     new_ids: bool = option(False, help="give new ids in place of those that SOURCE has")
 
 

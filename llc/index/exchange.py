@@ -1,4 +1,4 @@
-"""What exports and imports of an index share: the columns of its tables, and the packages of other engines.
+"""What exports and imports of an index share: the columns of its tables, and what LanceDB needs.
 
 A table, in Parquet or LanceDB, has a row for each code, in ascending order of ids:
 
@@ -16,7 +16,6 @@ The schema's metadata says what columns cannot: llc.num_bits, and llc.class_name
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
@@ -27,20 +26,7 @@ NUM_BITS, CLASS_NAMES = b"llc.num_bits", b"llc.class_names"  # keys of the metad
 TABLE = "codes"  # of a LanceDB database
 BATCH = 65_536  # codes that are in memory at a time
 
-_INSTALLED_AS = {"faiss": "faiss-cpu"}
 _TABLE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-def needed(module: str, purpose: str) -> Any:
-    """The module of that name. Raises UserError that says what needs it, and how to install it."""
-    package = module.split(".")[0]
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{purpose} needs {package}, which cannot be imported ({error}): "
-            f"pip install {_INSTALLED_AS.get(package, package)}"
-        ) from error
 
 
 def is_uri(path: str) -> bool:

@@ -29,20 +29,11 @@ from llc import progress
 from llc.data.sources import as_unicode, printable
 from llc.errors import UserError
 from llc.files import atomic_write
-from llc.index.exchange import (
-    BATCH,
-    CLASS_NAMES,
-    NUM_BITS,
-    TABLE,
-    check_table,
-    is_uri,
-    needed,
-    reason,
-    table_names,
-)
+from llc.index.exchange import BATCH, CLASS_NAMES, NUM_BITS, TABLE, check_table, is_uri, reason, table_names
 
 if TYPE_CHECKING:
     from llc.index.index import Index
+from llc.packages import needed
 
 _ROW_GROUP = 2 * BATCH  # rows of a Parquet file that are written, and read, together
 _HNSW_LINKS, _HNSW_EF_SEARCH = 32, 128  # on 200,000 clustered codes of 64 bits: .998 of the right distances

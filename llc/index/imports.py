@@ -25,8 +25,9 @@ from llc.codes import code_size
 from llc.data.sources import printable
 from llc.errors import UserError
 from llc.files import stand_in
-from llc.index.exchange import BATCH, CLASS_NAMES, NUM_BITS, check_table, is_uri, needed, reason, table_names
+from llc.index.exchange import BATCH, CLASS_NAMES, NUM_BITS, check_table, is_uri, reason, table_names
 from llc.index.index import MAX_BITS, Index
+from llc.packages import needed
 
 _MAX_ID = (1 << 63) - 2
 _MAX_LABEL = (1 << 31) - 1

@@ -1,11 +1,11 @@
 """Search in segments of packed codes, with tables of multi-index hashing; numpy in, numpy out.
 
-src/index/index.h says what each function of the library does, and notes there and in probe.h how.
+src/index/index.h says what each function of the library does, and probe.h how the tables are searched.
 
-The arguments have been checked by llc.index, but for arrays that come from files: what tables and ranks say is
-checked before it is used, and a segment that is broken is a UserError. Results are exact, and each query's are
-sorted by distance, then by id: the same for every method, number of threads and division into segments. Ids
-are unique. All functions may be called by many threads at once, and Ctrl-C is heard while a call takes long.
+Arguments have been checked by llc.index, but arrays may come from files that are damaged: what tables and
+ranks say is checked before it is used, and is a UserError where it cannot be. Ids are unique. Results are
+exact and sorted by distance, then by id: the same for every method, number of threads and division into
+segments. All functions may be called by many threads at once. Ctrl-C is heard while a call takes long.
 """
 
 import ctypes
@@ -20,8 +20,8 @@ from llc.errors import UserError
 from llc.native import instruction_index, library
 
 METHODS = {"auto": 0, "tables": 1, "scan": 2}
-# Work above this is done while the calling thread waits, so that Ctrl-C is heard at once: bytes of codes times
-# queries, of which a core compares some 10^10 a second. What the tables answer takes less than a millisecond.
+# Work above this is done while the calling thread waits, so that Ctrl-C is heard at once. Its unit is a byte
+# that is compared; a core compares some 10^10 a second.
 LONG_BYTES = 1 << 28
 MIN_TABLE_CODES = 20_000  # below it a scan takes about as long as a search in tables
 MAX_TABLE_BITS = 27
@@ -186,9 +186,9 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k >= 1 nearest codes of each query -> (distances int32 [n, k], ids int64 [n, k]).
 
-    queries: uint8 [n, code_size]. Where there are fewer than k codes the rest is -1. method: "auto"; "tables":
-    never give up a search in tables; "scan". instructions: one of llc.native.instruction_sets(), by default
-    the best; it changes no result.
+    queries: uint8 [n, code_size]. Where there are fewer than k codes the rest is -1. method: "auto";
+    "tables": where a segment has them, never give up; or "scan". instructions: one of llc.native.instruction_sets(), by
+    default the best; it changes no result.
     """
     n = len(queries)
     distances, ids = np.empty((n, k), np.int32), np.empty((n, k), np.int64)
@@ -234,10 +234,11 @@ def groups(segments: Segments, radius: int, num_threads: int) -> tuple[np.ndarra
     """Groups of two or more codes that chains connect whose steps are at most `radius` bits long.
 
     -> (lims int64 [num_groups + 1], ids int64): group i is ids[lims[i]:lims[i + 1]], in ascending order, and
-    the groups are sorted by their lowest id. Only codes that may be found count, at most 2^32 - 2. It needs no
-    tables, and takes any number of segments. The time is about linear in the number of codes while few pairs of
-    different codes agree in radius + 1 parts but for `radius` of them. Besides the segments it needs some
-    45 bytes for a code, and its size twice.
+    the groups are sorted by their lowest id. Only codes that may be found count, at most 2^32 - 2 of them.
+    It takes any number of segments, and tables are of no use to it. Equal codes are joined first. The time
+    is about linear in the number of codes while the radius is short: a million codes of 64 bits within 2 take
+    under a second. It runs on one thread, and besides the segments it needs about 45 bytes for a code, and
+    twice the code.
     """
     if segments.num_allowed > (1 << 32) - 2:
         raise ValueError(f"groups: {segments.num_allowed} codes are more than 2^32 - 2")
@@ -345,12 +346,19 @@ def _data(array: np.ndarray) -> int:
 
 
 def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
-    """The tables that pay for n codes: [(first bit, number of bits)]; [] where a scan is as fast."""
+    """The tables that pay for n codes: [(first bit, number of bits)]; [] where a scan is as fast.
+
+    One table, whose bucket is the code, where its offsets need no more than 16 bytes for a code. Else tables
+    of about log2(n) bits, so that a bucket holds about one random code. They are fewer and shorter, and may
+    leave bits out, where codes, ranks, positions and offsets would need more than three times the codes'
+    memory (for codes of less than 8 bytes: the codes' and 16 bytes for each). `python -m llc.benchmark index`
+    measures them.
+    """
     if n < MIN_TABLE_CODES:
         return []
     if num_bits <= MAX_TABLE_BITS and 1 << num_bits <= 4 * n:
         return [(0, num_bits)]
-    room = max(2 * ((num_bits + 7) // 8), 16) * n - 4 * n  # for positions and offsets
+    room = max(2 * ((num_bits + 7) // 8), 16) * n - 4 * n  # for positions and offsets, beside ranks
     num_tables = min(math.ceil(num_bits / math.log2(n)), MAX_TABLES)
     while num_tables > 1 and 4 * n * (num_tables - 1) >= room:
         num_tables -= 1

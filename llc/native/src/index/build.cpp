@@ -12,7 +12,11 @@ constexpr int64_t SAMPLE = 1 << 14;
 constexpr int32_t MAX_THREADS = 16;  // each reads all codes, so more would not help
 constexpr int64_t THREAD_CODES = 1 << 16;
 constexpr int64_t STEP = 1 << 16;  // codes between two looks at `stop`
-constexpr int32_t AHEAD = 16;
+constexpr int32_t AHEAD = 16, BLOCK = 64;
+
+struct Item {
+    uint32_t bucket, code;
+};
 
 }  // namespace
 
@@ -31,18 +35,27 @@ int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size
         for (int32_t t = 0; t + 1 < threads; t++) ends[t] = sample[SAMPLE * (t + 1) / threads];
     }
     std::fill(offsets, offsets + num_buckets + 1, 0);
-    // Calls use(i, bucket) for all codes of a thread's buckets.
+    // Calls use(items, number of items) for all codes of a thread's buckets, in their order. Where a bucket's
+    // offset is in memory has been asked for some time before.
     const auto for_range = [&](auto use) {
         return in_threads(threads, threads, stop, [&](int64_t t) {
             const uint32_t first = t ? ends[t - 1] : 0, size = ends[t] - first;
+            Item items[BLOCK];
+            int32_t num_items = 0;
             for (int64_t start = 0; start < n && !is_set(stop); start += STEP)
                 for (int64_t i = start; i < std::min(start + STEP, n); i++) {
                     const uint32_t bucket = bucket_of(i);
-                    if (bucket - first < size) use(i, bucket);
+                    __builtin_prefetch(offsets + bucket, 1);
+                    items[num_items] = {bucket, uint32_t(i)};
+                    num_items += bucket - first < size;
+                    if (num_items == BLOCK) use(items, BLOCK), num_items = 0;
                 }
+            use(items, num_items);
         });
     };
-    bool fine = for_range([=](int64_t, uint32_t bucket) { offsets[bucket]++; });
+    bool fine = for_range([=](const Item *items, int32_t size) {
+        for (int32_t i = 0; i < size; i++) offsets[items[i].bucket]++;
+    });
     if (!fine || is_set(stop)) return status_of(fine, stop);
     uint32_t begin = 0;
     for (int64_t bucket = 0; bucket <= num_buckets; bucket++) {
@@ -50,7 +63,10 @@ int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size
         offsets[bucket] = begin;
         begin += size;
     }
-    fine = for_range([=](int64_t i, uint32_t bucket) { positions[offsets[bucket]++] = uint32_t(i); });
+    fine = for_range([=](const Item *items, int32_t size) {
+        for (int32_t i = 0; i < size; i++) __builtin_prefetch(positions + offsets[items[i].bucket], 1);
+        for (int32_t i = 0; i < size; i++) positions[offsets[items[i].bucket]++] = items[i].code;
+    });
     // each has become the beginning of the next bucket
     std::copy_backward(offsets, offsets + num_buckets, offsets + num_buckets + 1);
     offsets[0] = 0;

@@ -78,20 +78,48 @@ public:
         for (const Entry &entry : entries) counts[entry.distance]++;
     }
 
-    // Cuts and sorts the list.
+    // Sorts the list and cuts it to the best k.
     void finish() {
-        cut();
-        std::sort(entries.begin(), entries.end());
+        drop_far();
+        if (entries.size() <= FEW_ENTRIES) {
+            std::sort(entries.begin(), entries.end());
+        } else {
+            // by distance, whose counts are known, and by id in each
+            std::vector<Entry> sorted(entries.size());
+            std::vector<int64_t> next(limit + 1);
+            for (int32_t d = 1; d <= limit; d++) next[d] = next[d - 1] + counts[d - 1];
+            for (const Entry &entry : entries) sorted[next[entry.distance]++] = entry;
+            auto first = sorted.begin();
+            for (int32_t d = 0; d <= limit; first += counts[d++]) {
+                const auto last = first + counts[d];
+                const int64_t wanted = k - (first - sorted.begin());
+                if (last - first > wanted) std::nth_element(first, first + wanted, last);
+                const auto end = first + std::min<int64_t>(wanted, last - first);
+                if (!std::is_sorted(first, end)) std::sort(first, end);
+            }
+            entries.swap(sorted);
+        }
+        if (int64_t(entries.size()) > k) entries.resize(k);
     }
 
 private:
-    void cut() {
+    static constexpr size_t FEW_ENTRIES = 128;
+
+    void drop_far() {
         entries.erase(std::remove_if(entries.begin(), entries.end(),
             [&](const Entry &entry) { return entry.distance > limit; }), entries.end());
-        if (int64_t(entries.size()) < k) return;
-        std::nth_element(entries.begin(), entries.begin() + (k - 1), entries.end());
+    }
+
+    // Makes room: drops codes beyond the limit, and if these were few also those with high ids at the limit.
+    void cut() {
+        drop_far();
+        if (within <= k + (capacity - k) / 2) return;
+        const auto ties = std::partition(entries.begin(), entries.end(),
+            [&](const Entry &entry) { return entry.distance < limit; });
+        const auto last = entries.begin() + (k - 1);
+        std::nth_element(ties, last, entries.end());
+        last_id = last->id;
         entries.resize(k);
-        if (entries.back().distance == limit) last_id = entries.back().id;
         counts[limit] -= within - k;
         within = k;
     }

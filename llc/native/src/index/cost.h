@@ -1,6 +1,6 @@
 // What the ways to search cost, in nanoseconds of one core. Only their ratios matter: they decide when a
-// search in tables gives way to a scan. Measured on a 2.8 GHz Ice Lake in a virtual machine, with pages of 4 kB;
-// there a scan by AVX-512 BITALG is fastest, so elsewhere tables give way somewhat earlier than they must.
+// search in tables gives way to a scan. Measured on a 2.8 GHz Ice Lake in a virtual machine, with pages of
+// 4 kB. There scans have AVX-512 BITALG; on other CPUs tables give way somewhat earlier than they must.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -28,7 +28,20 @@ struct ProbeCost {
     }
 };
 
-inline double scan_cost(const IndexSegment &segment, int32_t code_size, int64_t num_queries) {
+// What a scan of n codes costs for each of so many queries that are compared together.
+inline double scan_cost(int64_t n, int32_t code_size, int64_t num_queries) {
     const bool few = num_queries <= 2;
-    return double(segment.n) * (few ? 0.3 + code_size * 0.08 : 0.012 * code_size);
+    return double(n) * (few ? 0.3 + code_size * 0.08 : 0.012 * code_size);
+}
+
+// The same, if the codes that may be found are copied first to where they follow each other.
+inline double copy_cost(const IndexSegment &segment, int32_t code_size, int64_t num_queries) {
+    const double codes = double(segment.num_allowed) * access_cost(double(segment.n) * code_size);
+    return (double(segment.n) / 64 + codes) / double(std::min<int64_t>(num_queries, 256)) +
+        scan_cost(segment.num_allowed, code_size, num_queries);
+}
+
+inline bool copying_pays(const IndexSegment &segment, int32_t code_size, int64_t num_queries) {
+    return segment.allowed &&
+        copy_cost(segment, code_size, num_queries) < scan_cost(segment.n, code_size, num_queries);
 }

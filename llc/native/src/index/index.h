@@ -44,7 +44,7 @@ struct IndexQuery {
     int32_t method;  // 0: the faster one; 1: tables, where a segment has them; 2: scan
     int32_t brief;   // 1: return LLC_LONG instead of beginning a scan
     int32_t num_threads, instructions;
-    uint8_t *pending;  // [num_segments], in and out: 1 for those of which tables were found not to suffice; or NULL
+    uint8_t *pending;  // [num_segments], in and out: 1: its tables were found not to suffice; or NULL
     const uint8_t *stop;
 };
 

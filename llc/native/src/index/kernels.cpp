@@ -18,4 +18,4 @@ struct Ones {
 
 }  // namespace
 
-const IndexKernels PORTABLE_INDEX = {Near<Ones>::near_rows, Near<Ones>::near_at};
+const IndexKernels PORTABLE_INDEX = {Near<Ones>::near_rows, Near<Ones>::near_at, Near<Ones>::lowest};

@@ -12,6 +12,9 @@ struct IndexKernels {
         uint32_t limit, uint16_t *places, uint16_t *distances);
     int32_t (*near_at)(const uint8_t *codes, int32_t code_size, const uint32_t *positions, int32_t size,
         const uint8_t *query, uint32_t limit, uint16_t *places, uint16_t *distances);
+
+    // The lowest of `size` >= 1 numbers.
+    uint32_t (*lowest)(const uint32_t *numbers, int32_t size);
 };
 
 extern const IndexKernels PORTABLE_INDEX;

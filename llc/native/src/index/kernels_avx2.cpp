@@ -16,5 +16,5 @@ struct Ones {
 
 }  // namespace
 
-const IndexKernels AVX2_INDEX = {Near<Ones>::near_rows, Near<Ones>::near_at};
+const IndexKernels AVX2_INDEX = {Near<Ones>::near_rows, Near<Ones>::near_at, Near<Ones>::lowest};
 #endif

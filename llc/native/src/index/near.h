@@ -59,6 +59,12 @@ struct Near {
         return found;
     }
 
+    static uint32_t lowest(const uint32_t *numbers, int32_t size) {
+        uint32_t found = numbers[0];
+        for (int32_t i = 1; i < size; i++) found = numbers[i] < found ? numbers[i] : found;
+        return found;
+    }
+
     static int32_t near_rows(const uint8_t *codes, int32_t code_size, int32_t size, const uint8_t *query,
         uint32_t limit, uint16_t *places, uint16_t *distances) {
         switch (code_size) {

@@ -34,6 +34,8 @@ public:
             values[j] = bits_at(query, code_size, table(j).first_bit, table(j).num_bits);
         cost = ProbeCost(searched, code_size);
         const bool whole = m == 1 && table(0).num_bits == num_bits;
+        // all codes of a bucket are equal then, and only the first are wanted
+        most = whole ? collected.most() : INT64_MAX;
         spent = 0;
         if (BEGIN_COST > budget) return false;
         spent = BEGIN_COST;
@@ -51,7 +53,7 @@ public:
                 if (choose(table(j).num_bits, s) * cost.bucket > budget - spent) return false;
                 Buckets buckets(values[j], table(j).num_bits, s);
                 while (buckets.more()) {
-                    const double next = next_ranges(j, buckets, collected.most());
+                    const double next = next_ranges(j, buckets);
                     if (spent + next > budget) return false;
                     spent += next;
                     if (whole) take_ranges(s, collected);
@@ -102,8 +104,8 @@ private:
         return number;
     }
 
-    // The cost of all that is to be done from distance s on; unlimited if that of counting the candidates would
-    // be more than `budget`.
+    // The cost of all that is to be done from distance s on; unlimited if that of counting the candidates
+    // would be more than `budget`.
     template <class Collected>
     double rest(int32_t s, const Collected &collected, double budget) {
         const int32_t m = segment->num_tables;
@@ -117,14 +119,14 @@ private:
             for (int32_t j = 0; j < m && m * t + j <= collected.limit; j++) {
                 if (t > table(j).num_bits) continue;
                 for (Buckets buckets(values[j], table(j).num_bits, t); buckets.more();)
-                    sum += next_ranges(j, buckets, collected.most());
+                    sum += next_ranges(j, buckets);
             }
         return sum;
     }
 
     // Reads where the next buckets begin and end -> what it costs to look at their codes. Short loops without
     // branches: whether a bucket is empty cannot be predicted.
-    double next_ranges(int32_t j, Buckets &buckets, int64_t most) {
+    double next_ranges(int32_t j, Buckets &buckets) {
         const uint32_t *offsets = table(j).offsets, *positions = table(j).positions;
         uint32_t numbers[CHUNK];
         for (num_buckets = 0; num_buckets < CHUNK && buckets.more(); num_buckets++) {
@@ -209,8 +211,8 @@ private:
         uint16_t places[BLOCK], distances[BLOCK];
         while (begin < end && !is_set(stop)) {
             const int32_t size = std::min<int64_t>(collected.full() ? BLOCK : FIRST_BLOCK, end - begin);
-            const int32_t found = kernels.near_rows(segment->codes + begin * code_size, code_size, size, query,
-                collected.limit, places, distances);
+            const int32_t found = kernels.near_rows(segment->codes + begin * code_size, code_size, size,
+                query, collected.limit, places, distances);
             for (int32_t i = 0; i < found; i++) take(begin + places[i], distances[i], s, j, collected);
             begin += size;
         }
@@ -244,7 +246,7 @@ private:
     int32_t number;
     const uint8_t *query;
     std::vector<uint32_t> values;  // the query's bucket in each table
-    int64_t num_found;             // codes that were added
+    int64_t most, num_found;       // codes of a bucket that are of use; codes that were added
     int32_t num_buckets, num_ranges;
     ProbeCost cost;
     Range ranges[CHUNK + 1];

@@ -28,8 +28,6 @@ constexpr int64_t MAX_ROUND = 8192;       // queries between whose answers nothi
 constexpr int64_t ROUND_BYTES = 256 << 20;
 constexpr int64_t PART_CODES = 1 << 16;   // codes that are worth a part of their own
 constexpr int64_t MANY_TIES = 64;         // in a tile: then its lowest id is looked up
-// Where fewer codes may be found, these are copied to where they follow each other, and then scanned.
-constexpr int64_t FEW_ALLOWED = 4;
 
 constexpr double AT_ONCE = 0.5, MOST = 0.7, SAVED = 0.5;
 
@@ -132,8 +130,8 @@ private:
                 continue;
             }
             const double scan = search.method == TABLES ? UNLIMITED : cost_of_scan(segment);
-            // What the tables may spend in vain is a fraction of all scans, half of which the first queries may
-            // use, and half of what they save.
+            // What the tables may spend in vain is a fraction of all scans, half of which the first queries
+            // may use up, and half of what the tables have saved.
             double &credit = worker.credit[i];
             credit += (1 - AT_ONCE) * BUDGET * scan;
             const double budget = search.method == TABLES ? UNLIMITED : std::min(credit, MOST * scan);
@@ -156,10 +154,11 @@ private:
     }
 
     double cost_of_scan(const IndexSegment &segment) const {
-        const double all = scan_cost(segment, search.code_size, search.n) /
-            (search.n == 1 ? threads_worth(segment.n * search.code_size, THREAD_BYTES, search.num_threads) : 1);
-        if (!segment.allowed || segment.num_allowed * FEW_ALLOWED > segment.n) return all;
-        return std::min(all, segment.n / 64 + segment.num_allowed * access_cost(double(segment.n) * search.code_size));
+        const double cost = copying_pays(segment, search.code_size, search.n)
+            ? copy_cost(segment, search.code_size, search.n)
+            : scan_cost(segment.n, search.code_size, search.n);
+        if (search.n > 1) return cost;
+        return cost / threads_worth(segment.n * search.code_size, THREAD_BYTES, search.num_threads);
     }
 
     // ---- scans ------------------------------------------------------------------------------------------
@@ -176,7 +175,7 @@ private:
         // If there are fewer blocks of queries than threads, the segment is divided too.
         const int64_t num_parts = std::clamp<int64_t>(segment.n / PART_CODES, 1,
             (threads + num_blocks - 1) / num_blocks);
-        const bool few = segment.allowed && segment.num_allowed * FEW_ALLOWED <= segment.n;
+        const bool copying = copying_pays(segment, size, n);
         const Codes codes{gathered.data(), n, size};
         check(in_threads(num_parts * num_blocks, threads, search.stop, [&](int64_t piece) {
             guarded([&] {
@@ -197,7 +196,7 @@ private:
                     }
                     found.push_back(num_parts > 1 ? &own.back() : &queries[i]->collected);
                 }
-                if (few) scan_allowed(number, codes, first, last, begin, end, found);
+                if (copying) scan_allowed(number, codes, first, last, begin, end, found);
                 else scan_all(number, codes, first, last, begin, end, found);
                 if (num_parts == 1) return;
                 const std::lock_guard<std::mutex> lock(mutex);
@@ -238,9 +237,9 @@ private:
         }
     }
 
-    static int64_t lowest(const IndexSegment &segment, int64_t start, int64_t size) {
+    int64_t lowest(const IndexSegment &segment, int64_t start, int64_t size) const {
         if (!segment.ranks) return id_of(segment, start);
-        return id_of_rank(segment, *std::min_element(segment.ranks + start, segment.ranks + start + size));
+        return id_of_rank(segment, set.index->lowest(segment.ranks + start, size));
     }
 
     // Copies the codes that may be found, a tile at a time.

@@ -1,11 +1,11 @@
-"""Packages that only some evaluations need, those of the extra `evaluation`."""
+"""Packages that only some commands need: pyproject.toml lists them as extras."""
 
 import importlib
 from typing import Any
 
 from llc.errors import UserError
 
-_INSTALLED_AS = {"sklearn": "scikit-learn"}
+_INSTALLED_AS = {"sklearn": "scikit-learn", "faiss": "faiss-cpu"}
 
 
 def needed(module: str, purpose: str) -> Any:
