@@ -16,7 +16,7 @@ help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
 	@echo 'make demo DATA=FOLDER   the same on your images, one folder per class'
 	@echo 'make check              formatting, lint, types and the quick tests: about 2 minutes on 2 CPU cores'
-	@echo 'make test               run all tests'
+	@echo 'make test               run all tests; installs chromium for those of the web page'
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make sanitize           run the tests of the native library under AddressSanitizer and UBSan'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
@@ -37,7 +37,8 @@ lint: setup
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
 
-test: setup
+test:
+	@PYTHON='$(PYTHON)' bash scripts/setup.sh --browser
 	@$(PY) -m pytest --quiet --durations=10 $(PARALLEL) tests
 
 test-gpu: setup

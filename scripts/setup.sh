@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Prepares a machine for llc: system packages (apt), .venv, pinned Python packages. `make setup` runs it.
 #
-#   [PYTHON=python3.12] bash scripts/setup.sh [--fashion-mnist]
+#   [PYTHON=python3.12] bash scripts/setup.sh [--fashion-mnist] [--browser]
 #
-# PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images.
+# PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images, --browser what the tests of
+# the web page need.
 # A second run takes a fraction of a second if .venv is whole and made from the same sources. Otherwise:
 #   one of `sources` changed, or llc's library is gone   the packages are installed over what is there
 #   .venv unfinished, damaged, moved, or of another Python   .venv is made again
@@ -26,10 +27,12 @@ say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 
 want_fashion_mnist=
+want_browser=
 for argument in "$@"; do
     case $argument in
         --fashion-mnist) want_fashion_mnist=yes ;;
-        *) fail "unknown argument '$argument'; the only one is --fashion-mnist" ;;
+        --browser) want_browser=yes ;;
+        *) fail "unknown argument '$argument'; expected --fashion-mnist or --browser" ;;
     esac
 done
 
@@ -147,6 +150,15 @@ install_fashion_mnist() {
     { apt update && apt_install "$dataset"; } || say "apt-get has no $dataset; the demo will try torchvision's download"
 }
 
+# Without it, tests/serve/test_page.py fails and says so; everything else works.
+install_browser() {
+    ! { command -v chromium && command -v chromedriver; } >/dev/null || return 0
+    local browser=(chromium chromium-driver)
+    if ! find_apt no; then say "not installing ${browser[*]}: $why_not"; return 0; fi
+    say "installing ${browser[*]} (apt)"
+    { apt update && apt_install "${browser[@]}"; } || say "apt-get has no ${browser[*]}; the tests of the web page will fail"
+}
+
 # ---- .venv -------------------------------------------------------------------------------------------------
 
 # Sets `python`: the interpreter asked for, else the one that was asked for when .venv was made, else python3.
@@ -232,3 +244,4 @@ if [ "$found" != whole ]; then
     say "done in $((SECONDS - started)) s"
 fi
 if [ -n "$want_fashion_mnist" ]; then install_fashion_mnist; fi
+if [ -n "$want_browser" ]; then install_browser; fi

@@ -69,6 +69,7 @@ QUICK = {
 }
 # Files that take longest, which pytest-xdist starts first, so that no process works alone at the end.
 LONGEST = (
+    "tests/serve/test_server.py",
     "tests/training/test_survival.py",
     "tests/test_commands.py",
     "tests/compare/test_compare.py",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import llc
 from llc import recipe
 from llc.data.writer import WriterConfig
 from llc.evaluate.options import USES
@@ -49,7 +50,7 @@ def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeyp
     shutil.copytree(finished_run, "runs/NAME")
     for name, label in (("cat", 1), ("dog", 4)):
         Image.open(sorted((image_tree / "val" / f"class_{label}").glob("*.jpg"))[0]).save(f"{name}.jpg")
-    codes = torch.randint(0, 256, (50, 2), dtype=torch.uint8)
+    codes = llc.pack_bits(torch.randn(50, llc.load("runs/NAME").num_bits))
     np.savez("codes.npz", codes=codes.numpy())
     names = {}
     exec(block, names)
@@ -57,6 +58,7 @@ def test_the_readmes_library_example(finished_run, image_tree, tmp_path, monkeyp
     assert "class_1" in capsys.readouterr().out
     distances = names["distances"]
     assert distances.shape == (2, 10) and (distances[:, 0] <= distances[:, -1]).all()
+    assert (names["found"] == names["indices"].numpy()).all()  # ids count from 0
 
 
 def test_the_example_of_hamming_search():
@@ -239,7 +241,7 @@ def test_the_library_imports_neither_the_trainer_nor_the_command_line():
     above = ("llc.training", "llc.config", "llc.compare", "llc.benchmark", "llc.evaluate")
     commands = ("encode.py", "search.py", "export.py", "write.py", "train.py")
     commands += ("config.py", "verify.py", "__main__.py")
-    rooms = ("training", "compare", "benchmark", "evaluate", "taxonomy.py")
+    rooms = ("training", "compare", "benchmark", "evaluate", "serve", "taxonomy.py")
     seen = 0
     for path in (ROOT / "llc").rglob("*.py"):
         if path.relative_to(ROOT / "llc").parts[0] in (*rooms, *commands):

@@ -432,6 +432,18 @@ def test_uv_installs_and_pip_where_uv_fails(sandbox):
     assert "uv==1.0\n" in done.calls and "by-uv" in done.calls and "-r requirements.txt" not in done.calls
 
 
+def test_installs_the_browser_where_it_is_asked_for_and_missing(ready):
+    packages = "chromium chromium-driver"
+    assert ready.setup("--browser").stdout == f"setup: not installing {packages}: there is no apt-get here\n"
+    ready.add("apt-get", APT_GET)
+    done = ready.setup("--browser")
+    assert done.returncode == 0 and f"install -y --no-install-recommends {packages}\n" in done.calls
+    for name in ("chromium", "chromedriver"):
+        assert "apt-get" in ready.setup("--browser").calls
+        ready.add(name, "#!/bin/sh\n")
+    assert (ready.setup("--browser").stdout, ready.setup("--browser").calls) == ("", "")
+
+
 def test_unknown_argument_is_refused(sandbox):
     done = sandbox.setup("--fashionmnist")
     assert done.returncode == 1

@@ -112,6 +112,8 @@ def test_the_wheel_holds_the_package_and_its_notices_only(built):
         "llc/py.typed",
         "llc/native/_native.so",
         "llc/evaluation/wordnet_imagenet.txt",
+        "llc/serve/docs.html",
+        "llc/serve/page.html",
     }
     assert {name for name in files if name.endswith(".py")} == {
         str(path.relative_to(ROOT)) for path in ROOT.glob("llc/**/*.py")
