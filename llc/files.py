@@ -73,7 +73,7 @@ def atomic_write(
         if rotate is not None:
             rotate()
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -81,7 +81,7 @@ def atomic_write(
             os.unlink(temporary)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flushes renames to disk; otherwise a power failure may undo one that a later file relies on."""
     handle = os.open(folder, os.O_RDONLY)
     try:

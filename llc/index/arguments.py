@@ -67,6 +67,8 @@ def as_labels(
     """
     values = as_column("labels", labels, n)
     if values is None:
+        if class_names is not None:
+            raise ValueError("class_names: they name labels, and there are none; give labels= as well")
         return None, tuple(known)
     limit = len(class_names) if class_names is not None else len(known) or 1 << 31
     if n and (values.min() < -1 or values.max() >= limit):

@@ -65,6 +65,54 @@ class Records:
         return len(self.ids)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Contents:
+    """All that changes of an index. Each change replaces it by one assignment.
+
+    So other threads see all of a change or nothing, and so does whoever goes on after a Ctrl-C.
+
+    pending: rows that are not yet in the state, and those pending before them, or None. saved: whether it is
+    as in the folder. seen: the folder's manifest, as it was read or written last. encoder: a model that is
+    not yet in the folder.
+    """
+
+    state: State
+    pending: tuple[Rows, Any] | None = None
+    num_pending: int = 0
+    class_names: tuple[str, ...] = ()
+    next_id: int = 0
+    max_label: int = -1
+    saved: bool = False
+    seen: storage.Manifest | None = None
+    model: storage.Model | None = None
+    encoder: Encoder | None = None
+
+    def changed(self, **changes: Any) -> _Contents:
+        return dataclasses.replace(self, **{"saved": False, **changes})
+
+    def with_rows(self, rows: Rows, **changes: Any) -> _Contents:
+        pending, count = (rows, self.pending), self.num_pending + len(rows)
+        return self.changed(pending=pending, num_pending=count, **changes)
+
+    def manifest(self) -> storage.Manifest:
+        """What a manifest says of it, but for the files."""
+        return storage.Manifest(
+            self.state.num_bits, self.next_id, self.class_names, self.max_label, model=self.model
+        )
+
+    @classmethod
+    def read(cls, manifest: storage.Manifest, segments: Sequence[Segment]) -> _Contents:
+        return cls(
+            State(segments, manifest.num_bits),
+            class_names=manifest.class_names,
+            next_id=manifest.next_id,
+            max_label=manifest.max_label,
+            saved=True,
+            seen=manifest,
+            model=manifest.model,
+        )
+
+
 class Index:
     """Codes of num_bits bits, 1 to 4096, with ids, and perhaps labels and file names.
 
@@ -74,23 +122,28 @@ class Index:
     def __init__(self, num_bits: int) -> None:
         self.num_bits = whole_number("num_bits", num_bits, 1, MAX_BITS)
         self.code_size = code_size(self.num_bits)
-        self.class_names: tuple[str, ...] = ()
-        self.next_id = 0
-        self._state = State((), self.num_bits)
-        self._pending: list[Rows] = []
-        self._num_pending = 0
-        self._max_label = -1
-        self._changed = False  # since the last save
+        self._contents = _Contents(State((), self.num_bits))
         self._mutex = threading.RLock()  # one change at a time
         self._folder: storage.Folder | None = None
-        self._model: storage.Model | None = None
-        self._new_encoder: Encoder | None = None  # not yet in the folder
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an llc.Index cannot be copied or pickled; save() it, and open it where it is needed")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes; a label is a position among them."""
+        return self._contents.class_names
+
+    @property
+    def next_id(self) -> int:
+        """The id that is given next: above all that were ever in the index."""
+        return self._contents.next_id
 
     # ---- what is in it
 
     def __len__(self) -> int:
-        with self._mutex:
-            return self._state.size + self._num_pending
+        contents = self._contents
+        return contents.state.size + contents.num_pending
 
     def __contains__(self, id: object) -> bool:
         try:
@@ -149,6 +202,24 @@ class Index:
             ids = segment.ids_of(ranks[there])
             found[there] = np.where(found[there] < 0, ids, np.minimum(found[there], ids))
         return found
+
+    def has_file(self, file: str) -> bool:
+        """Whether a row has this file. For a single question, this is faster than `find_files`."""
+        name = as_bytes("file", file)
+        return bool(name) and any(segment.has_file(name) for segment in self._snapshot().segments)
+
+    def select(self, filter: Filter) -> np.ndarray:
+        """The ids that a filter of `search` allows, int64 [m], ascending. Raises ValueError."""
+        return self._snapshot().select(filter, self.class_names)
+
+    def groups(self, radius: int, num_threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Groups of two or more codes that chains connect whose steps are at most `radius` bits long.
+
+        -> (lims int64 [num_groups + 1], ids int64): group i is ids[lims[i]:lims[i + 1]], ascending. The time
+        is about linear in the number of codes as long as the radius is short.
+        """
+        radius = whole_number("radius", radius, 0)
+        return native.groups(self._snapshot().everything, radius, _threads(num_threads))
 
     def batches(self, size: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray, Records]]:
         """(ids, codes, records) of all rows, up to `size` at a time, in ascending order of ids."""
@@ -237,63 +308,115 @@ class Index:
         nothing is added.
         """
         packed = as_codes("codes", codes, self.num_bits)
-        n = len(packed)
+        columns = self._as_columns(len(packed), files, sizes, modified)
         with self._mutex:
-            new_ids = np.arange(self.next_id, self.next_id + n) if ids is None else as_ids(ids)
-            if ids is None and self.next_id + n - 1 > MAX_ID:
-                raise ValueError(f"ids: after {self.next_id - 1} there are no {n} free ids; give your own")
-            if len(new_ids) != n:
-                raise ValueError(f"ids: expected {n}, one for each code, got {len(new_ids)}")
+            new_ids = self._as_new_ids(ids, len(packed))
             if ids is not None:
                 self._check_new(new_ids)
-            numbers, names = as_labels(labels, class_names, n, self.class_names, self._max_label)
-            columns = {"sizes": as_column("sizes", sizes, n), "modified": as_column("modified", modified, n)}
-            texts = ends = None
-            if files is not None:
-                if len(files) != n:
-                    raise ValueError(f"files: expected {n}, one for each code, got {len(files)}")
-                texts, ends = join_names([as_bytes("files", name) for name in files])
-            rows = Rows(packed, new_ids, numbers, **columns, names=texts, name_ends=ends)
-            if not is_ascending(new_ids):
-                rows = rows.take(np.argsort(new_ids, kind="stable"))
-            else:
-                rows = dataclasses.replace(rows, codes=packed.copy())  # the caller may write to theirs
-            if n:
-                self._changed = True
-                self.class_names = names
-                self._max_label = max(self._max_label, -1 if numbers is None else int(numbers.max()))
-                self.next_id = max(self.next_id, int(rows.ids[-1]) + 1)
-                self._pending.append(rows)
-                self._num_pending += n
+            self._add(packed, new_ids, labels, class_names, columns, consecutive=ids is None)
         return new_ids
+
+    def replace(
+        self,
+        ids: Any,
+        codes: Array,
+        *,
+        labels: Any = None,
+        class_names: Sequence[str] | None = None,
+        files: Sequence[str] | None = None,
+        sizes: Any = None,
+        modified: Any = None,
+    ) -> None:
+        """Gives ids that are in the index other codes, labels and files, in one step.
+
+        ids: int [n], each once; the other arguments are those of `add`. Raises ValueError, and then nothing
+        is changed.
+        """
+        packed = as_codes("codes", codes, self.num_bits)
+        columns = self._as_columns(len(packed), files, sizes, modified)
+        with self._mutex:
+            state, new_ids = self._snapshot(), self._as_new_ids(ids, len(packed))
+            _check_unique(new_ids)
+            state.check(new_ids)
+            without, _ = state.without(new_ids)
+            self._add(packed, new_ids, labels, class_names, columns, state=without)
+
+    def _as_columns(self, n: int, files: Any, sizes: Any, modified: Any) -> dict[str, Any]:
+        """What is known of the files of n codes, as Rows takes it."""
+        columns: dict[str, Any] = {
+            "sizes": as_column("sizes", sizes, n),
+            "modified": as_column("modified", modified, n),
+        }
+        if files is not None:
+            if len(files) != n:
+                raise ValueError(f"files: expected {n}, one for each code, got {len(files)}")
+            texts = [as_bytes("files", name) for name in files]
+            columns["names"], columns["name_ends"] = join_names(texts)
+        return columns
+
+    def _as_new_ids(self, ids: Any, n: int) -> np.ndarray:
+        if ids is None:
+            if self.next_id + n - 1 > MAX_ID:
+                raise ValueError(f"ids: after {self.next_id - 1} there are no {n} free ids; give your own")
+            return np.arange(self.next_id, self.next_id + n)
+        new_ids = as_ids(ids)
+        if len(new_ids) != n:
+            raise ValueError(f"ids: expected {n}, one for each code, got {len(new_ids)}")
+        return new_ids
+
+    def _add(
+        self,
+        codes: np.ndarray,
+        ids: np.ndarray,
+        labels: Any,
+        class_names: Sequence[str] | None,
+        columns: dict[str, Any],
+        *,
+        consecutive: bool = False,
+        **changes: Any,
+    ) -> None:
+        """Adds checked rows, and makes other changes, in one step."""
+        contents = self._contents
+        numbers, names = as_labels(labels, class_names, len(codes), contents.class_names, contents.max_label)
+        if len(codes) == 0:
+            return
+        if consecutive or is_ascending(ids):
+            # copies, because the caller may write to theirs
+            rows = Rows(codes.copy(), None if consecutive else ids.copy(), int(ids[0]), numbers, **columns)
+        else:
+            rows = Rows(codes, ids, 0, numbers, **columns).take(np.argsort(ids, kind="stable"))
+        self._contents = contents.with_rows(
+            rows,
+            class_names=names,
+            max_label=max(contents.max_label, -1 if numbers is None else int(numbers.max())),
+            next_id=max(contents.next_id, int(ids.max()) + 1),
+            **changes,
+        )
 
     def remove(self, ids: Any, *, missing: str = "error") -> int:
         """Removes rows by their ids, int [n] -> how many were removed.
 
-        missing: "error" raises ValueError if an id is not in the index, and then removes none; "ignore".
+        missing: "error" raises ValueError if an id is not in the index, and then removes none; "ignore". Each
+        call copies a bitmap with a bit for each row, so remove many ids by one call.
         """
         one_of("missing", missing, ("error", "ignore"))
         with self._mutex:
             state, ids = self._snapshot(), np.unique(as_ids(ids))
             if missing == "error":
                 state.check(ids)
-            segments, count = [], 0
-            for segment, ranks in zip(state.segments, state.find(ids)):
-                ranks = ranks[ranks >= 0]
-                count += len(ranks)
-                segments.append(segment.without(ranks) if len(ranks) else segment)
+            without, count = state.without(ids)
             if count:
-                self._changed = True
-                self._state = State([segment for segment in segments if len(segment)], self.num_bits)
+                self._contents = self._contents.changed(state=without)
         return count
 
     def optimize(self) -> None:
-        """Makes one segment of all, without removed rows; for more than 2^32 rows several of that size."""
+        """Makes one segment of all, without removed rows, in memory; for more than 2^32 rows several."""
         with self._mutex:
             segments = self._snapshot().segments
             if len(segments) > 1 or any(segment.num_removed for segment in segments):
-                self._changed = True
-                self._state = State(self._built([_live_rows(segment) for segment in segments]), self.num_bits)
+                built = self._built([_live_rows(segment) for segment in segments])
+                self._contents = self._contents.changed(state=State(built, self.num_bits))
+                self._snapshot()
 
     # ---- search
 
@@ -345,10 +468,7 @@ class Index:
     def _prepare(self, filter: Filter, method: str, num_threads: int | None) -> tuple[native.Segments, int]:
         if method not in _METHODS:
             one_of("method", method, _METHODS)
-        threads = (
-            torch.get_num_threads() if num_threads is None else whole_number("num_threads", num_threads, 1)
-        )
-        return self._snapshot().allowing(filter, self.class_names), threads
+        return self._snapshot().allowing(filter, self.class_names), _threads(num_threads)
 
     # ---- files
 
@@ -366,18 +486,12 @@ class Index:
             folder.lock()
         try:
             manifest, segments = folder.read()
+            index = cls(manifest.num_bits)
+            index._folder, index._contents = folder, _Contents.read(manifest, segments)
         except BaseException:
             folder.unlock()
             raise
-        index = cls(manifest.num_bits)
-        index._folder = folder
-        index._take_over(manifest, segments)
         return index
-
-    def _take_over(self, manifest: storage.Manifest, segments: Sequence[Segment]) -> None:
-        self.class_names, self.next_id = manifest.class_names, manifest.next_id
-        self._max_label, self._model, self._changed = manifest.max_label, manifest.model, False
-        self._state = State(segments, self.num_bits)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Writes what was changed to the index's folder, as one step: a crash leaves it as it was before.
@@ -387,29 +501,26 @@ class Index:
         process is writing, or has changed the index since it was opened.
         """
         with self._mutex:
-            segments = self._snapshot().segments
-            here = self._folder
+            self._snapshot()
+            contents, here = self._contents, self._folder
             if path is not None and (here is None or not here.is_at(Path(path))):
-                manifest, written = storage.create(
-                    Path(path), self._manifest(), segments, here, self._new_encoder
+                written = storage.create(
+                    Path(path), contents.manifest(), contents.state.segments, here, contents.encoder
                 )
                 if here is None:
-                    self._folder, self._new_encoder = storage.Folder(Path(path), manifest), None
-                    self._model, self._changed = manifest.model, False
-                    self._state = State(written, self.num_bits)
+                    self._folder, self._contents = storage.Folder(Path(path)), _Contents.read(*written)
                 return
             if here is None:
                 raise ValueError(
                     "path: this index was not saved before; give the folder that it is to become"
                 )
-            manifest, written = here.commit(self._manifest(), segments, self._new_encoder)
-            self._new_encoder, self._model, self._changed = None, manifest.model, False
-            self._state = State(written, self.num_bits)
-
-    def _manifest(self) -> storage.Manifest:
-        return storage.Manifest(
-            self.num_bits, self.next_id, self.class_names, self._max_label, model=self._model
-        )
+            if contents.saved:
+                here.tidy()
+                return
+            written = here.commit(
+                contents.manifest(), contents.state.segments, contents.encoder, contents.seen
+            )
+            self._contents = _Contents.read(*written)
 
     def refresh(self) -> bool:
         """Takes over what other processes have saved since -> whether there was something.
@@ -417,17 +528,18 @@ class Index:
         Raises ValueError if this index has no folder, or changes of its own that were not saved.
         """
         with self._mutex:
+            contents = self._contents
             if self._folder is None:
                 raise ValueError("refresh: this index has no folder")
-            if self._changed:
+            if not contents.saved:
                 raise ValueError("refresh: the index has changes that were not saved; save() them first")
-            newer = self._folder.newer(self._state.segments)
+            newer = self._folder.newer(contents.seen, contents.state.segments)
             if newer is None:
                 return False
             manifest, segments = newer
             if manifest.num_bits != self.num_bits:
                 raise UserError(f"{self.path}: it was replaced by an index of {manifest.num_bits} bits")
-            self._take_over(manifest, segments)
+            self._contents = _Contents.read(manifest, segments)
             return True
 
     def close(self) -> None:
@@ -449,14 +561,16 @@ class Index:
     @property
     def model(self) -> Path | None:
         """The saved encoder in the index's folder, for llc.load; None if there is none."""
-        return None if self._model is None or self.path is None else self.path / self._model.file
+        model = self._contents.model
+        return None if model is None or self.path is None else self.path / model.file
 
     @property
     def model_digest(self) -> str | None:
-        """What tells the model of this index's codes from others (llc.checkpoints.digest), if it is known."""
-        if self._new_encoder is not None:
-            return storage.Model.of(self._new_encoder).digest
-        return None if self._model is None else self._model.digest
+        """What tells the model of this index's codes from others (storage.Model), if it is known."""
+        contents = self._contents
+        if contents.encoder is not None:
+            return storage.Model.of(contents.encoder).digest
+        return None if contents.model is None else contents.model.digest
 
     def set_model(self, encoder: Encoder) -> None:
         """Keeps the encoder with the index: the next save() writes it into the folder.
@@ -468,63 +582,61 @@ class Index:
                 f"the model makes codes of {encoder.num_bits} bits, the index has {self.num_bits}"
             )
         with self._mutex:
-            digest = storage.Model.of(encoder).digest
-            if self.model_digest not in (None, digest):
+            if self.model_digest not in (None, storage.Model.of(encoder).digest):
                 raise UserError("the index's codes were made by another model; use that, or make a new index")
-            if self._model is None:
-                self._new_encoder, self._changed = encoder, True
+            if self._contents.model is None:
+                self._contents = self._contents.changed(encoder=encoder)
 
     # ---- within
 
     def _snapshot(self) -> State:
-        """The state with everything that was added."""
-        if (
-            not self._num_pending
-        ):  # reset when the new state is in place, so no thread sees it without its rows
-            return self._state
+        """The state with everything that was added, and with all tables."""
+        contents = self._contents
+        if contents.num_pending == 0 and contents.state.complete:
+            return contents.state
         with self._mutex:
-            if self._num_pending:
-                segments = self._with_pending(self._state.segments)
-                self._state = State(segments, self.num_bits)
-                self._pending, self._num_pending = [], 0
-            return self._state
+            if self._contents.num_pending:
+                self._contents = self._sealed(self._contents)
+            # One table at a time takes the place of a state that answers as well without it, only slower. So
+            # the pending rows are freed before there are all tables, and nothing is lost by a Ctrl-C.
+            while not self._contents.state.complete:
+                contents = self._contents
+                state = contents.state.with_next_table(torch.get_num_threads())
+                self._contents = dataclasses.replace(contents, state=state)
+            return self._contents.state
 
-    def _with_pending(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Segments with the pending rows as the last of them, merged where they are too many.
-
-        After an error, such as Ctrl-C, the rows are still pending.
-        """
-        total, count = self._num_pending, 0
+    def _sealed(self, contents: _Contents) -> _Contents:
+        """The pending rows as the last segment, merged with others where these are too many."""
+        pending, rest = [], contents.pending
+        while rest is not None:
+            rows, rest = rest
+            pending.append(rows)
+        segments, total, count = contents.state.segments, contents.num_pending, 0
         most = min(MERGED_BYTES // self.code_size, MAX_ROWS)
         while count < len(segments) and (size := len(segments[-1 - count])) < GROWTH * total:
             if total + size > most:
                 break
             total += size
             count += 1
-        if count == 0 and total <= MAX_ROWS:
-            self._pending = [merged(self._pending)]
-            return [*segments, Segment.of(self._pending, self.num_bits, torch.get_num_threads())]
         merging = segments[len(segments) - count :]
-        built = self._built([*map(_live_rows, merging), *self._pending])
-        return [*segments[: len(segments) - count], *built]
+        built = self._built([*map(_live_rows, merging), *pending[::-1]])
+        state = State([*segments[: len(segments) - count], *built], self.num_bits)
+        return dataclasses.replace(contents, state=state, pending=None, num_pending=0)
 
     def _built(self, parts: Sequence[Rows]) -> list[Segment]:
-        """Segments of rows, as few as possible."""
+        """Segments of rows, as few as possible, with a first table at most."""
         rows, threads = merged(parts), torch.get_num_threads()
-        if len(rows) <= MAX_ROWS:
-            return [Segment.of([rows], self.num_bits, threads)]
         firsts = range(0, len(rows), MAX_ROWS)
+        if len(firsts) <= 1:
+            return [Segment.of(rows, self.num_bits, threads)]
         chunks = (rows.take(np.arange(first, min(first + MAX_ROWS, len(rows)))) for first in firsts)
-        return [Segment.of([chunk], self.num_bits, threads) for chunk in chunks]
+        return [Segment.of(chunk, self.num_bits, threads) for chunk in chunks]
 
     def _check_new(self, ids: np.ndarray) -> None:
         if len(ids) == 0:
             return
-        ordered = ids if is_ascending(ids) else np.sort(ids)
-        same = np.flatnonzero(ordered[1:] == ordered[:-1])
-        if len(same):
-            raise ValueError(f"ids: each may be given once, but {ordered[same[0]]} is there several times")
-        if ordered[0] >= self.next_id:
+        _check_unique(ids)
+        if ids.min() >= self.next_id:
             return  # above all that were ever in the index
         taken = self._snapshot().has(ids)
         if taken.any():
@@ -532,6 +644,17 @@ class Index:
                 f"ids: {int(taken.sum())} are in the index already, such as {ids[taken][0]}; remove them "
                 "first"
             )
+
+
+def _check_unique(ids: np.ndarray) -> None:
+    ordered = ids if is_ascending(ids) else np.sort(ids)
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        raise ValueError(f"ids: each may be given once, but {ordered[same[0]]} is there several times")
+
+
+def _threads(num_threads: int | None) -> int:
+    return torch.get_num_threads() if num_threads is None else whole_number("num_threads", num_threads, 1)
 
 
 def _live_rows(segment: Segment) -> Rows:

@@ -34,27 +34,35 @@ class Damaged(UserError):
 class Rows:
     """Rows in ascending order of ids, before they become a segment, or taken out of one.
 
-    codes uint8 [n, code_size], ids int64 [n], labels int32 [n], sizes (bytes) and modified (nanoseconds)
-    int64 [n]; names: UTF-8 of all files uint8, one after another; name_ends int64 [n]: where each ends. A
-    column that says nothing of any row is None.
+    codes uint8 [n, code_size], labels int32 [n], sizes (bytes) and modified (nanoseconds) int64 [n]; names:
+    UTF-8 of all files uint8, one after another; name_ends int64 [n]: where each ends. A column that says
+    nothing of any row is None. given_ids int64 [n]; None: the ids go up by one from first_id.
     """
 
     codes: np.ndarray
-    ids: np.ndarray
+    given_ids: np.ndarray | None
+    first_id: int = 0
     labels: np.ndarray | None = None
     sizes: np.ndarray | None = None
     modified: np.ndarray | None = None
     names: np.ndarray | None = None
     name_ends: np.ndarray | None = None
 
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 [n]"""
+        if self.given_ids is None:
+            return np.arange(self.first_id, self.first_id + len(self.codes))
+        return self.given_ids
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.codes)
 
     def take(self, chosen: np.ndarray) -> Rows:
         """The rows at `chosen`, int64 [m], in that order."""
         names, ends = take_names(self.names, self.name_ends, chosen)
         columns = {name: _taken(getattr(self, name), chosen) for name in COLUMNS}
-        return Rows(self.codes[chosen], self.ids[chosen], **columns, names=names, name_ends=ends)
+        return Rows(self.codes[chosen], self.ids[chosen], 0, **columns, names=names, name_ends=ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +90,7 @@ class Segment:
     ranks: np.ndarray | None = None
     order: np.ndarray | None = None
     tables: tuple[native.Table, ...] = ()
+    num_planned: int = 0  # tables that it is to have
     labels: np.ndarray | None = None
     sizes: np.ndarray | None = None
     modified: np.ndarray | None = None
@@ -92,43 +101,30 @@ class Segment:
     stored: Stored | None = None
 
     @classmethod
-    def of(cls, box: list[Rows], num_bits: int, num_threads: int) -> Segment:
-        """A segment of rows, with tables if they make searching faster.
-
-        box: a list that holds the rows alone. They are taken out of it, so that their codes are freed as soon
-        as there are sorted ones, before there are tables: so the peak of memory is that of the result. After
-        an error, such as Ctrl-C, they are in the box again.
-        """
-        rows = box.pop()
-        plan = native.table_plan(len(rows), num_bits)
-        if not plan:
-            return cls._of(rows, rows.codes)
-        ordered = ranks = None
-        try:
-            ordered, ranks, offsets = native.sort(rows.codes, plan[0], num_threads)
-            rows = dataclasses.replace(rows, codes=ordered)
-            tables = [(offsets, None), *(native.table(ordered, part, num_threads) for part in plan[1:])]
-        except BaseException:
-            if ordered is not None and rows.codes is ordered:
-                codes = np.empty_like(ordered)
-                codes[ranks] = ordered
-                rows = dataclasses.replace(rows, codes=codes)
-            box.append(rows)
-            raise
-        return cls._of(
-            rows,
-            ordered,
-            ranks=ranks,
-            tables=tuple(native.Table(*bits, *arrays) for bits, arrays in zip(plan, tables)),
-        )
-
-    @classmethod
-    def _of(cls, rows: Rows, codes: np.ndarray, **fields: Any) -> Segment:
-        n, ids = len(rows), rows.ids
-        first_id = int(ids[0]) if n else 0
-        consecutive = n == 0 or int(ids[-1]) - first_id == n - 1
+    def of(cls, rows: Rows, num_bits: int, num_threads: int) -> Segment:
+        """A segment of rows; if tables make searching faster, with the first of them (with_next_table)."""
+        plan, codes = native.table_plan(len(rows), num_bits), rows.codes
+        fields: dict[str, Any] = {}
+        if plan:
+            codes, ranks, offsets = native.sort(codes, plan[0], num_threads)
+            fields |= {"ranks": ranks, "tables": (native.Table(*plan[0], offsets),), "num_planned": len(plan)}
+        ids, n = rows.given_ids, len(rows)
+        first_id = rows.first_id if ids is None else int(ids[0]) if n else 0
+        if ids is not None and (n == 0 or int(ids[-1]) - first_id == n - 1):
+            ids = None
         columns = {name: getattr(rows, name) for name in (*COLUMNS, "names", "name_ends")}
-        return cls(codes, first_id, ids=None if consecutive else ids, **columns, **fields)
+        return cls(codes, first_id, ids=ids, **columns, **fields)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all the tables that make searching it faster."""
+        return len(self.tables) >= self.num_planned
+
+    def with_next_table(self, num_bits: int, num_threads: int) -> Segment:
+        """The segment with one table more; not for a segment that is complete."""
+        bits = native.table_plan(self.num_rows, num_bits)[len(self.tables)]
+        table = native.Table(*bits, *native.table(self.codes, bits, num_threads))
+        return self._replaced(tables=(*self.tables, table))
 
     def arrays(self, allowed: np.ndarray | None) -> native.SegmentArrays:
         """The segment as the native library takes it. allowed: a bitmap by position, None: all rows."""
@@ -197,7 +193,7 @@ class Segment:
         names, ends = take_names(self.names, self.name_ends, ranks)
         columns = {name: _taken(getattr(self, name), ranks) for name in COLUMNS}
         codes = self.codes[self.positions_of(ranks)]
-        return Rows(codes, self.ids_of(ranks), **columns, names=names, name_ends=ends)
+        return Rows(codes, self.ids_of(ranks), 0, **columns, names=names, name_ends=ends)
 
     def without(self, ranks: np.ndarray) -> Segment:
         """The segment without rows that are in it, by their ranks, int64 [m], each once."""
@@ -247,7 +243,7 @@ class Segment:
     def find_files(self, names: Sequence[bytes]) -> np.ndarray:
         """The ranks of files by name, int64 [m]; -1 for names that are not here. Of several, the lowest."""
         found = np.full(len(names), -1, np.int64)
-        if self.names is None or self.name_ends is None or not names:
+        if self.names is None or self.name_ends is None:
             return found
         hashes, ranks = self._hashes
         wanted = np.fromiter(map(hash_of, names), np.uint64, len(names))
@@ -258,9 +254,21 @@ class Segment:
         same = ranks[np.repeat(firsts - (np.cumsum(counts) - counts), counts) + np.arange(len(places))]
         there = self.has(same)
         for i, rank in zip(places[there].tolist(), same[there].tolist()):
-            if found[i] < 0 and name_at(self.names, self.name_ends, rank) == names[i]:
+            if found[i] < 0 and names[i] and name_at(self.names, self.name_ends, rank) == names[i]:
                 found[i] = rank
         return found
+
+    def has_file(self, name: bytes) -> bool:
+        """Whether a row has this file. It looks through all names, without hashing them."""
+        if self.names is None or self.name_ends is None:
+            return False
+        everything, start = self.names.tobytes(), -1
+        while (start := everything.find(name, start + 1)) >= 0:
+            rank = int(np.searchsorted(self.name_ends, start, side="right"))
+            if rank < self.num_rows and name_at(self.names, self.name_ends, rank) == name:
+                if self.has(np.array([rank]))[0]:
+                    return True
+        return False
 
 
 def hash_of(name: bytes | memoryview) -> int:
@@ -279,7 +287,10 @@ def merged(parts: Sequence[Rows]) -> Rows:
     """Rows of several parts, in ascending order of ids, of which no two are equal."""
     if len(parts) == 1:
         return parts[0]
-    ids = np.concatenate([part.ids for part in parts])
+    ids = None
+    ends = np.cumsum([parts[0].first_id, *map(len, parts)])
+    if any(part.given_ids is not None for part in parts) or [p.first_id for p in parts] != ends[:-1].tolist():
+        ids = np.concatenate([part.ids for part in parts])
     columns = {name: _joined(name, parts) for name in COLUMNS}
     names = name_ends = None
     if any(part.names is not None for part in parts):
@@ -289,10 +300,9 @@ def merged(parts: Sequence[Rows]) -> Rows:
         names = np.concatenate([names for names, _ in filled])
         starts = np.cumsum([0, *(len(names) for names, _ in filled)])
         name_ends = np.concatenate([start + ends for start, (_, ends) in zip(starts, filled)])
-    rows = Rows(
-        np.concatenate([part.codes for part in parts]), ids, **columns, names=names, name_ends=name_ends
-    )
-    return rows if is_ascending(ids) else rows.take(np.argsort(ids, kind="stable"))
+    codes = np.concatenate([part.codes for part in parts])
+    rows = Rows(codes, ids, parts[0].first_id, **columns, names=names, name_ends=name_ends)
+    return rows if ids is None or is_ascending(ids) else rows.take(np.argsort(ids, kind="stable"))
 
 
 def is_ascending(ids: np.ndarray) -> bool:

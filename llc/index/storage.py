@@ -19,6 +19,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -33,7 +34,7 @@ import numpy as np
 
 from llc.codes import code_size
 from llc.errors import UserError
-from llc.files import atomic_write
+from llc.files import atomic_write, sync_folder
 from llc.index.arguments import MAX_ID
 from llc.index.array_file import (
     MAX_TEXT,
@@ -103,12 +104,12 @@ def _checksum_of(data):
 
 
 class Folder:
-    """The folder of a saved index. One that was opened knows the manifest that it has seen last."""
+    """The folder of a saved index, and the writer's lock."""
 
-    def __init__(self, path: Path, manifest: Manifest | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = manifest
-        self._lock: int | None = None
+        self._lock: io.FileIO | None = None
+        self._attempted: Manifest | None = None  # the manifest that was written last, or was about to be
 
     def is_at(self, path: Path) -> bool:
         """Whether this is the folder at `path`."""
@@ -124,41 +125,44 @@ class Folder:
             read_manifest(self.path)  # says what is there instead
         path = self.path / _LOCK
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # a file object, because it is closed, and so unlocked, also where an error leaves it behind
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
         except OSError as error:
             raise UserError(
                 f"{shown(self.path)}: cannot be changed: {error.strerror}; it can still be read and searched"
             ) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            writer = os.read(handle, 100).decode("ascii", "replace").strip()
-            os.close(handle)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise UserError(
                     f"{shown(path)}: cannot be locked: {error.strerror}; without locks two writers could "
                     "destroy each other's work, so keep the index on a file system that has them"
                 ) from error
-            raise UserError(
-                f"{shown(self.path)}: another process is writing to the index (process {writer or '?'}); "
-                "wait until it has finished, or stop it"
-            ) from error
-        self._lock = handle
+            writer = file.read(100).decode("ascii", "replace").strip()
+            if writer == str(os.getpid()):
+                who, advice = "this process is writing to the index already", "close() that one first"
+            else:
+                who = f"another process is writing to the index (process {writer or '?'})"
+                advice = "wait until it has finished, or stop it"
+            raise UserError(f"{shown(self.path)}: {who}; {advice}") from error
+        self._lock = file
         with contextlib.suppress(OSError):  # the number is for messages only; the disk may be full
-            os.ftruncate(handle, 0)
-            os.write(handle, f"{os.getpid()}\n".encode("ascii"))
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode("ascii"))
 
     def unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)  # which also unlocks
-            self._lock = None
+        file, self._lock = self._lock, None
+        if file is not None:
+            fcntl.flock(file, fcntl.LOCK_UN)  # forked processes, which have the file open too, do not keep it
+            file.close()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """The lock for as long as the block runs, or longer if it is held already."""
         held = self._lock is not None
-        self.lock()
         try:
+            self.lock()
             yield
         finally:
             if not held:
@@ -179,28 +183,26 @@ class Folder:
                         f"{shown(self.path)}: the file {shown(error.filename)} is missing, so the index is "
                         "not complete; restore it from a copy"
                     ) from error
-        self.manifest = manifest
         return manifest, segments
 
-    def newer(self, known: Sequence[Segment]) -> tuple[Manifest, list[Segment]] | None:
-        """As `read`, if something was committed since; else None."""
-        before = self.manifest
-        if before is not None and read_manifest(self.path) == before:
-            return None
-        return self.read(known)
+    def newer(self, seen: Manifest | None, known: Sequence[Segment]) -> tuple[Manifest, list[Segment]] | None:
+        """As `read`, if something was committed since the manifest `seen`; else None."""
+        return None if read_manifest(self.path) == seen else self.read(known)
 
     # ---- writing
 
     def commit(
-        self, manifest: Manifest, segments: Sequence[Segment], encoder: Encoder | None
+        self, manifest: Manifest, segments: Sequence[Segment], encoder: Encoder | None, seen: Manifest | None
     ) -> tuple[Manifest, list[Segment]]:
         """Writes what is new of the segments, and then the manifest -> both, as they are stored now.
 
-        encoder: a model to be kept, or None. Raises UserError.
+        encoder: a model to be kept, or None. seen: the manifest on which the changes are based. Raises
+        UserError.
         """
         with self._locked():
-            there, seen = read_manifest(self.path), self.manifest
-            if seen is None or (there.generation, there.segments) != (seen.generation, seen.segments):
+            there = read_manifest(self.path)
+            # An error after the rename, such as Ctrl-C, may have hidden that the last commit was done.
+            if there != seen and (there != self._attempted or self._attempted is None):
                 raise UserError(
                     f"{shown(self.path)}: another process has changed the index since it was opened; "
                     "open it again, and repeat the change"
@@ -209,16 +211,23 @@ class Folder:
                 manifest, generation=there.generation + 1, num_files=there.num_files
             )
             try:
-                manifest, written = _write(self.path, manifest, segments, encoder)
+                manifest, written = _write(self.path, manifest, segments, encoder, self._about_to_commit)
             except BaseException:
                 # On a full disk, what was written would stay in the way. The manifest is read again, because
                 # the error may have come after its rename.
                 with contextlib.suppress(UserError):
                     _delete_others(self.path, read_manifest(self.path))
                 raise
-            self.manifest = manifest
             _delete_others(self.path, manifest)
         return manifest, written
+
+    def _about_to_commit(self, manifest: Manifest) -> None:
+        self._attempted = manifest
+
+    def tidy(self) -> None:
+        """Deletes files that no manifest names, as kills leave them. Raises UserError."""
+        with self._locked():
+            _delete_others(self.path, read_manifest(self.path))
 
 
 def create(
@@ -242,13 +251,15 @@ def create(
     try:
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:200]}.", suffix=".tmp"))
         if source is not None and manifest.model is not None:
-            shutil.copyfile(source.path / manifest.model.file, temporary / manifest.model.file)
+            with open(source.path / manifest.model.file, "rb") as model:
+                atomic_write(temporary / manifest.model.file, lambda file: shutil.copyfileobj(model, file))
         unstored = [dataclasses.replace(segment, stored=None) for segment in segments]
         manifest, written = _write(temporary, manifest, unstored, encoder)
         os.chmod(temporary, 0o755)
         if os.path.lexists(path):
             raise UserError(f"{shown(path)}: it was made by another process in the meantime")
         os.rename(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be written: {error.strerror or error}") from error
     except UserError as error:
@@ -261,8 +272,8 @@ def create(
     return manifest, written
 
 
-def _write(folder, manifest, segments, encoder):
-    """Writes files of what is not yet in the folder, and the manifest."""
+def _write(folder, manifest, segments, encoder, before_commit=lambda manifest: None):
+    """Writes files of what is not yet in the folder, and the manifest, of which before_commit hears."""
     if len(segments) > _MAX_SEGMENTS:
         raise UserError(f"{shown(folder)}: {len(segments)} segments are too many; call optimize() first")
     if encoder is not None:
@@ -284,6 +295,7 @@ def _write(folder, manifest, segments, encoder):
     manifest = dataclasses.replace(
         manifest, num_files=number, segments=tuple(segment.stored for segment in written)
     )
+    before_commit(manifest)
     atomic_write(folder / MANIFEST, lambda file: file.write(manifest.dump()))
     return manifest, written
 
@@ -345,7 +357,7 @@ def open_segment(path, stored, manifest):
     bits = header.get("num_bits")
     if bits != manifest.num_bits:
         raise broken(path, f"its codes have {bits!r:.20} bits, and the index has {manifest.num_bits}")
-    if not is_number(n, 0, MAX_ROWS) or not is_number(first_id, 0, MAX_ID - n):
+    if not is_number(n, 0, MAX_ROWS) or not is_number(first_id, 0, MAX_ID + 1 - max(n, 1)):
         raise broken(path, "its number of rows or its first id is no number that an index can have")
     plan = header.get("tables")
     if not isinstance(plan, list) or not all(are_sizes(bits) and len(bits) == 2 for bits in plan):

@@ -11,33 +11,74 @@ from llc.codes import code_size
 from llc.errors import UserError
 from llc.index.array_file import crc32, read_arrays
 from llc.index.segment import Segment
-from llc.index.storage import MANIFEST, Manifest, Model, open_segment, read_manifest, with_kept
+from llc.index.storage import MANIFEST, Folder, Manifest, Model, open_segment, read_manifest, with_kept
 
 
 def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Reads everything in the folder of an index -> (file, what is wrong with it), one by one.
 
-    Raises UserError if there is no manifest that can be understood.
+    If another process commits meanwhile, it goes on with the files of the new manifest. Raises UserError if
+    there is no manifest that can be understood.
     """
     manifest = read_manifest(folder)
+    done: set[str] = set()
     yield MANIFEST, []
-    for stored in manifest.segments:
-        problems: list[str] = []
-        try:
-            header, arrays = read_arrays(folder / stored.file, stored.checksum)
-            segment = open_segment(folder / stored.file, stored, manifest)
-            for name, array in arrays.items():
-                if crc32(array) != header["arrays"][name].get("crc32"):
-                    problems.append(f"{name}: the checksum is wrong")
-            problems += _contradictions(segment, manifest)
-        except (UserError, FileNotFoundError) as error:
-            problems.append(_reason(error))
-            segment = None
-        yield stored.file, problems
-        if stored.kept_file is not None:
-            yield stored.kept_file, _problems_of_kept(folder, segment, stored)
+    while True:
+        missing = yield from _verify_segments(folder, manifest, done)
+        if not missing:
+            break
+        newer = read_manifest(folder)
+        if newer.generation == manifest.generation:
+            for file in missing:
+                yield file, ["it is missing"]
+            break
+        manifest = newer
+    yield MANIFEST, _equal_ids(folder, manifest)
     if manifest.model is not None:
         yield manifest.model.file, _problems_of_model(folder / manifest.model.file, manifest)
+
+
+def _verify_segments(folder, manifest, done):
+    """Yields what `verify` does of the segments' files that are not `done` -> the files that are missing."""
+    missing = []
+    for stored in manifest.segments:
+        segment = None
+        if stored.file not in done:
+            problems: list[str] = []
+            try:
+                header, arrays = read_arrays(folder / stored.file, stored.checksum)
+                segment = open_segment(folder / stored.file, stored, manifest)
+                for name, array in arrays.items():
+                    if crc32(array) != header["arrays"][name].get("crc32"):
+                        problems.append(f"{name}: the checksum is wrong")
+                problems += _contradictions(segment, manifest)
+            except FileNotFoundError:
+                missing.append(stored.file)
+                continue
+            except UserError as error:
+                problems.append(str(error))
+            yield stored.file, problems
+            done.add(stored.file)
+        if stored.kept_file is not None and stored.kept_file not in done:
+            try:
+                found = _problems_of_kept(folder, segment, stored, manifest)
+            except FileNotFoundError:
+                missing.append(stored.kept_file)
+                continue
+            yield stored.kept_file, found
+            done.add(stored.kept_file)
+    return missing
+
+
+def _equal_ids(folder, manifest):
+    """Whether two segments hold a row of the same id."""
+    try:
+        _, segments = Folder(folder).read()
+        ids = np.sort(np.concatenate([np.empty(0, np.int64), *(s.ids_of(s.live_ranks()) for s in segments)]))
+    except UserError:
+        return []  # said already of the file that is broken
+    count = int((ids[1:] == ids[:-1]).sum())
+    return [f"{count} ids are in several segments"] if count else []
 
 
 def _problems_of_model(path, manifest):
@@ -50,19 +91,16 @@ def _problems_of_model(path, manifest):
     return [] if digest == manifest.model.digest else ["it is not the model that made the index's codes"]
 
 
-def _reason(error):
-    return f"{error.strerror}: {error.filename}" if isinstance(error, FileNotFoundError) else str(error)
-
-
-def _problems_of_kept(folder, segment, stored):
-    if segment is None:
-        return ["not checked, because the segment is damaged"]
+def _problems_of_kept(folder, segment, stored, manifest):
+    """Raises FileNotFoundError."""
     path = folder / stored.kept_file
     try:
+        if segment is None:
+            segment = open_segment(folder / stored.file, stored, manifest)
         header, arrays = read_arrays(path, None)
         kept = with_kept(folder, segment, stored).kept
-    except (UserError, FileNotFoundError) as error:
-        return [_reason(error)]
+    except UserError as error:
+        return [str(error)]
     problems = []
     if crc32(arrays["kept"]) != header["arrays"]["kept"].get("crc32"):
         problems.append("kept: the checksum is wrong")
@@ -109,8 +147,8 @@ def _contradictions(segment: Segment, manifest: Manifest) -> list[str]:
         elif positions is not None and not _is_permutation(positions):
             problems.append(f"{what}: the positions are no permutation of the rows")
         else:
-            check(_are_in_buckets(segment, first_bit, num_bits, offsets, positions), f"{what}: rows lie in "
-                  "wrong buckets")  # fmt: skip
+            fine = _are_in_buckets(segment, first_bit, num_bits, offsets, positions)
+            check(fine, f"{what}: rows are not in their buckets, in order")
     return problems
 
 
@@ -124,13 +162,18 @@ def _is_permutation(values):
 
 
 def _are_in_buckets(segment, first_bit, num_bits, offsets, positions):
+    """Whether each row is in the bucket of its code, and those of a bucket are in ascending order."""
     step = 1 << 20
+    numbers = segment.ranks if positions is None else positions  # what ascends in a bucket
     for first in range(0, segment.num_rows, step):
-        last = min(first + step, segment.num_rows)
+        last = min(first + step + 1, segment.num_rows)  # one more, to compare with
         codes = segment.codes[first:last] if positions is None else segment.codes[positions[first:last]]
         buckets = bucket_numbers(codes, first_bit, num_bits)
         rows = np.arange(first, last)
         if (offsets[buckets] > rows).any() or (offsets[buckets + 1] <= rows).any():
+            return False
+        part = numbers[first:last]
+        if ((buckets[1:] == buckets[:-1]) & (part[1:] <= part[:-1])).any():
             return False
     return True
 

@@ -1,3 +1,4 @@
+import copy
 import threading
 
 import numpy as np
@@ -145,6 +146,53 @@ def test_ids_above_2_to_the_53_and_the_highest(tmp_path):
     assert len(index) == 3
 
 
+def test_the_highest_id_alone_is_opened_again(tmp_path):
+    index = llc.Index(8)
+    index.add(np.zeros((1, 1), np.uint8), [2**63 - 2])
+    index.save(tmp_path / "x")
+    assert llc.Index.open(tmp_path / "x").ids.tolist() == [2**63 - 2]
+
+
+def test_what_add_returns_is_not_the_indexs_own():
+    index = llc.Index(8)
+    for given in (None, [10, 11]):
+        ids = index.add(np.zeros((2, 1), np.uint8), given)
+        ids += 100
+    assert index.ids.tolist() == [0, 1, 10, 11]
+
+
+def test_rows_are_replaced_in_one_step():
+    index = llc.Index(8)
+    index.add(
+        np.array([[1], [2], [3]], np.uint8), files=["a", "b", "c"], labels=[0, 1, 0], class_names=["x", "y"]
+    )
+    index.replace(
+        [2, 0], np.array([[30], [10]], np.uint8), files=["C", "A"], labels=[0, 0], class_names=["z"]
+    )
+    assert index.get([0, 1, 2]).tolist() == [[10], [2], [30]] and len(index) == 3
+    records = index.records([0, 1, 2])
+    assert records.files == ["A", "b", "C"] and records.labels.tolist() == [2, 1, 2]
+    assert index.class_names == ("x", "y", "z") and index.next_id == 3
+    for ids, message in ([0, 0], "each may be given once"), ([0, 9], "1 are not in the index, such as 9"):
+        with pytest.raises(ValueError, match=message):
+            index.replace(ids, np.zeros((2, 1), np.uint8))
+    assert index.get([0]).tolist() == [[10]]
+
+
+def test_ids_are_selected_by_filters_and_files_are_asked_for():
+    index = llc.Index(8)
+    index.add(np.zeros((4, 1), np.uint8), [7, 3, 5, 9], labels=[0, 1, 0, -1], class_names=["x", "y"],
+              files=["ab", "b", "xab", ""])  # fmt: skip
+    index.remove([5])
+    assert index.select("x").tolist() == [7] and index.select(["x", "y"]).tolist() == [3, 7]
+    assert index.select(-1).tolist() == [9] and index.select([9, 3, 4]).tolist() == [3, 9]
+    assert index.select(np.array([True, False, True])).tolist() == [3, 9]
+    assert index.has_file("ab") and index.has_file("b") and not index.has_file("xab")
+    assert not index.has_file("a") and not index.has_file("")
+    with pytest.raises(TypeError, match="cannot be copied or pickled"):
+        copy.deepcopy(index)
+
+
 def test_an_empty_index_answers(tmp_path):
     index, query = llc.Index(9), np.zeros((2, 2), np.uint8)
     index.save(tmp_path / "x")
@@ -191,7 +239,7 @@ def test_files_are_found_by_name():
     code = np.zeros((3, 1), np.uint8)
     index.add(code, files=["a", "b", ""], sizes=[1, 2, 3], modified=[10, 20, 30])
     index.add(code[:2], files=["c\udcff", "a"])
-    assert index.find_files(["a", "x", "c\udcff", "b"]).tolist() == [0, -1, 3, 1]
+    assert index.find_files(["a", "x", "c\udcff", "b", ""]).tolist() == [0, -1, 3, 1, -1]
     index.remove([0])
     assert index.find_files(["a", "b"]).tolist() == [4, 1]
     records = index.records([4, 1, 2])
@@ -271,6 +319,7 @@ CODE = np.zeros((2, 2), np.uint8)
         (lambda i: i.search(CODE, 1, num_threads=0), "num_threads: expected 1 or more"),
         (lambda i: i.search(CODE, 1, filter=[True]), "filter: expected a mask with one bool for each"),
         (lambda i: i.search(CODE, 1, filter="dog"), "filter: the index has no class 'dog'"),
+        (lambda i: i.add(CODE, class_names=["a"]), "class_names: they name labels, and there are none"),
         (lambda i: i.search(CODE, 1, filter=1.5), "filter: expected ids"),
         (lambda i: i.search(CODE, 1, filter=[-1]), "filter: expected 0 to"),
         (lambda i: i.range_search(CODE, -1), "radius: expected 0 or more, got -1"),
@@ -296,6 +345,10 @@ def test_labels_without_names_are_not_mixed_with_names():
     ):
         index.add(np.zeros((1, 1), np.uint8), labels=[0], class_names=["a"])
     assert index.search(np.zeros((1, 1), np.uint8), 2, filter=3)[1].tolist() == [[0, -1]]
+    named = llc.Index(8)
+    named.add(np.zeros((1, 1), np.uint8), labels=[0], class_names=["a"])
+    with pytest.raises(ValueError, match="filter: expected a label from -1 to 0, got 1"):
+        named.search(np.zeros((1, 1), np.uint8), 2, filter=1)
 
 
 def test_segments_are_merged_as_they_become_many_but_not_beyond_what_memory_holds(monkeypatch):

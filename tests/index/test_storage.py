@@ -1,7 +1,9 @@
 """The folder of an index: nothing lost, whatever happens; one writer; damage that is named."""
 
 import contextlib
+import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -20,7 +22,7 @@ import llc
 from llc.errors import UserError
 from llc.index import storage
 from llc.index.index import Index
-from llc.index.verify import verify
+from llc.index.verify import _contradictions, verify
 from tests import waiting
 from tests.index.naive import clustered_codes, random_codes
 
@@ -228,21 +230,34 @@ def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "x.index"
     Index(8).save(path)
     with Index.open(path, write=True) as index:
-        with pytest.raises(
-            UserError, match=f"another process is writing to the index .process {os.getpid()}."
-        ):
+        with pytest.raises(UserError, match="this process is writing to the index already; close"):
             Index.open(path, write=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "llc.index", "optimize", path], capture_output=True, text=True, cwd=ROOT
+        )
+        assert (
+            done.returncode == 2
+            and f"another process is writing to the index (process {os.getpid()})" in done.stderr
+        )
         other = Index.open(path)  # reading is allowed
         other.add(np.zeros((1, 1), np.uint8))
-        with pytest.raises(UserError, match="another process is writing"):
+        with pytest.raises(UserError, match="is writing to the index already"):
             other.save()
         index.add(np.ones((1, 1), np.uint8))
         index.save()
     with pytest.raises(UserError, match="another process has changed the index since it was opened"):
         other.save()
     assert Index.open(path).get([0]).tolist() == [[1]]
-    with Index.open(path, write=True):
-        pass
+    index = Index.open(path, write=True)
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    child.start()  # it has the lock's file open, too
+    try:
+        index.close()
+        with Index.open(path, write=True):
+            pass
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_readers_see_whole_states_while_another_process_writes(tmp_path):
@@ -329,6 +344,19 @@ def test_a_read_only_folder_is_searched_and_not_changed(tmp_path):
         subprocess.run(["umount", path], check=True)
 
 
+def test_verify_goes_on_with_the_new_files_when_another_process_commits(tmp_path):
+    path, index = tmp_path / "x.index", Index(NUM_BITS)
+    for step in (0, 1, 2, 3):
+        change(index, step)
+        index.save(path if step == 0 else None)
+    checking = verify(path)
+    next(checking), next(checking)
+    index.remove(index.ids[::5])
+    index.optimize()
+    index.save()
+    assert [what for _, found in checking for what in found] == []
+
+
 # ---- damage
 
 
@@ -375,6 +403,23 @@ def test_verify_names_what_is_broken(healthy, tmp_path):
         assert {name for name, _ in problems(path)} >= {file}
         with pytest.raises(UserError, match=f"{file} is missing, so the index is not complete"):
             Index.open(path)
+
+
+def test_verify_finds_an_id_in_two_segments_and_rows_out_of_order(healthy, tmp_path):
+    path = tmp_path / "x.index"
+    shutil.copytree(healthy, path)
+    rewrite(path, lambda data: data["segments"].append({**data["segments"][1], "kept_file": None}))
+    assert any("ids are in several segments" in what for _, what in problems(path))
+    segment = Index.open(healthy)._snapshot().segments[0]
+    _, _, offsets, _ = segment.tables[0]
+    at = int(np.flatnonzero(np.diff(offsets) > 1)[0])  # a bucket of two or more
+    first = int(offsets[at])
+    ranks, order = segment.ranks.copy(), segment.order.copy()
+    ranks[[first, first + 1]] = ranks[[first + 1, first]]
+    order[ranks[[first, first + 1]]] = first, first + 1
+    damaged = dataclasses.replace(segment, ranks=ranks, order=order)
+    [what] = _contradictions(damaged, storage.read_manifest(healthy))
+    assert what == "table 0: rows are not in their buckets, in order"
 
 
 def rewrite(path, change):
