@@ -271,7 +271,12 @@ def run(main):
     quiet = environment.rank() != 0
     try:
         main(plugins.take(sys.argv[1:]))
+        sys.stdout.flush()
         _leave(0)
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has enough. Python must not write the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell reports a process that SIGPIPE ended
     except SystemExit as end:
         if type(end.code) is int:
             _leave(end.code)

@@ -15,32 +15,29 @@ what was found for query i is at lims[i]:lims[i + 1].
 codes.npz is a file of `python -m llc.encode`. Images as queries are encoded by MODEL, which must be the model
 that encoded the database, with the --num_bits that the database was made with. --out holds distances int32
 [n, k] and indices int64 [n, k], positions in the database, sorted by distance, then index.
+
+A k above the number of codes in the database counts as that number.
 """
 
 import dataclasses
-import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from llc import config as edge
-from llc import gpu
 from llc.code_files import read_codes, write_arrays
 from llc.data.sources import as_unicode, printable
-from llc.data.sources.base import some
 from llc.encode import Encoding, check_out, encode, load_encoder
 from llc.errors import UserError
-from llc.files import atomic_write
 from llc.hamming import search
 from llc.index.collection import collect, open_recorded
-from llc.index.images import codes_of, encoder_for, find_named
+from llc.index.commands import bits, check_outputs, label_of, write_json
+from llc.index.images import codes_of, encoder_for
 from llc.index.index import Index
-from llc.montage import MAX_COLUMNS, MAX_ROWS, Tile, check_sheet_name, draw_sheet, write_sheet
-from llc.options import did_you_mean, option
+from llc.montage import MAX_COLUMNS, MAX_ROWS, Tile, draw_sheet, write_sheet
+from llc.options import option
 
 _MAX_SHOWN = 20  # queries on the screen
 
@@ -175,6 +172,7 @@ def _search_index(options: Options) -> None:
     with Index.open(options.database) as index:
         written = {"--out": options.out, "--json": options.json, "--montage": options.montage}
         check_outputs(index, written, [*options.images, options.queries])
+        options = dataclasses.replace(options, k=min(options.k, max(len(index), 1)))
         filter = _filter(index, options)
         queries = _queries_of_index(index, options)
         lims, distances, ids = _find(index, queries, options, filter)
@@ -199,68 +197,6 @@ def _search_index(options: Options) -> None:
     if len(queries) > _MAX_SHOWN:
         more = f"... and {len(queries) - _MAX_SHOWN:,} more queries"
         print(more if options.json or options.out else f"{more}; --json=FILE or --out=FILE.npz keeps all")
-
-
-def check_outputs(
-    index: Index, files: Mapping[str, str], read: Iterable[str] = (), *, may_be_folder: bool = False
-) -> None:
-    """Raises UserError if a file to write cannot be written, or is one that the command or the index reads.
-
-    files: {flag: path, "" or "-" for none}; read: paths that are read; may_be_folder: whether a folder may be
-    written instead. For use before long work.
-    """
-    taken = {os.path.realpath(path): "it is read as well" for path in read if path}
-    for flag, path in files.items():
-        if path in ("", "-"):
-            continue
-        shown = f"{flag}={printable(path)}"
-        if not (may_be_folder and os.path.isdir(path)):
-            check_out(path, flag)
-        if flag == "--montage":
-            check_sheet_name(path, flag)
-        real = os.path.realpath(path)
-        if index.path is not None and Path(real).is_relative_to(os.path.realpath(index.path)):
-            raise UserError(f"{shown}: it is within the index; write it elsewhere")
-        if real in taken:
-            raise UserError(f"{shown}: {taken[real]}; name another file")
-        if (find_named(index, [os.path.abspath(path), real]) >= 0).any():
-            raise UserError(f"{shown}: it is an image of the index; name another file")
-        taken[real] = "another flag names it, too"
-
-
-def label_of(index: Index, name: str) -> int:
-    """The label of a class by its name, or by its number where classes have no names. Raises UserError."""
-    if name in index.class_names:
-        return index.class_names.index(name)
-    if not index.class_names and name.isdecimal():
-        return int(name)
-    names = [printable(known) for known in index.class_names]
-    if not names:
-        raise UserError(f"--label={printable(name)}: the index's classes have no names; give a number")
-    raise UserError(
-        f"--label={printable(name)}: the index has no such class{did_you_mean(name, names)} It has "
-        f"{some(names, 10)}"
-    )
-
-
-def write_json(path: str, content: Any) -> None:
-    """Writes JSON to a file, whole or not at all, or prints it if path is "-". Raises UserError."""
-    if path == "-":
-        print(json.dumps(content))
-    else:
-        atomic_write(path, lambda file: file.write(json.dumps(content, indent=1).encode("ascii") + b"\n"))
-
-
-def bits(count: int) -> str:
-    """A number of bits, in words."""
-    return f"{count} bit" if count == 1 else f"{count} bits"
-
-
-def compute_device(name: str) -> torch.device:
-    """The device that --device names; auto: a GPU if there is one. Raises UserError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return gpu.device(name)
 
 
 def _filter(index: Index, options: Options) -> np.ndarray | list[str] | int | None:
@@ -302,9 +238,12 @@ def _queries_of_index(index: Index, options: Options) -> list[_Query]:
         images = collect(data, options)
         if encoder is None:
             encoder = encoder_for(
-                index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits
+                index,
+                options.model,
+                checkpoint=options.checkpoint,
+                num_bits=options.num_bits,
+                device=options.device,
             )
-            encoder.to(compute_device(options.device))
         codes = codes_of(encoder, images, batch_size=options.batch_size, num_workers=options.num_workers)
         names = [data] if images.files == [os.path.abspath(data)] else images.files
         queries += map(_Query, codes, names, images.files)

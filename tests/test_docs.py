@@ -90,7 +90,7 @@ def test_the_examples_of_an_index(finished_run, image_tree, tmp_path, monkeypatc
     shutil.copytree(image_tree / "val", "photos")
     index_command.main(["create", "PHOTOS.index", f"--model={finished_run}"])
     names = {}
-    for block in blocks("docs/index.md")[:2]:
+    for block in blocks("docs/index.md"):
         exec(block, names)
     assert names["found"].shape == names["distances"].shape and len(names["index"]) == 66
     assert "66 images: 66 added" in capsys.readouterr().out and len(names["records"].files) == 3
@@ -99,7 +99,7 @@ def test_the_examples_of_an_index(finished_run, image_tree, tmp_path, monkeypatc
 
 def test_the_examples_of_exports_and_shards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exported, shards = blocks("docs/index.md")[2:]
+    exported, shards = blocks("docs/engines.md")
     exec(exported, {})
     exec(shards, {})
 
@@ -108,6 +108,7 @@ def test_no_other_document_has_python_that_does_not_run():
     """docs/extending.md has its own test, tests/test_extending.py."""
     assert {path.name for path in DOCUMENTS if "```python" in path.read_text()} == {
         "README.md",
+        "engines.md",
         "index.md",
         "retrieval.md",
         "search.md",

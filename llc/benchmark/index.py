@@ -18,8 +18,10 @@ of which --singles follow each other in a round (slow ways get a tenth of them);
 --queries (FAISS Flat gets a tenth). After a first call of each, whose results are compared, all ways run in
 turns, every second turn in reverse order. The table has the median over the rounds of a round's median query
 (99 %: of the query that 99 of 100 are faster than) and of the batch's time for each query. Recall: the
-fraction of the k results that are as near as those of the scan, whatever their ids. HNSW has M = 32 and efSearch = 64; MultiHash 4 hash maps, and looks at all buckets up to
-one flip away. Memory is what the arrays take: codes, ranks and tables; for FAISS, its index serialised.
+fraction of the k results that are as near as those of the scan, whatever their ids. HNSW has M = 32 and
+efSearch = 64; MultiHash has 4 hash maps, and looks at all buckets up to one flip away: with real codes, whose
+buckets are large, it takes minutes. Memory is what the arrays take: codes, ranks and tables; for FAISS, its
+index serialised.
 """
 
 import dataclasses

@@ -18,6 +18,7 @@ from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, load_encoder
 from llc.errors import UserError
 from llc.index import exports, imports
+from llc.index.commands import bits, check_outputs, label_of, write_json
 from llc.index.duplicates import duplicates
 from llc.index.images import Added, add_codes, add_images, collect, encoder_for, open_recorded
 from llc.index.index import MAX_BITS, Index
@@ -151,6 +152,9 @@ def _check_data(options):
     for name in codes:
         if not os.path.isfile(name):
             raise UserError(f"{printable(name)}: there is no such file")
+    for name in options.data:
+        if not name.endswith(".npz") and not os.path.lexists(name) and not any(c in name for c in "*?[{,"):
+            raise UserError(f"{printable(name)} does not exist")
 
 
 def _fill(options):
@@ -165,9 +169,12 @@ def _fill(options):
                 print(printable(note))
             if encoder is None:
                 encoder = encoder_for(
-                    index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits
+                    index,
+                    options.model,
+                    checkpoint=options.checkpoint,
+                    num_bits=options.num_bits,
+                    device=options.device,
                 )
-                encoder.to(search.compute_device(options.device))
             added = add_images(
                 index,
                 encoder,
@@ -231,9 +238,8 @@ def remove(options: Remove) -> None:
             )
         ids += _ids_of_files(index, options.file)
         if options.label:
-            label = search.label_of(index, options.label)
-            for some_ids, _, records in index.batches():
-                ids += some_ids[records.labels == label].tolist()
+            label = label_of(index, options.label)
+            ids += index.select(index.class_names[label] if index.class_names else label).tolist()
         before = len(index)
         removed = index.remove(np.array(ids, np.int64))
         index.save()
@@ -286,11 +292,11 @@ def stats(options: Stats) -> None:
     The figures are those of llc.Index.stats; with --json=- they are printed as JSON.
     """
     index = Index.open(options.index)
-    search.check_outputs(index, {"--json": options.json})
+    check_outputs(index, {"--json": options.json})
     figures = index.stats()
     figures["model"] = None if index.model is None else str(index.model)
     if options.json:
-        search.write_json(options.json, figures)
+        write_json(options.json, figures)
     if options.json == "-":
         return
     rows = [
@@ -309,8 +315,8 @@ def stats(options: Stats) -> None:
         print(f"  {name:25s} {value}")
     print(f"\n  {'segment':24s} {'codes':>13s} {'removed':>10s} {'MB':>9s}  search")
     for segment in figures["segments"][:_MAX_SHOWN]:
-        bits = segment["tables"]
-        how = f"{len(bits)} tables of {min(bits)} to {max(bits)} bits" if bits else "scan"
+        widths = segment["tables"]
+        how = f"{len(widths)} tables of {min(widths)} to {max(widths)} bits" if widths else "scan"
         print(
             f"  {segment['file'] or 'not saved':24s} {segment['num_codes']:13,} {segment['num_removed']:10,} "
             f"{segment['bytes'] / 1e6:9,.1f}  {how}"
@@ -368,14 +374,14 @@ def list_duplicates(options: Duplicates) -> None:
     largest groups come first.
     """
     index = Index.open(options.index)
-    search.check_outputs(index, {"--json": options.json, "--montage": options.montage})
+    check_outputs(index, {"--json": options.json, "--montage": options.montage})
     groups = duplicates(index, options.radius)
     if options.json:
-        search.write_json(options.json, [_described(index, ids) for ids in groups])
+        write_json(options.json, [_described(index, ids) for ids in groups])
     if options.montage:
         heading = (
             f"{Path(options.index).name}: {len(groups):,} groups of codes that differ by at most "
-            f"{search.bits(options.radius)}"
+            f"{bits(options.radius)}"
         )
         rows = [_row_of(_described(index, ids[:MAX_COLUMNS]), len(ids)) for ids in groups[:MAX_ROWS]]
         sheet = draw_sheet(rows, open_recorded, heading=heading, what="groups", total=len(groups))
@@ -390,7 +396,7 @@ def list_duplicates(options: Duplicates) -> None:
         print(f"group {number}, {len(ids):,} images:")
         group = _described(index, ids[:_MAX_SHOWN])
         for id, distance, file in zip(group["ids"], group["distances"], group["files"]):
-            print(f"  {search.bits(distance):>9s}  id {id}  {printable(file)}")
+            print(f"  {bits(distance):>9s}  id {id}  {printable(file)}")
         if len(ids) > _MAX_SHOWN:
             print(f"  and {len(ids) - _MAX_SHOWN:,} more")
     if len(groups) > _MAX_SHOWN:
@@ -407,7 +413,7 @@ def _described(index: Index, ids: np.ndarray) -> dict[str, list[Any]]:
 
 def _row_of(group, num_images):
     """The tiles of a group, as _described gives it; the first says how many images there are."""
-    heads = [f"{num_images:,} images", *map(search.bits, group["distances"][1:])]
+    heads = [f"{num_images:,} images", *map(bits, group["distances"][1:])]
     return [
         Tile(file, (f"{head} · id {id}", os.path.basename(file)))
         for head, id, file in zip(heads, group["ids"], group["files"])
@@ -439,7 +445,7 @@ def export(options: Export) -> None:
     What exists is not overwritten.
     """
     index = Index.open(options.index)
-    search.check_outputs(index, {"--out": "" if "://" in options.out else options.out}, may_be_folder=True)
+    check_outputs(index, {"--out": "" if "://" in options.out else options.out}, may_be_folder=True)
     said = exports.export(
         index, options.to, options.out, kind=options.kind, lists=options.lists, table=options.table
     )

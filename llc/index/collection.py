@@ -105,22 +105,41 @@ def collect(data: str | os.PathLike[str], reading: Reading = AUTO) -> Collection
 def open_recorded(name: str) -> Image.Image:
     """The image that an index records by this name, upright RGB.
 
-    Threads may call it. It reads image files and what llc's sources read, and downloads nothing. Raises
-    UserError if there is no such image any more, or if it cannot be read.
+    Threads may call it. It reads image files and what llc's sources read, and downloads nothing. An image of
+    which a file such as a Parquet file holds only the path is not opened, because whoever made that file may
+    have named any file of this machine. Raises UserError for such an image, if there is no such image any
+    more, and if it cannot be read.
     """
     match = _INSIDE.fullmatch(name)
     if match is None or os.path.isfile(name):
         if not name:
             raise ImageError("this image", "has no file name in the index")
         return Image.fromarray(load_rgb(name, printable(name)))
-    path, i = match[1], int(match[2])
+    path, suffix = match[1], match[3]
     status = _status(path)
     if status is None:
         raise ImageError(printable(name), "its file is not there")
-    source = _opened(path, match[3], status.st_size, status.st_mtime_ns)
+    source = _opened(path, suffix, status.st_size, status.st_mtime_ns)
+    # A folder and a table consist of paths, and are named for the images there.
+    return open_inside(source, name, paths=isinstance(source, (FolderTree, TableImages)))
+
+
+def open_inside(source: Source, name: str, *, paths: bool = False) -> Image.Image:
+    """The image of a source that a recorded name, PATH#INDEX, says, upright RGB. Raises UserError.
+
+    paths: whether it may be a file that the source knows by its path. If not, only what is inside the source
+    is read, whatever the source says.
+    """
+    match = _INSIDE.fullmatch(name)
+    assert match is not None, f"{name!r} is not the name of an image inside a file"
+    i = int(match[2])
     if i >= len(source):
         raise ImageError(printable(name), f"is not there any more: the file holds {len(source):,} images")
     image, _ = read_from(source.reader, source.handles(np.array([i]))[0])
+    if isinstance(image, (str, os.PathLike)) and not paths:
+        raise ImageError(
+            printable(name), "is in another file, of which this one holds only the path; add that file itself"
+        )
     return Image.fromarray(load_rgb(image, printable(name)))
 
 
@@ -143,7 +162,12 @@ def has_vanished(path: str) -> bool:
 
 @functools.lru_cache(_KEPT_SOURCES)
 def _opened(path, suffix, size, modified):
-    """The source that a name with this suffix was recorded from; size and modified: of the file now."""
+    """The container at a path; size and modified: of the file now."""
+    return open_container(path, suffix)
+
+
+def open_container(path: str, suffix: str) -> Source:
+    """The images that are in a file and were recorded by its path, with this suffix. Raises UserError."""
     given = (part.split("=", 1) for part in suffix.split("&")[1:])
     values = {key: urllib.parse.unquote(value) for key, value in given}
     reading = build(Reading, values, f"{printable(path + suffix)}: ")
@@ -160,10 +184,11 @@ def _opened(path, suffix, size, modified):
 
 def _suffix_of(reading, without=""):
     """The flags that are not the usual ones, as a name's suffix."""
+    keys = [field.name for field in dataclasses.fields(AUTO)]  # a command's options have others as well
     given = {
-        key: value
-        for key, value in dataclasses.asdict(reading).items()
-        if value != getattr(AUTO, key) and key != without
+        key: getattr(reading, key)
+        for key in keys
+        if getattr(reading, key) != getattr(AUTO, key) and key != without
     }
     return "".join(f"&{key}={urllib.parse.quote(value, safe='')}" for key, value in given.items())
 

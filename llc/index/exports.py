@@ -18,6 +18,8 @@ import math
 import os
 import shutil
 import tempfile
+import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +30,12 @@ import numpy as np
 from llc import progress
 from llc.data.sources import as_unicode, printable
 from llc.errors import UserError
-from llc.files import atomic_write
+from llc.files import atomic_write, sync_folder
 from llc.index.exchange import BATCH, CLASS_NAMES, NUM_BITS, TABLE, check_table, is_uri, reason, table_names
+from llc.packages import needed
 
 if TYPE_CHECKING:
     from llc.index.index import Index
-from llc.packages import needed
 
 _ROW_GROUP = 2 * BATCH  # rows of a Parquet file that are written, and read, together
 _HNSW_LINKS, _HNSW_EF_SEARCH = 32, 128  # on 200,000 clustered codes of 64 bits: .998 of the right distances
@@ -292,6 +294,8 @@ def export_lancedb(index: Index, path: str, *, kind: str = "flat", lists: int = 
             if rows.error is not None:  # LanceDB would raise its own, with a traceback for a message
                 raise rows.error from None
             raise
+        finally:
+            rows.end()
         if kind == "ivf":
             config = vector_indexes.IvfFlat(distance_type="hamming", num_partitions=lists or None)
             made.create_index("code", config=config)
@@ -308,18 +312,44 @@ def export_lancedb(index: Index, path: str, *, kind: str = "flat", lists: int = 
 
 
 class _Remembering:
-    """Items, and the error that getting them raised."""
+    """Items, and the error that getting them raised.
+
+    LanceDB gets them in a thread of its own, while Ctrl-C arrives in the main thread, which then calls end().
+    """
 
     def __init__(self, items: Iterator[Any]) -> None:
         self.items = items
         self.error: Exception | None = None
+        self._has_ended = False
+        self._busy = threading.Lock()
 
     def __iter__(self):
-        try:
-            yield from self.items
-        except Exception as error:
-            self.error = error
-            raise
+        while True:
+            with self._busy:
+                if self._has_ended:
+                    raise RuntimeError("the export has ended")
+                try:
+                    item = next(self.items)
+                except StopIteration:
+                    return
+                except Exception as error:
+                    self.error = error
+                    raise
+            yield item
+
+    def end(self) -> None:
+        """Waits for the item that is being made, and gives no more."""
+        with self._busy:
+            self._has_ended = True
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder, into which LanceDB's threads may still write for a moment after Ctrl-C."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _fill_folder(folder: Path, table: str, fill: Callable[[str], None]) -> None:
@@ -352,13 +382,16 @@ def _fill_folder(folder: Path, table: str, fill: Callable[[str], None]) -> None:
             os.rename(temporary / "database" / f"{table}.lance", place)
         else:
             os.rename(temporary / "database", folder)  # fails if something has come there since
-        _sync_folder(beside)
+        sync_folder(beside)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 def _fill_store(lancedb, path, table, fill):
-    """LanceDB makes a table by writing its manifest last: who looks for it sees all of it or nothing."""
+    """Fills a store in place, and drops the table after any error, Ctrl-C among them.
+
+    LanceDB makes a table by writing its manifest last, so whoever looks for it sees all rows or nothing.
+    """
     database = lancedb.connect(path)
     if table in table_names(database):
         raise UserError(
@@ -366,9 +399,15 @@ def _fill_store(lancedb, path, table, fill):
         )
     try:
         fill(path)
-    except Exception as error:
+    except BaseException as error:
         if "already exists" not in str(error):  # else somebody else made it
-            database.drop_table(table, ignore_missing=True)
+            try:
+                database.drop_table(table, ignore_missing=True)
+            except Exception as second:
+                raise UserError(
+                    f"{printable(path)}: {reason(error)}; and the table {table}, which is not complete, "
+                    f"could not be dropped: {reason(second)}"
+                ) from error
         raise
 
 
@@ -381,15 +420,7 @@ def _sync(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        _sync_folder(parent)
-
-
-def _sync_folder(folder) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_folder(Path(parent))
 
 
 # ------------------------------------------------------------------------------------------------ all

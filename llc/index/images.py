@@ -8,6 +8,7 @@ goes on where it stopped.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from llc import progress
+from llc import gpu, progress
 from llc.code_files import read_codes
 from llc.codes import pack_bits
 from llc.data.batches import prepare
@@ -108,8 +109,9 @@ def add_images(
     index.set_model(encoder)
     done = Added(len(images))
     _add_rows(index, images, np.empty(0, np.int64), None, np.empty((0, index.code_size), np.uint8))  # checks
-    chosen, ids = _to_encode(index, images, done)
-    done.missing, gone = _missing(index, images)
+    known = find_named(index, images.files)
+    chosen, ids = _to_encode(index, images, known, done)
+    done.missing, gone = _missing(index, images, known)
     writer = _Writer(index, images, done)
     try:
         with progress.bar(len(chosen), "add", disable=not show_progress) as bar, evaluating(encoder.network):
@@ -125,19 +127,31 @@ def add_images(
                 ]
                 writer.take(chosen[first:last][good], ids[first:last][good], codes[good])
                 bar.update(len(codes))
-    except BaseException:  # Ctrl-C, too: what was encoded is kept
-        writer.save()
+        if len(chosen) and len(done.broken) == len(chosen) and not done.there:
+            name, why = done.broken[0]
+            raise UserError(
+                f"none of the {len(chosen):,} images has a code; the first: {printable(name)}: "
+                f"{printable(why)}"
+            )
+        if remove_missing and len(gone):
+            index.remove(gone)
+            done.removed = True
+        writer.save(always=True)
+    except BaseException as error:  # Ctrl-C, too: what was encoded is kept
+        _save_after(error, writer)
         raise
-    if len(chosen) and len(done.broken) == len(chosen) and not done.there:
-        name, why = done.broken[0]
-        raise UserError(
-            f"none of the {len(chosen):,} images has a code; the first: {printable(name)}: {printable(why)}"
-        )
-    if remove_missing and len(gone):
-        index.remove(gone)
-        done.removed = True
-    writer.save(always=True)
     return done
+
+
+def _save_after(error, writer):
+    """Saves what was encoded before an error. What goes wrong then does not hide the error."""
+    try:
+        writer.save()
+    except UserError as second:
+        if isinstance(error, UserError) and str(second) != str(error):
+            raise UserError(f"{error}; what was encoded last could not be saved: {second}") from error
+    except BaseException:  # another Ctrl-C
+        pass
 
 
 def add_codes(index: Index, path: str | os.PathLike[str], root: str = "") -> Added:
@@ -183,13 +197,11 @@ def add_codes(index: Index, path: str | os.PathLike[str], root: str = "") -> Add
                 same = known[(index.get(ids[known]) == codes[known]).all(1)]
                 done.there = len(same)
                 chosen = chosen[~np.isin(chosen, same)]
-            for replaced in (False, True):  # what may be refused comes before anything is removed
+            for replaced in (False, True):
                 rows = chosen[(ids[chosen] >= 0) == replaced]
-                if replaced:
-                    index.remove(ids[rows])
-                index.add(
-                    codes[rows],
-                    ids[rows] if replaced else None,
+                (index.replace if replaced else index.add)(
+                    ids=ids[rows] if replaced else None,
+                    codes=codes[rows],
                     labels=None if labels is None else labels[rows],
                     class_names=names or None,
                     files=None if files is None else [files[i] for i in rows.tolist()],
@@ -216,10 +228,13 @@ def find_named(index: Index, files: list[str]) -> np.ndarray:
 # ---- the model
 
 
-def encoder_for(index: Index, model: str = "", *, checkpoint: str = "", num_bits: int = 0) -> Encoder:
+def encoder_for(
+    index: Index, model: str = "", *, checkpoint: str = "", num_bits: int = 0, device: str = "cpu"
+) -> Encoder:
     """The encoder that makes the codes of an index: its own, or `model`, which must then be the same.
 
-    model, checkpoint, num_bits: as llc.load takes them; "" and 0: as the index says. Raises UserError.
+    model, checkpoint, num_bits: as llc.load takes them; "" and 0: as the index says. device: where it is to
+    be; "auto": on the GPU if there is one. Raises UserError.
     """
     if model:
         encoder = load(model, checkpoint=checkpoint or None, num_bits=num_bits or None)
@@ -247,7 +262,9 @@ def encoder_for(index: Index, model: str = "", *, checkpoint: str = "", num_bits
             "preprocessing, and cannot be compared with those of this one: leave --model out to use the "
             "index's own, or make a new index"
         )
-    return encoder
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return encoder.to(gpu.device(device))
 
 
 def _title(index):
@@ -276,14 +293,15 @@ def _firsts(files):
     return np.fromiter(sorted({name: i for i, name in reversed(list(enumerate(files)))}.values()), np.int64)
 
 
-def _to_encode(index, images, done):
+def _to_encode(index, images, known, done):
     """(positions of the images to encode, int64 [m], ascending; their ids in the index, -1 for new ones).
 
-    Images whose class alone has changed get their new label here.
+    known: the ids of all images, int64 [n], -1 for new ones. Images whose class alone has changed get their
+    new label here.
     """
     positions = _firsts(images.files)
     done.repeated = len(images) - len(positions)
-    ids = find_named(index, images.files)[positions]
+    ids = known[positions]
     same = np.zeros(len(positions), bool)
     for first in range(0, len(positions), _LOOKED_UP):
         part = slice(first, first + _LOOKED_UP)
@@ -309,30 +327,82 @@ def _relabel(index, images, positions, ids):
     if len(other) == 0:
         return 0
     ids, positions = ids[other], positions[other]
-    codes = index.get(ids)
-    index.remove(ids)
-    _add_rows(index, images, positions, ids, codes)
+    _add_rows(index, images, positions, ids, index.get(ids), replacing=True)
     return len(other)
 
 
-def _missing(index, images):
-    """(names, ids) of rows of this source, or of below this folder, whose images are gone."""
-    root, here = images.root, set(images.files)
-    if not images.containers and not os.path.isdir(root):
+def _missing(index, images, known):
+    """(names, ids) of rows of this source, or of below this folder, whose images are gone.
+
+    known: ids of rows whose images the source has. The time grows with the number of the other rows.
+    """
+    if not images.containers and not os.path.isdir(images.root):
         return [], np.empty(0, np.int64)  # a single image
-    below = os.path.join(root, "")
-    containers = set(images.containers)
-    names, ids = [], []
-    for _, _, records in index.batches(_LOOKED_UP):
+    others = index.ids
+    others = others[~np.isin(others, known)]
+    if not len(others):
+        return [], others
+    is_gone, names, ids = _gone_from(images), [], []
+    for first in range(0, len(others), _LOOKED_UP):
+        records = index.records(others[first : first + _LOOKED_UP])
         for name, id in zip(records.files, records.ids.tolist()):
-            if not name or name in here or not name.startswith((below, *containers)):
-                continue
-            path, suffix = container_of(name)
-            of_this = path in containers and path != name and suffix == images.suffix
-            if of_this or path.startswith(below) and has_vanished(path):
+            if is_gone(name):
                 names.append(name)
                 ids.append(id)
     return names, np.array(ids, np.int64)
+
+
+def _gone_from(images):
+    """A function that says whether a name is of this source, or of below its folder, and its image is gone.
+
+    A file may hold a million images, so what is asked of the disk is kept for each such file.
+    """
+    here, containers = frozenset(images.files), frozenset(images.containers)
+    below = os.path.join(images.root, "")
+    container_is_gone, called_inside = functools.cache(has_vanished), functools.cache(_called_inside)
+
+    @functools.cache
+    def is_inside(path, suffix):
+        return container_of(f"{path}#0{suffix}") != (f"{path}#0{suffix}", "")
+
+    def is_gone(name):
+        path, mark, place = name.rpartition("#")
+        if not name or not name.startswith(below) and path not in containers or name in here:
+            return False
+        suffix = place.lstrip("0123456789")
+        folder, file = os.path.split(path)
+        if mark and 1 <= len(place) - len(suffix) <= 18 and file not in called_inside(folder):
+            inside = is_inside(path, suffix)
+        else:
+            path, suffix = container_of(name)
+            inside = path != name
+        if not inside:
+            return name.startswith(below) and has_vanished(name)
+        of_this = path in containers and suffix == images.suffix
+        return of_this or path.startswith(below) and container_is_gone(path)
+
+    return is_gone
+
+
+class _Everything:
+    """Holds every name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _called_inside(folder):
+    """What stands before a # in the names of a folder: files that are called like images inside others.
+
+    Of a folder that cannot be listed, every name.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return frozenset()
+    except (OSError, ValueError):
+        return _Everything()
+    return frozenset(name[:i] for name in names for i, letter in enumerate(name) if letter == "#")
 
 
 # ---- encoding
@@ -393,38 +463,55 @@ class _Writer:
 
     def __init__(self, index: Index, images: Collection, done: Added) -> None:
         self._index, self._images, self._done = index, images, done
-        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._has_begun = False  # to put what is waiting into the index
+        self._is_unsaved = False  # something that is in the index
         self._saved = time.monotonic()
 
     def take(self, positions: np.ndarray, ids: np.ndarray, codes: np.ndarray) -> None:
         """ids: -1 for images that are new to the index."""
-        self._waiting.append((positions, ids, codes))
+        self._waiting.append((positions, ids, codes, ids < 0))
         if time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self, always: bool = False) -> None:
-        """always: also if nothing is waiting, because something else has changed."""
+        """always: also if nothing was waiting, because something else has changed.
+
+        After an error, Ctrl-C among them, a second call goes on where the first was stopped.
+        """
         if self._waiting:
-            positions, ids, codes = (np.concatenate(part) for part in zip(*self._waiting))
-            self._waiting = []
-            new = ids < 0
-            _add_rows(self._index, self._images, positions[new], None, codes[new])
-            self._index.remove(ids[~new])
-            _add_rows(self._index, self._images, positions[~new], ids[~new], codes[~new])
-            self._done.changed += int((~new).sum())
-            self._done.added += int(new.sum())
-            always = True
-        if always and self._index.path is not None:
+            self._is_unsaved = True
+            self._put()
+        if (always or self._is_unsaved) and self._index.path is not None:
             self._index.save()
+        self._is_unsaved = False
         self._saved = time.monotonic()
 
+    def _put(self) -> None:
+        positions, ids, codes, new = (np.concatenate(part) for part in zip(*self._waiting))
+        # Each step is done as a whole or not at all, and ids that are chosen beforehand tell whether it is.
+        is_added = not new.any() or self._has_begun and int(ids[new][0]) in self._index
+        if not self._has_begun:
+            ids[new] = np.arange(self._index.next_id, self._index.next_id + new.sum())
+            self._waiting = [(positions, ids, codes, new)]
+            self._has_begun = True
+        if not is_added:
+            _add_rows(self._index, self._images, positions[new], ids[new], codes[new])
+        if not new.all():
+            _add_rows(self._index, self._images, positions[~new], ids[~new], codes[~new], replacing=True)
+        self._waiting = []
+        self._has_begun = False
+        self._done.changed += int((~new).sum())
+        self._done.added += int(new.sum())
 
-def _add_rows(index, images, positions, ids, codes):
+
+def _add_rows(index, images, positions, ids, codes, *, replacing=False):
+    """Adds images with their codes. replacing: in the place of rows with these ids."""
     source = images.source
     try:
-        index.add(
-            codes,
-            ids,
+        (index.replace if replacing else index.add)(
+            ids=ids,
+            codes=codes,
             labels=source.labels[positions] if source.class_names else None,
             class_names=[as_unicode(name) for name in source.class_names] or None,
             files=[images.files[i] for i in positions.tolist()],

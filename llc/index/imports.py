@@ -25,11 +25,11 @@ from llc.codes import code_size
 from llc.data.sources import printable
 from llc.errors import UserError
 from llc.files import stand_in
+from llc.index.arguments import MAX_ID
 from llc.index.exchange import BATCH, CLASS_NAMES, NUM_BITS, check_table, is_uri, reason, table_names
 from llc.index.index import MAX_BITS, Index
 from llc.packages import needed
 
-_MAX_ID = (1 << 63) - 2
 _MAX_LABEL = (1 << 31) - 1
 
 
@@ -56,6 +56,7 @@ class Incoming:
     """Codes that can be read, from the first on, as often as one likes.
 
     num_bits: None where neither the form nor the user says it: between 8 code_size - 7 and 8 code_size then.
+    model_digest: what tells the model that made the codes from others (Index.model_digest), if it is known.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Incoming:
     code_size: int
     num_codes: int
     batches: Callable[[], Iterator[Batch]]
+    model_digest: str | None = None
 
 
 def open_codes(
@@ -119,6 +121,14 @@ def add_to(index: Index, incoming: Incoming, *, new_ids: bool = False) -> int:
             f"{path} has codes of {width}, the index of {index.num_bits} bits ({index.code_size} bytes): "
             "they were made by different models, or with another --num_bits"
         )
+    if (
+        None not in (incoming.model_digest, index.model_digest)
+        and incoming.model_digest != index.model_digest
+    ):
+        raise UserError(
+            f"{path}: its codes were made by another model than the index's, and codes of two models cannot "
+            "be compared"
+        )
     padding = (1 << (8 * index.code_size - index.num_bits)) - 1
     done = 0
     with progress.bar(incoming.num_codes, path, unit="codes") as bar:
@@ -155,11 +165,11 @@ def add_to(index: Index, incoming: Incoming, *, new_ids: bool = False) -> int:
 
 
 def _check_ids(incoming, ids, first):
-    wrong = np.flatnonzero((ids < 0) | (ids > _MAX_ID))
+    wrong = np.flatnonzero((ids < 0) | (ids > MAX_ID))
     if len(wrong):
         raise UserError(
             f"{printable(incoming.path)}: the id of row {first + wrong[0]} is {ids[wrong[0]]}; expected 0 to "
-            f"{_MAX_ID}; --new_ids gives new ids"
+            f"{MAX_ID}; --new_ids gives new ids"
         )
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(ids[order[1:]] == ids[order[:-1]])
@@ -653,8 +663,8 @@ def read_npz(path: str) -> Incoming:
                 f"{printable(path)}: ids are {ids.dtype} {list(ids.shape)}; expected whole numbers [{n}], "
                 "one for each code"
             )
-        if ids.max() > _MAX_ID:  # of uint64, which would become negative
-            raise UserError(f"{printable(path)}: ids go up to {ids.max()}; expected at most {_MAX_ID}")
+        if ids.max() > MAX_ID:  # of uint64, which would become negative
+            raise UserError(f"{printable(path)}: ids go up to {ids.max()}; expected at most {MAX_ID}")
         ids = ids.astype(np.int64)
     if labels is not None and labels.max() > _MAX_LABEL:
         raise UserError(f"{printable(path)}: labels go up to {labels.max()}; expected at most {_MAX_LABEL}")
@@ -688,7 +698,7 @@ def read_index(path: str) -> Incoming:
         for ids, codes, records in index.batches(BATCH):
             yield Batch(codes, ids, records.labels, names, records.files, records.sizes, records.modified)
 
-    return Incoming(path, index.num_bits, index.code_size, len(index), batches)
+    return Incoming(path, index.num_bits, index.code_size, len(index), batches, index.model_digest)
 
 
 READERS: dict[str, Callable[..., Incoming]] = {

@@ -7,7 +7,11 @@ release the GIL and share nothing, so any number of them may run at once.
 
 import ctypes
 import functools
+import threading
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 from llc import environment
 from llc.errors import UserError
@@ -81,3 +85,42 @@ def instruction_sets():
 def instruction_index(name):
     """The library's number of an instruction set; None: of the fastest."""
     return 0 if name is None else instruction_sets().index(name)
+
+
+def stoppable(call: Callable[[int], int]) -> int:
+    """Calls call(address of `stop`) in another thread -> its status, while the calling thread hears Ctrl-C.
+
+    Python hears it only between two of its own instructions. Then `stop` is set, and the error is raised when
+    the function has returned, not before, however often Ctrl-C is pressed: it writes to arrays that the
+    callers keep alive.
+    """
+    stop = np.zeros(1, np.uint8)
+    results: list[int] = []
+    gate, finished, opened = threading.Event(), threading.Event(), False
+
+    def work() -> None:
+        gate.wait()
+        try:
+            if opened:
+                results.append(call(stop.ctypes.data))
+        finally:
+            finished.set()
+
+    try:
+        threading.Thread(target=work).start()
+        opened = True  # from here on there is a thread to wait for
+        gate.set()
+        finished.wait()
+    except BaseException:  # Ctrl-C, which only reaches the main thread
+        while not finished.is_set():
+            try:
+                stop[0] = 1
+                gate.set()
+                if not opened:
+                    break
+                finished.wait()
+            except KeyboardInterrupt:
+                continue
+        raise
+    [status] = results
+    return status

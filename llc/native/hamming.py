@@ -8,13 +8,12 @@ the best; it changes no result. A call that may take long can be interrupted by 
 MemoryError where the library finds no memory.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from llc.native import instruction_index, library
+from llc.native import instruction_index, library, stoppable
 
 # Work above this is done while the calling thread waits, so that Ctrl-C is heard at once. Its unit is a byte
 # that is compared, and a pair of codes counts as PAIR_BYTES more. Work of this size takes 2 to 100 ms.
@@ -369,25 +368,11 @@ def _codes(queries, database):
 
 
 def _call(name: str, work: int, arguments: Callable[[int | None], tuple[Any, ...]]) -> None:
-    """Calls a function of the library. arguments: the address of `stop`, or None -> its arguments.
-
-    Python hears Ctrl-C only between two of its own instructions. So where the work may take long, another
-    thread does it, and the calling one waits.
-    """
+    """Calls a function of the library. arguments: the address of `stop`, or None -> its arguments."""
     function = getattr(library(), name)
     if work <= LONG_BYTES:
         status = function(*arguments(None))
     else:
-        stop = np.zeros(1, np.uint8)
-        results: list[int] = []
-        thread = threading.Thread(target=lambda: results.append(function(*arguments(stop.ctypes.data))))
-        thread.start()
-        try:
-            thread.join()
-        except BaseException:  # Ctrl-C, which only reaches the main thread
-            stop[0] = 1
-            thread.join()  # it still writes to memory that is ours
-            raise
-        [status] = results
+        status = stoppable(lambda stop: function(*arguments(stop)))
     if status == _NO_MEMORY:
         raise MemoryError("no memory for a search in packed codes")

@@ -10,14 +10,13 @@ segments. All functions may be called by many threads at once. Ctrl-C is heard w
 
 import ctypes
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from llc.errors import UserError
-from llc.native import instruction_index, library
+from llc.native import instruction_index, library, stoppable
 
 METHODS = {"auto": 0, "tables": 1, "scan": 2}
 # Work above this is done while the calling thread waits, so that Ctrl-C is heard at once. Its unit is a byte
@@ -187,10 +186,18 @@ def search(
     """The k >= 1 nearest codes of each query -> (distances int32 [n, k], ids int64 [n, k]).
 
     queries: uint8 [n, code_size]. Where there are fewer than k codes the rest is -1. method: "auto";
-    "tables": where a segment has them, never give up; or "scan". instructions: one of llc.native.instruction_sets(), by
-    default the best; it changes no result.
+    "tables": where a segment has them, never give up; or "scan". instructions: one of
+    llc.native.instruction_sets(), by default the best; it changes no result.
     """
     n = len(queries)
+    if k > segments.num_allowed:
+        most = segments.num_allowed
+        distances, ids = np.full((n, k), -1, np.int32), np.full((n, k), -1, np.int64)
+        if n and most:
+            distances[:, :most], ids[:, :most] = search(
+                segments, queries, most, num_threads, method, instructions
+            )
+        return distances, ids
     distances, ids = np.empty((n, k), np.int32), np.empty((n, k), np.int64)
     _run(
         library().llc_index_search,
@@ -259,7 +266,7 @@ def groups(segments: Segments, radius: int, num_threads: int) -> tuple[np.ndarra
             ctypes.addressof(found),
         )
 
-    _raise(_in_thread(call) if segments.num_allowed > 10_000 else call(None))
+    _raise(stoppable(call) if segments.num_allowed > 10_000 else call(None))
     try:
         lims, ids = np.empty(num_groups.value + 1, np.int64), np.empty(num_ids.value, np.int64)
     except BaseException:
@@ -309,23 +316,7 @@ def _run(function, segments, query, *arguments):
         query.stop = stop
         return function(ctypes.byref(query), *arguments)
 
-    _raise(_in_thread(call))
-
-
-def _in_thread(call: Callable[[int], int]) -> int:
-    """Calls call(address of `stop`) in another thread: Python hears Ctrl-C only between its instructions."""
-    stop = np.zeros(1, np.uint8)
-    results: list[int] = []
-    thread = threading.Thread(target=lambda: results.append(call(stop.ctypes.data)))
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:  # Ctrl-C, which only reaches the main thread
-        stop[0] = 1
-        thread.join()  # it still writes to memory that is ours
-        raise
-    [status] = results
-    return status
+    _raise(stoppable(call))
 
 
 def _raise(status):
@@ -415,4 +406,4 @@ def _build(name: str, codes: np.ndarray, arguments: Callable[[int | None], tuple
     def call(stop):
         return function(codes.ctypes.data, *codes.shape, *arguments(stop))
 
-    _raise(_in_thread(call) if len(codes) > 1 << 20 else call(None))
+    _raise(stoppable(call) if len(codes) > 1 << 20 else call(None))

@@ -15,19 +15,16 @@ this machine, put a web server in front of it that has both.
 """
 
 import dataclasses
-import importlib
+import functools
 import ipaddress
 
-import torch
-
 from llc import config as edge
-from llc import gpu
 from llc.data.sources import printable
 from llc.encoder import Encoder
-from llc.errors import UserError
 from llc.index.images import encoder_for
 from llc.index.index import Index
 from llc.options import option
+from llc.packages import needed
 
 _PACKAGES = ("fastapi", "uvicorn", "fastapi_offline")
 
@@ -63,7 +60,8 @@ class Options:
 
 def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
-    _check_packages()
+    for package in _PACKAGES:
+        needed(package, "python -m llc.serve", extra="serve")
     from llc.serve.app import Limits, create_app
     from llc.serve.pictures import Thumbnails, limit_pixels
     from llc.serve.server import listen, run, url_of
@@ -72,7 +70,13 @@ def main(argv: list[str]) -> None:
     # The address is taken before the model is loaded, which takes seconds.
     with listen(options.host, options.port) as listener:
         index = Index.open(options.index)
-        service = Service(index, _encoder(index, options), Thumbnails(options.images or None))
+        encoder_of = functools.partial(_encoder, options=options)
+        service = Service(
+            index,
+            encoder_of(index),
+            Thumbnails(options.images or None),
+            encoder_of=None if options.model else encoder_of,
+        )
         limits = Limits(
             max_bytes=options.max_bytes,
             max_waiting=options.max_waiting,
@@ -98,27 +102,13 @@ def main(argv: list[str]) -> None:
     print("stopped")
 
 
-def _check_packages() -> None:
-    """Raises UserError if a package of the extra `serve` cannot be imported."""
-    for name in _PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f"python -m llc.serve needs {name.replace('_', '-')}, which cannot be imported ({error}): "
-                "pip install 'llcodes[serve]'"
-            ) from error
-
-
 def _encoder(index: Index, options: Options) -> Encoder | None:
     """The model that makes the index's codes, on its device; None if there is none. Raises UserError."""
     if not options.model and index.model is None:
         return None
-    encoder = encoder_for(index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return encoder.to(gpu.device(device))
+    return encoder_for(
+        index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits, device=options.device
+    )
 
 
 def _is_loopback(host: str) -> bool:

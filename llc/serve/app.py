@@ -25,20 +25,23 @@ from fastapi.responses import JSONResponse, Response
 import llc
 from llc.codes import pack_bits
 from llc.errors import UserError
-from llc.serve.limits import Refused, Work, check_sender, read_body
-from llc.serve.service import MAX_ID, Classes, Code, Neighbours, Record, Service
+from llc.index.arguments import MAX_ID
+from llc.serve.limits import Bodies, Refused, Work, check_sender
+from llc.serve.service import Classes, Code, Neighbours, Record, Service
 
 MAX_K = 1000
 _MAX_JSON = 1 << 16  # bytes; a code of 4,096 bits has 1,024 digits
+_JSON_TOO_LARGE = f"JSON may have at most {_MAX_JSON:,} bytes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What one request may cost, and how many there may be.
 
-    max_bytes: of a body; max_waiting: requests of one kind (images, codes, thumbnails) that run or wait;
-    seconds: for a body to arrive, and again for the answer to be found; refresh_seconds: how often the index
-    is looked at for what other processes have committed; num_threads: of each kind of work.
+    max_bytes: of a body; max_waiting: requests of one kind (images, codes, thumbnails) that run or wait, and
+    of images and codes as many again whose bodies are arriving; seconds: for a body to arrive, and again for
+    the answer to be found; refresh_seconds: how often the index is looked at for what other processes have
+    committed; num_threads: of each kind of work.
     """
 
     max_bytes: int = 20_000_000
@@ -51,7 +54,10 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """status is "ok". stale: why the newest state of the index could not be read, or null."""
+    """status: "ok", or "stale" while answers are from an older state of the index than the newest.
+
+    stale: why the newest state cannot be served, or null.
+    """
 
     status: str
     stale: str | None
@@ -101,7 +107,7 @@ _OF_AN_ID: dict[int | str, dict[str, Any]] = {status: _FAILURES[status] for stat
 
 K = Annotated[int, Query(ge=1, le=MAX_K, description="how many neighbours")]
 Radius = Annotated[int | None, Query(ge=0, le=4096, description="only neighbours up to this distance")]
-Label = Annotated[tuple[str, ...], Query(description="only neighbours of these classes; may be repeated")]
+Label = Annotated[tuple[str, ...], Query(description="only neighbours of this class; may be repeated")]
 Decode = Annotated[str, Query(description="a decoder that /stats lists")]
 NumClasses = Annotated[int, Query(ge=1, le=MAX_K, description="how many classes")]
 Id = Annotated[int, Path(ge=0, le=MAX_ID)]
@@ -109,9 +115,10 @@ Id = Annotated[int, Path(ge=0, le=MAX_ID)]
 
 def create_app(service: Service, limits: Limits) -> "Guarded":
     """The application. It owns threads, which end when its server does."""
-    images = Work("images", limits.num_threads, limits.max_waiting, limits.seconds)
-    codes = Work("codes", limits.num_threads, limits.max_waiting, limits.seconds)
-    thumbnails = Work("thumbnails", limits.num_threads, limits.max_waiting, limits.seconds)
+    images, codes, thumbnails = (
+        Work(name, limits.num_threads, limits.max_waiting, limits.seconds)
+        for name in ("images", "codes", "thumbnails")
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -133,47 +140,96 @@ def create_app(service: Service, limits: Limits) -> "Guarded":
         redoc_url=None,
         lifespan=lifespan,
     )
+    _add_queries(app, _Queries(service, limits, images, codes))
+    _add_lookups(app, service, limits, codes, thumbnails)
+    _add_pages(app)
+    _add_errors(app)
+    return Guarded(app, limits)
 
-    async def answer(request: Request, function: Callable[[torch.Tensor | None, np.ndarray], Any]) -> Any:
-        """function(z, code) of what was sent: an image, or a code or an id, which have no z."""
+
+# ---- queries
+
+
+class _Queries:
+    """Reads what was sent, an image or JSON, and finds the answer in the threads for its kind."""
+
+    def __init__(self, service: Service, limits: Limits, images: Work, codes: Work) -> None:
+        self._service, self._images, self._codes = service, images, codes
+        most, seconds = limits.max_waiting, limits.seconds
+        self._image_bodies = Bodies(most, limits.max_bytes, seconds)
+        too_large = _JSON_TOO_LARGE if _MAX_JSON <= limits.max_bytes else ""
+        self._json_bodies = Bodies(most, min(_MAX_JSON, limits.max_bytes), seconds, too_large)
+
+    async def answer(
+        self, request: Request, function: Callable[[Service, torch.Tensor | None, np.ndarray], Any]
+    ) -> Any:
+        """function(service, z, code) of what was sent: an image, or a code or an id, which have no z.
+
+        It gets the service as it was at one moment, so that a code, the model that made it, and the codes
+        that it is compared with belong together.
+        """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith("multipart/"):
             raise Refused(
                 415, "send the image file itself as the body, not a form: curl --data-binary @cat.jpg URL"
             )
         is_json = kind == "application/json"
-        work = codes if is_json else images
+        work, bodies = (self._codes, self._json_bodies) if is_json else (self._images, self._image_bodies)
+        work.check()  # before anything is sent in vain
+        data = await bodies.read(request.receive, request.headers.get("content-length"))
+
+        def find():
+            service = self._service.snapshot()
+            # curl -d calls JSON a form. No image file begins with a brace.
+            if is_json or data.startswith(b"{"):
+                return function(service, None, _code_in(data, service))
+            if not data:
+                raise Refused(422, "the body is empty; send an image file, or JSON with a code")
+            z = service.project(data)
+            return function(service, z, pack_bits(z).numpy())
+
         with work.place():
-            declared = request.headers.get("content-length")
-            most = _MAX_JSON if is_json else limits.max_bytes
-            data = await read_body(request.receive, declared, most, limits.seconds)
-
-            def find():
-                # curl -d calls JSON a form. No image file begins with a brace.
-                if is_json or data.startswith(b"{"):
-                    return function(None, _code_in(data, service))
-                if not data:
-                    raise Refused(422, "the body is empty; send an image file, or JSON with a code")
-                z = service.project(data)
-                return function(z, pack_bits(z).numpy())
-
             return await work.run(find)
 
+
+def _add_queries(app: FastAPI, queries: _Queries) -> None:
     @app.post("/search", responses=_FAILURES, openapi_extra=_BODY)
     async def search(request: Request, k: K = 10, radius: Radius = None, label: Label = ()) -> Neighbours:
         """The nearest neighbours of an image, a code or an id; with `radius`, up to that distance."""
-        return await answer(request, lambda _, code: service.search(code, k, radius, label))
+        return await queries.answer(request, lambda service, _, code: service.search(code, k, radius, label))
 
     @app.post("/classify", responses=_FAILURES, openapi_extra=_BODY)
     async def classify(request: Request, decode: Decode = "mhd", k: NumClasses = 5) -> Classes:
         """The best classes of an image or a code, by one of the model's decoders."""
-        return await answer(request, lambda z, code: service.classify(decode, k, z, code))
+        return await queries.answer(request, lambda service, z, code: service.classify(decode, k, z, code))
 
     @app.post("/encode", responses=_FAILURES, openapi_extra=_BODY)
     async def encode(request: Request) -> Code:
         """The code of an image."""
-        return await answer(request, lambda _, code: service.code(code))
+        return await queries.answer(request, lambda service, _, code: service.code(code))
 
+
+def _code_in(data: bytes, service: Service) -> np.ndarray:
+    """The code that a JSON body gives or names, uint8 [1, code_size]. Raises Refused."""
+    expected = 'expected {"code": "HEXADECIMAL DIGITS"} or {"id": NUMBER}'
+    if len(data) > _MAX_JSON:
+        raise Refused(413, _JSON_TOO_LARGE)
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise Refused(422, f"the body is not JSON; {expected}") from None
+    match body:
+        case {"code": str(code)} if len(body) == 1:
+            return service.code_of(code)
+        case {"id": int(id)} if len(body) == 1 and type(id) is int and 0 <= id <= MAX_ID:
+            return service.code_at(id)
+    raise Refused(422, expected)
+
+
+# ---- what the index holds
+
+
+def _add_lookups(app: FastAPI, service: Service, limits: Limits, codes: Work, thumbnails: Work) -> None:
     @app.get("/images/{id}", responses=_OF_AN_ID)
     async def image(id: Id) -> Record:
         """The code, the file and the class of an id."""
@@ -201,28 +257,8 @@ def create_app(service: Service, limits: Limits) -> "Guarded":
     @app.get("/health")
     async def health() -> Health:
         """Whether the server is there. It answers while the server is busy, too."""
-        return Health("ok", service.stale)
-
-    _add_pages(app)
-    _add_errors(app)
-    return Guarded(app, limits)
-
-
-def _code_in(data: bytes, service: Service) -> np.ndarray:
-    """The code that a JSON body gives or names, uint8 [1, code_size]. Raises Refused."""
-    expected = 'expected {"code": "HEXADECIMAL DIGITS"} or {"id": NUMBER}'
-    if len(data) > _MAX_JSON:
-        raise Refused(413, f"JSON may have {_MAX_JSON:,} bytes")
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        raise Refused(422, f"the body is not JSON; {expected}") from None
-    match body:
-        case {"code": str(code)} if len(body) == 1:
-            return service.code_of(code)
-        case {"id": int(id)} if len(body) == 1 and type(id) is int and 0 <= id <= MAX_ID:
-            return service.code_at(id)
-    raise Refused(422, expected)
+        stale = service.stale
+        return Health("ok" if stale is None else "stale", stale)
 
 
 async def _keep_fresh(service: Service, seconds: float) -> None:
@@ -372,4 +408,6 @@ class Guarded:
         except Refused as error:
             await _failed(error.status, error.reason)(scope, counted, protected)
             return
+        if scope["method"] == "HEAD":  # uvicorn sends no body for it
+            scope = {**scope, "method": "GET"}
         await self.app(scope, counted, protected)

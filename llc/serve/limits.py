@@ -29,7 +29,7 @@ class Refused(Exception):
 class Work:
     """Threads for one kind of work, and a bound on the requests that may wait for them.
 
-    A place is held by a request from before its body is read, so `most` also bounds the bodies in memory.
+    A request takes a place when its body is there (`Bodies`), so that slow senders hold none.
     """
 
     def __init__(self, name: str, num_threads: int, most: int, seconds: float) -> None:
@@ -48,14 +48,22 @@ class Work:
     def place(self) -> Iterator[None]:
         """A place for a request. Raises Refused (503) if all are taken, or still at work after a 503."""
         with self._lock:
-            if max(self._requests, self._calls) >= self.most:
-                raise Refused(503, f"the server is busy: {self.most} requests are waiting; try again later")
+            self._check()
             self._requests += 1
         try:
             yield
         finally:
             with self._lock:
                 self._requests -= 1
+
+    def check(self) -> None:
+        """Raises Refused (503) if `place` would."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if max(self._requests, self._calls) >= self.most:
+            raise Refused(503, f"the server is busy: {self.most} requests are waiting; try again later")
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """function(*arguments) in a thread. Raises Refused (503) if it takes too long.
@@ -80,28 +88,63 @@ class Work:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-async def read_body(receive: Receive, declared: str | None, max_bytes: int, seconds: float) -> bytes:
-    """The body of a request that ASGI's `receive` gives.
+class Bodies:
+    """Reads the bodies of requests of one kind, within bounds on their number and on their bytes together.
 
-    declared: its Content-Length, if it has one; seconds: how long it may take to arrive. Raises Refused: 413
-    if it is larger than max_bytes, 408 if it takes longer, 400 if its sender goes away.
+    Where there is no room for another, the one that has been arriving for longest is given up. So senders
+    that are slow on purpose keep out nobody whose body arrives quickly. All of it is for one event loop.
     """
-    body = bytearray()
-    try:
-        if declared is None or int(declared) <= max_bytes:  # the protocol has checked that it is a number
-            whole = await asyncio.wait_for(_read(receive, body, max_bytes), seconds)
-            if whole:
-                return bytes(body)
-    except asyncio.TimeoutError:
-        raise Refused(408, f"the body took longer than {seconds:g} seconds (--timeout)") from None
-    # Many clients look at the answer only when they have sent everything, so some more is read.
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_read(receive, None, 4 * max_bytes), _DISCARD_SECONDS)
-    raise Refused(413, f"the body is larger than {max_bytes:,} bytes (--max_bytes)")
+
+    def __init__(self, most: int, max_bytes: int, seconds: float, too_large: str = "") -> None:
+        """most: bodies at a time, of up to max_bytes each; seconds: how long one may take to arrive.
+
+        too_large: what the sender of a larger one is told, if max_bytes is not what --max_bytes says.
+        """
+        self.most, self.max_bytes, self.seconds = most, max_bytes, seconds
+        self._too_large = too_large or f"the body is larger than {max_bytes:,} bytes (--max_bytes)"
+        self._arriving: dict[asyncio.Future[bytes | None], None] = {}  # in the order in which they began
+
+    async def read(self, receive: Receive, declared: str | None) -> bytes:
+        """The body of a request that ASGI's `receive` gives. declared: its Content-Length, if it has one.
+
+        Raises Refused: 413 if it is larger than max_bytes, 408 if it takes longer than `seconds`, 503 if it
+        was given up for others, 400 if its sender goes away.
+        """
+        if (
+            declared is None or int(declared) <= self.max_bytes
+        ):  # the protocol has checked that it is a number
+            body = await self._arrived(receive)
+            if body is not None:
+                return body
+        # Many clients look at the answer only when they have sent everything, so some more is read.
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_read(receive, 4 * self.max_bytes, None), _DISCARD_SECONDS)
+        raise Refused(413, self._too_large)
+
+    async def _arrived(self, receive: Receive) -> bytes | None:
+        """The body; None if it is too large."""
+        while len(self._arriving) >= self.most:
+            oldest = next(iter(self._arriving))
+            del self._arriving[oldest]
+            oldest.cancel()
+        reading = asyncio.ensure_future(_read(receive, self.max_bytes, bytearray()))
+        self._arriving[reading] = None
+        try:
+            return await asyncio.wait_for(reading, self.seconds)
+        except asyncio.TimeoutError:
+            raise Refused(408, f"the body took longer than {self.seconds:g} seconds (--timeout)") from None
+        except asyncio.CancelledError:
+            if reading in self._arriving:  # not by us
+                raise
+            raise Refused(
+                503, f"the server is busy: {self.most} newer bodies are arriving; try again later"
+            ) from None
+        finally:
+            self._arriving.pop(reading, None)
 
 
-async def _read(receive: Receive, body: bytearray | None, max_bytes: int) -> bool:
-    """Reads a body, into `body` or into nothing. Returns whether it ended within max_bytes."""
+async def _read(receive: Receive, max_bytes: int, body: bytearray | None) -> bytes | None:
+    """Reads a body, into `body` or into nothing, and returns it. None: it is larger than max_bytes."""
     size, more = 0, True
     while more:
         message = await receive()
@@ -109,10 +152,10 @@ async def _read(receive: Receive, body: bytearray | None, max_bytes: int) -> boo
             raise Refused(400, "the sender went away")
         size, more = size + len(message["body"]), message["more_body"]
         if size > max_bytes:
-            return False
+            return None
         if body is not None:
             body += message["body"]
-    return True
+    return None if body is None else bytes(body)
 
 
 def check_sender(headers: dict[str, str], allowed_hosts: Collection[str]) -> None:

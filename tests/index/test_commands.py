@@ -1,18 +1,26 @@
 """python -m llc.index and python -m llc.search on an index, as their users call them."""
 
+import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import llc
 from llc import search
 from llc.errors import UserError
 from llc.index import __main__ as command
+from llc.index import segment
 from llc.index.duplicates import duplicates
+from tests.conftest import ROOT
 from tests.index.conftest import NUM_BITS
 
 
@@ -188,10 +196,7 @@ def test_remove_by_name_id_and_class(photos_index, photos, capsys, monkeypatch):
     assert len(index) == 6 and not any("bees" in name for name in index.records(index.ids).files)
     run("remove", photos_index, "--ids=0,1", "--label=ants")
     assert len(llc.Index.open(photos_index)) == 1
-    with (
-        pytest.raises(UserError, match="another process is writing"),
-        llc.Index.open(photos_index, write=True),
-    ):
+    with pytest.raises(UserError, match="process is writing"), llc.Index.open(photos_index, write=True):
         run("remove", photos_index, "photos")
 
 
@@ -268,8 +273,8 @@ def test_groups_of_duplicates_are_the_connected_components(num_bits, radius):
 
 
 def test_duplicates_are_listed_with_names_and_distances(photos_index, photos, tmp_path, capsys):
-    for copy in ("copy.png", "another.png"):
-        shutil.copy(photos / "bees" / "3.png", photos / copy)
+    for name in ("copy.png", "another.png"):
+        shutil.copy(photos / "bees" / "3.png", photos / name)
     shutil.copy(photos / "ants" / "2.jpg", photos / "bees" / "2.jpg")
     run("add", photos_index, photos)
     capsys.readouterr()
@@ -434,6 +439,37 @@ def test_no_image_is_overwritten(photos_index, photos, tmp_path):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_outputs_cost_no_time_in_proportion_to_the_index(photos_index, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(segment, "hash_of", None)  # of each name of the index
+    old = tmp_path / "old.json"
+    old.write_text("{}")
+    find(photos_index, "--like=3", f"--json={old}")
+    assert json.loads(old.read_text())["queries"]
+    with pytest.raises(UserError, match="it is an image of the index"):
+        find(photos_index, "--like=3", f"--json={photos / '11.jpg'}")
+    (photos / "11.jpg").unlink()  # nothing can be lost there
+    monkeypatch.setattr(llc.Index, "has_file", None)
+    find(photos_index, "--like=3", f"--json={photos / '11.jpg'}")
+    run("stats", photos_index, f"--json={tmp_path / 'new.json'}")
+    monkeypatch.setattr(llc.Index, "batches", None)
+    run("remove", photos_index, "--label=bees")
+    assert "5 of 12 codes removed" in capsys.readouterr().out
+
+
+def test_k_is_at_most_the_number_of_codes(photos_index, tmp_path, capsys):
+    out = tmp_path / "found.npz"
+    find(photos_index, "--like=3,7", "--k=1000000000000", f"--out={out}", "--json=-")
+    arrays, found = np.load(out), json.loads(capsys.readouterr().out)
+    assert arrays["ids"].shape == (2, 12) and (arrays["ids"][:, 11] == -1).all()
+    assert found["k"] == 12 and [len(one["neighbours"]) for one in found["queries"]] == [11, 11]
+    run("search", photos_index, "--like=3", "--radius=40", "--k=1000000000000")
+    assert len(capsys.readouterr().out.splitlines()) == 12
+    np.savez(tmp_path / "q.npz", codes=np.zeros((1, 5), np.uint8), num_bits=40)
+    llc.Index(40).save(tmp_path / "empty.index")
+    find(tmp_path / "empty.index", f"--queries={tmp_path / 'q.npz'}", "--k=1000000000000")
+    assert capsys.readouterr().out == "0: nothing was found\n"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -464,3 +500,81 @@ def test_names_that_cannot_be_printed_are_printed_as_escapes(encoder, model, tmp
     assert "\x1b" not in said and "red\\x1b[31m\\n.png" in said
     run("remove", path, folder / name)
     assert len(llc.Index.open(path)) == 0
+
+
+# ---- what an attack has found
+
+
+def test_every_kind_of_source_is_added_and_searched(photos, model, tmp_path, capsys):
+    """The commands' own options stand for those of reading, and have others as well."""
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        tar.add(photos / "ants", "ants")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as zipped:
+        for path in sorted((photos / "bees").iterdir()):
+            zipped.write(path, f"bees/{path.name}")
+    (tmp_path / "t.csv").write_text(f"image,label\n{next(iter((photos / 'ants').iterdir()))},ants\n")
+    path = tmp_path / "x.index"
+    run("create", path, tmp_path / "train-0.tar", f"--model={model}", "--split=train")
+    run("add", path, tmp_path / "z.zip", tmp_path / "t.csv")
+    assert len(llc.Index.open(path)) == 11
+    run("add", path, tmp_path / "train-0.tar", tmp_path / "z.zip", "--split=train")
+    assert "5 there already" in capsys.readouterr().out
+    find(path, tmp_path / "z.zip", "--k=1", f"--montage={tmp_path / 'out.png'}")
+    assert capsys.readouterr().out.count("     0 bits ") == 5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("search", "--like=0", "--json={}/mine.png"),
+        ("search", "--like=0", "--out={}/mine.png"),
+        ("search", "--like=0", "--json={}/other.index/index.json"),
+        ("stats", "--json={}/mine.png"),
+        ("duplicates", "--json={}/mine.png"),
+    ],
+)
+def test_results_replace_no_file_of_another_kind(words, photos_index, tmp_path):
+    Image.new("RGB", (5, 5)).save(tmp_path / "mine.png")
+    codes_index(tmp_path / "other.index", np.zeros((1, 1), np.uint8), 8)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    command_name, *flags = [word.format(tmp_path) for word in words]
+    with pytest.raises(UserError, match="name another file|write elsewhere"):
+        run(command_name, photos_index, *flags)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_older_result_is_replaced(photos_index, tmp_path, capsys):
+    for _ in range(2):
+        find(photos_index, "--like=0", f"--json={tmp_path / 'found.json'}", f"--out={tmp_path / 'found.npz'}")
+    assert json.loads((tmp_path / "found.json").read_text())
+
+
+def test_an_index_of_another_model_is_not_imported(photos_index, encoder, tmp_path):
+    network = copy.deepcopy(encoder.network)
+    with torch.no_grad():
+        network.projection.weight.add_(1)
+    other = llc.Index(NUM_BITS)
+    other.set_model(llc.Encoder(network, encoder.preprocessing))
+    other.add(np.zeros((1, NUM_BITS // 8), np.uint8))
+    other.save(tmp_path / "other.index")
+    with pytest.raises(UserError, match="its codes were made by another model than the index's"):
+        run("import", photos_index, tmp_path / "other.index", "--new_ids")
+    assert len(llc.Index.open(photos_index)) == 12
+
+
+def test_create_looks_at_its_data_first(model, tmp_path):
+    with pytest.raises(UserError, match="nothere does not exist"):
+        run("create", tmp_path / "x.index", tmp_path / "nothere", f"--model={model}")
+    assert not (tmp_path / "x.index").exists()
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):
+    rng = np.random.default_rng(0)
+    codes_index(tmp_path / "x.index", rng.integers(0, 256, (30_000, 1), dtype=np.uint8), 8)
+    words = ["-m", "llc.index", "duplicates", str(tmp_path / "x.index"), "--json=-"]
+    process = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141

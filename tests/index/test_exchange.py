@@ -1,9 +1,12 @@
 """Exports are read by the engines that they are for, with the same neighbours; and imports."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import faiss
 import lancedb
@@ -228,6 +231,46 @@ def test_a_failure_leaves_no_table_in_a_store(tmp_path, monkeypatch):
     monkeypatch.undo()
     exports.export(index, "lancedb", place)
     assert len(imported(place)) == 50
+
+
+@pytest.mark.parametrize("moment", ["rows", "index"])
+def test_ctrl_c_leaves_no_table_in_a_store(moment, tmp_path, monkeypatch):
+    index, place = make_index(20, 50), f"file://{tmp_path}/db"
+
+    taken = []
+
+    def slow(size):  # LanceDB's thread takes them
+        for i, batch in enumerate(llc.Index.batches(index, 10)):
+            if i == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)
+            taken.append(i)
+            yield batch
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    if moment == "rows":
+        monkeypatch.setattr(index, "batches", slow)
+    else:
+        monkeypatch.setattr(lancedb.table.LanceTable, "create_index", interrupted)
+    for out in (place, str(tmp_path / "folder")):
+        with pytest.raises(KeyboardInterrupt):
+            exports.export(index, "lancedb", out, kind="ivf")
+        time.sleep(0.6 * (moment == "rows"))  # until the thread has seen it
+    assert lancedb.connect(place).list_tables().tables == [] and os.listdir(tmp_path) in ([], ["db"])
+    assert taken == [0, 1, 0, 1] * (moment == "rows")
+
+    def fails(*_, **__):
+        raise RuntimeError("no connection")
+
+    monkeypatch.setattr(lancedb.db.LanceDBConnection, "drop_table", fails)
+    monkeypatch.setattr(lancedb.table.LanceTable, "create_index", fails)
+    monkeypatch.setattr(index, "batches", lambda size: llc.Index.batches(index, size))
+    with pytest.raises(
+        llc.UserError, match="no connection; and the table codes, .* could not be dropped: no"
+    ):
+        exports.export(index, "lancedb", place, kind="ivf")
 
 
 # ---------------------------------------------------------------------------------------- Parquet, npz

@@ -24,6 +24,7 @@ from llc.data.reading import AUTO, Reading
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
 from llc.index import images as module
+from llc.index.collection import Collection, container_of, has_vanished
 from llc.index.images import add_codes, add_images, codes_of, collect, encoder_for, find_named, open_recorded
 from tests.conftest import ROOT
 from tests.index.conftest import NUM_BITS
@@ -233,7 +234,8 @@ def test_names_that_lead_to_no_image_are_errors_that_say_so(name, message, photo
 # ---- what changes
 
 
-def test_changed_files_get_new_codes_and_keep_their_ids(photos, encoder):
+def test_changed_files_get_new_codes_and_keep_their_ids(photos, encoder, monkeypatch):
+    monkeypatch.setattr(llc.Index, "remove", None)  # no row may be missing, not even for a moment
     index = llc.Index(NUM_BITS)
     add(index, encoder, photos)
     before = dict(zip(index.records(index.ids).files, index.ids.tolist()))
@@ -252,7 +254,8 @@ def test_changed_files_get_new_codes_and_keep_their_ids(photos, encoder):
     assert len(index) == 13 and str(photos / "ants" / "new.png") == index.records([12]).files[0]
 
 
-def test_a_new_label_of_the_same_image_is_taken_over(photos, encoder, tmp_path):
+def test_a_new_label_of_the_same_image_is_taken_over(photos, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(llc.Index, "remove", None)  # no row may be missing, not even for a moment
     data, _ = as_table(photos, tmp_path / "data")
     index = llc.Index(NUM_BITS)
     add(index, encoder, data)
@@ -300,6 +303,109 @@ def test_samples_that_a_file_has_no_more_are_gone(photos, encoder, tmp_path):
     as_beton(photos, tmp_path / "data")
     done = add(index, encoder, beton, remove_missing=True)
     assert done.missing == [f"{beton}#9"] and done.changed == 9 and len(index) == 9
+
+
+def slow_missing(index, images):
+    """The names of rows whose images are gone, by asking the disk about each of them."""
+    below = os.path.join(images.root, "")
+    gone = []
+    for name in index.records(index.ids).files:
+        path, suffix = container_of(name)
+        of_this = path in images.containers and path != name and suffix == images.suffix
+        if (
+            name
+            and name not in images.files
+            and (of_this or name.startswith(below) and path.startswith(below) and has_vanished(path))
+        ):
+            gone.append(name)
+    return gone
+
+
+@pytest.mark.parametrize("containers", [(), ("a.tar", "d/b.tar", "gone.tar")])
+@pytest.mark.parametrize("suffix", ["", "&split=train"])
+def test_what_is_gone_is_what_asking_about_each_name_finds(containers, suffix, tmp_path):
+    root = tmp_path / "root"
+    (root / "d" / "e#4").mkdir(parents=True)
+    real = [
+        "a.tar",
+        "d/b.tar",
+        "c",
+        "c#3",
+        "d/b.tar#1",
+        "x#1.png",
+        "y.png",
+        "d/e#4/z.png",
+        "#5",
+        "w&split=train",
+    ]
+    for name in real:
+        (root / name).write_text("")
+    (tmp_path / "a.tar").write_text("")
+    names = [
+        *real,
+        "y2.png",
+        "x#2.png",
+        "d/e#4/z2.png",
+        "d/e#4/z.png#1",
+        "gone.png",
+        "e#5/z.png",
+        "z&q=1",
+        "",
+    ]
+    for holder in ("a.tar", "d/b.tar", "gone.tar", "c", "gone", "d/e#4/z.png", "x", "", "c#3", "d"):
+        for place in (
+            "0",
+            "1",
+            "3",
+            "007",
+            "1" * 18,
+            "1" * 19,
+            "",
+            "1&",
+            "1 ",
+            "-1",
+            "1&a=b/c",
+            "1&A=b",
+            "1\n",
+        ):
+            names += [f"{holder}#{place}", f"{holder}#{place}&split=train", f"{holder}#{place}&split=val&q="]
+    names = sorted({str(folder / name) for folder in (root, tmp_path, tmp_path / "root2") for name in names})
+    names += ["", "relative#1", str(root)]
+    images = Collection(
+        source=None,
+        files=[name for i, name in enumerate(names) if i % 7 == 0],
+        sizes=None,
+        modified=None,
+        root=str(root),
+        containers=tuple(str(root / name) for name in containers),
+        suffix=suffix,
+    )
+    index = llc.Index(8)
+    index.add(np.zeros((len(names), 1), np.uint8), files=names)
+    known = find_named(index, images.files)
+    found, ids = module._missing(index, images, known[known >= 0])
+    expected = slow_missing(index, images)
+    assert found == expected and 30 < len(expected) < len(names) // 2
+    assert index.records(ids).files == found
+
+
+def test_a_container_with_many_images_is_looked_at_once(tmp_path, monkeypatch):
+    for name in ("here.tar", "other.tar"):
+        (tmp_path / name).write_text("")
+    paths = [str(tmp_path / name) for name in ("here.tar", "other.tar", "gone.tar")]
+    names = [f"{path}#{i}" for path in paths for i in range(500)]
+    index = llc.Index(8)
+    index.add(np.zeros((1500, 1), np.uint8), files=names)
+    asked = []
+    for owner, name in ((module, "has_vanished"), (module, "container_of"), (os, "listdir"), (os, "lstat")):
+        whole = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda path, whole=whole: asked.append(path) or whole(path))
+    images = Collection(None, names[:400], None, None, str(tmp_path), (paths[0],))
+    found, _ = module._missing(index, images, np.arange(400))
+    assert found == [*names[400:500], *names[1000:]] and 0 < len(asked) < 20
+    asked.clear()
+    images = Collection(None, names, None, None, str(tmp_path), tuple(paths))
+    assert module._missing(index, images, np.arange(1500))[0] == [] and not asked
 
 
 # ---- what is broken
@@ -393,6 +499,88 @@ def test_a_kill_loses_little_and_a_second_run_goes_on(encoder, model, tmp_path):
     assert index.records(index.ids).files == whole.records(whole.ids).files
 
 
+def interrupted_at(number, function, functions):
+    """Runs a function, with Ctrl-C before a line, by its number among those of `functions` -> whether so."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code not in functions:
+            return None
+        if event == "line":
+            count += 1
+            if count == number:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_ctrl_c_at_any_line_loses_nothing_and_adds_nothing_twice(photos, tmp_path):
+    images = collect(photos)
+    codes = np.arange(60, dtype=np.uint8).reshape(12, 5)
+    lines = {
+        function.__code__
+        for function in (module._Writer.save, module._Writer._put, module._add_rows, llc.Index.save)
+    } | {llc.Index.add.__code__, llc.Index.replace.__code__}
+    number, stopped = 0, True
+    while stopped:
+        number += 1
+        index = llc.Index(NUM_BITS)
+        index.add(np.full((6, 5), 255, np.uint8), files=images.files[:6])
+        index.save(tmp_path / f"{number}.index")
+        writer = module._Writer(index, images, module.Added(12))
+        writer.take(np.arange(2, 9), np.array([2, 3, 4, 5, -1, -1, -1]), codes[2:9])
+        writer.take(np.array([9, 0]), np.array([-1, 0]), codes[[9, 0]])
+        stopped = interrupted_at(number, writer.save, lines)
+        writer.save()
+        for one in (index, llc.Index.open(tmp_path / f"{number}.index")):
+            assert one.ids.tolist() == list(range(10))
+            assert one.records(one.ids).files == images.files[:10]
+            expected = codes[:10].copy()
+            expected[1] = 255
+            assert (one.get(one.ids) == expected).all()
+    assert number > 40
+
+
+def test_the_first_error_is_not_hidden_by_one_while_saving(photos, encoder, tmp_path, monkeypatch):
+    broken = photos / "bees" / "5.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+
+    def full(self, path=None):
+        raise UserError("the disk is full")
+
+    index = llc.Index(NUM_BITS)
+    index.save(tmp_path / "x.index")
+    monkeypatch.setattr(llc.Index, "save", full)
+    with pytest.raises(
+        UserError, match=r"bees/5\.jpg: .*--skip_broken.*; what .*not be saved: the disk is full"
+    ):
+        add(index, encoder, photos, batch_size=2)
+    with pytest.raises(UserError, match="^the disk is full$"):
+        add(index, encoder, photos, skip_broken=True)
+
+    def interrupted(*_, **__):
+        yield 0, np.zeros((2, 5), np.uint8), {}
+        raise KeyboardInterrupt
+
+    monkeypatch.undo()
+    index = llc.Index(NUM_BITS)
+    index.save(tmp_path / "y.index")
+    monkeypatch.setattr(llc.Index, "save", full)
+    monkeypatch.setattr(module, "_encoded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        add(index, encoder, photos)
+    assert len(index) == 2
+
+
 # ---- the model
 
 
@@ -435,7 +623,8 @@ def codes_file(path, codes, num_bits, **arrays):
     return path
 
 
-def test_codes_of_a_file_are_added_once(tmp_path):
+def test_codes_of_a_file_are_added_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(llc.Index, "remove", None)  # no row may be missing, not even for a moment
     rng = np.random.default_rng(1)
     codes = pack_bits(rng.normal(size=(6, 12)))
     names = np.array(["a/0.jpg", "a/1.jpg", "b/2.jpg", "b/3.jpg", "b/4.jpg", "a/1.jpg"])

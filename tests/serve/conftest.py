@@ -1,7 +1,10 @@
 """An index of real image files with its model, and a server of it."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
 from llc.data.preprocessing import Preprocessing
 from llc.encoder import Encoder
@@ -39,6 +42,16 @@ def encoder(image_tree):
     codes = Encoder(network, preprocessing).encode(images.files).numpy()
     fitted = fitting.fit(network, codes, images.source.labels, source="train")
     return Encoder(network, preprocessing, images.source.class_names, fitted=fitted)
+
+
+@pytest.fixture(scope="session")
+def other_encoder(encoder):
+    """An encoder that makes other codes of the same length."""
+    network = copy.deepcopy(encoder.network)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.neg_()
+    return Encoder(network, encoder.preprocessing, encoder.class_names)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llc.serve.limits import Refused, Work
+from llc.serve.limits import Bodies, Refused, Work
 from tests.serve.server import hold, receive_all, serving
 from tests.waiting import seconds
 
@@ -30,7 +30,8 @@ def test_large_bodies_are_refused(tight):
         answer = tight.post("/search", b"x" * size)
         assert answer.status == 413 and f"{MAX_BYTES:,} bytes" in answer.json["error"]
     assert answer.headers["connection"] == "close"  # not all of this one was read
-    assert tight.post("/search", b" " * 100_000, {"Content-Type": "application/json"}).status == 413
+    json = tight.post("/search", b" " * (MAX_BYTES + 1), {"Content-Type": "application/json"})
+    assert json.status == 413 and f"larger than {MAX_BYTES:,} bytes (--max_bytes)" in json.json["error"]
 
 
 def test_an_announced_large_body_is_refused_before_it_is_sent(tight):
@@ -121,16 +122,68 @@ def test_what_is_not_http_gets_an_error_or_nothing(tight, request_text):
     assert tight.get("/health").status == 200
 
 
-def test_only_so_many_requests_wait(tight):
+def test_slow_senders_keep_nobody_out(tight):
+    """As many as there are places send next to nothing, and again and again. Others are answered at once."""
     holding = [hold(tight) for _ in range(WAITING)]
-    answer = tight.post("/search", b"an image")
-    assert answer.status == 503 and "busy" in answer.json["error"] and answer.headers["retry-after"] == "1"
-    # codes do not wait for images
-    assert tight.search({"id": (1 << 53) + 1})["neighbours"]
+    for _ in range(3 * WAITING):
+        started = time.monotonic()
+        assert tight.post("/search", b"an image").status == 415
+        assert time.monotonic() - started < TIMEOUT
+        assert tight.search({"id": (1 << 53) + 1})["neighbours"]  # codes do not wait for images
+        holding.append(hold(tight))
+    answers = [receive_all(connection) for connection in holding]
     for connection in holding:
-        assert receive_all(connection).startswith(b"HTTP/1.1 408 ")
         connection.close()
-    assert tight.post("/search", b"an image").status == 415
+    assert {answer[:13] for answer in answers[:-WAITING]} == {b"HTTP/1.1 503 "}
+    assert b"retry-after: 1" in answers[0] and b"newer bodies are arriving" in answers[0]
+    assert answers[-1].startswith(b"HTTP/1.1 408 ")
+
+
+class Sender:
+    """ASGI's `receive`, of pieces that come when they are put."""
+
+    def __init__(self):
+        self.pieces = asyncio.Queue()
+
+    def put(self, data, more=True):
+        self.pieces.put_nowait({"type": "http.request", "body": data, "more_body": more})
+
+    async def receive(self):
+        return await self.pieces.get()
+
+
+def test_of_too_many_bodies_the_oldest_is_given_up():
+    async def ask():
+        bodies, senders = Bodies(most=3, max_bytes=10, seconds=60), [Sender() for _ in range(5)]
+        readings = []
+        for sender in senders:
+            readings.append(asyncio.ensure_future(bodies.read(sender.receive, None)))
+            sender.put(b"slow ")
+            await asyncio.sleep(0.01)
+        for reading in readings[:2]:
+            with pytest.raises(Refused, match="3 newer bodies") as error:
+                await reading
+            assert error.value.status == 503
+        assert not any(reading.done() for reading in readings[2:])
+        for sender in senders[2:]:
+            sender.put(b"body", more=False)
+        assert [await reading for reading in readings[2:]] == [b"slow body"] * 3
+        # those that have ended make room
+        readings = [asyncio.ensure_future(bodies.read(Sender().receive, "5")) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        assert not any(reading.done() for reading in readings)
+        # whoever is stopped from outside was not given up
+        readings[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await readings[0]
+        quick = Sender()
+        quick.put(b"12345", more=False)
+        assert await bodies.read(quick.receive, "5") == b"12345"
+        for reading in readings[1:]:
+            assert not reading.done()
+            reading.cancel()
+
+    asyncio.run(ask())
 
 
 def test_only_so_many_connections_are_open(tight):
@@ -167,9 +220,12 @@ def test_work_that_takes_long_is_given_up_and_still_counts():
                 assert error.value.status == 503
                 with pytest.raises(Refused):  # it waits behind the first, and is dropped
                     await work.run(ran.append, 1)
+                work.check()
                 with work.place(), pytest.raises(Refused, match="busy"):
                     with work.place():
                         pass
+                with work.place(), pytest.raises(Refused, match="busy"):
+                    work.check()
             futures = [asyncio.ensure_future(work.run(release.wait)) for _ in range(2)]
             await asyncio.sleep(0.05)
             with pytest.raises(Refused, match="busy"):  # nobody has a place, but the thread is at work

@@ -27,7 +27,12 @@ def states_of(path, queries):
         records = [index.records(row) for row in ids]
         states.append(
             [
-                list(zip(distances[i].tolist(), ids[i].tolist(), found.files, found.labels.tolist()))
+                [
+                    (distance, id, file, index.class_names[label])
+                    for distance, id, file, label in zip(
+                        distances[i].tolist(), ids[i].tolist(), found.files, found.labels.tolist()
+                    )
+                ]
                 for i, found in enumerate(records)
             ]
         )

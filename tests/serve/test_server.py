@@ -24,6 +24,7 @@ from PIL import Image
 from llc.evaluation.decoders import DECODERS
 from llc.index.index import Index
 from tests.conftest import ROOT
+from tests.serve.conftest import index_images
 from tests.serve.server import expected, hold, pairs, receive_all, serving
 from tests.waiting import seconds
 
@@ -39,8 +40,7 @@ def test_searches_by_id_and_code_as_the_index(server, photos):
         assert (answer["code"], answer["num_bits"], answer["more"]) == (code.tobytes().hex(), 20, False)
         records = photos.records([found["id"] for found in answer["neighbours"]])
         for found, file, label in zip(answer["neighbours"], records.files, records.labels.tolist()):
-            assert (found["file"], found["label"]) == (file, label)
-            assert found["class_name"] == photos.class_names[label]
+            assert (found["file"], found["label"]) == (file, photos.class_names[label])
             assert found["thumbnail"] == f"images/{found['id']}/thumbnail"
     assert min(photos.ids) == FIRST and len(server.search({"id": FIRST}, "k=1000")["neighbours"]) == 66
 
@@ -78,7 +78,7 @@ def test_radius_and_classes_filter(server, photos):
         query = "&".join(f"label={name}" for name in names)
         answer = server.search({"id": FIRST}, f"k=15&{query}")
         assert pairs(answer) == expected(photos, photos.get([FIRST]), 15, filter=names)
-        assert {found["class_name"] for found in answer["neighbours"]} == set(names)
+        assert {found["label"] for found in answer["neighbours"]} == set(names)
     refused = server.post("/search?label=class_22", {"id": FIRST})
     assert refused.status == 422 and "did you mean class_2?" in refused.json["error"]
 
@@ -90,8 +90,7 @@ def test_classifies_as_the_encoder(server, encoder, image_tree):
             right = encoder.classify([path], decoder, k)
             answer = server.post(f"/classify?decode={decoder}&k={k}", path.read_bytes()).json
             assert (answer["code"], answer["decode"]) == (code, decoder)
-            assert [found["label"] for found in answer["classes"]] == right.labels[0].tolist()
-            assert [found["class_name"] for found in answer["classes"]] == right.names[0]
+            assert [found["label"] for found in answer["classes"]] == right.names[0]
             # float32 in JSON and back is exact
             assert torch.tensor([found["score"] for found in answer["classes"]]).equal(
                 right.scores[0].float()
@@ -155,6 +154,28 @@ def test_the_api_describes_itself_without_a_network(server):
         assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
         assert "unsafe" not in str(policy) and "http" not in str(policy) and "*" not in str(policy)
     assert b"SwaggerUIBundle" in server.get("/docs/swagger-ui-bundle.js").data
+
+
+def test_head_is_as_get_without_the_body(server):
+    for path in ("/", "/docs", "/stats", "/health", f"/images/{FIRST}", f"/images/{FIRST}/thumbnail"):
+        # another request on the same connection would take what was sent too much for its answer
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=seconds(60))
+        head, get = (server.ask(method, path, connection=connection) for method in ("HEAD", "GET"))
+        connection.close()
+        assert (head.status, head.data, get.status) == (200, b"", 200) and get.data
+        for kept in (head, get):
+            del kept.headers["date"]
+        assert head.headers == get.headers and int(head.headers["content-length"]) == len(get.data)
+    assert [server.ask("HEAD", path).status for path in ("/nothing", "/images/1")] == [404, 404]
+    assert server.ask("HEAD", "/search").status == 405
+
+
+def test_json_that_is_too_large_is_told_its_own_limit(server):
+    body = b'{"id": 1%s}' % (b" " * 66_000)
+    for headers in ({"Content-Type": "application/json"}, {}):
+        refused = server.post("/search", body, headers)
+        assert refused.status == 413
+        assert refused.json["error"] == "JSON may have at most 65,536 bytes"
 
 
 # ---- who may ask
@@ -375,7 +396,7 @@ def test_codes_are_enough_without_a_model(photos, tmp_path):
         assert server.get("/stats", Host="third").status == 421
         answer = server.search({"id": FIRST})
         assert pairs(answer) == expected(photos, photos.get([FIRST]), 10)
-        assert {found["class_name"] for found in answer["neighbours"]} == {None}
+        assert {found["label"] for found in answer["neighbours"]} == {None}
         for path in ("/search", "/encode", "/classify"):
             refused = server.post(path, b"an image")
             assert refused.status == 501 and "--model" in refused.json["error"]
@@ -402,10 +423,61 @@ def test_takes_over_commits_and_survives_damage(photos, tmp_path):
         good = manifest.read_bytes()
         manifest.write_bytes(good[: len(good) // 2])
         wait_for(lambda: server.get("/health").json["stale"])
-        assert server.said.count("WARNING: the newest state cannot be read") == 1
+        assert server.said.count("WARNING: the newest state cannot be served") == 1
         assert server.search({"id": 3}, "k=1")["neighbours"][0]["id"] == 3
         manifest.write_bytes(good)
         wait_for(lambda: server.get("/health").json["stale"] is None)
+
+
+def test_another_index_at_its_path(photos, encoder, other_encoder, image_tree, tmp_path):
+    [photo] = (image_tree / "val/class_0").glob("000.*")
+    path, others = tmp_path / "served.index", index_images(image_tree / "val", other_encoder)
+    others.save(tmp_path / "other_model.index")
+    Index(24).save(tmp_path / "other_length.index")
+    shutil.copytree(photos.path, path)
+    with serving(path, tmp_path, "--refresh=0.05") as server:
+
+        def replace(new):
+            shutil.rmtree(path)
+            shutil.copytree(new, path)
+
+        def wait_for(text):
+            end = time.monotonic() + seconds(30)
+            while text not in str(server.get("/health").json["stale"]):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+
+        def check(index, model):
+            code = model.encode([photo]).numpy()
+            answer = server.search(photo.read_bytes(), "k=9")
+            assert answer["code"] == code.tobytes().hex() and pairs(answer) == expected(index, code, 9)
+
+        check(photos, encoder)
+        replace(tmp_path / "other_length.index")
+        wait_for("replaced by an index of 24 bits")
+        for _ in range(10):  # it stays so for as long as that index is there
+            time.sleep(0.05)
+            health = server.get("/health").json
+            assert health["status"] == "stale" and "of 24 bits" in health["stale"]
+        check(photos, encoder)
+        for new, index, model in (
+            (tmp_path / "other_model.index", others, other_encoder),
+            (photos.path, photos, encoder),
+        ):
+            replace(new)
+            first = int(index.ids[0])
+            end = time.monotonic() + seconds(30)
+            while server.get(f"/images/{first}").status != 200:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            wait_for("None")
+            assert server.get("/health").json == {"status": "ok", "stale": None}
+            check(index, model)
+        assert server.said.count("of another model, which is used from now on") == 2
+    with serving(path, tmp_path, "--refresh=0.05", f"--model={Index.open(path).model}") as server:
+        replace(tmp_path / "other_model.index")
+        wait_for("of another model than --model")
+        check(photos, encoder)
 
 
 def test_ctrl_c_stops_it_and_it_finishes_what_it_does(photos, tmp_path):

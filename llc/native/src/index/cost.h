@@ -7,7 +7,8 @@
 
 #include "segment.h"
 
-constexpr double BUDGET = 0.1;  // the fraction of a scan's cost that the tables may use in vain
+// The fraction of a scan's cost that the tables may use in vain.
+constexpr double BUDGET = 0.08, BATCH_BUDGET = 0.025;
 
 constexpr double BEGIN_COST = 2000;
 

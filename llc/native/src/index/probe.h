@@ -23,10 +23,10 @@ public:
         : kernels(kernels), code_size(search.code_size), num_bits(search.num_bits), stop(search.stop) {}
 
     // Adds the codes of segment number `number` that are wanted. False: this would cost more than `budget`,
-    // of `scan`; what was found before stays. Throws Broken.
+    // of `scan`, or in random codes more than `random_budget`; what was found before stays. Throws Broken.
     template <class Collected>
     bool probe(const IndexSegment &searched, int32_t number_of_segment, const uint8_t *of_query,
-        Collected &collected, double budget, double scan) {
+        Collected &collected, double budget, double random_budget, double scan) {
         segment = &searched, number = number_of_segment, query = of_query, num_found = 0;
         const int32_t m = segment->num_tables;
         values.resize(m);
@@ -42,15 +42,19 @@ public:
         for (int32_t s = 0;; s++) {
             if (budget < scan && collected.full() && spent < budget) {
                 // What is left is known, if the limit does not fall, so no part of the work would be in vain.
-                const double left = rest(s, collected, budget - spent);
-                if (spent + left <= scan) budget = UNLIMITED;
+                const double counting = std::min(random_budget, budget - spent) / 2;
+                const double left = rest(s, collected, counting);
+                if (spent + left <= scan) budget = random_budget = UNLIMITED;
             }
             bool any = false;
             for (int32_t j = 0; j < m; j++) {
                 if (collected.limit < m * s + j || num_found >= segment->num_allowed) return true;
                 if (s > table(j).num_bits) continue;
                 any = true;
-                if (choose(table(j).num_bits, s) * cost.bucket > budget - spent) return false;
+                const double number_of_buckets = choose(table(j).num_bits, s);
+                if (number_of_buckets * cost.bucket > budget - spent) return false;
+                random_budget -= number_of_buckets * random_cost(j);
+                if (random_budget < 0) return false;
                 Buckets buckets(values[j], table(j).num_bits, s);
                 while (buckets.more()) {
                     const double next = next_ranges(j, buckets);
@@ -104,6 +108,13 @@ private:
         return number;
     }
 
+    // The cost of a bucket, if all hold as many codes.
+    double random_cost(int32_t j) const {
+        const double codes = double(segment->n) / double(int64_t(1) << table(j).num_bits);
+        return cost.bucket + std::min(codes, 1.0) * (j ? cost.range : cost.first_range) +
+            codes * (j ? cost.candidate : cost.row);
+    }
+
     // The cost of all that is to be done from distance s on; unlimited if that of counting the candidates
     // would be more than `budget`.
     template <class Collected>
@@ -114,6 +125,7 @@ private:
             for (int32_t j = 0; j < m && m * t + j <= collected.limit; j++)
                 if (t <= table(j).num_bits) sum += choose(table(j).num_bits, t) * cost.bucket;
         if (sum > budget) return UNLIMITED;
+        spent += sum;
         sum = 0;
         for (int32_t t = s; m * t <= collected.limit; t++)
             for (int32_t j = 0; j < m && m * t + j <= collected.limit; j++) {

@@ -20,7 +20,8 @@ namespace {
 enum Method : int32_t { AUTO, TABLES, SCAN };
 
 constexpr int64_t FIRST_TILE = 256;
-constexpr int64_t SCAN_BLOCK = 1024;      // queries that share the planes of a tile
+// Queries that share the planes of a tile.
+constexpr int64_t SCAN_BLOCK = 1024, LEAST_BLOCK = 128;
 constexpr int64_t PROBE_BLOCK = 16;       // queries that a thread takes at once
 constexpr int64_t THREAD_QUERIES = 8;     // queries in tables that are worth a thread
 constexpr int64_t THREAD_SORTS = 1000;    // results in a query's list that are
@@ -29,7 +30,7 @@ constexpr int64_t ROUND_BYTES = 256 << 20;
 constexpr int64_t PART_CODES = 1 << 16;   // codes that are worth a part of their own
 constexpr int64_t MANY_TIES = 64;         // in a tile: then its lowest id is looked up
 
-constexpr double AT_ONCE = 0.5, MOST = 0.7, SAVED = 0.5;
+constexpr double AT_ONCE = 0.5, LEAST = 0.1, MOST = 0.7, SAVED = 0.5;
 
 // Collected: Best or Within. make(): a Collected; finish(q, Collected&): takes what was found for a query.
 template <class Collected, class Make, class Finish>
@@ -85,9 +86,10 @@ private:
                 std::clamp<int64_t>((last - first) / (4 * threads), 1, PROBE_BLOCK);
             check(in_threads((last - first + block - 1) / block, threads, search.stop, [&] {
                     Worker worker{Prober(search, *set.index), make(), {}, {}};
+                    // at least one query may try: in a small batch a scan costs more than assumed
+                    const double scans = AT_ONCE * BATCH_BUDGET * (last - first) / threads;
                     for (int64_t i = 0; i < search.num_segments; i++)
-                        worker.credit.push_back(
-                            AT_ONCE * BUDGET * cost_of_scan(search.segments[i]) * (last - first) / threads);
+                        worker.credit.push_back(std::max(scans, MOST) * cost_of_scan(search.segments[i]));
                     return worker;
                 },
                 [&](Worker &worker, int64_t piece) {
@@ -133,9 +135,18 @@ private:
             // What the tables may spend in vain is a fraction of all scans, half of which the first queries
             // may use up, and half of what the tables have saved.
             double &credit = worker.credit[i];
-            credit += (1 - AT_ONCE) * BUDGET * scan;
-            const double budget = search.method == TABLES ? UNLIMITED : std::min(credit, MOST * scan);
-            const bool found = worker.prober.probe(segment, i, query_at(q), worker.collected, budget, scan);
+            credit += (1 - AT_ONCE) * BATCH_BUDGET * scan;
+            double budget = std::min(credit, MOST * scan), random_budget = UNLIMITED;
+            // From one or two queries nothing can be learnt; but if their buckets are large, their neighbours
+            // are likely there.
+            if (search.n <= FEW_QUERIES) budget = MOST * scan, random_budget = BUDGET * scan;
+            if (search.method == TABLES) budget = random_budget = UNLIMITED;
+            if (budget < LEAST * scan) {
+                worker.pending.push_back(i);
+                continue;
+            }
+            const bool found = worker.prober.probe(segment, i, query_at(q), worker.collected, budget,
+                random_budget, scan);
             credit += (found ? SAVED * std::max(scan - worker.prober.spent, 0.0) : 0) - worker.prober.spent;
             if (!found) worker.pending.push_back(i);
         }
@@ -170,8 +181,10 @@ private:
         std::vector<uint8_t> gathered(n * size);
         for (int64_t i = 0; i < n; i++) memcpy(&gathered[i * size], query_at(queries[i]->query), size);
         const int32_t threads = threads_worth(n * size * segment.n, THREAD_BYTES, search.num_threads);
+        // Some blocks for each thread, as other programs may slow one down, but not very small ones.
         const int64_t per_thread = (n + threads - 1) / threads;
-        const int64_t block = std::min(per_thread, SCAN_BLOCK), num_blocks = (n + block - 1) / block;
+        const int64_t block = std::clamp((per_thread + 2) / 3, std::min(per_thread, LEAST_BLOCK), SCAN_BLOCK);
+        const int64_t num_blocks = (n + block - 1) / block;
         // If there are fewer blocks of queries than threads, the segment is divided too.
         const int64_t num_parts = std::clamp<int64_t>(segment.n / PART_CODES, 1,
             (threads + num_blocks - 1) / num_blocks);
@@ -213,7 +226,13 @@ private:
         const IndexSegment &segment = search.segments[number];
         Scanner scanner(*set.hamming, queries, Codes{segment.codes, segment.n, search.code_size});
         scanner.begin_block(first, last);
-        std::vector<int64_t> ties(last - first);  // of each query, in the tile before
+        // What a tile without a near code needs, in little memory: a block has many queries.
+        struct Hot {
+            int32_t limit;
+            bool compare_ids;  // whether the tile's lowest id may keep all codes at the limit out
+        };
+        std::vector<Hot> hot;
+        for (const Collected *of_query : found) hot.push_back({of_query->limit, false});
         int64_t tile = FIRST_TILE;
         for (int64_t start = begin; start < end && !is_set(search.stop); start += tile, tile *= 2) {
             tile = std::min(tile, scanner.tile_size);
@@ -223,16 +242,19 @@ private:
             bool knows_lowest = false;
             for (int64_t q = first; q < last; q++) {
                 Collected &of_query = *found[q - first];
-                int64_t limit = of_query.limit;
-                if (of_query.knows_last() && (!segment.ranks || ties[q - first] >= MANY_TIES)) {
+                Hot &known = hot[q - first];
+                int64_t limit = known.limit, ties = -1;
+                if (known.compare_ids) {
                     if (!knows_lowest) lowest_id = lowest(segment, start, size), knows_lowest = true;
                     if (!of_query.wants_ties(lowest_id)) limit--;
                 }
-                const int64_t before = of_query.num_ties;
                 scanner.for_near(q, limit, [&](int64_t position, int64_t distance) {
+                    if (ties < 0) ties = of_query.num_ties;
                     take(number, position, distance, of_query);
                 });
-                if (limit == of_query.limit) ties[q - first] = of_query.num_ties - before;
+                if (ties < 0) continue;
+                const bool many = of_query.num_ties - ties >= MANY_TIES || limit < known.limit;
+                known = {of_query.limit, of_query.knows_last() && (!segment.ranks || many)};
             }
         }
     }
