@@ -4,8 +4,7 @@
         [--codes=codes.npz,...] [--k=10] [--queries=1000] [--singles=300] [--peers=flat,hnsw,multihash]
         [--threads=2] [--rounds=5] [--json=FILE]
 
-It measures llc.native.index, which llc.Index calls: an array of queries in, arrays of distances and ids out.
-Three kinds of codes:
+It measures llc.Index: an array of queries in, arrays of distances and ids out. Three kinds of codes:
 
 real       codes of trained models, from files of `python -m llc.encode`, spread to --size: a random one of
            them with each bit flipped with a probability of --noise. Several files, with the codes of the same
@@ -33,13 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import llc
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.benchmark._hamming_peers import faiss
 from llc.code_files import read_codes
 from llc.errors import UserError
 from llc.native import hamming, index
-from llc.native.index import SegmentArrays, Segments, Table
 from llc.options import option
 
 OURS, SCAN = "llc index", "llc scan"
@@ -104,7 +103,7 @@ def measure(kind, settings):
     """-> {"kind", "num_bits", "plan", "ways": [a dict for each way]}."""
     codes, queries, num_bits = _codes_of(kind, settings)
     plan = index.table_plan(len(codes), num_bits)
-    ways = [_ours(codes, plan, num_bits, settings), _scan(codes, settings)]
+    ways = [_ours(codes, num_bits, settings), _scan(codes, settings)]
     if faiss is not None and num_bits % 8 == 0:
         faiss.omp_set_num_threads(settings.threads)
         ways += [_peer(peer, codes, num_bits, settings) for peer in settings.peers]
@@ -190,17 +189,15 @@ def _noisy(rng, centres, n, num_bits, noise):
 # ------------------------------------------------------------------------------------------------------ ways
 
 
-def _ours(codes, plan, num_bits, settings):
+def _ours(codes, num_bits, settings):
     start = time.perf_counter()
-    ordered, ranks, built = index.build(codes, plan, settings.threads)
+    index = llc.Index(num_bits)
+    index.add(codes)
+    size = index.stats()["bytes"]  # this builds the tables
     seconds = time.perf_counter() - start
-    tables = tuple(Table(*part, *arrays) for part, arrays in zip(plan, built))
-    segments = Segments([SegmentArrays(ordered, ranks, tables=tables)], num_bits)
-    arrays = (ordered, ranks, *(array for pair in built for array in pair))
-    size = sum(array.nbytes for array in arrays if array is not None)
 
     def search(queries):
-        return index.search(segments, queries, settings.k, settings.threads)[0]
+        return index.search(queries, settings.k, num_threads=settings.threads)[0]
 
     return Way(OURS, search, seconds, size)
 

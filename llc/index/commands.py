@@ -41,19 +41,19 @@ def check_outputs(
         real = os.path.realpath(path)
         if index.path is not None and Path(real).is_relative_to(os.path.realpath(index.path)):
             raise UserError(f"{shown}: it is within the index; write it elsewhere")
-        if (Path(real).parent / MANIFEST).is_file() and os.path.basename(real) == MANIFEST:
+        if os.path.basename(real) == MANIFEST and os.path.isfile(real):
             raise UserError(f"{shown}: it is the manifest of an index; write elsewhere")
+        if real in taken:
+            raise UserError(f"{shown}: {taken[real]}; name another file")
+        # Only a file that is there can be lost, and to look for a name takes a pass over all names.
+        if os.path.isfile(path) and any(index.has_file(name) for name in {os.path.abspath(path), real}):
+            raise UserError(f"{shown}: it is an image of the index; name another file")
         suffix = _SUFFIXES.get(flag)
         if suffix is not None and os.path.isfile(real) and not real.lower().endswith(suffix):
             raise UserError(
                 f"{shown}: it exists, and only a file {suffix} is replaced; name another file, or delete it "
                 "first"
             )
-        if real in taken:
-            raise UserError(f"{shown}: {taken[real]}; name another file")
-        # Only a file that is there can be lost, and to look for a name takes a pass over all names.
-        if os.path.isfile(path) and any(index.has_file(name) for name in {os.path.abspath(path), real}):
-            raise UserError(f"{shown}: it is an image of the index; name another file")
         taken[real] = "another flag names it, too"
 
 

@@ -24,6 +24,7 @@ METHODS = {"auto": 0, "tables": 1, "scan": 2}
 LONG_BYTES = 1 << 28
 MIN_TABLE_CODES = 20_000  # below it a scan takes about as long as a search in tables
 MAX_TABLE_BITS = 27
+SMALL_BYTES = 1 << 26  # memory that tables may take, however few codes there are
 MAX_TABLES = 24
 
 _NO_MEMORY, _BROKEN, _LONG = 2, 3, 4  # the library's statuses
@@ -342,15 +343,17 @@ def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
     One table, whose bucket is the code, where its offsets need no more than 16 bytes for a code. Else tables
     of about log2(n) bits, so that a bucket holds about one random code. They are fewer and shorter, and may
     leave bits out, where codes, ranks, positions and offsets would need more than three times the codes'
-    memory (for codes of less than 8 bytes: the codes' and 16 bytes for each). `python -m llc.benchmark index`
-    measures them.
+    memory (for codes of less than 8 bytes: the codes' and 16 bytes for each), and more than SMALL_BYTES
+    beside the codes. `python -m llc.benchmark index` measures them.
     """
     if n < MIN_TABLE_CODES:
         return []
     if num_bits <= MAX_TABLE_BITS and 1 << num_bits <= 4 * n:
         return [(0, num_bits)]
-    room = max(2 * ((num_bits + 7) // 8), 16) * n - 4 * n  # for positions and offsets, beside ranks
-    num_tables = min(math.ceil(num_bits / math.log2(n)), MAX_TABLES)
+    # for positions and offsets, beside ranks
+    room = max(2 * ((num_bits + 7) // 8) * n, 16 * n, SMALL_BYTES) - 4 * n
+    # one table fewer where all would be much shorter for a bit or two: probing longer buckets costs more
+    num_tables = min(math.ceil(num_bits / math.log2(n) - 0.25), MAX_TABLES)
     while num_tables > 1 and 4 * n * (num_tables - 1) >= room:
         num_tables -= 1
     fits = int(math.log2((room - 4 * n * (num_tables - 1)) / (4 * num_tables) - 1))
