@@ -121,10 +121,11 @@ def add_images(
                     fault = _fault_of(images, chosen[first:last], faults, len(codes))
                     raise UserError(f"{fault}; --skip_broken leaves such images out")
                 good = np.array([i not in faults for i in range(len(codes))])
-                done.broken += [
-                    (images.files[chosen[first + i]], why if isinstance(why, str) else "z is NaN or infinite")
-                    for i, why in sorted(faults.items())
-                ]
+                for i, why in sorted(faults.items()):
+                    which = chosen[first + i]
+                    former = "; the index keeps the code of its former contents" if known[which] >= 0 else ""
+                    said = why if isinstance(why, str) else "z is NaN or infinite"
+                    done.broken.append((images.files[which], said + former))
                 writer.take(chosen[first:last][good], ids[first:last][good], codes[good])
                 bar.update(len(codes))
         if len(chosen) and len(done.broken) == len(chosen) and not done.there:
