@@ -31,6 +31,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 )
+ATTEMPTS = 5  # to start it
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's own name for the key of an element
 
 
@@ -43,21 +44,29 @@ class Browser:
         assert not missing, (
             f"no {' and no '.join(missing)} here: make test installs Debian's chromium and chromium-driver"
         )
-        self.driver = subprocess.Popen(
-            [programs["chromedriver"], "--port=0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            self.url = f"http://127.0.0.1:{self._port()}/session"
-            options = {"binary": programs["chromium"], "args": [*FLAGS, f"--user-data-dir={folder}"]}
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            session = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
-            self.url += f"/{session['sessionId']}"
-        except BaseException:
-            self._stop()
-            raise
+        options = {"binary": programs["chromium"], "args": [*FLAGS, f"--user-data-dir={folder}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        for attempt in range(ATTEMPTS):
+            self.driver = subprocess.Popen(
+                [programs["chromedriver"], "--port=0"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            try:
+                self.url = f"http://127.0.0.1:{self._port()}/session"
+                session = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
+                self.url += f"/{session['sessionId']}"
+                break
+            except urllib.error.URLError:
+                # It takes a port that is free for IPv6. Where other tests have just had thousands of
+                # connections, that port may not be free for IPv4, and then nobody answers here.
+                self._stop()
+                if attempt == ATTEMPTS - 1:
+                    raise
+            except BaseException:
+                self._stop()
+                raise
 
     def _port(self):
         for line in self.driver.stdout:
