@@ -33,8 +33,8 @@ from llc.encode import Encoding, check_out, encode, load_encoder
 from llc.errors import UserError
 from llc.hamming import search
 from llc.index.collection import collect, open_recorded
-from llc.index.commands import bits, check_outputs, label_of, write_json
-from llc.index.images import codes_of, encoder_for
+from llc.index.commands import bits, check_outputs, label_of, model_of, write_json
+from llc.index.images import codes_of
 from llc.index.index import Index
 from llc.montage import MAX_COLUMNS, MAX_ROWS, Tile, draw_sheet, write_sheet
 from llc.options import option
@@ -237,13 +237,7 @@ def _queries_of_index(index: Index, options: Options) -> list[_Query]:
             continue
         images = collect(data, options)
         if encoder is None:
-            encoder = encoder_for(
-                index,
-                options.model,
-                checkpoint=options.checkpoint,
-                num_bits=options.num_bits,
-                device=options.device,
-            )
+            encoder = model_of(index, options)
         codes = codes_of(encoder, images, batch_size=options.batch_size, num_workers=options.num_workers)
         names = [data] if images.files == [os.path.abspath(data)] else images.files
         queries += map(_Query, codes, names, images.files)

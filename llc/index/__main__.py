@@ -18,9 +18,9 @@ from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, load_encoder
 from llc.errors import UserError
 from llc.index import exports, imports
-from llc.index.commands import bits, check_outputs, label_of, write_json
+from llc.index.commands import bits, check_outputs, label_of, model_of, write_json
 from llc.index.duplicates import duplicates
-from llc.index.images import Added, add_codes, add_images, collect, encoder_for, open_recorded
+from llc.index.images import Added, add_codes, add_images, collect, open_recorded
 from llc.index.index import MAX_BITS, Index
 from llc.index.verify import verify as problems_of
 from llc.montage import MAX_COLUMNS, MAX_ROWS, Tile, draw_sheet, write_sheet
@@ -168,13 +168,7 @@ def _fill(options):
             for note in images.source.notes:
                 print(printable(note))
             if encoder is None:
-                encoder = encoder_for(
-                    index,
-                    options.model,
-                    checkpoint=options.checkpoint,
-                    num_bits=options.num_bits,
-                    device=options.device,
-                )
+                encoder = model_of(index, options)
             added = add_images(
                 index,
                 encoder,

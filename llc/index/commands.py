@@ -11,8 +11,10 @@ from typing import Any
 from llc.data.sources import printable
 from llc.data.sources.base import some
 from llc.encode import check_out
+from llc.encoder import Encoder
 from llc.errors import UserError
 from llc.files import atomic_write
+from llc.index.images import encoder_for
 from llc.index.index import Index
 from llc.index.storage import MANIFEST
 from llc.montage import check_sheet_name
@@ -55,6 +57,16 @@ def check_outputs(
                 "first"
             )
         taken[real] = "another flag names it, too"
+
+
+def model_of(index: Index, options: Any) -> Encoder:
+    """The model that makes the index's codes, by a command's --model, --checkpoint, --num_bits, --device.
+
+    Raises UserError.
+    """
+    return encoder_for(
+        index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits, device=options.device
+    )
 
 
 def label_of(index: Index, name: str) -> int:

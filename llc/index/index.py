@@ -212,14 +212,14 @@ class Index:
         """The ids that a filter of `search` allows, int64 [m], ascending. Raises ValueError."""
         return self._snapshot().select(filter, self.class_names)
 
-    def groups(self, radius: int, num_threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def groups(self, radius: int) -> tuple[np.ndarray, np.ndarray]:
         """Groups of two or more codes that chains connect whose steps are at most `radius` bits long.
 
         -> (lims int64 [num_groups + 1], ids int64): group i is ids[lims[i]:lims[i + 1]], ascending. The time
         is about linear in the number of codes as long as the radius is short.
         """
         radius = whole_number("radius", radius, 0)
-        return native.groups(self._snapshot().everything, radius, _threads(num_threads))
+        return native.groups(self._snapshot().everything, radius)
 
     def batches(self, size: int = 65536) -> Iterator[tuple[np.ndarray, np.ndarray, Records]]:
         """(ids, codes, records) of all rows, up to `size` at a time, in ascending order of ids."""

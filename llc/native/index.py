@@ -238,7 +238,7 @@ def range_search(
     return lims, distances, ids
 
 
-def groups(segments: Segments, radius: int, num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+def groups(segments: Segments, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """Groups of two or more codes that chains connect whose steps are at most `radius` bits long.
 
     -> (lims int64 [num_groups + 1], ids int64): group i is ids[lims[i]:lims[i + 1]], in ascending order, and
@@ -260,7 +260,6 @@ def groups(segments: Segments, radius: int, num_threads: int) -> tuple[np.ndarra
             segments.code_size,
             segments.num_bits,
             radius,
-            num_threads,
             stop,
             ctypes.addressof(num_groups),
             ctypes.addressof(num_ids),

@@ -21,7 +21,7 @@ import ipaddress
 from llc import config as edge
 from llc.data.sources import printable
 from llc.encoder import Encoder
-from llc.index.images import encoder_for
+from llc.index.commands import model_of
 from llc.index.index import Index
 from llc.options import option
 from llc.packages import needed
@@ -106,9 +106,7 @@ def _encoder(index: Index, options: Options) -> Encoder | None:
     """The model that makes the index's codes, on its device; None if there is none. Raises UserError."""
     if not options.model and index.model is None:
         return None
-    return encoder_for(
-        index, options.model, checkpoint=options.checkpoint, num_bits=options.num_bits, device=options.device
-    )
+    return model_of(index, options)
 
 
 def _is_loopback(host: str) -> bool:

@@ -379,7 +379,8 @@ def test_new_ids_and_an_index_with_codes_and_other_classes(tmp_path):
     other.add(np.zeros((5, 3), np.uint8), labels=[1, 0, 1, -1, 0], class_names=["bird", "dog"])
     incoming = imports.open_codes(str(tmp_path / "x.parquet"))
     assert imports.add_to(other, incoming, new_ids=True) == 60
-    assert other.ids.tolist() == list(range(65)) and other.class_names == ("bird", "dog", "cat", "Füße 🐱")
+    assert other.ids.tolist() == list(range(65))
+    assert other.class_names == ("bird", "dog", "cat", "Füße 🐱")
     np.testing.assert_array_equal(other.get(np.arange(5, 65)), index.get(index.ids))
     before = [NAMES[label] if label >= 0 else "" for label in index.records(index.ids).labels]
     labels = other.records(np.arange(5, 65)).labels

@@ -1,44 +1,24 @@
 """Ctrl-C at any line of a change: the index is as before the change or as after it, in memory and on disk."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
 
 import llc
 from llc.index.index import Index
+from tests import interrupting
 
 FILES = tuple(f"/llc/index/{name}.py" for name in ("index", "segment", "storage", "state", "array_file"))
+FILES += ("/llc/files.py",)
 RNG = np.random.default_rng(0)
 CODES = RNG.integers(0, 256, (60, 8), dtype=np.uint8)
 MANY = RNG.integers(0, 256, (25_000, 8), dtype=np.uint8)  # enough for tables
 
 
 def interrupted(change, number):
-    """Calls change(), and raises KeyboardInterrupt at the line `number` of llc/index -> whether it came."""
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        if not frame.f_code.co_filename.endswith((*FILES, "/llc/files.py")):
-            return None
-        if event == "line":
-            count += 1
-            if count == number:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        change()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+    """Calls change() with a KeyboardInterrupt at the line `number` of llc/index -> whether it came."""
+    return interrupting.interrupted(change, number, lambda code: code.co_filename.endswith(FILES))
 
 
 def rows(index):

@@ -263,7 +263,7 @@ def test_groups_equal_a_slow_union_find(num_bits, n, radius):
         )
         for i in range(2)
     ]
-    lims, found = index.groups(Segments(made, num_bits), radius, 2)
+    lims, found = index.groups(Segments(made, num_bits), radius)
     expected = groups_slowly(codes[allowed], ids[allowed], radius)
     assert [found[a:b].tolist() for a, b in itertools.pairwise(lims)] == expected
     if n == 700 and 0 < radius < 5 and num_bits > 20:
@@ -314,7 +314,7 @@ def test_garbage_in_tables_is_an_error_or_no_harm(seed):
         for call in (
             lambda: index.search(segments, queries, 10, num_threads, method),  # noqa: B023
             lambda: index.range_search(segments, queries, 5, num_threads, method),  # noqa: B023
-            lambda: index.groups(segments, 2, num_threads),  # noqa: B023
+            lambda: index.groups(segments, 2),
         ):
             try:
                 call()

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from llc.native import stoppable
+from tests.interrupting import interrupted
 
 
 def test_a_call_returns_its_status():
@@ -46,28 +46,7 @@ def test_an_error_at_any_line_leaves_no_call_behind(line):
         running[0] = False
         return 0
 
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        if frame.f_code is not stoppable.__code__:
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        stoppable(call)
-        came = False
-    except KeyboardInterrupt:
-        came = True
-    finally:
-        sys.settrace(before)
+    came = interrupted(lambda: stoppable(call), line, lambda code: code is stoppable.__code__)
     assert came and not running[0]
     done = len(calls)
     time.sleep(0.15)

@@ -319,7 +319,7 @@ private:
 }  // namespace
 
 int32_t llc_index_groups(const IndexSegment *segments, int64_t num_segments, int32_t code_size,
-    int32_t num_bits, int32_t radius, int32_t, const uint8_t *stop, int64_t *num_groups, int64_t *num_ids,
+    int32_t num_bits, int32_t radius, const uint8_t *stop, int64_t *num_groups, int64_t *num_ids,
     void **found) try {
     auto groups = Grouping(code_size, num_bits, radius, stop).run(segments, num_segments);
     *num_groups = groups->lims.size() - 1;

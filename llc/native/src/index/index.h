@@ -61,8 +61,8 @@ LLC_API void llc_index_take(void *found, int32_t *distances, int64_t *ids);
 // at most 2^32 - 2, and only groups of two or more. `found` is for llc_index_take_groups: lims [num_groups +
 // 1], ids [num_ids]; the groups are sorted by their lowest id, and ids ascend in each.
 LLC_API int32_t llc_index_groups(const IndexSegment *segments, int64_t num_segments, int32_t code_size,
-    int32_t num_bits, int32_t radius, int32_t num_threads, const uint8_t *stop, int64_t *num_groups,
-    int64_t *num_ids, void **found);
+    int32_t num_bits, int32_t radius, const uint8_t *stop, int64_t *num_groups, int64_t *num_ids,
+    void **found);
 LLC_API void llc_index_take_groups(void *found, int64_t *lims, int64_t *ids);
 
 // Builds a table: offsets [2^num_bits + 1], positions [n]; n < 2^32.
