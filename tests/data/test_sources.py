@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -527,6 +528,7 @@ def no_system_files(monkeypatch, tmp_path):
     monkeypatch.setattr(fashion_mnist, "FASHION_MNIST_FOLDER", str(tmp_path / "system"))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it keeps the proxies that it was made with
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path

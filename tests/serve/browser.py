@@ -9,13 +9,12 @@ dropping a file, are commands of Chromium's developer tools.
 """
 
 import base64
+import http.client
 import json
 import re
 import shutil
 import subprocess
 import time
-import urllib.error
-import urllib.request
 
 from tests.waiting import seconds
 
@@ -31,7 +30,6 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 )
-ATTEMPTS = 5  # to start it
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's own name for the key of an element
 
 
@@ -46,33 +44,25 @@ class Browser:
         )
         options = {"binary": programs["chromium"], "args": [*FLAGS, f"--user-data-dir={folder}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        for attempt in range(ATTEMPTS):
-            self.driver = subprocess.Popen(
-                [programs["chromedriver"], "--port=0"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            try:
-                self.url = f"http://127.0.0.1:{self._port()}/session"
-                session = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
-                self.url += f"/{session['sessionId']}"
-                break
-            except urllib.error.URLError:
-                # It takes a port that is free for IPv6. Where other tests have just had thousands of
-                # connections, that port may not be free for IPv4, and then nobody answers here.
-                self._stop()
-                if attempt == ATTEMPTS - 1:
-                    raise
-            except BaseException:
-                self._stop()
-                raise
+        self.driver = subprocess.Popen(
+            [programs["chromedriver"], "--port=0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            self.port = self._started()
+            self.session = "/session"
+            self.session += f"/{self._ask('', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
+        except BaseException:
+            self._stop()
+            raise
 
-    def _port(self):
+    def _started(self):
         for line in self.driver.stdout:
             found = re.search(r"started successfully on port (\d+)", line)
             if found:
-                return found[1]
+                return int(found[1])
         raise AssertionError("chromedriver did not start")
 
     def __enter__(self):
@@ -89,16 +79,18 @@ class Browser:
         self.driver.wait(seconds(20))
         self.driver.stdout.close()
 
-    def _ask(self, path, body=None, method=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}, method=method
-        )
+    def _ask(self, path, body=None, method="POST"):
+        # Not urllib: its opener is made once per process, with the proxies of that moment's environment.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds(60))
         try:
-            with urllib.request.urlopen(request, timeout=seconds(60)) as response:
-                return json.load(response)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(json.load(error)["value"]["message"]) from None
+            data = None if body is None else json.dumps(body)
+            connection.request(method, self.session + path, data, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            value = json.load(answer)["value"]
+        finally:
+            connection.close()
+        assert answer.status == 200, value["message"]
+        return value
 
     def open(self, url):
         self._ask("/url", {"url": url})
@@ -136,7 +128,7 @@ class Browser:
             self.tools("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def screenshot(self, path):
-        path.write_bytes(base64.b64decode(self._ask("/screenshot")))
+        path.write_bytes(base64.b64decode(self._ask("/screenshot", method="GET")))
 
     def messages(self):
         """What the page and the browser have written to the console since this was asked last."""
