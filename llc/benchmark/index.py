@@ -100,9 +100,9 @@ def main(argv):
 
 
 def measure(kind, settings):
-    """-> {"kind", "num_bits", "plan", "ways": [a dict for each way]}."""
+    """-> {"kind", "num_bits", "tables", "ways": [a dict for each way]}."""
     codes, queries, num_bits = _codes_of(kind, settings)
-    plan = index.table_plan(len(codes), num_bits)
+    sizes = index.table_sizes(len(codes), num_bits)
     ways = [_ours(codes, num_bits, settings), _scan(codes, settings)]
     if faiss is not None and num_bits % 8 == 0:
         faiss.omp_set_num_threads(settings.threads)
@@ -131,7 +131,7 @@ def measure(kind, settings):
             start = time.perf_counter()
             way.search(batch)
             row["batch"].append((time.perf_counter() - start) / len(batch))
-    return {"kind": kind, "num_bits": num_bits, "size": len(codes), "plan": plan, "ways": rows}
+    return {"kind": kind, "num_bits": num_bits, "size": len(codes), "tables": sizes, "ways": rows}
 
 
 def _single_seconds(way, queries, settings):
@@ -239,7 +239,7 @@ def describe(figure, settings):
         "clustered": f"{settings.centres:,} random codes, {flipped}",
         "random": "every bit by chance",
     }[figure["kind"]]
-    tables = ", ".join(str(bits) for _, bits in figure["plan"]) or "none"
+    tables = ", ".join(map(str, figure["tables"])) or "none"
     lines = [
         "",
         f"{figure['kind']}: {figure['size']:,} codes of {figure['num_bits']} bits: {source}",

@@ -278,7 +278,7 @@ class Index:
                     "num_codes": len(segment),
                     "num_removed": segment.num_removed,
                     "first_id": segment.first_id,
-                    "tables": [bits for _, bits, *_ in segment.tables],
+                    "tables": [len(table.bits) for table in segment.tables],
                     "bytes": _bytes_of(segment),
                 }
                 for segment in state.segments
@@ -680,5 +680,5 @@ def _records_of(rows: Rows) -> Records:
 
 def _bytes_of(segment: Segment) -> int:
     arrays: list[np.ndarray | None] = [getattr(segment, field.name) for field in dataclasses.fields(segment)]
-    tables = [array for table in segment.tables for array in table[2:]]
+    tables = [array for table in segment.tables for array in (table.offsets, table.positions)]
     return sum(array.nbytes for array in [*arrays, *tables] if isinstance(array, np.ndarray))

@@ -90,7 +90,7 @@ class Segment:
     ranks: np.ndarray | None = None
     order: np.ndarray | None = None
     tables: tuple[native.Table, ...] = ()
-    num_planned: int = 0  # tables that it is to have
+    planned: tuple[tuple[int, ...], ...] = ()  # the bits of the tables that it is to have
     labels: np.ndarray | None = None
     sizes: np.ndarray | None = None
     modified: np.ndarray | None = None
@@ -103,11 +103,11 @@ class Segment:
     @classmethod
     def of(cls, rows: Rows, num_bits: int, num_threads: int) -> Segment:
         """A segment of rows; if tables make searching faster, with the first of them (with_next_table)."""
-        plan, codes = native.table_plan(len(rows), num_bits), rows.codes
+        plan, codes = native.table_plan(rows.codes, num_bits), rows.codes
         fields: dict[str, Any] = {}
         if plan:
             codes, ranks, offsets = native.sort(codes, plan[0], num_threads)
-            fields |= {"ranks": ranks, "tables": (native.Table(*plan[0], offsets),), "num_planned": len(plan)}
+            fields |= {"ranks": ranks, "tables": (native.Table(plan[0], offsets),), "planned": tuple(plan)}
         ids, n = rows.given_ids, len(rows)
         first_id = rows.first_id if ids is None else int(ids[0]) if n else 0
         if ids is not None and (n == 0 or int(ids[-1]) - first_id == n - 1):
@@ -118,12 +118,12 @@ class Segment:
     @property
     def complete(self) -> bool:
         """Whether it has all the tables that make searching it faster."""
-        return len(self.tables) >= self.num_planned
+        return len(self.tables) >= len(self.planned)
 
-    def with_next_table(self, num_bits: int, num_threads: int) -> Segment:
+    def with_next_table(self, num_threads: int) -> Segment:
         """The segment with one table more; not for a segment that is complete."""
-        bits = native.table_plan(self.num_rows, num_bits)[len(self.tables)]
-        table = native.Table(*bits, *native.table(self.codes, bits, num_threads))
+        bits = self.planned[len(self.tables)]
+        table = native.Table(bits, *native.table(self.codes, bits, num_threads))
         return self._replaced(tables=(*self.tables, table))
 
     def arrays(self, allowed: np.ndarray | None) -> native.SegmentArrays:

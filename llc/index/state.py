@@ -84,7 +84,7 @@ class State:
         """The state with one table more; not for one that is complete."""
         segments = list(self.segments)
         i = next(i for i, segment in enumerate(segments) if not segment.complete)
-        segments[i] = segments[i].with_next_table(self.num_bits, num_threads)
+        segments[i] = segments[i].with_next_table(num_threads)
         return State(segments, self.num_bits)
 
     # ---- filters

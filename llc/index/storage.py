@@ -39,7 +39,6 @@ from llc.index.arguments import MAX_ID
 from llc.index.array_file import (
     MAX_TEXT,
     VERSION,
-    are_sizes,
     broken,
     dictionary,
     is_number,
@@ -324,13 +323,13 @@ def _arrays_of(segment: Segment, num_bits: int) -> tuple[dict[str, Any], dict[st
     if segment.ranks is not None:
         # Else the first look at a single id would have to make it from the ranks of all rows.
         arrays["order"] = segment.positions_of(np.arange(segment.num_rows)).astype(np.uint32)
-    for i, (_, _, offsets, positions) in enumerate(segment.tables):
+    for i, (_, offsets, positions) in enumerate(segment.tables):
         arrays |= {f"offsets{i}": offsets, f"positions{i}": positions}
     head = {
         "num_bits": num_bits,
         "num_rows": segment.num_rows,
         "first_id": segment.first_id,
-        "tables": [[first_bit, bits] for first_bit, bits, *_ in segment.tables],
+        "tables": [table.bits for table in segment.tables],
     }
     return head, {name: array for name, array in arrays.items() if array is not None}
 
@@ -360,21 +359,20 @@ def open_segment(path, stored, manifest):
     if not is_number(n, 0, MAX_ROWS) or not is_number(first_id, 0, MAX_ID + 1 - max(n, 1)):
         raise broken(path, "its number of rows or its first id is no number that an index can have")
     plan = header.get("tables")
-    if not isinstance(plan, list) or not all(are_sizes(bits) and len(bits) == 2 for bits in plan):
+    if not isinstance(plan, list) or not all(isinstance(bits, list) for bits in plan):
         raise broken(path, "its tables are not described")
-    free = 0  # the first bit that no table has
-    for first_bit, num_bits in plan:
-        if first_bit < free or not 1 <= num_bits <= 31 or first_bit + num_bits > manifest.num_bits:
-            raise broken(path, "its tables are of bits that a code has not, or share a bit")
-        free = first_bit + num_bits
+    used = [bit for bits in plan for bit in bits]
+    fine = all(is_number(bit, 0, manifest.num_bits - 1) for bit in used) and len(set(used)) == len(used)
+    if not fine or not all(1 <= len(bits) <= 31 for bits in plan):
+        raise broken(path, "its tables are of bits that a code has not, or share a bit")
     size = code_size(manifest.num_bits)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {"codes": ("|u1", (n, size)), "ids": ("<i8", (n,))}
     shapes |= {name: (np.dtype(dtype).str, (n,)) for name, dtype in COLUMNS.items()}
     shapes |= {"name_ends": ("<i8", (n,))}
     if plan:
         shapes |= {"ranks": ("<u4", (n,)), "order": ("<u4", (n,))}
-    for i, (_, num_bits) in enumerate(plan):
-        shapes[f"offsets{i}"] = ("<u4", ((1 << num_bits) + 1,))
+    for i, bits in enumerate(plan):
+        shapes[f"offsets{i}"] = ("<u4", ((1 << len(bits)) + 1,))
         if i:
             shapes[f"positions{i}"] = ("<u4", (n,))
     optional = {"ids", "names", "name_ends", *COLUMNS}
@@ -395,8 +393,7 @@ def open_segment(path, stored, manifest):
     if (names is None) != (arrays.get("name_ends") is None):
         raise broken(path, "it has names without their ends, or the other way round")
     tables = tuple(
-        Table(first_bit, num_bits, arrays[f"offsets{i}"], arrays.get(f"positions{i}"))
-        for i, (first_bit, num_bits) in enumerate(plan)
+        Table(tuple(bits), arrays[f"offsets{i}"], arrays.get(f"positions{i}")) for i, bits in enumerate(plan)
     )
     fields = ("codes", "ids", "ranks", "order", *COLUMNS, "names", "name_ends")
     without_kept = dataclasses.replace(stored, kept_file=None)

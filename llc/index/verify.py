@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,14 +140,14 @@ def _contradictions(segment: Segment, manifest: Manifest) -> list[str]:
             expected = np.empty(n, np.uint32)
             expected[segment.ranks] = np.arange(n, dtype=np.uint32)
             check(np.array_equal(expected, segment.order), "order: it is not the inverse of ranks")
-    for i, (first_bit, num_bits, offsets, positions) in enumerate(segment.tables):
+    for i, (bits, offsets, positions) in enumerate(segment.tables):
         what = f"table {i}"
         if not (offsets[0] == 0 and offsets[-1] == n and bool((offsets[1:] >= offsets[:-1]).all())):
             problems.append(f"{what}: the offsets do not divide the rows")
         elif positions is not None and not _is_permutation(positions):
             problems.append(f"{what}: the positions are no permutation of the rows")
         else:
-            fine = _are_in_buckets(segment, first_bit, num_bits, offsets, positions)
+            fine = _are_in_buckets(segment, bits, offsets, positions)
             check(fine, f"{what}: rows are not in their buckets, in order")
     return problems
 
@@ -161,14 +161,14 @@ def _is_permutation(values):
     return bool(seen.all())
 
 
-def _are_in_buckets(segment, first_bit, num_bits, offsets, positions):
+def _are_in_buckets(segment, bits, offsets, positions):
     """Whether each row is in the bucket of its code, and those of a bucket are in ascending order."""
     step = 1 << 20
     numbers = segment.ranks if positions is None else positions  # what ascends in a bucket
     for first in range(0, segment.num_rows, step):
         last = min(first + step + 1, segment.num_rows)  # one more, to compare with
         codes = segment.codes[first:last] if positions is None else segment.codes[positions[first:last]]
-        buckets = bucket_numbers(codes, first_bit, num_bits)
+        buckets = bucket_numbers(codes, bits)
         rows = np.arange(first, last)
         if (offsets[buckets] > rows).any() or (offsets[buckets + 1] <= rows).any():
             return False
@@ -178,10 +178,14 @@ def _are_in_buckets(segment, first_bit, num_bits, offsets, positions):
     return True
 
 
-def bucket_numbers(codes: np.ndarray, first_bit: int, num_bits: int) -> np.ndarray:
-    """The bits [first_bit, first_bit + num_bits) of codes uint8 [n, code_size] as numbers, int64 [n]."""
-    first, last = first_bit // 8, (first_bit + num_bits + 7) // 8
+def bucket_numbers(codes: np.ndarray, bits: Sequence[int]) -> np.ndarray:
+    """Some bits of codes uint8 [n, code_size] as numbers, the first bit the highest, int64 [n]."""
     numbers = np.zeros(len(codes), np.int64)
-    for byte in range(first, last):
-        numbers = numbers << 8 | codes[:, byte]
-    return numbers >> (8 * last - first_bit - num_bits) & ((1 << num_bits) - 1)
+    every_byte = np.arange(256)
+    for byte in sorted({bit // 8 for bit in bits}):
+        values = np.zeros(256, np.int64)  # what this byte contributes
+        for place, bit in enumerate(reversed(bits)):
+            if bit // 8 == byte:
+                values |= (every_byte >> (7 - bit % 8) & 1) << place
+        numbers |= values[codes[:, byte]]
+    return numbers

@@ -49,7 +49,7 @@ _FUNCTIONS = {  # name -> result, arguments; as in the headers that native.h nam
     "llc_index_take": (None, [_P, _P, _P]),
     "llc_index_groups": (_I32, [_P, _I64, _I32, _I32, _I32, _P, _P, _P, _P]),
     "llc_index_take_groups": (None, [_P, _P, _P]),
-    "llc_index_build_table": (_I32, [_P, _I64, _I32, _I32, _I32, _I32, _P, _P, _P]),
+    "llc_index_build_table": (_I32, [_P, _I64, _I32, _P, _I32, _I32, _P, _P, _P]),
     "llc_index_gather": (_I32, [_P, _I64, _I32, _P, _I32, _P, _P]),
     "llc_index_count": (_I64, [_P, _I64]),
 }

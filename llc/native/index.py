@@ -26,19 +26,20 @@ MIN_TABLE_CODES = 20_000  # below it a scan takes about as long as a search in t
 MAX_TABLE_BITS = 27
 SMALL_BYTES = 1 << 26  # memory that tables may take, however few codes there are
 MAX_TABLES = 24
+SAMPLE = 4096  # codes that tell which bits are even
 
 _NO_MEMORY, _BROKEN, _LONG = 2, 3, 4  # the library's statuses
 
 
 class Table(NamedTuple):
-    """Bits [first_bit, first_bit + num_bits) of a code are the number of its bucket, the first the highest.
+    """Some bits of a code are the number of its bucket, the first the highest.
 
-    offsets: uint32 [2^num_bits + 1]; positions: uint32 [n], None in a segment's first table. Bucket b holds
-    positions[offsets[b]:offsets[b + 1]], in ascending order. Tables of one segment have no bit in common.
+    bits: at most 31; tables of one segment have none in common. offsets: uint32 [2^len(bits) + 1]; positions:
+    uint32 [n], None in a segment's first table. Bucket b holds positions[offsets[b]:offsets[b + 1]], in
+    ascending order.
     """
 
-    first_bit: int
-    num_bits: int
+    bits: tuple[int, ...]
     offsets: np.ndarray
     positions: np.ndarray | None = None
 
@@ -62,8 +63,10 @@ class SegmentArrays(NamedTuple):
 
 class _Table(ctypes.Structure):
     _fields_ = [
-        ("first_bit", ctypes.c_int32),
-        ("num_bits", ctypes.c_int32),
+        ("bits", ctypes.c_void_p),
+        ("num_bits", ctypes.c_int64),
+        ("words", ctypes.c_void_p),
+        ("num_words", ctypes.c_int64),
         ("offsets", ctypes.c_void_p),
         ("positions", ctypes.c_void_p),
     ]
@@ -111,7 +114,9 @@ class Segments:
         self.num_bits, self.code_size = num_bits, (num_bits + 7) // 8
         self.arrays = tuple(segments)
         self.num_codes = sum(len(segment.codes) for segment in segments)
-        self._tables = [_tables(segment, num_bits) for segment in segments]
+        bits = [_table_bits(segment, num_bits) for segment in segments]
+        self._tables = [_tables(segment, of_tables) for segment, of_tables in zip(segments, bits)]
+        self._bits = bits  # whose addresses the tables have
         self._segments = (_Segment * len(self.arrays))(
             *(self._segment(segment, tables) for segment, tables in zip(segments, self._tables))
         )
@@ -138,26 +143,51 @@ class Segments:
         )
 
 
-def _tables(segment, num_bits):
-    n, used = len(segment.codes), np.zeros(num_bits, bool)
+def _table_bits(segment, num_bits):
+    """(bits int32 [number], words) of each table."""
+    used = np.zeros(num_bits, bool)
+    found = []
     for number, table in enumerate(segment.tables):
-        first, last = table.first_bit, table.first_bit + table.num_bits
-        if not 0 <= first < last <= num_bits or table.num_bits > 31 or used[first:last].any():
-            raise ValueError(
-                f"tables: bits {first} to {last} of {num_bits} are no table's, or two tables have them"
-            )
-        used[first:last] = True
+        bits = np.array(table.bits, np.int32)
+        distinct = len(set(table.bits)) == len(bits)
+        inside = 0 < len(bits) <= 31 and bits.min() >= 0 and bits.max() < num_bits
+        if not distinct or not inside or used[bits].any():
+            raise ValueError(f"tables: {table.bits} are no table's bits, or two tables share one")
+        used[bits] = True
         if (table.positions is None) != (number == 0):
             raise ValueError("tables: all but the first have positions")
+        found.append((bits, _words(bits, (num_bits + 7) // 8)))
+    return found
+
+
+def _words(bits, code_size):
+    """The library's IndexWords of bits, uint64 [m, 2]: a mask and the byte at which it is applied."""
+    mask = np.zeros(8 * max(code_size, 8), np.uint8)
+    mask[bits] = 1
+    mask = np.packbits(mask)
+    words = []
+    for first in range(0, code_size, 8):
+        byte = min(first, len(mask) - 8)
+        word = mask[byte : byte + 8].copy()
+        word[: first - byte] = 0  # those that the word before has
+        if word.any():
+            words.append((word.view(np.uint64)[0], byte))
+    return np.array(words, np.uint64)
+
+
+def _tables(segment, bits):
+    n = len(segment.codes)
     return (_Table * len(segment.tables))(
         *(
             _Table(
-                table.first_bit,
-                table.num_bits,
-                _address("offsets", table.offsets, np.uint32, ((1 << table.num_bits) + 1,)),
+                of_table.ctypes.data,
+                len(of_table),
+                words.ctypes.data,
+                len(words),
+                _address("offsets", table.offsets, np.uint32, ((1 << len(of_table)) + 1,)),
                 _address("positions", table.positions, np.uint32, (n,)),
             )
-            for table in segment.tables
+            for table, (of_table, words) in zip(segment.tables, bits)
         )
     )
 
@@ -336,8 +366,8 @@ def _data(array: np.ndarray) -> int:
 # -------------------------------------------------------------------------------------------------- building
 
 
-def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
-    """The tables that pay for n codes: [(first bit, number of bits)]; [] where a scan is as fast.
+def table_sizes(n: int, num_bits: int) -> list[int]:
+    """The numbers of bits of the tables that pay for n codes; [] where a scan is as fast.
 
     One table, whose bucket is the code, where its offsets need no more than 16 bytes for a code. Else tables
     of about log2(n) bits, so that a bucket holds about one random code. They are fewer and shorter, and may
@@ -348,7 +378,7 @@ def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
     if n < MIN_TABLE_CODES:
         return []
     if num_bits <= MAX_TABLE_BITS and 1 << num_bits <= 4 * n:
-        return [(0, num_bits)]
+        return [num_bits]
     # for positions and offsets, beside ranks
     room = max(2 * ((num_bits + 7) // 8) * n, 16 * n, SMALL_BYTES) - 4 * n
     # one table fewer where all would be much shorter for a bit or two: probing longer buckets costs more
@@ -358,11 +388,32 @@ def table_plan(n: int, num_bits: int) -> list[tuple[int, int]]:
     fits = int(math.log2((room - 4 * n * (num_tables - 1)) / (4 * num_tables) - 1))
     ends = [num_bits * (j + 1) // num_tables for j in range(num_tables)]
     most = min(fits, int(math.log2(n)) + 1, MAX_TABLE_BITS)
-    return [(begin, min(end - begin, most)) for begin, end in zip([0, *ends], ends)]
+    return [min(end - begin, most) for begin, end in zip([0, *ends], ends)]
+
+
+def table_plan(codes: np.ndarray, num_bits: int) -> list[tuple[int, ...]]:
+    """The bits of the tables that pay for codes, uint8 [n, code_size]; [] where a scan is as fast.
+
+    Bits that are nearly always 0, or 1, make large buckets, as do bits that depend on each other, and those
+    of a trained code's neighbourhood often do. So bits are dealt to the tables in turn, there and back, those
+    whose ones and zeros are most even first; what is left out is the least even. A sample of the codes says
+    how even they are.
+    """
+    sizes = table_sizes(len(codes), num_bits)
+    if sum(sizes) == num_bits and len(sizes) == 1:
+        return [tuple(range(num_bits))]
+    sample = np.unpackbits(codes[:: len(codes) // SAMPLE + 1], axis=1)[:, :num_bits]
+    bits = iter(np.argsort(np.abs(sample.mean(axis=0) - 0.5), kind="stable").tolist()) if sizes else iter(())
+    dealt: list[list[int]] = [[] for _ in sizes]
+    for turn in range(max(sizes, default=0)):
+        for size, table in list(zip(sizes, dealt))[:: -1 if turn % 2 else 1]:
+            if len(table) < size:
+                table.append(next(bits))
+    return [tuple(sorted(table)) for table in dealt]
 
 
 def build(
-    codes: np.ndarray, plan: Sequence[tuple[int, int]], num_threads: int
+    codes: np.ndarray, plan: Sequence[tuple[int, ...]], num_threads: int
 ) -> tuple[np.ndarray, np.ndarray | None, list[tuple[np.ndarray, np.ndarray | None]]]:
     """Sorts codes and builds their tables -> (sorted codes, ranks, [(offsets, positions or None), ...]).
 
@@ -377,9 +428,9 @@ def build(
 
 
 def sort(
-    codes: np.ndarray, first: tuple[int, int], num_threads: int
+    codes: np.ndarray, first: tuple[int, ...], num_threads: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first table, (first bit, number of bits), of codes in the order of ids.
+    """The first table, with the bits `first`, of codes in the order of ids.
 
     -> (codes sorted by its buckets, ranks uint32 [n], its offsets)
     """
@@ -391,13 +442,21 @@ def sort(
     return ordered, ranks, offsets
 
 
-def table(codes: np.ndarray, part: tuple[int, int], num_threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """A table of sorted codes: part (first bit, number of bits) -> (offsets, positions)."""
-    offsets, positions = np.empty((1 << part[1]) + 1, np.uint32), np.empty(len(codes), np.uint32)
+def table(codes: np.ndarray, bits: tuple[int, ...], num_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """A table of sorted codes, with some of their bits -> (offsets, positions)."""
+    of_table = np.array(bits, np.int32)
+    offsets, positions = np.empty((1 << len(bits)) + 1, np.uint32), np.empty(len(codes), np.uint32)
     _build(
         "llc_index_build_table",
         codes,
-        lambda stop: (*part, num_threads, stop, offsets.ctypes.data, positions.ctypes.data),
+        lambda stop: (
+            of_table.ctypes.data,
+            len(bits),
+            num_threads,
+            stop,
+            offsets.ctypes.data,
+            positions.ctypes.data,
+        ),
     )
     return offsets, positions
 

@@ -411,7 +411,7 @@ def test_verify_finds_an_id_in_two_segments_and_rows_out_of_order(healthy, tmp_p
     rewrite(path, lambda data: data["segments"].append({**data["segments"][1], "kept_file": None}))
     assert any("ids are in several segments" in what for _, what in problems(path))
     segment = Index.open(healthy)._snapshot().segments[0]
-    _, _, offsets, _ = segment.tables[0]
+    _, offsets, _ = segment.tables[0]
     at = int(np.flatnonzero(np.diff(offsets) > 1)[0])  # a bucket of two or more
     first = int(offsets[at])
     ranks, order = segment.ranks.copy(), segment.order.copy()

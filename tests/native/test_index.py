@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from llc.errors import UserError
+from llc.index.verify import bucket_numbers
 from llc.native import index, instruction_sets
 from llc.native.index import SegmentArrays, Segments, Table
 
 METHODS = ("auto", "tables", "scan")
+WHOLE = tuple(range(20))  # the bits of a table of codes of 20 bits
 every_instruction_set = pytest.mark.parametrize("instructions", instruction_sets())
 
 
@@ -77,9 +79,8 @@ def uniform(rng, n, num_bits):
 
 
 def plan_of(num_bits, num_tables):
-    """num_tables tables with all bits, but at most 16 bits each."""
-    ends = [num_bits * (j + 1) // num_tables for j in range(num_tables)]
-    return [(begin, min(end - begin, 16)) for begin, end in zip([0, *ends], ends)]
+    """num_tables tables with all bits in turn, but at most 16 bits each."""
+    return [tuple(range(first, num_bits, num_tables))[:16] for first in range(num_tables)]
 
 
 def segment(codes, num_tables=0, ids=None, first_id=0, allowed=None, num_bits=None, plan=None):
@@ -90,7 +91,7 @@ def segment(codes, num_tables=0, ids=None, first_id=0, allowed=None, num_bits=No
     if allowed is not None:
         by_position = allowed if ranks is None else allowed[ranks]
         allowed = np.packbits(by_position, bitorder="little")
-    tables = tuple(Table(*part, *arrays) for part, arrays in zip(plan, built))
+    tables = tuple(Table(bits, *arrays) for bits, arrays in zip(plan, built))
     return SegmentArrays(ordered, ranks, ids, first_id, allowed, tables)
 
 
@@ -127,7 +128,7 @@ def test_many_codes(num_bits, num_tables, make, instructions):
     n = 40_000
     codes, queries = make(np.random.default_rng(num_bits), n, num_bits)
     distances, ids = all_distances(queries, codes), np.arange(n)
-    plan = [(0, 20)] if num_tables == 1 else None
+    plan = [WHOLE] if num_tables == 1 else None
     segments = Segments([segment(codes, num_tables, num_bits=num_bits, plan=plan)], num_bits)
     check(segments, queries, distances, ids, (1, 10, 3000), (0, 3, num_bits // 6), instructions=instructions)
     # few queries go another way than many
@@ -153,7 +154,7 @@ def test_segments_ids_and_bitmaps(num_bits):
         check(segments, queries, distances[:, allowed], ids[allowed], (1, 10, 9999), (0, 4, 20))
 
 
-@pytest.mark.parametrize("num_bits, plan", [(20, [(0, 20)]), (64, None), (64, [])])
+@pytest.mark.parametrize("num_bits, plan", [(20, [WHOLE]), (64, None), (64, [])])
 def test_equal_codes_come_in_the_order_of_ids(num_bits, plan):
     """Few different codes, and one that most have: the limit says nothing about ids."""
     rng = np.random.default_rng(0)
@@ -200,26 +201,46 @@ def test_long_searches_run_in_a_thread(monkeypatch):
 @pytest.mark.parametrize("num_bits", [1, 12, 20, 64, 100])
 @pytest.mark.parametrize("n", [0, 1, 5, 1000, 200_000])
 def test_a_table_holds_each_code_in_its_bucket(num_bits, n):
-    codes = uniform(np.random.default_rng(n), n, num_bits)[0]
-    bits = np.unpackbits(codes, axis=1)
-    for first, size in {(0, 1), (num_bits // 2, min(17, num_bits - num_bits // 2)), (0, min(num_bits, 20))}:
-        numbers = bits[:, first : first + size] @ (1 << np.arange(size)[::-1])
+    rng = np.random.default_rng(n)
+    codes = uniform(rng, n, num_bits)[0]
+    every_bit = np.unpackbits(codes, axis=1)
+    some = rng.permutation(num_bits)[:17].tolist()
+    for bits in {(0,), (num_bits - 1,), tuple(range(min(num_bits, 20))), tuple(some), tuple(sorted(some))}:
+        size = len(bits)
+        numbers = every_bit[:, list(bits)] @ (1 << np.arange(size)[::-1])
+        assert np.array_equal(bucket_numbers(codes, bits), numbers)
         for num_threads in (1, 3):
-            offsets, positions = index.table(codes, (first, size), num_threads)
+            offsets, positions = index.table(codes, bits, num_threads)
             assert np.array_equal(positions, np.argsort(numbers, kind="stable"))
             assert np.array_equal(offsets, np.searchsorted(np.sort(numbers), np.arange((1 << size) + 1)))
-        ordered, ranks, own = index.sort(codes, (first, size), 2)
+        ordered, ranks, own = index.sort(codes, bits, 2)
         assert np.array_equal(ordered, codes[ranks]) and np.array_equal(own, offsets)
 
 
 @pytest.mark.parametrize("num_bits", [1, 8, 20, 33, 64, 128, 300])
 def test_plans_share_the_bits_among_tables(num_bits):
     for n in (0, 100, 10**5, 10**6, 10**8, 2**32 - 1):
-        plan = index.table_plan(n, num_bits)
-        assert n > 100 or plan == []
-        bits = [bit for first, size in plan for bit in range(first, first + size)]
-        assert len(set(bits)) == len(bits) and set(bits) <= set(range(num_bits))
-        assert all(0 < size <= index.MAX_TABLE_BITS for _, size in plan)
+        sizes = index.table_sizes(n, num_bits)
+        assert n > 100 or sizes == []
+        assert sum(sizes) <= num_bits and all(0 < size <= index.MAX_TABLE_BITS for size in sizes)
+    codes = uniform(np.random.default_rng(0), 30_000, num_bits)[0]
+    plan = index.table_plan(codes, num_bits)
+    assert [len(bits) for bits in plan] == index.table_sizes(len(codes), num_bits)
+    bits = [bit for of_table in plan for bit in of_table]
+    assert len(set(bits)) == len(bits) and set(bits) <= set(range(num_bits))
+    assert index.table_plan(codes[:100], num_bits) == []
+
+
+def test_uneven_bits_are_shared_out():
+    rng = np.random.default_rng(0)
+    fractions = np.full(64, 0.5)
+    fractions[20:29] = 0.02
+    fractions[[40, 50, 60, 63]] = 0.0, 1.0, 1.0, 0.0  # constant: nothing but memory is lost without them
+    codes = np.packbits(rng.random((2_000_000 // 64, 64)) < fractions, axis=1)
+    plan = index.table_plan(np.repeat(codes, 40, axis=0), 64)
+    assert [len(bits) for bits in plan] == [21, 21, 21]
+    assert [sum(20 <= bit < 29 for bit in bits) for bits in plan] == [3, 3, 3]
+    assert len({40, 50, 60, 63} - {bit for bits in plan for bit in bits}) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- groups
@@ -288,8 +309,11 @@ def test_arrays_that_do_not_fit_are_refused():
         {"tables": (first._replace(offsets=first.offsets[:-1]), second)},
         {"tables": (first, second._replace(positions=None))},
         {"tables": (first, second._replace(positions=second.positions[:5]))},
-        {"tables": (first, second._replace(first_bit=first.num_bits - 1))},
-        {"tables": (first, second._replace(first_bit=60))},
+        {"tables": (first, second._replace(bits=(first.bits[0], *second.bits[1:])))},
+        {"tables": (first, second._replace(bits=(64, *second.bits[1:])))},
+        {"tables": (first, second._replace(bits=(-1, *second.bits[1:])))},
+        {"tables": (first, second._replace(bits=second.bits[1:]))},
+        {"tables": (first, second._replace(bits=(second.bits[1], *second.bits[1:])))},
     ):
         with pytest.raises(ValueError):
             Segments([whole._replace(**damage)], 64)
@@ -299,7 +323,10 @@ def test_arrays_that_do_not_fit_are_refused():
 def test_garbage_in_tables_is_an_error_or_no_harm(seed):
     """Whatever offsets, positions and ranks say, nothing else is read. `make sanitize` watches."""
     rng = np.random.default_rng(seed)
-    num_bits, plan = [(16, [(0, 16)]), (64, [(0, 8), (8, 12), (32, 8)])][seed % 2]
+    num_bits, plan = [
+        (16, [tuple(range(16))]),
+        (64, [tuple(range(0, 64, 8)), (60, 1, 3), tuple(range(33, 40))]),
+    ][seed % 2]
     codes, queries = clustered(rng, 2000, num_bits, centres=3)
     made = segment(codes, plan=plan)
     arrays = [made.ranks, *(table.offsets for table in made.tables)]
@@ -346,7 +373,7 @@ def test_estimates_of_memory_hold_for_large_indexes():
     """Codes, ranks and tables of 100 million codes take at most three times the codes."""
     for num_bits in (64, 128, 256):
         n, size = 10**8, num_bits // 8
-        plan = index.table_plan(n, num_bits)
-        tables = sum(4 * ((1 << bits) + 1) for _, bits in plan) + 4 * n * (len(plan) - 1)
+        sizes = index.table_sizes(n, num_bits)
+        tables = sum(4 * ((1 << size) + 1) for size in sizes) + 4 * n * (len(sizes) - 1)
         assert n * size + 4 * n + tables <= 3 * n * size
-        assert math.isclose(sum(bits for _, bits in plan), num_bits, rel_tol=0.5)
+        assert math.isclose(sum(sizes), num_bits, rel_tol=0.5)

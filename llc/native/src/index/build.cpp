@@ -18,19 +18,45 @@ struct Item {
     uint32_t bucket, code;
 };
 
+// Looks up what each byte of a code contributes to the number of its bucket.
+class Bucketing {
+public:
+    Bucketing(const int32_t *bits, int32_t num_bits) {
+        for (int32_t i = 0; i < num_bits; i++) {
+            const int32_t at = bits[i] / 8;
+            auto part = std::find_if(parts.begin(), parts.end(), [=](const Part &one) { return one.at == at; });
+            if (part == parts.end()) part = parts.insert(parts.end(), Part{at, {}});
+            for (uint32_t byte = 0; byte < 256; byte++)
+                part->values[byte] |= (byte >> (7 - bits[i] % 8) & 1) << (num_bits - 1 - i);
+        }
+    }
+
+    uint32_t operator()(const uint8_t *code) const {
+        uint32_t bucket = 0;
+        for (const Part &part : parts) bucket |= part.values[code[part.at]];
+        return bucket;
+    }
+
+private:
+    struct Part {
+        int32_t at;
+        uint32_t values[256];
+    };
+    std::vector<Part> parts;
+};
+
 }  // namespace
 
-int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size, int32_t first_bit,
+int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size, const int32_t *bits,
     int32_t num_bits, int32_t num_threads, const uint8_t *stop, uint32_t *offsets, uint32_t *positions) try {
     const int64_t num_buckets = int64_t(1) << num_bits;
-    const auto bucket_of = [=](int64_t i) {
-        return bits_at(codes + i * code_size, code_size, first_bit, num_bits);
-    };
+    const Bucketing bucketing(bits, num_bits);
+    const auto bucket_at = [&](int64_t i) { return bucketing(codes + i * code_size); };
     const int32_t threads = std::min(threads_worth(n, THREAD_CODES, num_threads), MAX_THREADS);
     // Each thread has a range of buckets, with about as many codes in it, and looks at all codes.
     std::vector<int64_t> sample, ends(threads, num_buckets);
     if (threads > 1) {
-        for (int64_t i = 0; i < SAMPLE; i++) sample.push_back(bucket_of(n * i / SAMPLE));
+        for (int64_t i = 0; i < SAMPLE; i++) sample.push_back(bucket_at(n * i / SAMPLE));
         std::sort(sample.begin(), sample.end());
         for (int32_t t = 0; t + 1 < threads; t++) ends[t] = sample[SAMPLE * (t + 1) / threads];
     }
@@ -44,7 +70,7 @@ int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size
             int32_t num_items = 0;
             for (int64_t start = 0; start < n && !is_set(stop); start += STEP)
                 for (int64_t i = start; i < std::min(start + STEP, n); i++) {
-                    const uint32_t bucket = bucket_of(i);
+                    const uint32_t bucket = bucket_at(i);
                     __builtin_prefetch(offsets + bucket, 1);
                     items[num_items] = {bucket, uint32_t(i)};
                     num_items += bucket - first < size;

@@ -12,12 +12,21 @@ enum IndexStatus : int32_t {
     LLC_LONG = 4,    // the tables do not suffice, and the caller did not want a long scan
 };
 
+// Which bits of the word of a code at a byte, read as it is in memory, belong to a table.
+struct IndexWord {
+    uint64_t mask;
+    int64_t byte;  // at most code_size - 8; 0 in shorter codes
+};
+
 // A number for each code: some of its bits, the first of them the highest. The codes of a bucket have the
 // same number: bucket b holds positions[offsets[b]] to positions[offsets[b + 1] - 1], in ascending order.
 struct IndexTable {
-    int32_t first_bit, num_bits;  // at most 31 bits; the tables of a segment have no bit in common
-    const uint32_t *offsets;      // [2^num_bits + 1]
-    const uint32_t *positions;    // [n]; NULL in a segment's first table: position p is p
+    const int32_t *bits;  // [num_bits], at most 31; the tables of a segment have no bit in common
+    int64_t num_bits;
+    const IndexWord *words;  // [num_words], the same bits
+    int64_t num_words;
+    const uint32_t *offsets;    // [2^num_bits + 1]
+    const uint32_t *positions;  // [n]; NULL in a segment's first table: position p is p
 };
 
 // Codes [n, code_size] in the order of their positions, n < 2^32: with tables sorted by the bucket of the
@@ -65,8 +74,8 @@ LLC_API int32_t llc_index_groups(const IndexSegment *segments, int64_t num_segme
     void **found);
 LLC_API void llc_index_take_groups(void *found, int64_t *lims, int64_t *ids);
 
-// Builds a table: offsets [2^num_bits + 1], positions [n]; n < 2^32.
-LLC_API int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size, int32_t first_bit,
+// Builds a table of bits [num_bits]: offsets [2^num_bits + 1], positions [n]; n < 2^32.
+LLC_API int32_t llc_index_build_table(const uint8_t *codes, int64_t n, int32_t code_size, const int32_t *bits,
     int32_t num_bits, int32_t num_threads, const uint8_t *stop, uint32_t *offsets, uint32_t *positions);
 
 // sorted[i] = codes[positions[i]], all positions below n.

@@ -30,8 +30,7 @@ public:
         segment = &searched, number = number_of_segment, query = of_query, num_found = 0;
         const int32_t m = segment->num_tables;
         values.resize(m);
-        for (int32_t j = 0; j < m; j++)
-            values[j] = bits_at(query, code_size, table(j).first_bit, table(j).num_bits);
+        for (int32_t j = 0; j < m; j++) values[j] = bucket_of(query, table(j));
         cost = ProbeCost(searched, code_size);
         const bool whole = m == 1 && table(0).num_bits == num_bits;
         // all codes of a bucket are equal then, and only the first are wanted
@@ -244,8 +243,7 @@ private:
     bool is_first(const uint8_t *code, int32_t s, int32_t j) const {
         for (int32_t t = 0; t < segment->num_tables; t++) {
             if (t == j) continue;
-            const uint32_t bits = bits_at(code, code_size, table(t).first_bit, table(t).num_bits);
-            const int32_t differing = num_ones(bits ^ values[t]);
+            const int32_t differing = num_differing(code, query, code_size, table(t));
             if (differing < s || (differing == s && t < j)) return false;
         }
         return true;
