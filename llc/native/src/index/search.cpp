@@ -20,8 +20,8 @@ namespace {
 enum Method : int32_t { AUTO, TABLES, SCAN };
 
 constexpr int64_t FIRST_TILE = 256;
-// Queries that share the planes of a tile.
-constexpr int64_t SCAN_BLOCK = 1024, LEAST_BLOCK = 128;
+// Queries that share the planes of a tile; so many always do, even if threads divide the segment then.
+constexpr int64_t SCAN_BLOCK = 1024, LEAST_BLOCK = 128, SHARED_BLOCK = 64;
 constexpr int64_t PROBE_BLOCK = 16;       // queries that a thread takes at once
 constexpr int64_t THREAD_QUERIES = 8;     // queries in tables that are worth a thread
 constexpr int64_t THREAD_SORTS = 1000;    // results in a query's list that are
@@ -139,7 +139,7 @@ private:
             double budget = std::min(credit, MOST * scan), random_budget = UNLIMITED;
             // From one or two queries nothing can be learnt; but if their buckets are large, their neighbours
             // are likely there.
-            if (search.n <= FEW_QUERIES) budget = MOST * scan, random_budget = BUDGET * scan;
+            if (search.n <= FEW_QUERIES) budget = MOST * scan, random_budget = vain_budget(scan);
             if (search.method == TABLES) budget = random_budget = UNLIMITED;
             if (budget < LEAST * scan) {
                 worker.pending.push_back(i);
@@ -183,7 +183,8 @@ private:
         const int32_t threads = threads_worth(n * size * segment.n, THREAD_BYTES, search.num_threads);
         // Some blocks for each thread, as other programs may slow one down, but not very small ones.
         const int64_t per_thread = (n + threads - 1) / threads;
-        const int64_t block = std::clamp((per_thread + 2) / 3, std::min(per_thread, LEAST_BLOCK), SCAN_BLOCK);
+        const int64_t least = std::max(std::min(per_thread, LEAST_BLOCK), std::min(n, SHARED_BLOCK));
+        const int64_t block = std::clamp((per_thread + 2) / 3, least, SCAN_BLOCK);
         const int64_t num_blocks = (n + block - 1) / block;
         // If there are fewer blocks of queries than threads, the segment is divided too.
         const int64_t num_parts = std::clamp<int64_t>(segment.n / PART_CODES, 1,
