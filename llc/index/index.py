@@ -436,7 +436,7 @@ class Index:
 
         filter: which rows may be found. Integers [m]: ids (those that are not in the index find nothing);
         bool [len(index)]: a mask in the order of index.ids; one integer: a label; a text or a list of texts:
-        names of classes. method: "tables" looks in tables of substrings (multi-index hashing), "scan"
+        names of classes. method: "tables" looks in tables of some of the bits (multi-index hashing), "scan"
         compares all codes, "auto" takes what is faster; the results are the same. num_threads: None: as many
         as torch uses. Raises ValueError for wrong arguments.
         """
