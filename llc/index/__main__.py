@@ -384,7 +384,8 @@ def list_duplicates(options: Duplicates) -> None:
         return
     num_images = sum(map(len, groups))
     print(
-        f"{printable(options.index)}: {len(groups):,} groups, {num_images:,} of {len(index):,} images in them"
+        f"{printable(options.index)}: {len(groups):,} group{'s' * (len(groups) != 1)}, "
+        f"{num_images:,} of {len(index):,} images in them"
     )
     for number, ids in enumerate(groups[:_MAX_SHOWN], 1):
         print(f"group {number}, {len(ids):,} images:")
@@ -394,7 +395,7 @@ def list_duplicates(options: Duplicates) -> None:
         if len(ids) > _MAX_SHOWN:
             print(f"  and {len(ids) - _MAX_SHOWN:,} more")
     if len(groups) > _MAX_SHOWN:
-        print(f"and {len(groups) - _MAX_SHOWN:,} more groups; --json=FILE lists all")
+        print(f"and {len(groups) - _MAX_SHOWN:,} more; --json=FILE lists all groups")
 
 
 def _described(index: Index, ids: np.ndarray) -> dict[str, list[Any]]:
@@ -510,9 +511,10 @@ def optimize(options: Optimize) -> None:
         index.optimize()
         index.save()
         after = index.stats()
+    was, removed = len(before["segments"]), before["num_removed"]
     print(
-        f"{printable(options.index)}: {len(before['segments']):,} segments before, now "
-        f"{len(after['segments']):,}; {before['num_removed']:,} removed codes cleared"
+        f"{printable(options.index)}: {was:,} segment{'s' * (was != 1)} before, "
+        f"now {len(after['segments']):,}; {removed:,} removed code{'s' * (removed != 1)} cleared"
     )
 
 

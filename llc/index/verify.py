@@ -22,7 +22,6 @@ def verify(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """
     manifest = read_manifest(folder)
     done: set[str] = set()
-    yield MANIFEST, []
     while True:
         missing = yield from _verify_segments(folder, manifest, done)
         if not missing:

@@ -296,7 +296,7 @@ def test_duplicates_are_listed_with_names_and_distances(photos_index, photos, tm
     run("duplicates", photos_index, "--json=-")
     assert json.loads(capsys.readouterr().out) == groups
     run("duplicates", photos_index, f"--radius={NUM_BITS}")
-    assert "1 groups, 15 of 15 images" in capsys.readouterr().out
+    assert "1 group, 15 of 15 images" in capsys.readouterr().out
 
 
 # ---- export, import
