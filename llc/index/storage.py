@@ -49,7 +49,7 @@ from llc.index.array_file import (
     write_arrays,
 )
 from llc.index.segment import COLUMNS, MAX_ROWS, Segment, Stored
-from llc.native.index import Table
+from llc.native.index import MAX_TABLES, Table
 
 if TYPE_CHECKING:
     from llc.encoder import Encoder
@@ -365,6 +365,8 @@ def open_segment(path, stored, manifest):
     fine = all(is_number(bit, 0, manifest.num_bits - 1) for bit in used) and len(set(used)) == len(used)
     if not fine or not all(1 <= len(bits) <= 31 for bits in plan):
         raise broken(path, "its tables are of bits that a code has not, or share a bit")
+    if len(plan) > MAX_TABLES:
+        raise broken(path, f"it has {len(plan)} tables, and no segment has more than {MAX_TABLES}")
     size = code_size(manifest.num_bits)
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {"codes": ("|u1", (n, size)), "ids": ("<i8", (n,))}
     shapes |= {name: (np.dtype(dtype).str, (n,)) for name, dtype in COLUMNS.items()}

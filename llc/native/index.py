@@ -9,6 +9,7 @@ segments. All functions may be called by many threads at once. Ctrl-C is heard w
 """
 
 import ctypes
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -148,35 +149,35 @@ class Segments:
 
 
 def _table_bits(segment, num_bits):
-    """(bits int32 [number], words) of each table."""
+    """(bits, words) of each table, as _bits_and_words makes them."""
     used = np.zeros(num_bits, bool)
     found = []
     for number, table in enumerate(segment.tables):
-        bits = np.array(table.bits, np.int32)
-        distinct = len(set(table.bits)) == len(bits)
-        inside = 0 < len(bits) <= 31 and bits.min() >= 0 and bits.max() < num_bits
-        if not distinct or not inside or used[bits].any():
-            raise ValueError(f"tables: {table.bits} are no table's bits, or two tables share one")
+        bits, words = _bits_and_words(tuple(table.bits), num_bits)
+        if used[bits].any():
+            raise ValueError(f"tables: {table.bits} has a bit that another table has")
         used[bits] = True
         if (table.positions is None) != (number == 0):
             raise ValueError("tables: all but the first have positions")
-        found.append((bits, _words(bits, (num_bits + 7) // 8)))
+        found.append((bits, words))
     return found
 
 
-def _words(bits, code_size):
-    """The library's IndexWords of bits, uint64 [m, 2]: a mask and the byte at which it is applied."""
-    mask = np.zeros(8 * max(code_size, 8), np.uint8)
-    mask[bits] = 1
-    mask = np.packbits(mask)
-    words = []
-    for first in range(0, code_size, 8):
-        byte = min(first, len(mask) - 8)
-        word = mask[byte : byte + 8].copy()
-        word[: first - byte] = 0  # those that the word before has
-        if word.any():
-            words.append((word.view(np.uint64)[0], byte))
-    return np.array(words, np.uint64)
+@functools.lru_cache(maxsize=256)  # each filter of a search needs those of all segments
+def _bits_and_words(table_bits, num_bits):
+    """The bits of a table, int32, and the library's IndexWords of them."""
+    fine = all(isinstance(bit, int) and 0 <= bit < num_bits for bit in table_bits)
+    if not fine or not 0 < len(set(table_bits)) == len(table_bits) <= 31:
+        raise ValueError(f"tables: {table_bits} are not different bits of {num_bits}, at most 31")
+    masks: dict[int, int] = {}
+    last_byte = max((num_bits + 7) // 8 - 8, 0)  # of a word
+    for bit in table_bits:
+        byte = min(bit // 64 * 8, last_byte)
+        place = bit - 8 * byte
+        masks[byte] = masks.get(byte, 0) | 1 << (8 * (place // 8) + 7 - place % 8)
+    # in the order of a code's bytes on every machine
+    words = np.array([(mask, byte) for byte, mask in masks.items()], [("mask", "<u8"), ("byte", np.int64)])
+    return np.array(table_bits, np.int32), words
 
 
 def _tables(segment, bits):
@@ -393,20 +394,21 @@ def table_sizes(n: int, num_bits: int) -> list[int]:
 def table_plan(codes: np.ndarray, num_bits: int) -> list[tuple[int, ...]]:
     """The bits of the tables that pay for codes, uint8 [n, code_size]; [] where a scan is as fast.
 
-    Bits that are nearly always 0, or 1, make large buckets, as do bits that depend on each other, and those
-    of a trained code's neighbourhood often do. So bits are dealt to the tables in turn, there and back, those
-    whose ones and zeros are most even first; what is left out is the least even. A sample of the codes says
+    Bits that are nearly always 0, or 1, make large buckets. So bits are dealt to the tables in turn, those
+    whose ones and zeros are most even first, and the least even may be left out. A sample of the codes says
     how even they are.
     """
     sizes = table_sizes(len(codes), num_bits)
-    if sum(sizes) == num_bits and len(sizes) == 1:
+    if not sizes:
+        return []
+    if sizes == [num_bits]:
         return [tuple(range(num_bits))]
     sample = np.unpackbits(codes[:: len(codes) // SAMPLE + 1], axis=1)[:, :num_bits]
-    bits = iter(np.argsort(np.abs(sample.mean(axis=0) - 0.5), kind="stable").tolist()) if sizes else iter(())
+    bits = iter(np.argsort(np.abs(sample.mean(axis=0) - 0.5), kind="stable").tolist())
     dealt: list[list[int]] = [[] for _ in sizes]
-    for turn in range(max(sizes, default=0)):
-        for size, table in list(zip(sizes, dealt))[:: -1 if turn % 2 else 1]:
-            if len(table) < size:
+    for turn in range(max(sizes)):
+        for size, table in zip(sizes, dealt):
+            if turn < size:
                 table.append(next(bits))
     return [tuple(sorted(table)) for table in dealt]
 

@@ -21,6 +21,7 @@ import pytest
 import llc
 from llc.errors import UserError
 from llc.index import storage
+from llc.index.array_file import read_arrays, write_arrays
 from llc.index.index import Index
 from llc.index.verify import _contradictions, verify
 from tests import waiting
@@ -458,6 +459,49 @@ def test_a_manifest_that_is_foreign_newer_or_forged_is_refused(change, message, 
     shutil.copytree(healthy, path)
     rewrite(path, change)
     with pytest.raises(UserError, match=message):
+        Index.open(path)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        None,
+        {},
+        "ab",
+        [1],
+        [[True, 1]],
+        [[-1]],
+        [[24]],
+        [[10**30]],
+        [[0.5]],
+        [["1"]],
+        [[[0]]],
+        [[0, 0]],
+        [[0], [0]],
+        [[]],
+        [[*range(24), *range(8)]],
+        [list(range(24))],  # bits enough, but not as many as the tables in the file have
+        [list(range(11)), list(range(11, 24))],
+        [[bit] for bit in range(24)],
+    ],
+    ids=repr,
+)
+def test_forged_tables_are_refused(tables, healthy, tmp_path):
+    path = tmp_path / "x.index"
+    shutil.copytree(healthy, path)
+    [stored] = [one.stored for one in Index.open(path)._snapshot().segments if one.tables]
+    header, arrays = read_arrays(path / stored.file, stored.checksum)
+    assert sorted(bit for bits in header["tables"] for bit in bits) == list(range(24))
+    arrays = {name: array.copy() for name, array in arrays.items()}  # before the file is replaced
+    head = {name: header[name] for name in ("num_bits", "num_rows", "first_id")}
+    checksum = write_arrays(path / stored.file, {**head, "tables": tables}, arrays)
+
+    def change(data):
+        [segment] = [one for one in data["segments"] if one["file"] == stored.file]
+        segment["checksum"] = checksum
+
+    rewrite(path, change)
+    with pytest.raises(UserError, match="tables|offsets"):
         Index.open(path)
 
 

@@ -20,7 +20,8 @@ namespace {
 enum Method : int32_t { AUTO, TABLES, SCAN };
 
 constexpr int64_t FIRST_TILE = 256;
-// Queries that share the planes of a tile; so many always do, even if threads divide the segment then.
+// Queries that share the planes of a tile. SHARED_BLOCK: the least where all threads can have a part of the
+// segment.
 constexpr int64_t SCAN_BLOCK = 1024, LEAST_BLOCK = 128, SHARED_BLOCK = 64;
 constexpr int64_t PROBE_BLOCK = 16;       // queries that a thread takes at once
 constexpr int64_t THREAD_QUERIES = 8;     // queries in tables that are worth a thread
@@ -183,7 +184,9 @@ private:
         const int32_t threads = threads_worth(n * size * segment.n, THREAD_BYTES, search.num_threads);
         // Some blocks for each thread, as other programs may slow one down, but not very small ones.
         const int64_t per_thread = (n + threads - 1) / threads;
-        const int64_t least = std::max(std::min(per_thread, LEAST_BLOCK), std::min(n, SHARED_BLOCK));
+        const bool divisible = segment.n / PART_CODES >= threads;
+        const int64_t shared = divisible ? std::min(n, SHARED_BLOCK) : 1;
+        const int64_t least = std::max(std::min(per_thread, LEAST_BLOCK), shared);
         const int64_t block = std::clamp((per_thread + 2) / 3, least, SCAN_BLOCK);
         const int64_t num_blocks = (n + block - 1) / block;
         // If there are fewer blocks of queries than threads, the segment is divided too.
