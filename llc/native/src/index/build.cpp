@@ -24,7 +24,8 @@ public:
     Bucketing(const int32_t *bits, int32_t num_bits) {
         for (int32_t i = 0; i < num_bits; i++) {
             const int32_t at = bits[i] / 8;
-            auto part = std::find_if(parts.begin(), parts.end(), [=](const Part &one) { return one.at == at; });
+            auto part = std::find_if(parts.begin(), parts.end(),
+                [=](const Part &one) { return one.at == at; });
             if (part == parts.end()) part = parts.insert(parts.end(), Part{at, {}});
             for (uint32_t byte = 0; byte < 256; byte++)
                 part->values[byte] |= (byte >> (7 - bits[i] % 8) & 1) << (num_bits - 1 - i);
