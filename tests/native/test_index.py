@@ -87,11 +87,13 @@ def segment(codes, num_tables=0, ids=None, first_id=0, allowed=None, num_bits=No
     """A segment of codes in the order of their ids. allowed: bool [n], in the same order."""
     if plan is None:
         plan = plan_of(num_bits, num_tables) if num_tables else []
-    ordered, ranks, built = index.build(codes, plan, 1)
+    ordered, ranks, tables = codes, None, ()
+    if plan:
+        ordered, ranks, offsets = index.sort(codes, plan[0], 1)
+        tables = Table(plan[0], offsets), *(Table(bits, *index.table(ordered, bits, 1)) for bits in plan[1:])
     if allowed is not None:
         by_position = allowed if ranks is None else allowed[ranks]
         allowed = np.packbits(by_position, bitorder="little")
-    tables = tuple(Table(bits, *arrays) for bits, arrays in zip(plan, built))
     return SegmentArrays(ordered, ranks, ids, first_id, allowed, tables)
 
 

@@ -10,9 +10,10 @@
 // The fraction of a scan's cost that the tables may use in vain.
 constexpr double BUDGET = 0.08, BATCH_BUDGET = 0.025;
 
-// What a single query may use in vain: less of a short scan, as its accesses miss the caches, which the costs
-// below do not count.
-inline double vain_budget(double scan) { return BUDGET * scan * scan / (scan + 100e3); }
+// What a single query may spend in vain. Of a scan shorter than some SHORT_SCAN it is a smaller fraction: the
+// accesses of a query that comes alone miss the caches, and the costs below do not count that.
+constexpr double SHORT_SCAN = 100e3;
+inline double vain_budget(double scan) { return BUDGET * scan * scan / (scan + SHORT_SCAN); }
 
 constexpr double BEGIN_COST = 2000;
 

@@ -17,6 +17,24 @@
 
 namespace {
 
+// Bits [first_bit, first_bit + num_bits) of a code as a number, the first of them the highest; num_bits < 32.
+inline uint32_t bits_at(const uint8_t *code, int32_t code_size, int32_t first_bit, int32_t num_bits) {
+    int32_t byte = first_bit / 8;
+    uint64_t word;
+    if (code_size >= 8) {
+        byte = byte < code_size - 8 ? byte : code_size - 8;
+        memcpy(&word, code + byte, 8);
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+        word = __builtin_bswap64(word);
+#endif
+    } else {
+        word = 0;
+        for (int32_t i = 0; i < 5; i++)
+            word |= byte + i < code_size ? uint64_t(code[byte + i]) << (56 - 8 * i) : 0;
+    }
+    return word >> (64 - (first_bit - 8 * byte) - num_bits) & ((uint64_t(1) << num_bits) - 1);
+}
+
 struct Stopped : std::exception {};
 
 struct Item {

@@ -12,7 +12,7 @@ enum IndexStatus : int32_t {
     LLC_LONG = 4,    // the tables do not suffice, and the caller did not want a long scan
 };
 
-// Which bits of the word of a code at a byte, read as it is in memory, belong to a table.
+// The bits of a table that lie in the 8 bytes of a code from `byte` on, loaded as one word.
 struct IndexWord {
     uint64_t mask;
     int64_t byte;  // at most code_size - 8; 0 in shorter codes
