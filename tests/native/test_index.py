@@ -172,6 +172,31 @@ def test_equal_codes_come_in_the_order_of_ids(num_bits, plan):
     check(Segments(halves, num_bits), queries, distances, ids, (1, 10, 15_000), (0, 12))
 
 
+@pytest.mark.parametrize("share", [None, 0.7])
+@pytest.mark.parametrize("num_tables", [0, 4])
+@pytest.mark.parametrize("num_bits", [6, 20, 64])
+def test_scans_keep_the_right_codes(num_bits, num_tables, share):
+    """Queries near and far in turn, from many codes at each distance to few, and lists of all lengths."""
+    rng = np.random.default_rng([num_bits, num_tables])
+    codes, _ = clustered(rng, 9000, num_bits, flips=0.2, centres=2)
+    far = uniform(rng, 20, num_bits)[0]
+    queries = np.stack([codes[:20], far], axis=1).reshape(40, -1)
+    allowed = None if share is None else rng.random(len(codes)) < share
+    made = [
+        segment(codes[i::2].copy(), num_tables, ids, allowed=allowed if allowed is None else allowed[i::2],
+                num_bits=num_bits)
+        for i, ids in enumerate((np.arange(0, 9000, 2), np.arange(1, 9000, 2)))
+    ]  # fmt: skip
+    kept = np.arange(len(codes)) if allowed is None else np.flatnonzero(allowed)
+    distances = all_distances(queries, codes)[:, kept]
+    for segments, columns in ((made[:1], kept % 2 == 0), (made, kept >= 0)):
+        for k in (1, 2, 7, 8, 9, 10, 17, 24, 100, 700):
+            expected = nearest(distances[:, columns], kept[columns], k)
+            for num_threads in (1, 4):
+                found = index.search(Segments(segments, num_bits), queries, k, num_threads, "scan")
+                assert_same(found, expected)
+
+
 def test_many_queries_divide_and_learn():
     """Batches in which most queries, some, or none can be answered by tables."""
     rng = np.random.default_rng(1)

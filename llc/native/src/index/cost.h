@@ -10,6 +10,12 @@
 // The fraction of a scan's cost that the tables may use in vain.
 constexpr double BUDGET = 0.08, BATCH_BUDGET = 0.025;
 
+// What each query of a batch may spend in vain: less of a short scan, beside which a query's own costs count.
+constexpr double SHORT_BATCH_SCAN = 10e3;
+inline double batch_budget(double scan) {
+    return BATCH_BUDGET * scan / (1 + SHORT_BATCH_SCAN / scan);
+}
+
 // What a single query may spend in vain. Of a scan shorter than some SHORT_SCAN it is a smaller fraction: the
 // accesses of a query that comes alone miss the caches, and the costs below do not count that.
 constexpr double SHORT_SCAN = 100e3;

@@ -29,6 +29,7 @@ constexpr int64_t THREAD_SORTS = 1000;    // results in a query's list that are
 constexpr int64_t MAX_ROUND = 8192;       // queries between whose answers nothing is kept
 constexpr int64_t ROUND_BYTES = 256 << 20;
 constexpr int64_t PART_CODES = 1 << 16;   // codes that are worth a part of their own
+constexpr int64_t MANY_CODES = 4;         // times k: worth shortlists
 constexpr int64_t MANY_TIES = 64;         // in a tile: then its lowest id is looked up
 
 constexpr double AT_ONCE = 0.5, LEAST = 0.1, MOST = 0.7, SAVED = 0.5;
@@ -88,9 +89,11 @@ private:
             check(in_threads((last - first + block - 1) / block, threads, search.stop, [&] {
                     Worker worker{Prober(search, *set.index), make(), {}, {}};
                     // at least one query may try: in a small batch a scan costs more than assumed
-                    const double scans = AT_ONCE * BATCH_BUDGET * (last - first) / threads;
-                    for (int64_t i = 0; i < search.num_segments; i++)
-                        worker.credit.push_back(std::max(scans, MOST) * cost_of_scan(search.segments[i]));
+                    for (int64_t i = 0; i < search.num_segments; i++) {
+                        const double scan = cost_of_scan(search.segments[i]);
+                        const double shares = AT_ONCE * double(last - first) / threads;
+                        worker.credit.push_back(std::max(shares * batch_budget(scan), MOST * scan));
+                    }
                     return worker;
                 },
                 [&](Worker &worker, int64_t piece) {
@@ -136,7 +139,7 @@ private:
             // What the tables may spend in vain is a fraction of all scans, half of which the first queries
             // may use up, and half of what the tables have saved.
             double &credit = worker.credit[i];
-            credit += (1 - AT_ONCE) * BATCH_BUDGET * scan;
+            credit += (1 - AT_ONCE) * batch_budget(scan);
             double budget = std::min(credit, MOST * scan), random_budget = UNLIMITED;
             // From one or two queries nothing can be learnt; but if their buckets are large, their neighbours
             // are likely there.
@@ -237,14 +240,50 @@ private:
         };
         std::vector<Hot> hot;
         for (const Collected *of_query : found) hot.push_back({of_query->limit, false});
-        int64_t tile = FIRST_TILE;
+
+        std::vector<Shortlist> lists;
+        std::unique_ptr<uint64_t[]> room;
+        const int64_t k = found[0]->most();
+        if (last - first > FEW_QUERIES && k <= (end - begin) / MANY_CODES) {
+            const int64_t capacity = Shortlist::capacity_of(k);
+            room.reset(new uint64_t[(last - first) * capacity]);
+            for (int64_t i = 0; i < last - first; i++)
+                lists.emplace_back(&room[i * capacity], k, found[i]->limit, !segment.ranks);
+        }
+        const auto take_list = [&](int64_t i) {
+            lists[i].take_all([&](int64_t position, int32_t distance) {
+                take(number, position, distance, *found[i]);
+            });
+        };
+
+        int32_t guess = 8 * search.code_size;  // the limit after the first tile
+        int64_t tile = lists.empty() ? FIRST_TILE : scanner.tile_size;
         for (int64_t start = begin; start < end && !is_set(search.stop); start += tile, tile *= 2) {
             tile = std::min(tile, scanner.tile_size);
             const int64_t size = std::min(tile, end - start);
             scanner.begin_tile(start, size);
             int64_t lowest_id = -1;
             bool knows_lowest = false;
+            const auto use_list = [&](int64_t q) {
+                Shortlist &list = lists[q - first];
+                Collected &of_query = *found[q - first];
+                const auto near = [&](int32_t limit) {
+                    scanner.for_near(q, limit, [&](int64_t position, int64_t distance) {
+                        if (may_find(segment, position) && !list.add(position, distance))
+                            take(number, position, distance, of_query);
+                    });
+                };
+                if (start == begin) guess = list.begin(guess, near) + 1;
+                else near(list.limit);
+                if (!list.closed()) return;
+                take_list(q - first);
+                hot[q - first] = {of_query.limit, of_query.knows_last()};
+            };
             for (int64_t q = first; q < last; q++) {
+                if (!lists.empty() && !lists[q - first].closed()) {
+                    use_list(q);
+                    continue;
+                }
                 Collected &of_query = *found[q - first];
                 Hot &known = hot[q - first];
                 int64_t limit = known.limit, ties = -1;
@@ -261,6 +300,7 @@ private:
                 known = {of_query.limit, of_query.knows_last() && (!segment.ranks || many)};
             }
         }
+        for (size_t i = 0; i < lists.size(); i++) take_list(i);
     }
 
     int64_t lowest(const IndexSegment &segment, int64_t start, int64_t size) const {
@@ -362,7 +402,7 @@ int32_t llc_index_search(const IndexQuery *query, int64_t k, int32_t *distances,
             std::fill(distances + q * k + found, distances + (q + 1) * k, -1);
             std::fill(ids + q * k + found, ids + (q + 1) * k, -1);
         },
-        2 * k * sizeof(Entry) + 4 * int64_t(farthest));
+        2 * k * sizeof(Entry) + 4 * int64_t(farthest) + 8 * Shortlist::capacity_of(k));
 }
 
 int32_t llc_index_range_search(const IndexQuery *query, int64_t radius, int64_t *lims, void **found) try {
