@@ -1,5 +1,6 @@
 # make demo    see the whole path on real images
 # make check   formatting, lint, types and the quick tests         make test    run all tests
+# make docs    the documentation as a site
 # All install what they need first (scripts/setup.sh); when that is there, they start at once.
 
 PYTHON ?=
@@ -10,15 +11,16 @@ PY := .venv/bin/python
 PARALLEL := -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check lint test test-gpu sanitize setup wheel clean
+.PHONY: help demo check lint test test-gpu sanitize docs setup wheel clean
 
 help:
 	@echo 'make demo               convert, train both stages, evaluate: Fashion-MNIST, a few minutes on 2 CPU cores'
 	@echo 'make demo DATA=FOLDER   the same on your images, one folder per class'
 	@echo 'make check              formatting, lint, types and the quick tests: about 2 minutes on 2 CPU cores'
-	@echo 'make test               run all tests; installs chromium for those of the web page'
+	@echo 'make test               run all tests; installs chromium for those of web pages'
 	@echo 'make test-gpu           on a machine with a GPU: its tests and all benchmarks; ends with a table, and gpu.json'
 	@echo 'make sanitize           run the tests of the native library under AddressSanitizer and UBSan'
+	@echo 'make docs               build the documentation: build/site/index.html; a broken link ends it'
 	@echo 'make setup              only install: system packages (apt), .venv, Python packages'
 	@echo 'make wheel              build dist/llcodes-*.whl, which installs without a compiler, and the sdist'
 	@echo 'make clean              remove build outputs and caches (runs, data and .venv stay)'
@@ -46,6 +48,10 @@ test-gpu: setup
 
 sanitize: setup
 	@bash tests/native/sanitize.sh
+
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
 
 setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh

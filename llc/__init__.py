@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llc.hamming import decode_ed, decode_mhd
     from llc.index.index import Index
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Classes",
     "Encoder",

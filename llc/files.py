@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and files that hold something else than their name says."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from llc.errors import UserError
 
-_SHIPPED = Path(__file__).parent / "recipes"  # setup.py puts files there; a clone has them at its root
+_PACKAGE = Path(__file__).parent
+# setup.py puts recipes and class lists into the package; a clone has them at its root
+_SHIPPED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 
 
 def shipped(name: str, folder: str | os.PathLike = "") -> str:
@@ -17,7 +20,8 @@ def shipped(name: str, folder: str | os.PathLike = "") -> str:
     These are the recipes and class lists, such as rn50_configs/llc_20bit.yaml.
     """
     path, own = os.path.join(folder, name), _SHIPPED / name
-    return str(own) if own.is_file() and not os.path.exists(path) else path
+    is_ours = re.match(r"rn\d+_configs/", name) and own.is_file()
+    return str(own) if is_ours and not os.path.exists(path) else path
 
 
 def stand_in(path: str | os.PathLike) -> str | None:

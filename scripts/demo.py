@@ -1,4 +1,4 @@
-"""The whole path on real images: write betons, train both stages, evaluate, use. `make demo` runs it.
+"""The whole path on real images: write betons, train both stages, evaluate, report. `make demo` runs it.
 
     .venv/bin/python scripts/demo.py [--data=FOLDER] [--folder=runs]
 
@@ -101,6 +101,7 @@ def main(argv):
         *(epochs if options.data else ()),
     )
     digits, figures = base / f"{name}_digits", base / name / "uses.json"
+    scores, curves = base / name / "ood.npz", base / name / "retrieval.csv"
     write_digits(digits)
     seconds["evaluate"] = run(
         "evaluation of the finished run, from packed codes: classes, retrieval, images of no known class",
@@ -108,8 +109,18 @@ def main(argv):
         "llc.evaluate",
         base / name,
         f"--retrieval.database={val}",
+        f"--retrieval.csv={curves}",
         f"--ood.dataset=digits={digits}",
+        f"--ood.scores={scores}",
         f"--json={figures}",
+    )
+    seconds["report"] = run(
+        "all of it on one page",
+        "-m",
+        "llc.report",
+        base / name,
+        f"--ood_scores={scores}",
+        f"--retrieval_csv={curves}",
     )
     with open(base / name / "results.csv") as file:
         final = {row["metric"]: 100 * float(row["final"]) for row in csv.DictReader(file)}
@@ -127,8 +138,10 @@ def main(argv):
   digits told from val images    AUROC {auroc}
   seconds     {parts}; together {sum(seconds.values()):.0f}
   run folder  {base / name}
+  report      {base / name / "report.html"}
 
-Next: `make demo DATA=/a/folder` on your own images (one folder per class), or README.md's ImageNet path.""")
+Open the report in a browser. Next: `make demo DATA=/a/folder` on your own images (one folder per class), or
+README.md's ImageNet path.""")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 #   [PYTHON=python3.12] bash scripts/setup.sh [--fashion-mnist] [--browser]
 #
 # PYTHON chooses the interpreter (else python3); --fashion-mnist adds the demo's images, --browser what the tests of
-# the web page need.
+# web pages need.
 # A second run takes a fraction of a second if .venv is whole and made from the same sources. Otherwise:
 #   one of `sources` changed, or llc's library is gone   the packages are installed over what is there
 #   .venv unfinished, damaged, moved, or of another Python   .venv is made again
@@ -150,13 +150,13 @@ install_fashion_mnist() {
     { apt update && apt_install "$dataset"; } || say "apt-get has no $dataset; the demo will try torchvision's download"
 }
 
-# Without it, tests/serve/test_page.py fails and says so; everything else works.
+# Without it, the tests of web pages, tests/*/test_page.py, fail and say so; everything else works.
 install_browser() {
     ! { command -v chromium && command -v chromedriver; } >/dev/null || return 0
     local browser=(chromium chromium-driver)
     if ! find_apt no; then say "not installing ${browser[*]}: $why_not"; return 0; fi
     say "installing ${browser[*]} (apt)"
-    { apt update && apt_install "${browser[@]}"; } || say "apt-get has no ${browser[*]}; the tests of the web page will fail"
+    { apt update && apt_install "${browser[@]}"; } || say "apt-get has no ${browser[*]}; the tests of web pages will fail"
 }
 
 # ---- .venv -------------------------------------------------------------------------------------------------

@@ -190,14 +190,14 @@ def test_bad_input_is_named(words, message, betons, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "how, words, message",
     [
-        (["--training.batch_sise=3"], "did you mean training.batch_size?"),
-        (["--data.val_dataset=nowhere.beton"], "nowhere.beton"),
+        ("run_llc", ["--training.batch_sise=3"], "did you mean training.batch_size?"),
+        ("call_llc", ["--data.val_dataset=nowhere.beton"], "nowhere.beton"),
     ],
 )
-def test_bad_input_ends_non_zero(words, message, betons, run_llc, tmp_path):
-    done = run_llc(
+def test_bad_input_ends_non_zero(how, words, message, betons, request, tmp_path):
+    done = request.getfixturevalue(how)(
         "train_llc.py",
         *SMALL,
         f"--data.train_dataset={betons[0]}",

@@ -1,6 +1,7 @@
 """The command line and its files: all kinds of options and ways to give them, and what mistakes say."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from llc import config
 from llc.errors import UserError
+from llc.files import shipped
 from llc.options import build, option
+from tests.conftest import ROOT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +311,15 @@ def test_base_is_relative_nested_and_overridden(tmp_path):
     assert (found.number, found.ratio, found.sizes) == (4, 0.3, (9,))
     name = write(tmp_path, "c/absolute.yaml", f"base: {tmp_path / 'a/base.yaml'}\n")
     assert read(f"--config={name}").ratio == 0.1
+
+
+def test_recipes_of_llc_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "rn18_configs/llc_demo.yaml"
+    assert Path(shipped(name)).samefile(ROOT / name)
+    write(tmp_path, name, "number: 4\n")  # one's own comes first
+    assert shipped(name) == name
+    assert shipped("setup.py") == "setup.py"  # no other file of a clone
 
 
 def test_an_error_in_a_base_names_the_base(tmp_path):

@@ -7,12 +7,14 @@ real before these tests start.
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -43,6 +45,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "yaml": "pyyaml",
     "faiss": "faiss-cpu",
+    "griffe": "griffelib",
     "sklearn": "scikit-learn",
 }
 # needed, but not for an import of ours
@@ -130,6 +133,12 @@ def test_every_import_is_declared_and_every_declared_package_is_imported():
     assert not undeclared, f"imported, but not among pyproject.toml's dependencies: {undeclared}"
     unused = declared().keys() - imported.keys() - NEEDED.keys()
     assert not unused, f"dependencies that nothing imports: {sorted(unused)}"
+
+
+def test_the_version_is_everywhere_the_same():
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == llc.__version__ == re.search(r"^## (\S+)", changes, re.MULTILINE)[1]
 
 
 def test_imports_of_the_tests_are_declared():

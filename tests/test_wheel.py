@@ -112,6 +112,7 @@ def test_the_wheel_holds_the_package_and_its_notices_only(built):
         "llc/py.typed",
         "llc/native/_native.so",
         "llc/evaluation/wordnet_imagenet.txt",
+        "llc/report/page.html",
         "llc/serve/docs.html",
         "llc/serve/page.html",
     }

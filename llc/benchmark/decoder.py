@@ -2,7 +2,7 @@
 
     python -m llc.benchmark decoder --folder=PHOTOS [--images=600] [--kinds=jpeg,raw]
     [--resolutions=160,192,224]
-        [--restart_blocks=0] [--rounds=5] [--json=FILE]
+        [--restart_blocks=0] [--rounds=5] [--json=FILE] [--plot=FILE.png]
 
 The image files below --folder are shrunk to 500 px and stored in memory as a beton stores them: as pixels,
 or as JPEGs of quality 90 with a restart marker every --restart_blocks blocks of 8 x 8 pixels (0: none).
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.data import beton
@@ -47,14 +48,18 @@ class Settings:
     restart_blocks: tuple[int, ...] = option((0,), minimum=0, help="of JPEGs: blocks between restart markers")
     rounds: int = option(5, minimum=1, help="measurements of each side")
     json: str = option("", help="write the figures to this file")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     report = measure(settings)
     print(describe(report))
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.plot:
+        plots.save(chart(report), settings.plot, "--plot")
 
 
 def measure(settings):
@@ -84,6 +89,25 @@ def measure(settings):
         "settings": dataclasses.asdict(settings) | {"images": len(pictures)},
         "figures": figures,
     }
+
+
+def chart(report):
+    """Bars of the CPU time for each image, a panel for each row of the table."""
+    panels = {}
+    for figure in report["figures"]:
+        markers = f", restart markers every {figure['restart_blocks']} blocks" * bool(
+            figure["restart_blocks"]
+        )
+        panels[f"{figure['kind']}{markers}, {figure['resolution']} px"] = {
+            {"llc": "llc", "ffcv": "FFCV's way"}[side]: 1e6 * statistics.median(seconds)
+            for side, seconds in figure["seconds_per_image"].items()
+        }
+    return charts.horizontal_bars(
+        panels,
+        "microseconds of CPU time for an image, less is better",
+        heading=_machine.first_line(report),
+        highlighted=("llc",),
+    )
 
 
 def describe(report):

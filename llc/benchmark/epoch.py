@@ -2,7 +2,7 @@
 
     python -m llc.benchmark epoch --config rn50_configs/llc_20bit.yaml --vs=all          (also under torchrun)
         [--data.train_dataset=FILE --data.val_dataset=FILE] [--stage=joint] [--batches=20] [--rounds=3]
-        [--json=FILE] [--chart=FILE.png]
+        [--json=FILE] [--plot=FILE.png]
 
 Every key of a recipe can be given, as for llc.train. --vs measures other ways beside ours, in turns, on
 the same beton and network: `torchvision` (DataLoader, PIL, eager mixed precision) and `ffcv` (FFCV's own
@@ -44,8 +44,8 @@ from pathlib import Path
 
 import torch
 
+from llc import charts, plots, stages
 from llc import config as edge
-from llc import stages
 from llc.benchmark import _machine
 from llc.benchmark._epoch_data import NUM_CLASSES, synthetic_data
 from llc.benchmark._epoch_peers import LR, PEERS
@@ -83,13 +83,14 @@ class Options:
         (), choices=("all", *PEERS), help="other ways to measure beside ours; all: each of them"
     )
     json: str = option("", help="write the figures to this file")
-    chart: str = option("", help="write a bar chart to this PNG; needs matplotlib")
+    plot: str = option("", help="draw the rates as bars, to a .png, .svg or .pdf")
 
 
 def main(argv):
     synthetic = edge.value_of("data.train_dataset", argv) is None
     placeholders = ["--data.train_dataset=synthetic", "--data.val_dataset=synthetic"] if synthetic else []
     config, options = training_config.read([*argv, *placeholders], description=__doc__, options=Options)
+    plots.check_name(options.plot, "--plot")
     plan = _Plan.of(options, config, argv)
     processes = Processes.start(config.dist.timeout_minutes, backend=config.dist.backend)
     try:
@@ -517,37 +518,16 @@ def _write(report, options):
     try:
         if options.json:
             Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
-        if options.chart:
-            _chart(report, options.chart)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    if options.plot:
+        plots.save(_chart(report), options.plot, "--plot")
 
 
-def _chart(report, path):
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("--chart needs matplotlib: pip install matplotlib") from error
-    rates = report["images_per_second"]
-    figure = Figure(figsize=(7, 0.6 * len(rates) + 1.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    bars = axes.barh(
-        list(rates),
-        list(rates.values()),
-        color=["#4477aa" if name != "epoch" else "#cc6677" for name in rates],
-    )
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.15)
+def _chart(report):
     c, m = report["config"], report["machine"]
-    axes.set_xlabel("images/s")
-    axes.set_title(
-        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} per step, {m['device']} x {m['processes']}",
-        fontsize=10,
-    )
-    figure.savefig(path, dpi=130)
+    title = f"{c['arch']}, {c['resolution']} px, {c['batch_size']} per step, {m['device']} x {m['processes']}"
+    return charts.horizontal_bars({title: report["images_per_second"]}, "images/s", highlighted=("epoch",))
 
 
 def _duration(seconds):

@@ -1,7 +1,7 @@
 """Hamming search, decoders and packing beside FAISS, USearch, numpy and products of +-1 values.
 
     python -m llc.benchmark hamming [WORKLOAD ...] [--device=cuda] [--threads=2] [--repeats=7]
-        [--seconds=0.05] [--beside=FOLDER] [--json=FILE]
+        [--seconds=0.05] [--beside=FOLDER] [--json=FILE] [--plot=FILE.png]
 
 The defaults take some minutes on 2 cores. Codes are random. All ways of a workload run in turns, after a
 first call of each that is not timed and whose results are compared. Every second turn runs them in reverse
@@ -42,6 +42,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _hamming_peers as peers
 from llc.benchmark import _machine
@@ -104,6 +105,7 @@ class Settings:
         "", help="folder with another version of llc, built, which is measured in turns with this one"
     )
     json: str = option("", help="write the measurements to this file too")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
     def clock(self):
         return Clock(self.seconds, self.cpu_time, self.device)
@@ -111,10 +113,13 @@ class Settings:
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: torch finds no CUDA device")
     torch.set_num_threads(settings.threads)
     names = settings.workloads or _workload_names()
+    if settings.plot and set(names) == {"first"}:
+        raise UserError("--plot: bars compare ways of the same work, and `first` has none; name others too")
     with OtherVersion(settings.beside) if settings.beside else contextlib.nullcontext() as other:
         machine = describe_machine(settings.device)
         machine["clock"] = "CPU time" if settings.cpu_time else "wall time"
@@ -130,6 +135,26 @@ def main(argv):
     if settings.json:
         content = {"machine": machine, "options": dataclasses.asdict(settings), "workloads": results}
         Path(settings.json).write_text(json.dumps(content))
+    if settings.plot:
+        plots.save(chart(machine, results), settings.plot, "--plot")
+
+
+def chart(machine, workloads):
+    """Bars of the time for each code, query or row, a panel for each workload but `first`."""
+    panels = {
+        f"{workload['name']}: {workload['title']}": {
+            row["way"]: 1e9 * row["median"] / row["n"] for row in workload["ways"]
+        }
+        for workload in workloads
+        if workload["name"] != "first"
+    }
+    return charts.horizontal_bars(
+        panels,
+        "nanoseconds for each of n, less is better",
+        heading=f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads",
+        highlighted={way for panel in panels.values() for way in panel if way.startswith("llc")},
+        digits=1,
+    )
 
 
 def describe_machine(device):

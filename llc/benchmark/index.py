@@ -2,7 +2,7 @@
 
     python -m llc.benchmark index [--size=1281167] [--num_bits=64] [--kinds=clustered,random]
         [--codes=codes.npz,...] [--k=10] [--queries=1000] [--singles=300] [--peers=flat,hnsw,multihash]
-        [--threads=2] [--rounds=5] [--json=FILE]
+        [--threads=2] [--rounds=5] [--json=FILE] [--plot=FILE.png]
 
 It measures llc.Index: an array of queries in, arrays of distances and ids out. Three kinds of codes:
 
@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 import llc
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.benchmark._hamming_peers import faiss
@@ -67,6 +68,7 @@ class Settings:
     threads: int = option(torch.get_num_threads(), minimum=1, help="threads of every way")
     rounds: int = option(5, minimum=1, help="measurements of each way")
     json: str = option("", help="write the figures to this file")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
 
 @dataclasses.dataclass
@@ -82,6 +84,7 @@ class Way:
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     if settings.k > settings.size:
         raise UserError(f"--k={settings.k} is more than --size={settings.size}")
     torch.set_num_threads(settings.threads)
@@ -97,6 +100,8 @@ def main(argv):
         print(describe(figure, settings), flush=True)
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.plot:
+        plots.save(chart(report), settings.plot, "--plot")
 
 
 def measure(kind, settings):
@@ -229,6 +234,23 @@ def _peer(peer, codes, num_bits, settings):
 
 
 # ----------------------------------------------------------------------------------------------------- table
+
+
+def chart(report):
+    """Bars of the time of a query, alone and in a batch, two panels for each kind of codes."""
+    panels = {}
+    for figure in report["figures"]:
+        for key, title in (("one", "a single query"), ("batch", "a query of a batch")):
+            panels[f"{figure['kind']}, {figure['size']:,} codes of {figure['num_bits']} bits, {title}"] = {
+                row["way"]: 1e6 * statistics.median(row[key]) for row in figure["ways"]
+            }
+    return charts.horizontal_bars(
+        panels,
+        "microseconds, less is better",
+        heading=_machine.first_line(report),
+        highlighted=(OURS,),
+        digits=1,
+    )
 
 
 def describe(figure, settings):

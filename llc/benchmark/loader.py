@@ -2,6 +2,7 @@
 
     python -m llc.benchmark loader --beton=train.beton [--folder=DIR] [--peers=llc,ffcv,torchvision,dali]
         [--resolutions=160,192,224] [--workers=2] [--batch_size=128] [--rounds=5] [--seconds=3] [--json=FILE]
+        [--plot=FILE.png]
 
 Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips. Each runs in a process of its own, one for
 each resolution, so that neither memory nor compilation mixes. After a first batch and one whole epoch that
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.data.beton import JPG
@@ -60,6 +62,7 @@ class Settings:
     rounds: int = option(5, minimum=1, help="measurements of each loader")
     seconds: float = option(3.0, minimum=0.1, help="shortest duration of a round")
     json: str = option("", help="write the figures to this file")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
     def chosen_peers(self):
         """The names of the peers to measure. Raises UserError if one needs a folder and there is none."""
@@ -77,10 +80,13 @@ class Settings:
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     report = measure(settings)
     print(describe(report))
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.plot:
+        plots.save(chart(report), settings.plot, "--plot")
 
 
 def measure(settings):
@@ -124,6 +130,17 @@ def measure(settings):
         },
         "figures": figures,
     }
+
+
+def chart(report):
+    """Bars of the images per second, a panel for each resolution."""
+    panels = {}
+    for figure in report["figures"]:
+        panel = panels.setdefault(f"{figure['resolution']} px", {})
+        panel[figure["peer"]] = statistics.median(figure["images_per_second"])
+    return charts.horizontal_bars(
+        panels, "images/s", heading=_machine.first_line(report), highlighted=("llc", "llc_paged")
+    )
 
 
 def describe(report):

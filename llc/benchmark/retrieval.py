@@ -1,7 +1,7 @@
 """Retrieval metrics beside sorting every ranking with numpy, as the field's programs do.
 
     python -m llc.benchmark retrieval [--queries=5000] [--database=128503] [--classes=100] [--bits=20,64]
-        [--k=1000] [--numpy_queries=100] [--threads=2] [--rounds=5] [--json=FILE]
+        [--k=1000] [--numpy_queries=100] [--threads=2] [--rounds=5] [--json=FILE] [--plot=FILE.png]
 
 The defaults have the sizes of ImageNet with 100 classes, which papers on hashing use. Codes are random: those
 of a class with some bits wrong. Ours is `llc.evaluation.retrieval.evaluate`: all metrics from codes to a
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.evaluation.retrieval import evaluate
@@ -45,15 +46,19 @@ class Settings:
     threads: int = option(torch.get_num_threads(), minimum=1, help="threads of llc")
     rounds: int = option(5, minimum=1, help="measurements of each way")
     json: str = option("", help="write the figures to this file")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     torch.set_num_threads(settings.threads)
     report = measure(settings)
     print(describe(report))
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.plot:
+        plots.save(chart(report), settings.plot, "--plot")
 
 
 def measure(settings):
@@ -104,6 +109,24 @@ def mean_average_precision(queries, query_labels, database, labels, k):
         ranks = np.flatnonzero(labels[order] == label) + 1
         values.append(np.mean(np.arange(1, len(ranks) + 1) / ranks) if len(ranks) else 0.0)
     return float(np.mean(values))
+
+
+def chart(report):
+    """Bars of the seconds for 1,000 queries, a panel for each length of codes."""
+    panels = {
+        f"{figure['bits']} bits": {
+            name: 1000 * statistics.median(values) / figure["queries"][name]
+            for name, values in figure["seconds"].items()
+        }
+        for figure in report["figures"]
+    }
+    return charts.horizontal_bars(
+        panels,
+        "seconds for 1,000 queries, less is better",
+        heading=_machine.first_line(report),
+        highlighted=(OURS,),
+        digits=3,
+    )
 
 
 def describe(report):

@@ -1,7 +1,7 @@
 """Image files to a beton: our writer, and FFCV's as ffcv-imagenet uses it, in turns.
 
     python -m llc.benchmark writer --folder=DIR [--write_modes=jpg,proportion] [--images=3000] [--workers=2]
-        [--rounds=5] [--quality_of=300] [--scratch=FOLDER] [--json=FILE]
+        [--rounds=5] [--quality_of=300] [--scratch=FOLDER] [--json=FILE] [--plot=FILE.png]
 
 Both write the same files with ffcv-imagenet's settings (500 px, JPEG quality 90, proportion 0.5), each time
 in a fresh process, and they take turns in going first. FFCV's is DatasetWriter over torchvision's
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llc import charts, plots
 from llc import config as edge
 from llc.benchmark import _machine
 from llc.data import beton
@@ -60,10 +61,12 @@ class Settings:
     quality_of: int = option(300, minimum=0, help="samples whose size and PSNR are measured; 0: none")
     scratch: str = option("", help="where betons are written, and removed again; empty: a temporary folder")
     json: str = option("", help="write the figures to this file")
+    plot: str = option("", help="draw the figures as bars, to a .png, .svg or .pdf")
 
 
 def main(argv):
     settings = edge.read_one(Settings, argv, description=__doc__)
+    plots.check_name(settings.plot, "--plot")
     if not Path(settings.folder).is_dir():
         raise UserError(f"--folder={settings.folder} is not a folder; give one that holds image files")
     with tempfile.TemporaryDirectory(prefix="llc-writer-", dir=settings.scratch or None) as scratch:
@@ -71,6 +74,8 @@ def main(argv):
     print(describe(report))
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+    if settings.plot:
+        plots.save(chart(report), settings.plot, "--plot")
 
 
 def measure(settings, scratch):
@@ -243,6 +248,19 @@ def _psnr(a, b):
     """In dB, of 8-bit pixels; 99 if they are equal."""
     error = np.mean((a.astype(np.float32) - b) ** 2)
     return min(10 * math.log10(255**2 / error), 99.0) if error else 99.0
+
+
+def chart(report):
+    """Bars of the images per second, a panel for each write mode."""
+    panels = {
+        f"write_mode {mode}": {
+            writer: statistics.median(figure["images_per_second"]) for writer, figure in figures.items()
+        }
+        for mode, figures in report["figures"].items()
+    }
+    return charts.horizontal_bars(
+        panels, "images/s", heading=_machine.first_line(report), highlighted=("llc",)
+    )
 
 
 def describe(report):

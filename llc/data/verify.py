@@ -7,6 +7,11 @@ found.
 
     python -m llc.data.verify train.beton
     python -m llc.data.verify 'shards/*.beton' val.beton --num_workers=8
+    python -m llc.data.verify train.beton --sheet=train.png [--num_sheet=50] [--seed=0]
+
+--sheet also draws some samples, chosen at random, with their classes and sizes, into one picture, so that
+you see at once whether a conversion went right. --seed chooses other ones. A sample that does not decode is a
+grey tile that says why.
 """
 
 import dataclasses
@@ -15,20 +20,24 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
 from llc import config as command_line
-from llc import progress
+from llc import montage, progress
 from llc.data.beton import JPG
 from llc.data.manifest import data_checksums
 from llc.data.shards import Shards, open_shards
+from llc.data.sources import printable
 from llc.data.storage import read_sample
+from llc.errors import UserError
 from llc.native import codec, library
 from llc.options import option
 
 _MAX_SHOWN = 20
 _BLOCK = 64  # samples that a thread takes at a time
+_COLUMNS = 10  # of a sheet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,11 @@ class VerifyConfig:
 
     file: tuple[str, ...] = option(positional=True, help="betons or globs, checked one after the other")
     num_workers: int = option(-1, minimum=-1, help="threads that decode (-1: one per core)")
+    sheet: str = option("", help="draw random samples into this file: .png, .jpg or .webp; one beton or glob")
+    num_sheet: int = option(
+        50, minimum=1, maximum=_COLUMNS * montage.MAX_ROWS, help="samples in the sheet, at most"
+    )
+    seed: int = option(0, minimum=0, help="chooses the samples in the sheet")
 
 
 def check_samples(shards: Shards, num_threads, progress=lambda num_samples: None):
@@ -103,9 +117,65 @@ def _problem(data, image):
 
 def main(argv):
     options = command_line.read_one(VerifyConfig, argv, description=__doc__)
+    if options.sheet:
+        _check_sheet(options)
     num_threads = options.num_workers if options.num_workers > 0 else len(os.sched_getaffinity(0))
-    if sum(_verify(path, num_threads) for path in options.file):
+    findings = sum(_verify(path, num_threads) for path in options.file)
+    if options.sheet:
+        write_sheet(options.file[0], options.sheet, options.num_sheet, options.seed)
+    if findings:
         sys.exit(1)
+
+
+def _check_sheet(options):
+    """Raises UserError if no sheet can be written, before the long work."""
+    montage.check_sheet_name(options.sheet, "--sheet")
+    if not (folder := Path(options.sheet).parent).is_dir():
+        raise UserError(
+            f"--sheet={printable(options.sheet)}: there is no folder {printable(folder)}; make it first"
+        )
+    if len(options.file) > 1:
+        raise UserError(
+            f"--sheet={printable(options.sheet)}: a sheet shows one beton or glob, not {len(options.file)}; "
+            "run the command once for each"
+        )
+
+
+def write_sheet(where, path, num_samples, seed):
+    """Draws random samples of the betons `where`, in their order there, and says where the sheet is."""
+    shards = open_shards(where)
+    chosen = np.random.default_rng(seed).permutation(len(shards))[:num_samples]
+    tiles = [_tile(shards, index) for index in sorted(chosen.tolist())]
+    sheet = montage.draw_sheet(
+        [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)],
+        lambda index: _pixels(shards, index),
+        heading=f"{where}: {len(tiles):,} of {len(shards):,} samples, chosen at random (seed {seed})",
+    )
+    montage.write_sheet(path, sheet)
+    print(f"{printable(path)}: {len(tiles):,} samples, chosen at random with seed {seed}")
+
+
+def _tile(shards, index):
+    image = shards.images[index]
+    form = "JPEG" if image["mode"] == JPG else "raw"
+    return montage.Tile(
+        index,
+        (
+            printable(shards.manifest.class_names[shards.labels[index]]),
+            f"{image['width']} x {image['height']}, {form}",
+            f"sample {index:,}",
+        ),
+    )
+
+
+def _pixels(shards, index):
+    """uint8 [H, W, 3] of a sample. Raises ValueError that says what is wrong with it."""
+    data, image = read_sample(shards, index), shards.images[index]
+    if problem := _problem(data, image):
+        raise ValueError(problem)
+    if image["mode"] == JPG:
+        return codec.decode(data)
+    return np.frombuffer(data, np.uint8).reshape(int(image["height"]), int(image["width"]), 3)
 
 
 def _verify(where, num_threads):

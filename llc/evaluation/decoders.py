@@ -158,10 +158,30 @@ def calibration_error(hits: torch.Tensor, probabilities: torch.Tensor, num_bins:
     Images are divided among num_bins intervals of probability of equal width (Guo et al., "On Calibration of
     Modern Neural Networks", ICML 2017).
     """
-    bins = (probabilities.double() * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    bins = _bins(probabilities, num_bins)
     gaps = torch.zeros(num_bins, dtype=torch.float64, device=bins.device)
     gaps.index_add_(0, bins, hits.double() - probabilities.double())
     return gaps.abs().sum().item() / len(hits)
+
+
+def calibration_bins(
+    hits: torch.Tensor, probabilities: torch.Tensor, num_bins: int = 15
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The bins of `calibration_error`, each [num_bins]: counts int64, mean probability and accuracy float64.
+
+    hits bool [N], probabilities [N]. Bin i holds the probabilities above i / num_bins up to (i + 1) /
+    num_bins; the first one holds 0, too. The means are NaN in empty bins.
+    """
+    bins = _bins(probabilities, num_bins)
+    counts, *sums = (
+        torch.zeros(num_bins, dtype=torch.float64, device=bins.device).index_add_(0, bins, values.double())
+        for values in (torch.ones_like(bins), probabilities, hits)
+    )
+    return counts.long(), sums[0] / counts, sums[1] / counts
+
+
+def _bins(probabilities: torch.Tensor, num_bins: int) -> torch.Tensor:
+    return (probabilities.double() * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
 
 
 def fraction(hits: torch.Tensor) -> float:

@@ -1,9 +1,9 @@
-"""A tree of classes (llc.evaluation.taxonomy) as a picture, SVG and PNG. It needs matplotlib."""
+"""A tree of classes (llc.evaluation.taxonomy) as a picture: a file, or for a page. It needs matplotlib."""
 
-import io
-import warnings
 from collections.abc import Sequence
+from typing import Any
 
+from llc import plots
 from llc.evaluation.taxonomy import PURPOSE, Tree
 from llc.packages import needed
 
@@ -12,8 +12,9 @@ _FONT_SIZE = 7.5  # points
 _LETTER = 0.068  # inches that a letter of this size takes, or less
 _TREE_WIDTH, _MARGIN, _HEAD = 7.0, 0.25, 0.75  # inches
 _MAX_LETTERS = 200  # a longer name is cut
+# On a page, which may be as narrow as a phone; its figures have a heading of their own.
+_PAGE_TREE_WIDTH, _PAGE_HEAD, _PAGE_MAX_LETTERS = 3.4, 0.5, 30
 _DPI, _MAX_PIXELS = 110, 30_000  # of the PNG; many programs read no picture higher than 32,767 pixels
-_MAX_COLOURS = 10
 
 
 def draw(tree: Tree, names: Sequence[str], title: str) -> tuple[bytes, bytes]:
@@ -24,60 +25,68 @@ def draw(tree: Tree, names: Sequence[str], title: str) -> tuple[bytes, bytes]:
     takes; the SVG has no such limit. Subtrees whose classes are merged below 0.7 times the root's height have
     a colour of their own. Raises ValueError for another number of names, UserError without matplotlib.
     """
+    figure = _figure(tree, names, title, _TREE_WIDTH, _HEAD, _MAX_LETTERS)
+    dpi = min(_DPI, _MAX_PIXELS / max(figure.get_size_inches()))
+    return plots.encoded(figure, "svg"), plots.encoded(figure, "png", dpi=dpi)
+
+
+def inline(tree: Tree, names: Sequence[str]) -> Any:
+    """The same as a figure for llc.plots.svg: narrower, without a title, and long names are cut."""
+    return _figure(tree, names, "", _PAGE_TREE_WIDTH, _PAGE_HEAD, _PAGE_MAX_LETTERS)
+
+
+def _figure(tree, names, title, tree_width, head, max_letters):
     if len(names) != len(tree.order):
         raise ValueError(f"names: expected {len(tree.order)}, one for each class, got {len(names)}")
-    matplotlib, figures, agg, collections, ticker = (
-        needed(f"matplotlib{module}", PURPOSE)
-        for module in ("", ".figure", ".backends.backend_agg", ".collections", ".ticker")
-    )
-    # hashsalt: the same tree gives the same file
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "llc", "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in the PNG; the SVG is complete
-        shown = [name if len(name) <= _MAX_LETTERS else f"{name[: _MAX_LETTERS - 1]}…" for name in names]
+    needed("matplotlib", PURPOSE)
+    with plots.style() as matplotlib:
+        shown = [name if len(name) <= max_letters else f"{name[: max_letters - 1]}…" for name in names]
         rows = len(names) * _ROW
         label_width = max(map(len, shown)) * _LETTER + 0.1
-        width, height = _MARGIN + _TREE_WIDTH + label_width + _MARGIN, rows + _HEAD + _MARGIN
-        figure = figures.Figure(figsize=(width, height))
-        agg.FigureCanvasAgg(figure)
-        axes = figure.add_axes((_MARGIN / width, _MARGIN / height, _TREE_WIDTH / width, rows / height))
-        lines, colours = _lines(tree)
-        axes.add_collection(collections.LineCollection(lines, colors=colours, linewidths=0.9))
+        width, height = _MARGIN + tree_width + label_width + _MARGIN, rows + head + _MARGIN
+        figure = plots.new(width, height, layout=None)
+        axes = figure.add_axes((_MARGIN / width, _MARGIN / height, tree_width / width, rows / height))
+        for colour, points in _paths(*_lines(tree)).items():
+            axes.plot(*zip(*points), color=colour, linewidth=0.9, solid_capstyle="butt")
         top = max(tree.nodes[-1].distance, 1.0)
         axes.set(xlim=(1.02 * top, -0.01 * top), ylim=(len(names) - 0.5, -0.5), yticks=[])
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
         axes.set_xlabel("distance at which classes are merged, bits", fontsize=_FONT_SIZE)
-        axes.tick_params(labelsize=_FONT_SIZE)
-        axes.grid(axis="x", color="0.9", linewidth=0.6)
-        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=_FONT_SIZE, top=True)
         for side in ("left", "right", "bottom"):
             axes.spines[side].set_visible(False)
+        axes.spines["top"].set_visible(True)
         beside = -0.02 * top  # in the units of x, which runs to the left
         for row, label in enumerate(tree.order.tolist()):
             axes.text(beside, row, shown[label], va="center", fontsize=_FONT_SIZE, parse_math=False)
         figure.text(
             _MARGIN / width, 1 - 0.08 / height, title, va="top", fontsize=9, weight="bold", parse_math=False
         )
-        svg, png = io.BytesIO(), io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.savefig(png, format="png", dpi=min(_DPI, _MAX_PIXELS / max(width, height)))
-    return svg.getvalue(), png.getvalue()
+    return figure
+
+
+def _paths(lines, colours):
+    """{colour: the points of all its lines, with NaNs between them}: a path each, as a short SVG needs."""
+    paths: dict[str, list[tuple[float, float]]] = {}
+    for line, colour in zip(lines, colours):
+        paths.setdefault(colour, []).extend([*line, (float("nan"), float("nan"))])
+    return paths
 
 
 def _lines(tree: Tree) -> tuple[list[list[tuple[float, float]]], list[str]]:
     """Lines of the picture, as lists of points (distance, row), and their colours."""
     place = {label: row for row, label in enumerate(tree.order.tolist())}
     cut = 0.7 * tree.nodes[-1].distance
-    colour, used = ["0.35"] * len(tree.nodes), 0
+    colour, used = [plots.FAINT] * len(tree.nodes), 0
     for number in range(len(tree.nodes) - 1, -1, -1):  # parents first
         node = tree.nodes[number]
         for child in node.children:
             if node.distance <= cut:
                 colour[child] = colour[number]
             elif tree.nodes[child].children and tree.nodes[child].distance <= cut:
-                colour[child] = f"C{used % _MAX_COLOURS}"
+                colour[child] = plots.SERIES[used % len(plots.SERIES)]
                 used += 1
     rows: list[float] = []
     lines, colours = [], []

@@ -9,6 +9,7 @@ import pytest
 
 from llc.benchmark import decoder
 from llc.errors import UserError
+from tests.pictures import texts_in
 
 
 def test_both_sides_are_measured(image_tree, tmp_path, capsys):
@@ -21,11 +22,18 @@ def test_both_sides_are_measured(image_tree, tmp_path, capsys):
             "--restart_blocks=0,6",
             "--rounds=2",
             f"--json={file}",
+            f"--plot={tmp_path / 'report.svg'}",
         ]
     )
     figures = json.loads(file.read_text())["figures"]
     assert [(f["kind"], f["restart_blocks"]) for f in figures] == [("jpeg", 0), ("jpeg", 6), ("raw", 0)]
     assert figures[0]["bytes"] < figures[1]["bytes"] < figures[2]["bytes"]
+    assert {
+        "jpeg, 24 px",
+        "jpeg, restart markers every 6 blocks, 24 px",
+        "raw, 24 px",
+        "FFCV's way",
+    } <= texts_in(tmp_path / "report.svg")
     lines = capsys.readouterr().out.splitlines()[-3:]
     for line, figure in zip(lines, figures):
         sides = figure["seconds_per_image"]

@@ -20,6 +20,7 @@ from llc.errors import UserError
 from llc.training import config as training_config
 from llc.training.plan import flops_per_image
 from tests.conftest import ROOT, SMALL
+from tests.pictures import texts_in
 
 RN50, DEMO = f"--config={ROOT}/rn50_configs/llc_20bit.yaml", f"--config={ROOT}/rn18_configs/llc_demo.yaml"
 
@@ -43,8 +44,11 @@ def test_epoch_benchmark_beside_other_ways(betons, call_llc, tmp_path):
         "--rounds=2",
         "--vs=torchvision",
         f"--json={tmp_path / 'epoch.json'}",
+        f"--plot={tmp_path / 'epoch.svg'}",
     )
     report = json.loads((tmp_path / "epoch.json").read_text())
+    rates = report["images_per_second"]
+    assert {*rates, *(f"{rate:,.0f}" for rate in rates.values())} <= texts_in(tmp_path / "epoch.svg")
     rates, seconds = report["images_per_second"], report["seconds_a_batch"]
     assert set(rates) == {"loader", "step", "epoch", "torchvision epoch"}
     for name, rate in rates.items():

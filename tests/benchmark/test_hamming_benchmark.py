@@ -19,6 +19,7 @@ from llc.benchmark._hamming_ours import Case, calls, random_codes
 from llc.errors import UserError
 from llc.hamming import cuda, range_search, search
 from tests.conftest import ROOT
+from tests.pictures import texts_in
 
 
 def test_command(tmp_path):
@@ -39,6 +40,7 @@ def test_command(tmp_path):
             "--repeats=2",
             "--seconds=0",
             f"--json={tmp_path / 'out.json'}",
+            f"--plot={tmp_path / 'out.svg'}",
         ],
         cwd=ROOT,
         capture_output=True,
@@ -48,7 +50,10 @@ def test_command(tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     names = ["decode", "pack", "top1_64", "posterior_20", "posterior_64", "fit_20"]
     assert [w["name"] for w in written["workloads"]] == names and written["machine"]["threads"] >= 1
+    drawn = texts_in(tmp_path / "out.svg")
     for workload in written["workloads"]:
+        assert f"{workload['name']}: {workload['title']}" in drawn
+        assert {f"{1e9 * way['median'] / way['n']:,.1f}" for way in workload["ways"]} <= drawn
         ours, *others = workload["ways"]
         assert ours["way"].startswith("llc") and ours["ours_is"] == 1 and len(others) >= 1
         for way in workload["ways"]:

@@ -7,6 +7,7 @@ import pytest
 
 from llc.benchmark import index
 from llc.errors import UserError
+from tests.pictures import texts_in
 
 SMALL = ["--size=25000", "--queries=30", "--singles=20", "--rounds=2", "--threads=1"]
 
@@ -19,7 +20,14 @@ def test_measures_every_kind_of_codes(tmp_path, capsys):
         np.savez(path, codes=rng.integers(0, 256, (40, 2), dtype=np.uint8), num_bits=16)
     report = tmp_path / "report.json"
     index.main(
-        [*SMALL, "--num_bits=64", f"--codes={files[0]},{files[1]}", "--peers=flat", f"--json={report}"]
+        [
+            *SMALL,
+            "--num_bits=64",
+            f"--codes={files[0]},{files[1]}",
+            "--peers=flat",
+            f"--json={report}",
+            f"--plot={tmp_path / 'report.svg'}",
+        ]
     )
     figures = json.loads(report.read_text())["figures"]
     assert [(figure["kind"], figure["num_bits"]) for figure in figures] == [
@@ -30,6 +38,8 @@ def test_measures_every_kind_of_codes(tmp_path, capsys):
     for figure in figures:
         assert [row["way"] for row in figure["ways"]] == ["llc index", "llc scan", "FAISS Flat"]
         assert all(row["recall"] == 1 and min(row["one"] + row["batch"]) > 0 for row in figure["ways"])
+    drawn = texts_in(tmp_path / "report.svg")
+    assert {"real, 25,000 codes of 32 bits, a single query", "llc index", "FAISS Flat"} <= drawn
     printed = capsys.readouterr().out
     assert "a.npz + b.npz" in printed and "every bit by chance" in printed
 

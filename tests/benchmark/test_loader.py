@@ -2,12 +2,14 @@
 
 import json
 import re
+import statistics
 
 import pytest
 
 from llc.benchmark import loader
 from llc.data.manifest import verify
 from llc.errors import UserError
+from tests.pictures import texts_in
 
 
 def test_peers_side_by_side(betons, tmp_path, run_llc):
@@ -21,8 +23,9 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         "--workers=1",
         "--batch_size=16",
         "--rounds=2",
-        "--seconds=1",
+        "--seconds=0.3",
         f"--json={report}",
+        f"--plot={tmp_path / 'report.svg'}",
     )
     rows = re.findall(
         r"^ +24  (\w+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$",
@@ -32,6 +35,10 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
     assert [row[0] for row in rows] == ["llc", "ffcv", "llc_paged"] and rows[1][2] == rows[1][4] == "1.00"
     assert "240 images, " in done.stdout and verify(betons[0]).num_samples == 240
     figures = json.loads(report.read_text())["figures"]
+    drawn = texts_in(tmp_path / "report.svg")
+    for figure in figures:
+        rate = f"{statistics.median(figure['images_per_second']):,.0f}"
+        assert {f"{figure['resolution']} px", figure["peer"], rate} <= drawn
     for row, figure in zip(rows, figures, strict=True):
         assert len(figure["images_per_second"]) == len(figure["images_per_cpu_second"]) == 2
         assert float(row[1]) == pytest.approx(sum(figure["images_per_second"]) / 2, abs=1)

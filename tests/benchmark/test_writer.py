@@ -8,6 +8,7 @@ import pytest
 
 from llc.benchmark import writer
 from llc.errors import UserError
+from tests.pictures import texts_in
 
 
 def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
@@ -23,6 +24,7 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
         "--quality_of=9",
         f"--scratch={tmp_path}",
         f"--json={report}",
+        f"--plot={tmp_path / 'report.svg'}",
     )
     rows = re.findall(
         r"^jpg +(\w+) +(\d+) \(\d+-\d+\) +([\d.]+) +[\d.-]+ +[\d.-]+ +[\d.]+ s +[\d.]+$", done.stdout, re.M
@@ -38,7 +40,8 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
     assert found["quality"]["llc"]["psnr"] == pytest.approx(found["quality"]["ffcv"]["psnr"], abs=4)
     sizes = found["quality"]["bytes_by_restart_blocks"]
     assert sizes["0"] < sizes["24"] < sizes["12"]
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.svg"]
+    assert {"write_mode jpg", "llc", "ffcv", "images/s"} <= texts_in(tmp_path / "report.svg")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from llc import montage
 from llc.data import verify
 from llc.data.beton import JPG, read_tables
 from llc.data.manifest import load_manifest
+from llc.data.storage import read_sample
 from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
 from llc.native.codec import decode
@@ -144,3 +147,70 @@ def test_a_manifest_without_checksums_is_read_and_said_to_be_one(shards, tmp_pat
     status, said = ended(tmp_path / "a-*.beton", capsys)
     assert status == 0 and "0 damaged, 0 blocks changed" in said
     assert f"{path} has no checksums" in said and "a-0.beton has no" not in said
+
+
+# ------------------------------------------------------------------------------------------- contact sheets
+
+
+def test_a_sheet_shows_random_samples_with_their_classes(beton, tmp_path, capsys, monkeypatch):
+    drawn = []
+
+    def draw_sheet(rows, open_image, **others):
+        drawn.append((rows, [open_image(tile.source) for row in rows for tile in row]))
+        return montage.draw_sheet(rows, open_image, **others)
+
+    monkeypatch.setattr(verify, "montage", mock.Mock(wraps=montage, MAX_ROWS=50, draw_sheet=draw_sheet))
+    for seed in (0, 0, 1):
+        verify.main([str(beton), f"--sheet={tmp_path / 'x.png'}", "--num_sheet=12", f"--seed={seed}"])
+    assert f"{tmp_path / 'x.png'}: 12 samples, chosen at random with seed 1" in capsys.readouterr().out
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.width > 10 * montage.SIDE and sheet.height > 2 * montage.SIDE
+    tables, names = read_tables(beton), load_manifest(beton).class_names
+    chosen = [[tile.source for row in rows for tile in row] for rows, _ in drawn]
+    assert chosen[0] == chosen[1] != chosen[2] and all(len(set(indices)) == 12 for indices in chosen)
+    assert [len(row) for row in drawn[0][0]] == [10, 2]
+    for tile, pixels in zip([tile for row in drawn[0][0] for tile in row], drawn[0][1]):
+        height, width = (int(tables.images[key][tile.source]) for key in ("height", "width"))
+        name = names[int(tables.labels[tile.source])]
+        assert tile.captions == (name, f"{width} x {height}, JPEG", f"sample {tile.source}")
+        assert pixels.shape == (height, width, 3)
+
+
+def test_raw_samples_are_drawn_as_they_are(shards, tmp_path):
+    opened = verify.open_shards(str(shards / "a-0.beton"))
+    for index in np.flatnonzero(opened.images["mode"] != JPG)[:3].tolist():
+        stored = np.asarray(read_sample(opened, index))
+        assert np.array_equal(verify._pixels(opened, index).ravel(), np.frombuffer(stored, np.uint8))
+        assert "raw" in verify._tile(opened, index).captions[1]
+
+
+def test_a_sample_that_does_not_decode_is_a_grey_tile_that_says_why(beton, tmp_path, capsys):
+    copy = shutil.copy(beton, tmp_path / "x.beton")
+    shutil.copy(f"{beton}.json", tmp_path / "x.beton.json")
+    with open(copy, "r+b") as file:
+        file.seek(int(read_tables(copy).images["data_ptr"][3]) + 4)
+        file.write(bytes(40))
+    with pytest.raises(SystemExit) as ended:
+        verify.main([str(copy), f"--sheet={tmp_path / 'x.webp'}", "--num_sheet=500"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1 and "1 damaged" in said and "x.webp: 100 samples" in said
+    with pytest.raises(ValueError) as error:
+        verify._pixels(verify.open_shards(str(copy)), 3)
+    assert str(error.value) in said
+    with Image.open(tmp_path / "x.webp") as sheet:
+        corner = montage._GAP + 3 * (montage.SIDE + montage._GAP) + 2, montage._LINE + 2 * montage._GAP + 2
+        assert all(abs(value - 208) < 6 for value in sheet.convert("RGB").getpixel(corner))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--sheet=x.gif"], "--sheet=x.gif: expected a name that ends in .png"),
+        (["--sheet=nowhere/x.png"], "--sheet=nowhere/x.png: there is no folder nowhere; make it first"),
+        (["b.beton", "--sheet=x.png"], "a sheet shows one beton or glob, not 2"),
+    ],
+)
+def test_a_sheet_that_cannot_be_drawn_is_an_error_before_long_work(words, message):
+    with pytest.raises(UserError) as error:
+        verify.main(["nowhere.beton", *words])
+    assert message in str(error.value)

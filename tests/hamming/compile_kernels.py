@@ -118,7 +118,7 @@ def measure(kernel):
         file.write(kernel.asm["cubin"])
         file.flush()
         resources = tool("cuobjdump", "--dump-resource-usage", file.name)
-        opcodes = collections.Counter(OPCODE.findall(tool("nvdisasm", file.name)))
+        opcodes = collections.Counter(OPCODE.findall(tool("nvdisasm", "-ndf", file.name)))
     return {
         "registers": int(re.search(r"REG:(\d+)", resources)[1]),
         "stack": int(re.search(r"STACK:(\d+)", resources)[1]),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llc.index.index import Index
-from tests.serve.browser import Browser
+from tests.browser import Browser
 from tests.serve.conftest import index_images
 from tests.serve.server import expected, pairs, serving
 

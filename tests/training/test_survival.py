@@ -1038,9 +1038,9 @@ def test_a_full_disk_is_named_ends_the_run_and_leaves_the_last_good_checkpoint(
 
 def test_kills_at_random_moments_lose_nothing():
     counts, _, _, wrong = chaos(
-        kills=3, seed=7, say=lambda text: None, options=("--codebook.epochs=5", "--instance.epochs=3")
+        kills=2, seed=7, say=lambda text: None, options=("--codebook.epochs=5", "--instance.epochs=3")
     )
-    assert counts.total() == 3 and wrong == []
+    assert counts.total() == 2 and wrong == []
 
 
 def test_the_error_of_the_process_that_fails_is_shown(tiny, tmp_path):

