@@ -13,6 +13,7 @@ from llc.plots import FAINT, FONT_SIZE, HEIGHT, INK, SERIES, WIDTH, new, style
 
 _LETTER = 0.075  # inches that a letter of FONT_SIZE takes, or less
 _DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))  # lines differ without colours, too
+_LARGEST = 1e200  # values beyond it cannot be drawn
 _MOST_MARKERS = 40  # with more points, their circles would hide the line
 
 
@@ -60,7 +61,7 @@ def _name_stages(axes, stages):
         if len(stages) > 1 and number in (0, len(stages) - 1):
             at, side = (max(first, low), "left") if number == 0 else (min(last, high), "right")
         height = 1.11 if narrow and number % 2 else 1.02
-        axes.text(at, height, name, ha=side, color=FAINT, transform=axes.get_xaxis_transform())
+        axes.text(at, height, _shown(name), ha=side, color=FAINT, transform=axes.get_xaxis_transform())
 
 
 def bars(
@@ -156,12 +157,15 @@ def overlaid(samples: Mapping[str, np.ndarray], x_label: str, y_label: str) -> A
     others. Infinite ones count as the outermost, NaNs not at all.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in samples.values()])
-    different = np.unique(finite)
-    if len(different) <= 60 and np.array_equal(different, np.round(different)):  # such as distances in bits
-        edges = np.arange(different[0] - 0.5, different[-1] + 1)
+    different = np.unique(finite.clip(-_LARGEST, _LARGEST))
+    low, high = different[0], different[-1]
+    few = high - low <= 60 and max(abs(low), abs(high)) < 1e15
+    if few and np.array_equal(different, np.round(different)):  # such as distances in bits
+        edges = np.arange(low - 0.5, high + 1)
     else:
-        low, high = np.percentile(finite, (0.1, 99.9))
-        edges = np.linspace(low, high if high > low else low + 1, 41)
+        low, high = np.percentile(finite.clip(-_LARGEST, _LARGEST), (0.1, 99.9))
+        least = max(abs(low), abs(high), 1) * 1e-12  # so that the edges differ
+        edges = np.linspace(low, max(high, low + 40 * least), 41)
     with style() as matplotlib:
         figure = new(height=HEIGHT + 0.2)
         axes = figure.subplots()
@@ -170,7 +174,7 @@ def overlaid(samples: Mapping[str, np.ndarray], x_label: str, y_label: str) -> A
             fractions = np.histogram(kept, edges)[0] / max(len(kept), 1)
             axes.stairs(fractions, edges, fill=True, alpha=0.3, color=SERIES[number % 6])
             axes.stairs(fractions, edges, label=_shown(name), **_look(number))
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=_shown(x_label), ylabel=y_label)
         axes.grid(axis="x", visible=False)
         _format_y(matplotlib, axes, True)
         _legend(figure, samples)
@@ -210,6 +214,8 @@ def _shown(name):
     """A name in a chart: without control characters, not too long, and no mathematics."""
     name = printable(name)
     name = name if len(name) <= 48 else f"{name[:30]}…{name[-17:]}"
+    if name.startswith("_"):  # matplotlib leaves such names out of legends
+        name = f"\u200b{name}"
     return name.replace("$", r"\$") if name.count("$") > 1 else name
 
 

@@ -152,7 +152,7 @@ def _cell(text):
 def _escaped(text):
     """Text whose letters mean nothing in Markdown, but for blocks that are indented."""
     lines = (
-        line if line.startswith("    ") else re.sub(r"([<*_\[\]])", r"\\\1", line)
+        line if line.startswith("    ") else re.sub(r"([*_\[\]])", r"\\\1", line).replace("<", "&lt;")
         for line in text.splitlines()
     )
     return "\n".join(lines)

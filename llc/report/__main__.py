@@ -32,6 +32,7 @@ from llc import config as edge
 from llc import runs
 from llc.data.sources import printable
 from llc.errors import UserError
+from llc.evaluation.decoders import DECODERS
 from llc.files import atomic_write
 from llc.options import option
 from llc.packages import needed
@@ -69,6 +70,9 @@ class Options:
 def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     _check_runs(options.runs)
+    if options.decode not in (AUTO, *DECODERS):
+        known = ", ".join((AUTO, *DECODERS))
+        raise UserError(f"--decode={printable(options.decode)}: there is no such decoder; it takes {known}")
     out = _out(options)
     scores = _for_each("ood_scores", options.ood_scores, options.runs)
     curves = _for_each("retrieval_csv", options.retrieval_csv, options.runs)
@@ -165,7 +169,7 @@ def _with_images(report: Report, options: Options) -> Report:
         )
         return dataclasses.replace(report, measured=measured)
     except UserError as error:
-        if options.data:
+        if options.data or options.decode != AUTO:  # what was asked for is never left out
             raise
         print(f"{printable(report.run.path)}: images are not measured: {printable(str(error))}", flush=True)
         return dataclasses.replace(report, why_not_measured=str(error))

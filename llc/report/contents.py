@@ -124,11 +124,12 @@ class Bit:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the run's last network makes of the val images.
+    """What the run's last network makes of labelled images, which are the val images unless others are named.
 
     decoder: the one that classes, confusions and queries are decoded by. images: {position: (JPEG or WebP,
     its media type)} of all images named by queries and bits. pairs float64 [num_bits + 1, 2]: of pairs of val
-    images at each distance, the fraction among pairs of one class, and among pairs of two.
+    images at each distance, the fraction among pairs of one class, and among pairs of two; zeros where there
+    are no such pairs.
     """
 
     title: str
@@ -143,6 +144,7 @@ class Measured:
     bits: Sequence[Bit]
     pairs: np.ndarray
     images: Mapping[int, tuple[bytes, str]]
+    called: str = "val images"  # what the page calls them, in the plural
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def figures(report: Report, class_names: Sequence[str] = (), prefix: str = "") -
         "throughput": _throughput(run),
         "distances": _distances(run),
         "balance": _balance(report),
-        "pairs": _pairs(measured.pairs) if measured else None,
+        "pairs": _pairs(measured.pairs, printable(measured.called)) if measured else None,
         "reliability": _reliability(measured.reliability) if measured and measured.reliability else None,
         "dendrogram": _dendrogram(run, class_names or run.class_names),
     }
@@ -266,8 +266,8 @@ def _balance(report: Report) -> _Drawn | None:
     series = {"of the classes": [float(value) for value in balance]}
     images = ""
     if measured and len(measured.bits) == len(balance):
-        series["of the val images"] = values = [bit.balance for bit in measured.bits]
-        images = f", and for {_percent(min(values))} to {_percent(max(values))} of the val images"
+        series[f"of the {measured.called}"] = values = [bit.balance for bit in measured.bits]
+        images = f", and for {_percent(min(values))} to {_percent(max(values))} of the {measured.called}"
     return _Drawn(
         charts.bars(range(len(balance)), series, "bit", "share with a 1", percent=True, level=0.5),
         "Balance of the bits",
@@ -278,21 +278,22 @@ def _balance(report: Report) -> _Drawn | None:
     )
 
 
-def _pairs(pairs: np.ndarray) -> _Drawn:
+def _pairs(pairs: np.ndarray, called: str) -> _Drawn:
     bits = np.arange(len(pairs))
-    same, different = (float(bits @ pairs[:, side]) for side in (0, 1))
+    kinds = ("same class", "images of one class"), ("different classes", "images of two classes")
+    there = [(side, *kind) for side, kind in enumerate(kinds) if pairs[:, side].any()]
+    means = [f"{words} differ in {float(bits @ pairs[:, side]):.1f} bits" for side, _, words in there]
     return _Drawn(
         charts.bars(
             bits.tolist(),
-            {"same class": pairs[:, 0].tolist(), "different classes": pairs[:, 1].tolist()},
+            {name: pairs[:, side].tolist() for side, name, _ in there},
             f"Hamming {_DISTANCE}",
             "share of pairs",
             percent=True,
         ),
         "Distances between images",
-        f"Bar chart of the Hamming distances of pairs of val images: images of one class differ in "
-        f"{same:.1f} bits on average, images of two classes in {different:.1f}.",
-        "Pairs of val images by the distance of their codes, each kind as shares of its own number. The less "
+        f"Bar chart of the Hamming distances of pairs of {called}, on average: {', '.join(means)}.",
+        f"Pairs of {called} by the distance of their codes, each kind as shares of its own number. The less "
         "the two kinds overlap, the better a search by code finds images of the same class.",
     )
 

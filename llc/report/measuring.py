@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from llc import progress as progress_bars
-from llc import runs, stages
+from llc import stages
 from llc.codes import pack_bits, unpack_bits
 from llc.data.batches import BetonImages, Images, prepare
 from llc.data.image_errors import read_from
@@ -101,6 +101,9 @@ def measure(
         bits=bits,
         pairs=pairs(codes, labels, encoder.num_bits, rng),
         images=_pictures(images, encoder, sorted(shown), num_workers),
+        called="val images"
+        if not data or data == run.config.data.val_dataset
+        else f"images of {_short(data)}",
     )
 
 
@@ -109,13 +112,18 @@ def measure(
 
 def _encoder(run: Run) -> tuple[Encoder, str]:
     """(the network that makes codes, the stage at whose end it was saved). Raises UserError."""
-    found = [name for name in runs.finished_stages(run.path) if not stages.STAGES[name].dense]
+    found = [name for name in run.stages if not stages.STAGES[name].dense]
     if not found:
         raise UserError(
-            f"{run.path}: no stage with codes is finished, so no images can be encoded; wait for the end of "
-            "one, or continue the run"
+            f"{run.path}/checkpoints holds no network of a finished stage with codes, so no images can be "
+            "encoded; copy it here, wait for the end of such a stage, or continue the run"
         )
     return load(run.path, checkpoint=found[-1]), found[-1]
+
+
+def _short(where: str) -> str:
+    """A path, or several, without folders."""
+    return ", ".join(os.path.basename(os.path.normpath(part)) for part in where.split(","))
 
 
 def _val_dataset(run: Run) -> str:

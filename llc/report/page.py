@@ -138,7 +138,7 @@ def _headlines(report: Report) -> list[Headline]:
     flip = run.config.validation.lr_tta
     for stage in run.stages:
         tied = run.results.get(f"{stage}/{metrics.name('tied', 'mhd', flip)}")
-        if tied and STAGES[stage].learns_codes:
+        if tied and not math.isnan(tied[0]) and STAGES[stage].learns_codes:
             found.append(
                 _fraction(
                     "tied",
@@ -169,8 +169,8 @@ def _headlines(report: Report) -> list[Headline]:
                 f"ood {dataset}",
                 f"{dataset} told apart",
                 best.auroc,
-                f"AUROC: the chance that a val image looks more familiar than one of {dataset}; 50 % is a "
-                f"guess. Of the scores, {best.score} tells best.",
+                "AUROC: the chance that an image of a known class looks more familiar than one of "
+                f"{dataset}; 50 % is a guess. Of the scores, {best.score} tells best on these images.",
             )
         )
     return found
@@ -182,14 +182,24 @@ def _accuracies(run: Run) -> Iterator[Headline]:
         for metric in metrics.headlines(STAGES[stage], run.config.validation.lr_tta):
             final = run.results.get(f"{stage}/{metric}", (math.nan, math.nan))[0]
             if not math.isnan(final):
-                yield _accuracy(_decoder_of(metric), STAGES[stage].dense, final)
+                found = _accuracy(_decoder_of(metric), STAGES[stage].dense, final)
+                if stage != run.stages[-1] and not STAGES[stage].dense:
+                    note = f" Measured with the network of the {stage} stage."
+                    found = dataclasses.replace(found, meaning=found.meaning + note)
+                yield found
 
 
 def _measured_accuracies(report: Report) -> Iterator[Headline]:
     """The same as measured now, of a run without results.csv because it was not finished."""
     for metric, value in (report.measured.accuracy if report.measured else {}).items():
         if decoder := _decoder_of(metric):
-            yield _accuracy(decoder, False, value)
+            found = _accuracy(decoder, False, value)
+            called = printable(report.measured.called)
+            yield dataclasses.replace(
+                found,
+                key=f"measured {found.key}",  # beside another run's results it is another number
+                meaning=found.meaning.replace(_RIGHT, f"of the {called} are classified right"),
+            )
 
 
 def _decoder_of(metric: str) -> Decoder | None:
@@ -248,6 +258,9 @@ def _view(report: Report, name: str, prefix: str) -> dict[str, Any]:
         "detections": [drawn[key] for key in drawn if key.startswith("ood_")],
         "headlines": _headlines(report),
         "lead": _lead(run),
+        "stages": ", then ".join(
+            name if name in run.stages else f"{name} (not finished)" for name in run.config.stages
+        ),
         "facts": _facts(report),
         "results": [
             [*key.partition("/")[::-2], *(_percent(value, 2) for value in values)]
@@ -280,7 +293,7 @@ def _lead(run: Run) -> str:
         f"{sum(line['stage'] == stage for line in run.epochs)} {stage}"
         for stage in dict.fromkeys(line["stage"] for line in run.epochs)
     )
-    chance = f"; a guess would be right for {_percent(1 / num_classes)}" if num_classes else ""
+    chance = f"; guessing would be right for {_percent(1 / num_classes)}" if num_classes else ""
     return (
         f"A {config.model.arch} gives each image a code of {_count(run.num_bits, 'bit')}, and tells "
         f"{_count(num_classes, 'class', 'classes')} apart by it{chance}."
@@ -291,15 +304,16 @@ def _lead(run: Run) -> str:
 def _facts(report: Report) -> dict[str, str]:
     """Short facts below the title: {what: text}."""
     run, measured = report.run, report.measured
-    speeds = sorted(line["images_per_second"] for line in run.epochs if line.get("images_per_second"))
-    seconds = sum(line.get("train_seconds", 0) + line.get("val_seconds", 0) for line in run.epochs)
+    speeds = sorted(line["images_per_second"] for line in run.epochs if line.get("images_per_second", 0) > 0)
+    parts = [line.get(key, 0) for line in run.epochs for key in ("train_seconds", "val_seconds")]
+    seconds = sum(part for part in parts if math.isfinite(part))
     return {
         "Classes": f"{len(run.class_names):,}",
         "Bits": f"{run.num_bits:,}",
         **({"Epochs": f"{len(run.epochs):,}"} if run.epochs else {}),
         **({"Time": _duration(seconds)} if seconds else {}),
         **({"Median speed": f"{speeds[len(speeds) // 2]:,.0f} images/s"} if speeds else {}),
-        **({"Val images": f"{measured.num_images:,}"} if measured else {}),
+        **({printable(measured.called).capitalize(): f"{measured.num_images:,}"} if measured else {}),
     }
 
 

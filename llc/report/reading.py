@@ -41,7 +41,17 @@ UNKNOWN = "unknown"
 _NOT_COMPARED = ("data.train_dataset", "data.val_dataset", "data.num_workers")
 _NOT_COMPARED_SECTIONS = ("logging", "dist")
 _LOG, _RESULTS = "log.jsonl", "results.csv"
-_NUMBERS = ("epoch", "global_epoch", "loss", "lr", "resolution", "images_per_second")  # of a line of the log
+# of a line of the log
+_NUMBERS = (
+    "epoch",
+    "global_epoch",
+    "loss",
+    "lr",
+    "resolution",
+    "images_per_second",
+    "train_seconds",
+    "val_seconds",
+)
 _EVALUATED = "evaluated"  # in a file of scores, the images that are in-distribution
 
 
@@ -186,6 +196,8 @@ def _checked_line(line: Any) -> dict[str, Any]:
         is_number = isinstance(line[key], (int, float)) and not isinstance(line[key], bool)
         if (key in _NUMBERS or key.startswith("top")) and not is_number:
             raise ValueError(f"{key} is {line[key]!r:.40}, not a number")
+        if is_number and not -1e300 < line[key] < 1e300 and isinstance(line[key], int):
+            raise ValueError(f"{key} is a whole number of more than 300 digits")
     return line
 
 
@@ -320,7 +332,7 @@ def _origin(folder: Path, config: recipe.Config, finished: Sequence[str]) -> dic
     stored = identity if isinstance(identity, dict) else {}
     train, val = (_shards(config.data.train_dataset), _shards(config.data.val_dataset))
     now = resume.identity(config, train, val, None) if train and val else {}
-    code_stages = [name for name in runs.finished_stages(folder) if not stages.STAGES[name].dense]
+    code_stages = [name for name in finished if not stages.STAGES[name].dense]
     of_process = last.get("of_process")
     number = len(of_process) if isinstance(of_process, torch.Tensor) and of_process.ndim else 0
     return {

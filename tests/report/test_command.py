@@ -115,3 +115,18 @@ def test_what_is_asked_wrongly(run, tmp_path, call_llc):
         "a.npz.*no such file|no.*file.*a.npz", refused(call_llc, run, "--ood_scores=a.npz"), re.I | re.S
     )
     assert "runs is required" in refused(call_llc)
+
+
+def test_images_of_another_set_are_called_so(run, betons, without_figures, call_llc):
+    call_llc("-m", "llc.report", run, f"--data={betons[0]}")
+    text = (run / "report.html").read_text("utf-8")
+    assert "Each row is one of the images of train.beton" in text and "Images of train.beton</dt>" in text
+    assert "The numbers below are of the run" in text
+    assert "val images decoded by" not in text
+
+
+def test_a_decoder_that_is_asked_for_is_never_left_out(run, call_llc):
+    assert "it takes auto, class, mhd, ed, posterior" in refused(call_llc, run, "--decode=posteriour")
+    (run / "decoder.npz").unlink()
+    assert "posterior" in refused(call_llc, run, "--decode=posterior")
+    assert not (run / "report.html").exists()

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from llc import charts, plots
 from llc.report.contents import Curve, Report
 from llc.report.figures import comparison_figures, figures
 from tests.pictures import SVG
@@ -93,7 +94,7 @@ def test_words_agree_with_the_numbers(report, drawn):
     )
     assert "var(--series-2)" in drawn["distances"].svg
     pairs = report.measured.pairs
-    assert f"differ in {np.arange(11) @ pairs[:, 0]:.1f} bits on average" in drawn["pairs"].alt
+    assert f"differ in {np.arange(11) @ pairs[:, 0]:.1f} bits" in drawn["pairs"].alt
     assert "80 images of the val set" in drawn["ood_0"].alt and "AUROC 0.920" in drawn["ood_0"].alt
     assert (
         "error is 8.0\u00a0%" in drawn["reliability"].alt
@@ -164,3 +165,20 @@ def test_runs_with_decoders_of_their_own_are_not_compared_by_them(report):
     lines = [{key: value for key, value in line.items() if "top1" not in key} for line in lines]
     other = Report(dataclasses.replace(report.run, epochs=lines))
     assert "accuracy" not in comparison_figures([report, other])
+
+
+def test_names_that_matplotlib_would_take_for_something_else():
+    """A name that begins with "_" would be left out of a legend, and one between dollars is a formula."""
+    line = {"_hidden": ([1, 2], [0.1, 0.2]), "b": ([1, 2], [0.3, 0.1])}
+    figure = charts.lines(line, "epoch", "loss", stages=[(r"$\foo$", 1, 2)])
+    assert {"\u200b_hidden", "b"} == {text.get_text() for text in figure.legends[0].get_texts()}
+    plots.svg(figure, "x-", "loss", "")
+    plots.svg(charts.overlaid({"a": np.ones(3), "_b": np.zeros(4)}, r"score $\bar$", "share"), "x-", "", "")
+
+
+@pytest.mark.parametrize(
+    "values", [np.full(5, 1e20), np.array([-1e308, 1e308]), np.array([0, 1e9]), np.zeros(1)]
+)
+def test_histograms_of_extreme_scores(values):
+    figure = charts.overlaid({"a": values, "b": values[:1]}, "score", "share")
+    assert len(figure.axes[0].patches) == 4

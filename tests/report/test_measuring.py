@@ -260,7 +260,7 @@ def test_what_cannot_be_measured(run, betons, image_tree, tmp_path):
     assert codes_right == list(range(6))
     for stage in ("codebook", "instance"):
         (unfinished / "checkpoints" / f"{stage}.pth").unlink()
-    assert "no stage with codes is finished" in refused(found)
+    assert "no network of a finished stage" in refused(dataclasses.replace(found, stages=()))
 
 
 def test_a_decoder_is_not_measured_on_what_it_learnt_from(run, betons):
