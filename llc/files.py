@@ -11,7 +11,7 @@ from llc.errors import UserError
 
 _PACKAGE = Path(__file__).parent
 # setup.py puts recipes and class lists into the package; a clone has them at its root
-_SHIPPED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
+SHIPPED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 
 
 def shipped(name: str, folder: str | os.PathLike = "") -> str:
@@ -19,7 +19,7 @@ def shipped(name: str, folder: str | os.PathLike = "") -> str:
 
     These are the recipes and class lists, such as rn50_configs/llc_20bit.yaml.
     """
-    path, own = os.path.join(folder, name), _SHIPPED / name
+    path, own = os.path.join(folder, name), SHIPPED / name
     is_ours = re.match(r"rn\d+_configs/", os.path.normpath(name)) and own.is_file()
     return str(own) if is_ours and not os.path.exists(path) else path
 

@@ -7,6 +7,7 @@ both, and llc.report.page writes the HTML.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Run:
     class_names: Sequence[str]
     class_codes: np.ndarray
     num_bits: int
-    epochs: Sequence[Mapping[str, object]]
+    epochs: Sequence[Mapping[str, Any]]
     results: Mapping[str, tuple[float, float]]
     stages: Sequence[str]
     base: str

@@ -103,11 +103,11 @@ def _written(drawn: Mapping[str, _Drawn | None], prefix: str) -> dict[str, Figur
 def _points(run: Run, key: str) -> dict[str, tuple[list[float], list[float]]]:
     """{stage: (epochs, values)} of a key of log.jsonl, without epochs that lack it."""
     stages: dict[str, tuple[list[float], list[float]]] = {}
-    for number, line in enumerate(run.epochs, 1):
+    for line in run.epochs:
         value = line.get(key)
         if isinstance(value, (int, float)) and math.isfinite(value):
             x, y = stages.setdefault(str(line["stage"]), ([], []))
-            x.append(float(line.get("global_epoch", number)))  # type: ignore[arg-type]
+            x.append(float(line["global_epoch"]))
             y.append(float(value))
     return stages
 
@@ -124,8 +124,8 @@ def _joined(stages: Mapping[str, tuple[list[float], list[float]]]) -> tuple[list
 def _spans(run: Run) -> list[tuple[str, float, float]]:
     """(stage, begin, end) on the axis of epochs."""
     numbers: dict[str, list[float]] = {}
-    for number, line in enumerate(run.epochs, 1):
-        numbers.setdefault(str(line["stage"]), []).append(float(line.get("global_epoch", number)))  # type: ignore[arg-type]
+    for line in run.epochs:
+        numbers.setdefault(str(line["stage"]), []).append(float(line["global_epoch"]))
     return [(printable(stage), min(x) - 0.5, max(x) + 0.5) for stage, x in numbers.items()]
 
 

@@ -18,6 +18,7 @@ from llc.packages import needed
 from llc.recipe import Config
 from llc.report.contents import Health, Report, Run
 from llc.report.figures import Figure, comparison_figures, figures
+from llc.report.reading import value_text
 from llc.stages import STAGES
 
 PURPOSE = "llc.report"
@@ -369,21 +370,11 @@ def _confusions(report: Report, class_names: Sequence[str]) -> list[list[str]]:
 def _flat(config: Config) -> dict[str, str]:
     """{section.key: text} of a recipe, stages that do not run left out."""
     return {
-        f"{section}.{key}": _value(value)
+        f"{section}.{key}": value_text(value)
         for section, keys in config.as_dict().items()
         if section not in STAGES or section in config.stages
         for key, value in keys.items()
     }
-
-
-def _value(value: Any) -> str:
-    """A value as the command line takes it, and "(empty)" for none."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = (
-        ",".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
-    )
-    return text or "(empty)"
 
 
 def _codes_text(health: Health, num_bits: int) -> str:

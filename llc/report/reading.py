@@ -30,7 +30,7 @@ from llc.data.sources import printable
 from llc.errors import UserError
 from llc.evaluation import ood
 from llc.evaluation.taxonomy import class_distances, tree
-from llc.files import stand_in
+from llc.files import SHIPPED, stand_in
 from llc.report.contents import Curve, Detection, Difference, Health, Run
 from llc.torch_files import read_torch_file
 from llc.training import resume
@@ -196,8 +196,8 @@ def _checked_line(line: Any) -> dict[str, Any]:
         is_number = isinstance(line[key], (int, float)) and not isinstance(line[key], bool)
         if (key in _NUMBERS or key.startswith("top")) and not is_number:
             raise ValueError(f"{key} is {line[key]!r:.40}, not a number")
-        if is_number and not -1e300 < line[key] < 1e300 and isinstance(line[key], int):
-            raise ValueError(f"{key} is a whole number of more than 300 digits")
+        if isinstance(line[key], int) and abs(line[key]) >= 10**300:  # more than a float holds
+            raise ValueError(f"{key} is a whole number of 300 digits or more")
     return line
 
 
@@ -267,7 +267,7 @@ def _compared(config: recipe.Config) -> tuple[str, list[Difference]]:
     best: tuple[str, list[Difference]] | None = None
     for name, values in _bases(config).items():
         found = [
-            Difference(key, _text(value), _text(values.get(key)))
+            Difference(key, value_text(value), value_text(values.get(key)))
             for key, value in own.items()
             if value != values.get(key)
         ]
@@ -279,10 +279,8 @@ def _compared(config: recipe.Config) -> tuple[str, list[Difference]]:
 
 def _bases(config: recipe.Config) -> dict[str, dict[str, Any]]:
     """{name: its values} of the shipped recipes, or of the defaults where there are none."""
-    beside = Path(llc.__file__).parent
-    root = beside / "recipes" if (beside / "recipes").is_dir() else beside.parent
     found = {}
-    for path in sorted(root.glob("rn*_configs/*.yaml")):
+    for path in sorted(SHIPPED.glob("rn*_configs/*.yaml")):
         given = [f"--{key}=-" for key in ("data.train_dataset", "data.val_dataset")]
         try:
             values = edge.read(recipe.sections(), ["--config", str(path), *given], description="")
@@ -314,11 +312,13 @@ def _flat(sections: Mapping[str, Mapping[str, Any]], config: recipe.Config) -> d
     }
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value as the command line takes it, and "(empty)" for none."""
     if isinstance(value, bool):
         return str(value).lower()
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+    text = (
+        ",".join(map(str, value)) if isinstance(value, (list, tuple)) else "" if value is None else str(value)
+    )
     return text or "(empty)"
 
 

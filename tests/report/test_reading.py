@@ -87,7 +87,7 @@ def test_a_recipe_without_changes_has_no_differences(run, tmp_path):
 
 
 def test_without_recipes_the_defaults_are_the_base(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading.llc, "__file__", str(tmp_path / "alone" / "llc" / "__init__.py"))
+    monkeypatch.setattr(reading, "SHIPPED", tmp_path)
     found = read_run(run)
     assert found.base == "the defaults"
     values = {one.key: (one.value, one.base) for one in found.differences}
@@ -151,10 +151,15 @@ def test_a_last_line_that_is_being_written_is_left_out(run):
     assert len(read_run(run).epochs) == 13
 
 
+EPOCH = '{"stage": "codebook", "epoch": 1, "global_epoch": 1, "loss": %s, "train_seconds": %s}'
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [
         ("log.jsonl", '{"stage": "codebook", "epo\n', "line 1 is damaged"),
+        ("log.jsonl", EPOCH % ("1.5", '"x"') + "\n", "train_seconds is 'x', not a number"),
+        ("log.jsonl", EPOCH % ("1" + 400 * "0", "2") + "\n", "loss is a whole number of 300 digits"),
         ("log.jsonl", "[1]\n", "not a table"),
         ("log.jsonl", '{"stage": "codebook", "epoch": 1}\n', "global_epoch is missing"),
         (

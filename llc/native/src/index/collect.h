@@ -139,8 +139,8 @@ public:
 
     // room [capacity_of(k)]
     Shortlist(uint64_t *room, int64_t k, int32_t limit, bool ids_ascend)
-        : limit(limit), room(room), farthest(limit), k(k), growth(std::max<int64_t>(8, 3 * k / 4)), next_cut(k + growth),
-          ids_ascend(ids_ascend) {}
+        : limit(limit), room(room), farthest(limit), k(k), growth(std::max<int64_t>(8, 3 * k / 4)),
+          next_cut(k + growth), ids_ascend(ids_ascend) {}
 
     int32_t limit;  // codes further away are not among the k nearest
 

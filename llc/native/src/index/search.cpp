@@ -29,7 +29,7 @@ constexpr int64_t THREAD_SORTS = 1000;    // results in a query's list that are
 constexpr int64_t MAX_ROUND = 8192;       // queries between whose answers nothing is kept
 constexpr int64_t ROUND_BYTES = 256 << 20;
 constexpr int64_t PART_CODES = 1 << 16;   // codes that are worth a part of their own
-constexpr int64_t MANY_CODES = 4;         // times k: worth shortlists
+constexpr int64_t MANY_CODES = 4;         // codes for each of the k that make shortlists worth it
 constexpr int64_t MANY_TIES = 64;         // in a tile: then its lowest id is looked up
 
 constexpr double AT_ONCE = 0.5, LEAST = 0.1, MOST = 0.7, SAVED = 0.5;
