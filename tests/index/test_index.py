@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import torch
 
 import llc
+from tests.conftest import ROOT
 from tests.index.naive import Naive, clustered_codes, random_codes
 
 
@@ -368,3 +371,24 @@ def test_segments_are_merged_as_they_become_many_but_not_beyond_what_memory_hold
     assert max(sizes(index)) == 900 and sum(sizes(index)) == 3500
     index.optimize()
     assert sizes(index) == [3500]
+
+
+def test_a_long_answer_takes_no_more_memory_with_many_threads():
+    """Where threads divide the codes, each keeps what it finds for every query; 16 once took 360 MB."""
+    script = r"""
+import re, numpy, llc
+peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])  # KB
+rng = numpy.random.default_rng(0)
+index = llc.Index(num_bits=64)
+index.add(rng.integers(0, 256, (1_100_000, 8), numpy.uint8))
+queries = rng.integers(0, 256, (64, 8), numpy.uint8)
+index.search(queries[:1], k=1, method="scan")
+before = peak()
+distances, _ = index.search(queries, k=15_000, num_threads=16, method="scan")
+assert (distances[:, 1:] >= distances[:, :-1]).all()
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 256 * 1024  # KB

@@ -40,7 +40,7 @@ class Searcher {
 public:
     Searcher(const IndexQuery &search, Make make, Finish finish, int64_t bytes)
         : search(search), set(*instruction_set(search.instructions)), make(make), finish(finish),
-          round(std::clamp<int64_t>(ROUND_BYTES / bytes, 1, MAX_ROUND)) {
+          bytes(bytes), round(std::clamp<int64_t>(ROUND_BYTES / bytes, 1, MAX_ROUND)) {
         for (int64_t i = 0; i < search.num_segments; i++)
             if (search.segments[i].num_allowed > 0) order.push_back(i);
         // Large segments give a low limit first.
@@ -192,9 +192,11 @@ private:
         const int64_t least = std::max(std::min(per_thread, LEAST_BLOCK), shared);
         const int64_t block = std::clamp((per_thread + 2) / 3, least, SCAN_BLOCK);
         const int64_t num_blocks = (n + block - 1) / block;
-        // If there are fewer blocks of queries than threads, the segment is divided too.
+        // If there are fewer blocks of queries than threads, the segment is divided too. Each part keeps
+        // what it finds for every query, which counts in the memory of a round.
+        const int64_t affordable = std::max<int64_t>(ROUND_BYTES / (n * bytes), 1);
         const int64_t num_parts = std::clamp<int64_t>(segment.n / PART_CODES, 1,
-            (threads + num_blocks - 1) / num_blocks);
+            std::min((threads + num_blocks - 1) / num_blocks, affordable));
         const bool copying = copying_pays(segment, size, n);
         const Codes codes{gathered.data(), n, size};
         check(in_threads(num_parts * num_blocks, threads, search.stop, [&](int64_t piece) {
@@ -368,7 +370,8 @@ private:
     const InstructionSet &set;
     Make make;
     Finish finish;
-    const int64_t round;
+    const int64_t bytes;  // that a query's answer takes while it is looked for
+    const int64_t round;  // queries
     std::vector<int32_t> order;  // of segments
     std::vector<Pending> pending;
     std::mutex mutex;
