@@ -1,7 +1,7 @@
 """Backbones by name: how each is built, its number of features, its classifier, and its published weights.
 
 ==========  ==================================================================================================
-registered  what a plugin adds: `@register("mine", classifier="fc")` (docs/extending.md)
+registered  what a plugin adds: `@register("mine", classifier="fc")` (docs/how-to/extending.md)
 resnet      torchvision's ResNets, also narrower: the backbones of the method
 torchvision its other classification models that end in a Linear layer: convnext_tiny, vit_b_16, ...
 timm        `timm:NAME`, the models of an installed timm, with or without a tag: timm:vit_small_patch16_224

@@ -191,7 +191,8 @@ def curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[flo
         names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
         for axes, (x_label, panel) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items()):
             for name, (x, y) in panel.items():
-                axes.plot(x, y, label=_shown(name), **_look(names.index(name)))
+                marker = "o" if len(x) == 1 else ""  # a line needs two points
+                axes.plot(x, y, label=_shown(name), marker=marker, **_look(names.index(name)))
             largest = max(max(x) for x, _ in panel.values())
             if largest > 200:
                 axes.set_xscale("log")

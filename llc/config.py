@@ -244,7 +244,9 @@ def _help(command, description):
     for key, field in command.positionals.items():
         lines.append(f"  {key.upper()}  {field.metadata['help']} [{accepted(field)}; {default_of(field)}]")
     lines.append("  --config=FILE  a YAML file of the keys below (repeatable; the command line wins)")
-    lines.append("  --plugin=FILE.py  an addition from outside the package (repeatable; docs/extending.md)")
+    lines.append(
+        "  --plugin=FILE.py  an addition from outside the package (repeatable; docs/how-to/extending.md)"
+    )
     for section, kind in command.sections.items():
         if section:
             lines += ["", f"{section}: {(kind.__doc__ or section).strip().splitlines()[0]}"]

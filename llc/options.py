@@ -181,8 +181,18 @@ def build(kind, values, where):
 
 
 def did_you_mean(key, known):
-    """ "; did you mean ...?" for a key that is not known, or ""."""
+    """ "; did you mean ...?" for a key that is not known, or "".
+
+    Nearest are keys of this name in other sections, then those of a section of this name, of which the most
+    similar come first, then keys that begin so, and then one that is spelt much alike.
+    """
     last = key.split(".")[-1]
-    near = [name for name in known if name.split(".")[-1] == last][:3]
+
+    def likeness(name):
+        return difflib.SequenceMatcher(None, key, name.removeprefix(f"{key}.")).ratio()
+
+    near = [name for name in known if name.split(".")[-1] == last]
+    near = near or sorted((name for name in known if name.startswith(f"{key}.")), key=likeness, reverse=True)
+    near = near or [name for name in known if len(key) > 2 and name.startswith(key)]
     near = near or difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""

@@ -1,8 +1,8 @@
-"""Additions from outside the package: a decoder, a backbone, a dataset source, a stage (docs/extending.md).
+"""Additions from outside the package: a decoder, a backbone, a dataset source, a stage.
 
-An addition registers itself when its module is imported. From Python an import is all it takes; every command
-has --plugin=FILE.py or --plugin=MODULE, which may be repeated. A plugin is code: only the command line names
-one, never a file that llc reads.
+docs/how-to/extending.md has examples. An addition registers itself when its module is imported. From Python
+an import is all it takes; every command has --plugin=FILE.py or --plugin=MODULE, which may be repeated. A
+plugin is code: only the command line names one, never a file that llc reads.
 """
 
 import importlib

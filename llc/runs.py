@@ -22,6 +22,8 @@ def read_config(folder: str | PathLike[str]) -> recipe.Config:
     is not registered here; for a stage from outside llc the message says how to load its plugin.
     """
     path = Path(folder) / "config.yaml"
+    if not os.path.lexists(folder):
+        raise UserError(f"{folder} does not exist, so it is not a run folder")
     if not path.is_file():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
     known = recipe.sections()

@@ -31,6 +31,7 @@ from llc.code_files import read_codes, write_arrays
 from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, check_out, encode, load_encoder
 from llc.errors import UserError
+from llc.evaluation import wordnet
 from llc.hamming import search
 from llc.index.collection import collect, open_recorded
 from llc.index.commands import bits, check_outputs, label_of, model_of, write_json
@@ -148,7 +149,7 @@ def _name(arrays: dict[str, Any], i: int) -> str:
         return printable(str(arrays["files"][i]))
     label = int(arrays["labels"][i]) if "labels" in arrays else -1
     named = 0 <= label < len(arrays.get("class_names", ()))
-    return f"{i} {printable(str(arrays['class_names'][label]))}" if named else str(i)
+    return f"{i} {printable(wordnet.with_word(str(arrays['class_names'][label])))}" if named else str(i)
 
 
 # ---- an index
@@ -188,7 +189,8 @@ def _search_index(options: Options) -> None:
             part = slice(lims[i], min(lims[i + 1], lims[i] + options.k))
             print(printable(query.name) + ("" if lims[i + 1] > lims[i] else ": nothing was found"))
             for found in _neighbours(index, distances[part], ids[part]):
-                label = "" if found["label"] is None else f"  {printable(str(found['label']))}"
+                label = "" if found["label"] is None else str(found["label"])
+                label = label and f"  {printable(wordnet.with_word(label))}"
                 file = f"  {printable(found['file'])}" if found["file"] else ""
                 print(f"  {bits(found['distance']):>9s}  id {found['id']}{label}{file}")
             num_hidden = int(lims[i + 1] - lims[i]) - options.k
@@ -318,14 +320,14 @@ def _described(index, options, queries, lims, distances, ids):
 def _write_montage(index, options, queries, lims, distances, ids):
     """Writes a sheet with a row for each query."""
     most = min(options.k, MAX_COLUMNS - 1)
-    rows = []
+    rows, words = [], dict(zip(index.class_names, wordnet.shown(index.class_names)))
     for i, query in enumerate(queries[:MAX_ROWS]):
         part = slice(lims[i], min(lims[i + 1], lims[i] + most))
         rows.append([Tile(query.file, ("query", os.path.basename(query.name)))])
         for found, file in zip(
             _neighbours(index, distances[part], ids[part]), index.records(ids[part]).files
         ):
-            label = "" if found["label"] is None else f" · {found['label']}"
+            label = "" if found["label"] is None else f" · {words.get(found['label'], found['label'])}"
             name = os.path.basename(found["file"]) or f"id {found['id']}"
             rows[-1].append(Tile(file, (f"{bits(found['distance'])}{label}", name)))
     how = f"within {bits(options.radius)}" if options.radius >= 0 else f"the {options.k} nearest"

@@ -5,7 +5,7 @@ loss alone, followed by the instance stage with its second loss alone. The joint
 and image codes are learnt together, the weights of the other loss, and distillation are this project's.
 
 A stage is a frozen dataclass of options, registered under the name of its section. `STAGES` holds them all; a
-stage from outside the package is added in the same way (docs/extending.md).
+stage from outside the package is added in the same way (docs/how-to/extending.md).
 """
 
 import dataclasses

@@ -16,10 +16,10 @@ folder that holds something is refused, so results are never overwritten.
 
 The folder then holds the tree as tree.nwk (Newick), tree.json, dendrogram.svg and dendrogram.png;
 nearest.csv, each class's nearest classes; bits.txt and bits.json, the classes on each side of each bit;
-bits.png, the images with its highest and lowest z; and taxonomy.json, the figures. docs/taxonomy.md says what
-they mean. Where class names are WordNet ids of ImageNet, such as n01440764, the tree shows their words, and
-code distances are compared with WordNet's; --wordnet=FILE names another hierarchy, whose names are those of
-the classes.
+bits.png, the images with its highest and lowest z; and taxonomy.json, the figures. docs/how-to/taxonomy.md
+says what they mean. Where class names are WordNet ids of ImageNet, such as n01440764, the tree shows their
+words, and code distances are compared with WordNet's; --wordnet=FILE names another hierarchy, whose names are
+those of the classes.
 
 It needs scipy and matplotlib (the extra llcodes[evaluation]).
 """

@@ -8,11 +8,13 @@ modules of the library, whose docstrings mkdocstrings shows; Examples is for tha
 import contextlib
 import importlib
 import io
+import posixpath
 import re
 import sys
 from pathlib import Path
 
 import griffe
+import latex2mathml.converter
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +70,8 @@ def on_config(config):
     """Adds the generated pages to the navigation."""
     commands = [{module: f"reference/{module}.md"} for module in COMMANDS]
     library = [{module: f"reference/library/{module}.md"} for module in LIBRARY]
-    config.nav.append({"Reference": [{"Commands": commands}, {"Library": library}]})
+    written = [f"reference/{path.name}" for path in sorted((ROOT / "docs" / "reference").glob("*.md"))]
+    config.nav.insert(-2, {"Reference": [*written, {"Commands": commands}, {"Library": library}]})
     return config
 
 
@@ -89,11 +92,26 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Makes links between the repository's files links between the site's pages."""
-    home = page.file.src_uri in BESIDE
-    for place, name in BESIDE.items():
-        markdown = re.sub(rf"\]\((?:\.\./)?{re.escape(name)}([)#])", rf"]({place}\1", markdown)
-    return re.sub(r"\]\(docs/", "](", markdown) if home else markdown
+    """Makes links between the repository's files links between the site's pages, and formulas MathML."""
+    here = page.file.src_uri
+    source = BESIDE.get(here, f"docs/{here}")  # the page's place in the repository
+    places = {name: place for place, name in BESIDE.items()}
+
+    def moved(link):
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[1]))
+        place = places.get(target, target.removeprefix("docs/"))
+        return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{link[2] or ''})"
+
+    markdown = re.sub(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]*)?\)", moved, markdown)
+    return re.sub(r"^```math\n(.*?)^```$", _formula, markdown, flags=re.MULTILINE | re.DOTALL)
+
+
+def _formula(block):
+    """A block of LaTeX, which GitHub shows as a formula, as MathML, which browsers show without a script."""
+    return "\n".join(
+        f'<div class="formula">{latex2mathml.converter.convert(line, display="block")}</div>'
+        for line in block[1].strip().split("\n\n")
+    )
 
 
 # ---- commands

@@ -241,6 +241,8 @@ def test_positional_words():
         ("--numbr=1", "did you mean number?"),
         ("--data.number=1", "did you mean number?"),
         ("--path=x", "did you mean data.path?"),
+        ("--data=x", "did you mean data.path or data.workers?"),
+        ("--num=1", "did you mean number?"),
         ("--confg=x", "did you mean config?"),
         ("--plugn=x", "did you mean plugin?"),
         ("--zzzzzz=1", "zzzzzz is not a key (--help lists all keys)"),

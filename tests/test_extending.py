@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, as they stand, on the commands that they are for."""
+"""The examples of docs/how-to/extending.md, as they stand, on the commands that they are for."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import ROOT
 from tests.waiting import seconds
 
-DOC = (ROOT / "docs/extending.md").read_text()
+DOC = (ROOT / "docs/how-to/extending.md").read_text()
 BLOCKS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", DOC, re.DOTALL))
 
 

@@ -49,6 +49,19 @@ def test_search_between_files_of_codes(tmp_path, capsys):
     assert said[20:] == ["... and 5 more queries"]
 
 
+def test_lines_say_what_imagenets_classes_are(tmp_path, capsys):
+    for name in ("database", "queries"):
+        np.savez(
+            tmp_path / f"{name}.npz",
+            codes=np.zeros((1, 1), np.uint8),
+            num_bits=8,
+            labels=np.array([1]),
+            class_names=np.array(["n01440764", "n01443537"]),
+        )
+    search.main([str(tmp_path / "database.npz"), f"--queries={tmp_path / 'queries.npz'}"])
+    assert capsys.readouterr().out == "0 n01443537 goldfish: 0 n01443537 goldfish (0)\n"
+
+
 def test_an_image_finds_itself(tmp_path, capsys):
     encoder = llc.Encoder(
         trained_network("resnet18", 100, 3, width=8),

@@ -6,6 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import llc
+from llc import plots
+from llc.data.sources import printable
+
+RATE = "images per second, more is better"  # below bars
 
 
 def cpu_fields():
@@ -37,7 +41,18 @@ def describe(*packages):
 def first_line(report):
     """The first line of a report: processor, cores, versions."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    return f"{report['machine']['cpu']}, {report['machine']['cores']} cores; {versions}"
+    return f"{report['machine']['cpu']}, {counted(report['machine']['cores'], 'core')}; {versions}"
+
+
+def counted(number, what):
+    """Such as "1 thread", "2 threads"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def save_plot(figure, path):
+    """Writes what --plot asked for, and says so. Raises UserError."""
+    plots.save(figure, path, "--plot")
+    print(f"{printable(path)}: the figures as bars")
 
 
 def _version(name):

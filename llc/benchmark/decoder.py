@@ -59,7 +59,7 @@ def main(argv):
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
     if settings.plot:
-        plots.save(chart(report), settings.plot, "--plot")
+        _machine.save_plot(chart(report), settings.plot)
 
 
 def measure(settings):

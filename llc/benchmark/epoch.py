@@ -521,13 +521,16 @@ def _write(report, options):
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
     if options.plot:
-        plots.save(_chart(report), options.plot, "--plot")
+        _machine.save_plot(_chart(report), options.plot)
 
 
 def _chart(report):
     c, m = report["config"], report["machine"]
-    title = f"{c['arch']}, {c['resolution']} px, {c['batch_size']} per step, {m['device']} x {m['processes']}"
-    return charts.horizontal_bars({title: report["images_per_second"]}, "images/s", highlighted=("epoch",))
+    title = (
+        f"{c['arch']}, {c['resolution']} px, {c['batch_size']} images per step, "
+        f"{m['processes']} x {m['device']}"
+    )
+    return charts.horizontal_bars({title: report["images_per_second"]}, _machine.RATE, highlighted=("epoch",))
 
 
 def _duration(seconds):

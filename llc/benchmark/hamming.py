@@ -62,7 +62,7 @@ class Workload:
 
     case: what two versions of llc are asked alike; None: they are not compared. ours: the calls of llc that
     the first ways make. limits: of pairs per second on this device, {name: rate, or None if torch does not
-    know it}. tried: {library: {its way: seconds of a call in a trial}}.
+    know it}. tried: {library: {its way: seconds of a call in a trial}}. item: what the ways' amounts count.
     """
 
     title: str
@@ -73,6 +73,7 @@ class Workload:
     case: Case | None = None
     ours: list[Call] = dataclasses.field(default_factory=list)
     tried: dict = dataclasses.field(default_factory=dict)
+    item: str = "query"
 
 
 def _workload_names():
@@ -136,13 +137,13 @@ def main(argv):
         content = {"machine": machine, "options": dataclasses.asdict(settings), "workloads": results}
         Path(settings.json).write_text(json.dumps(content))
     if settings.plot:
-        plots.save(chart(machine, results), settings.plot, "--plot")
+        _machine.save_plot(chart(machine, results), settings.plot)
 
 
 def chart(machine, workloads):
     """Bars of the time for each code, query or row, a panel for each workload but `first`."""
     panels = {
-        f"{workload['name']}: {workload['title']}": {
+        f"{workload['name']}: {workload['title']}; ns for each {workload['item']}": {
             row["way"]: 1e9 * row["median"] / row["n"] for row in workload["ways"]
         }
         for workload in workloads
@@ -150,8 +151,8 @@ def chart(machine, workloads):
     }
     return charts.horizontal_bars(
         panels,
-        "nanoseconds for each of n, less is better",
-        heading=f"{machine.get('gpu', machine['cpu'])}, {machine['threads']} threads",
+        "nanoseconds, less is better",
+        heading=f"{machine.get('gpu', machine['cpu'])}, {_machine.counted(machine['threads'], 'thread')}",
         highlighted={way for panel in panels.values() for way in panel if way.startswith("llc")},
         digits=1,
     )
@@ -231,6 +232,7 @@ def measure(name, workload, options, other=None):
     return {
         "name": name,
         "title": workload.title,
+        "item": workload.item,
         "work": workload.work,
         "limits": workload.limits,
         "tried": workload.tried,
@@ -318,7 +320,8 @@ def measure_first(options, other=None):
 def decode(options, num_bits=20, num_classes=1000):
     """The MHD of ImageNet's validation images."""
     case = Case("decode", num_bits, int(50_000 * options.scale), num_classes)
-    return _search_workload(f"nearest of {num_classes:,} classes, {num_bits} bits", case, options, case.n)
+    title = f"nearest of {num_classes:,} classes, {num_bits} bits"
+    return dataclasses.replace(_search_workload(title, case, options, case.n), item="code")
 
 
 def nearest(options, num_bits, k, num_queries=None):
@@ -354,7 +357,8 @@ def all_pairs(options, num_bits):
 def build_table(options, num_bits):
     case = Case("build", num_bits, 1, 1000)
     title = f"a table of 2^{num_bits} codes from 1,000 class codes"
-    return _ours(title, case, options, lambda decoder: None, amount=1 << num_bits, work=1)
+    workload = _ours(title, case, options, lambda decoder: None, amount=1 << num_bits, work=1)
+    return dataclasses.replace(workload, item="code of the table")
 
 
 def pack(options, num_bits=20):
@@ -364,7 +368,7 @@ def pack(options, num_bits=20):
         f"{num_bits} float32 values a code, with the sign", case, options, _on_cpu, amount=amount, work=1
     )
     workload.ways.append(Way("numpy.packbits(z > 0)", amount, lambda: np.packbits(case.values > 0, axis=-1)))
-    return workload
+    return dataclasses.replace(workload, item="value")
 
 
 def posterior(options, num_bits, num_classes=1000):
@@ -381,7 +385,7 @@ def posterior(options, num_bits, num_classes=1000):
         Way("llc MHD, 5", n, lambda: nearest.mhd(queries, 5)),
     ]
     title = f"most probable of {num_classes:,} classes, {num_bits} bits, beside the nearest"
-    return Workload(title, ways, lambda result: [])
+    return Workload(title, ways, lambda result: [], item="code")
 
 
 def fit_posterior(options, num_bits):
@@ -397,9 +401,8 @@ def fit_posterior(options, num_bits):
         Way("llc fit", len(train), fit),
         Way("llc table", len(train), lambda: PosteriorDecoder(fitted.arrays).classes(train[:1])),
     ]
-    return Workload(
-        f"fit to {len(train):,} codes of {num_bits} bits, {num_classes:,} classes", ways, lambda _: []
-    )
+    title = f"fit to {len(train):,} codes of {num_bits} bits, {num_classes:,} classes"
+    return Workload(title, ways, lambda _: [], item="code")
 
 
 def _noisy_codes(options, num_bits, num_classes):

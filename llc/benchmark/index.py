@@ -101,7 +101,7 @@ def main(argv):
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
     if settings.plot:
-        plots.save(chart(report), settings.plot, "--plot")
+        _machine.save_plot(chart(report), settings.plot)
 
 
 def measure(kind, settings):
@@ -246,7 +246,7 @@ def chart(report):
             }
     return charts.horizontal_bars(
         panels,
-        "microseconds, less is better",
+        "microseconds for a query, less is better",
         heading=_machine.first_line(report),
         highlighted=(OURS,),
         digits=1,
@@ -265,8 +265,9 @@ def describe(figure, settings):
     lines = [
         "",
         f"{figure['kind']}: {figure['size']:,} codes of {figure['num_bits']} bits: {source}",
-        f"k = {settings.k}, {settings.queries:,} queries in a batch, {settings.threads} threads, "
-        f"{settings.rounds} rounds; bits of our tables: {tables}",
+        f"k = {settings.k}, {settings.queries:,} queries in a batch, "
+        f"{_machine.counted(settings.threads, 'thread')}, {settings.rounds} rounds; "
+        f"bits of our tables: {tables}",
         "",
         f"{'':18s}{'one, us (range of rounds)':>30s}{'99 %':>10s}{'ours is':>9s}{'batch, us a query':>26s}"
         f"{'ours is':>9s}{'recall':>8s}{'build s':>9s}{'MB':>9s}",

@@ -86,7 +86,7 @@ def main(argv):
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
     if settings.plot:
-        plots.save(chart(report), settings.plot, "--plot")
+        _machine.save_plot(chart(report), settings.plot)
 
 
 def measure(settings):
@@ -139,7 +139,7 @@ def chart(report):
         panel = panels.setdefault(f"{figure['resolution']} px", {})
         panel[figure["peer"]] = statistics.median(figure["images_per_second"])
     return charts.horizontal_bars(
-        panels, "images/s", heading=_machine.first_line(report), highlighted=("llc", "llc_paged")
+        panels, _machine.RATE, heading=_machine.first_line(report), highlighted=("llc", "llc_paged")
     )
 
 
@@ -149,8 +149,9 @@ def describe(report):
     lines = [
         _machine.first_line(report),
         f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, "
-        f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; {settings['workers']} workers, "
-        f"batches of {settings['batch_size']}, {settings['rounds']} rounds of {settings['seconds']:g} s",
+        f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; "
+        f"{_machine.counted(settings['workers'], 'worker')}, batches of {settings['batch_size']}, "
+        f"{settings['rounds']} rounds of {settings['seconds']:g} s",
         "",
         "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS"
         "   first batch",

@@ -58,7 +58,7 @@ def main(argv):
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
     if settings.plot:
-        plots.save(chart(report), settings.plot, "--plot")
+        _machine.save_plot(chart(report), settings.plot)
 
 
 def measure(settings):
@@ -135,7 +135,8 @@ def describe(report):
     lines = [
         _machine.first_line(report),
         f"{settings['queries']:,} queries, {settings['database']:,} codes of {settings['classes']:,} "
-        f"classes, k = {settings['k']:,}, {settings['threads']} threads, {settings['rounds']} rounds",
+        f"classes, k = {settings['k']:,}, {_machine.counted(settings['threads'], 'thread')}, "
+        f"{settings['rounds']} rounds",
         "",
         f"{'bits':>4s}  {'way':26s}{'queries':>8s}{'seconds (range)':>26s}{'s per 1,000':>13s}{'ratio':>9s}",
     ]

@@ -55,7 +55,7 @@ class Settings:
     write_modes: tuple[str, ...] = option(
         ("jpg", "proportion"), choices=("raw", "jpg", "proportion"), help="write modes to measure"
     )
-    images: int = option(3000, minimum=1, help="images to write")
+    images: int = option(3000, minimum=_START_IMAGES + 1, help="images to write")
     workers: int = option(_machine.num_cores(), minimum=1, help="processes of each writer")
     rounds: int = option(5, minimum=1, help="measurements of each writer")
     quality_of: int = option(300, minimum=0, help="samples whose size and PSNR are measured; 0: none")
@@ -75,7 +75,7 @@ def main(argv):
     if settings.json:
         Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
     if settings.plot:
-        plots.save(chart(report), settings.plot, "--plot")
+        _machine.save_plot(chart(report), settings.plot)
 
 
 def measure(settings, scratch):
@@ -259,7 +259,7 @@ def chart(report):
         for mode, figures in report["figures"].items()
     }
     return charts.horizontal_bars(
-        panels, "images/s", heading=_machine.first_line(report), highlighted=("llc",)
+        panels, _machine.RATE, heading=_machine.first_line(report), highlighted=("llc",)
     )
 
 
@@ -269,7 +269,8 @@ def describe(report):
     lines = [
         _machine.first_line(report),
         f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality "
-        f"{settings['jpeg_quality']}, {settings['workers']} workers, {settings['rounds']} rounds",
+        f"{settings['jpeg_quality']}, {_machine.counted(settings['workers'], 'worker')}, "
+        f"{settings['rounds']} rounds",
         "",
         "mode        writer   images/s (range)         ratio   CPU ms/image   ratio   start      MB",
     ]

@@ -56,16 +56,17 @@ class Shards:
         return f"sample {index - int(self.starts[shard])} of {self.paths[shard]}"
 
 
-def open_shards(where):
+def open_shards(where, spot_check=True):
     """Verifies and opens `where`: a beton, several separated by commas, or a glob (its files sorted by name).
 
     Raises UserError where there is no file or one comes twice; ManifestError and BetonError as
     `manifest.verify` does, and where the manifests name different classes, or some of the parts of
     `python -m llc.write --cfg.part` are missing. One part is opened alone only if `where` is its name.
+    spot_check: whether to look if some images are JPEGs; a reader that checks all of them need not.
     """
     where = str(where)
     paths = _find(where)
-    opened = [open_verified(path) for path in paths]
+    opened = [open_verified(path, spot_check) for path in paths]
     manifests, tables = zip(*opened)
     for path, manifest in zip(paths[1:], manifests[1:]):
         check_same_classes(manifests[0], manifest, str(paths[0]), str(path))

@@ -32,6 +32,7 @@ from llc.data.shards import Shards, open_shards
 from llc.data.sources import printable
 from llc.data.storage import read_sample
 from llc.errors import UserError
+from llc.evaluation import wordnet
 from llc.native import codec, library
 from llc.options import option
 
@@ -143,9 +144,10 @@ def _check_sheet(options):
 
 def write_sheet(where, path, num_samples, seed):
     """Draws random samples of the betons `where`, in their order there, and says where the sheet is."""
-    shards = open_shards(where)
+    shards = open_shards(where, spot_check=False)
     chosen = np.random.default_rng(seed).permutation(len(shards))[:num_samples]
-    tiles = [_tile(shards, index) for index in sorted(chosen.tolist())]
+    words = wordnet.shown(shards.manifest.class_names, shards.manifest.class_words)
+    tiles = [_tile(shards, index, words) for index in sorted(chosen.tolist())]
     sheet = montage.draw_sheet(
         [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)],
         lambda index: _pixels(shards, index),
@@ -155,16 +157,25 @@ def write_sheet(where, path, num_samples, seed):
     print(f"{printable(path)}: {len(tiles):,} samples, chosen at random with seed {seed}")
 
 
-def _tile(shards, index):
+def _tile(shards, index, words):
+    """words: what to call the classes."""
     image = shards.images[index]
     form = "JPEG" if image["mode"] == JPG else "raw"
     return montage.Tile(
         index,
         (
-            printable(shards.manifest.class_names[shards.labels[index]]),
+            printable(words[shards.labels[index]]),
             f"{image['width']} x {image['height']}, {form}",
             f"sample {index:,}",
         ),
+    )
+
+
+def _class(shards, index):
+    """The name of a sample's class, with a word behind it where it is known."""
+    manifest, label = shards.manifest, shards.labels[index]
+    return wordnet.with_word(
+        manifest.class_names[label], manifest.class_words[label] if manifest.class_words else ""
     )
 
 
@@ -181,11 +192,11 @@ def _pixels(shards, index):
 def _verify(where, num_threads):
     """Prints what is wrong with the betons `where`; returns how many findings there are."""
     started = time.perf_counter()
-    shards = open_shards(where)
+    shards = open_shards(where, spot_check=False)
     with progress.bar(len(shards), "verify") as bar:
         damaged, crcs = check_samples(shards, num_threads, bar.update)
     for index, problem in damaged[:_MAX_SHOWN]:
-        print(f"{shards.name(index)} (class {shards.manifest.class_names[shards.labels[index]]}): {problem}")
+        print(f"{shards.name(index)} (class {printable(_class(shards, index))}): {problem}")
     if len(damaged) > _MAX_SHOWN:
         print(f"and {len(damaged) - _MAX_SHOWN} more")
     changed = changed_blocks(shards, crcs)

@@ -27,7 +27,8 @@ bitwise majority of its train codes. No file of decoders is written then.
 
 --retrieval.database is searched with the images that are evaluated, or with --retrieval.queries: betons,
 other images, or .npz files of codes. --ood.dataset names images of no known class, which should be told from
-those evaluated. docs/retrieval.md and docs/ood.md explain the figures; --json=FILE writes all of them.
+those evaluated. docs/how-to/retrieval.md and docs/how-to/ood.md explain the figures; --json=FILE writes all
+of them.
 """
 
 import dataclasses

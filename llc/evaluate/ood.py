@@ -9,6 +9,7 @@ from llc.data.sources import printable
 from llc.data.sources.patterns import split_outside_braces
 from llc.errors import UserError
 from llc.evaluate.options import Detection
+from llc.evaluate.origin import DESCRIPTION
 from llc.evaluate.subject import CodeSet, Subject, are_equal, notes_of
 from llc.evaluation import ood
 from llc.packages import needed
@@ -78,7 +79,7 @@ class Others:
             arrays = {
                 f"{name}.{score}": own for name, scores in sets.items() for score, own in scores.items()
             }
-            write_arrays(self.options.scores, arrays)
+            write_arrays(self.options.scores, {DESCRIPTION: self.subject.origin().description(), **arrays})
         for name, outside in self.outside.items():
             inside = {score: own for score, own in self.inside.items() if score in outside}
             try:

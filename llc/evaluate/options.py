@@ -96,7 +96,9 @@ class Retrieval:
     )
     neighbours: int = option(10, minimum=1, maximum=MAX_ITEMS, help="how many nearest codes vote for a class")
     csv: str = option(
-        "", help="a file for precision and recall at many k (all up to 1,000), and within every distance"
+        "",
+        help="a CSV for precision and recall at many k (all up to 1,000) and within every distance, with the "
+        "model's name",
     )
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Detection:
     dataset: str = option(
         "", help="images of no known class, or a .npz of their codes: PATH or NAME=PATH, several with commas"
     )
-    scores: str = option("", help="write the scores of every image to this .npz")
+    scores: str = option("", help="write the scores of every image, and the model's name, to this .npz")
     num_tuning: int = option(
         3000,
         minimum=2,

@@ -1,6 +1,7 @@
 """Retrieval measured: the queries, the database, and what is printed of them."""
 
 import csv
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from llc.data.batches import Images
 from llc.data.sources import printable
 from llc.errors import UserError
 from llc.evaluate.options import Retrieval
+from llc.evaluate.origin import Origin
 from llc.evaluate.subject import CodeSet, Subject, are_equal, notes_of
-from llc.evaluation.retrieval import Ranking, rank
+from llc.evaluation.retrieval import Ranking, counts_size, rank
 from llc.files import atomic_write
 
 DATABASE, QUERIES = "retrieval.database", "retrieval.queries"
@@ -46,6 +48,16 @@ class Sets:
             raise UserError(
                 f"{DATABASE} = {printable(self.options.database)}: it has no class of {self.query_key}, so "
                 "nothing can be found; the classes of both are matched by their names"
+            )
+        queries = self.found_queries
+        num_queries = len(queries) if isinstance(queries, CodeSet) else queries.num_samples
+        size, free = counts_size(num_queries, self.subject.num_bits), _free_memory()
+        if free and size > free:
+            raise UserError(
+                f"{self.query_key}: ranking the database for {num_queries:,} queries of "
+                f"{self.subject.num_bits:,} bits takes {size / 1e9:,.1f} GB of memory, 8 bytes for each "
+                f"query and distance, and {free / 1e9:,.1f} GB are free: give fewer queries with "
+                f"--{QUERIES}, or shorter codes"
             )
 
     def collect(self, evaluated: CodeSet) -> None:
@@ -102,7 +114,7 @@ class Sets:
         except ValueError as error:  # such as a single image, left out of its own answer
             raise UserError(f"{DATABASE} = {printable(database.title)}: {error}") from error
         if options.csv:
-            _write_curves(options.csv, ranking, database.num_bits)
+            _write_curves(options.csv, ranking, database.num_bits, self.subject.origin())
         self.percent = {name: 100 * value for name, value in values.items()}
         return {f"retrieval.{name}": value for name, value in values.items()}
 
@@ -141,6 +153,15 @@ class Sets:
             )
 
 
+def _free_memory() -> int:
+    """Bytes of memory that a program can still get, 0 if that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0
+
+
 def _in_some_order(one: CodeSet, other: CodeSet) -> bool:
     """Whether two sets hold the same codes with the same labels, in any order."""
     if len(one) != len(other):
@@ -149,8 +170,11 @@ def _in_some_order(one: CodeSet, other: CodeSet) -> bool:
     return np.array_equal(*(part[np.lexsort(part.T)] for part in rows))
 
 
-def _write_curves(path: str, ranking: Ranking, num_bits: int) -> None:
-    """Writes precision and recall of the first k, and of those within a distance, as CSV."""
+def _write_curves(path: str, ranking: Ranking, num_bits: int, origin: Origin) -> None:
+    """Writes precision and recall of the first k, and of those within a distance, as CSV.
+
+    Every line also names the model, so that files of several models can be joined to one table.
+    """
     end = ranking.num_items
     sizes = np.unique(
         np.concatenate([np.arange(1, min(end, _NUM_POINTS) + 1), np.geomspace(1, end, _NUM_POINTS)])
@@ -162,7 +186,7 @@ def _write_curves(path: str, ranking: Ranking, num_bits: int) -> None:
 
     def write(file: Any) -> None:
         writer = csv.writer(file)
-        writer.writerow(("at", "value", "precision", "recall"))
-        writer.writerows(rows)
+        writer.writerow(("at", "value", "precision", "recall", "model", "network"))
+        writer.writerows((*row, origin.model, origin.network) for row in rows)
 
     atomic_write(path, write, "w")

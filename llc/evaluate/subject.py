@@ -16,6 +16,7 @@ from llc.data.sources import printable
 from llc.distributed import Processes
 from llc.encoder import Encoder, describe_non_finite
 from llc.errors import UserError
+from llc.evaluate.origin import Origin
 from llc.evaluation import ood
 from llc.evaluation.predict import encode_images
 from llc.network import Network
@@ -135,6 +136,10 @@ class Subject:
             autocast=autocast_for(encoder.precision, processes.device)[0],
             opened=opened,
         )
+
+    def origin(self) -> Origin:
+        """What files of figures say that they are of."""
+        return Origin.of(self.title, self.network)
 
     def find(self, path: str, key: str) -> Images | CodeSet:
         """Opens what lies at `path`, the value of the flag `key`: images, or codes. Raises UserError."""

@@ -1,8 +1,8 @@
 """The decoders: how z or codes become classes, and what is measured of each. One table for the whole project.
 
 The encoder, the trainer, `llc.evaluate` and the comparison of methods loop over `DECODERS`; a decoder from
-outside the package registers itself in the same way (docs/extending.md). The fast functions on packed codes
-that decoders use are in llc.hamming. Some decoders first learn from the codes of the train set
+outside the package registers itself in the same way (docs/how-to/extending.md). The fast functions on packed
+codes that decoders use are in llc.hamming. Some decoders first learn from the codes of the train set
 (FittedDecoder); llc.evaluation.fitting says from which, and keeps what they learnt.
 """
 

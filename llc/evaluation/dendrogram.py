@@ -14,6 +14,7 @@ _TREE_WIDTH, _MARGIN, _HEAD = 7.0, 0.25, 0.75  # inches
 _MAX_LETTERS = 200  # a longer name is cut
 # On a page, which may be as narrow as a phone; its figures have a heading of their own.
 _PAGE_TREE_WIDTH, _PAGE_HEAD, _PAGE_MAX_LETTERS = 3.4, 0.5, 30
+_CUT = 0.7  # of the root's distance, below which a subtree has a colour of its own
 _DPI, _MAX_PIXELS = 110, 30_000  # of the PNG; many programs read no picture higher than 32,767 pixels
 
 
@@ -67,6 +68,27 @@ def _figure(tree, names, title, tree_width, head, max_letters):
     return figure
 
 
+def groups(tree: Tree) -> list[int]:
+    """The subtrees that have a colour of their own, as numbers of nodes, from the top of the picture down.
+
+    They are the largest whose classes are merged below 0.7 times the root's distance. Neighbours differ in
+    colour; of more than 6, every sixth has the same one.
+    """
+    place = {label: row for row, label in enumerate(tree.order.tolist())}
+    cut = _CUT * tree.nodes[-1].distance
+    first: list[int] = []  # row of each node
+    for number, node in enumerate(tree.nodes):
+        first.append(min(first[child] for child in node.children) if node.children else place[number])
+    found = {
+        child
+        for node in tree.nodes
+        if node.distance > cut
+        for child in node.children
+        if tree.nodes[child].children and tree.nodes[child].distance <= cut
+    }
+    return sorted(found, key=lambda number: first[number])
+
+
 def _paths(lines, colours):
     """{colour: the points of all its lines, with NaNs between them}: a path each, as a short SVG needs."""
     paths: dict[str, list[tuple[float, float]]] = {}
@@ -78,16 +100,15 @@ def _paths(lines, colours):
 def _lines(tree: Tree) -> tuple[list[list[tuple[float, float]]], list[str]]:
     """Lines of the picture, as lists of points (distance, row), and their colours."""
     place = {label: row for row, label in enumerate(tree.order.tolist())}
-    cut = 0.7 * tree.nodes[-1].distance
-    colour, used = [plots.FAINT] * len(tree.nodes), 0
+    cut = _CUT * tree.nodes[-1].distance
+    colour = [plots.FAINT] * len(tree.nodes)
+    for place_of_group, number in enumerate(groups(tree)):
+        colour[number] = plots.SERIES[place_of_group % len(plots.SERIES)]
     for number in range(len(tree.nodes) - 1, -1, -1):  # parents first
         node = tree.nodes[number]
-        for child in node.children:
-            if node.distance <= cut:
+        if node.distance <= cut:
+            for child in node.children:
                 colour[child] = colour[number]
-            elif tree.nodes[child].children and tree.nodes[child].distance <= cut:
-                colour[child] = plots.SERIES[used % len(plots.SERIES)]
-                used += 1
     rows: list[float] = []
     lines, colours = [], []
     for number, node in enumerate(tree.nodes):

@@ -123,9 +123,13 @@ def read(path: str | os.PathLike[str], network: Network) -> Fitted:
 
 
 def find(path: str | os.PathLike[str], network: Network) -> Fitted | None:
-    """As `read`, but None where there is no file, or one for another network."""
+    """As `read`, but None where there is no file, or one for another network.
+
+    So it is for a network without class codes, such as the original's of image codes alone: the file may have
+    been made with a codebook that this network was not given.
+    """
     path = Path(path)
-    if not path.exists():
+    if not path.exists() or not len(network.codebook):
         return None
     try:
         return read(path, network)

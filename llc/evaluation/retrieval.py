@@ -11,7 +11,7 @@ Tie-Aware Learning to Rank, CVPR 2018), and they do not depend on the order of t
 
 Published figures are often of other definitions of mean average precision, which differ in what is divided
 by, in queries without hits, and in ties. Those of three much-used programs are reported beside ours:
-docs/retrieval.md.
+docs/how-to/retrieval.md.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from llc.arguments import class_labels, whole_number
+from llc.codes import code_size
 from llc.hamming.neighbours import as_array, check_codes
 from llc.native import hamming
 
@@ -133,6 +134,11 @@ def rank(
     row = np.argsort(order)  # of each query in the results
     per_query = ("total", "relevant", "knn_right", "precisions", "hits")
     return dataclasses.replace(ranking, **{name: getattr(ranking, name)[row] for name in per_query})
+
+
+def counts_size(num_queries: int, num_bits: int) -> int:
+    """The bytes that a Ranking takes: they grow with the queries and the bits, not with the database."""
+    return 2 * np.dtype(np.int32).itemsize * num_queries * (8 * code_size(num_bits) + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,9 +93,7 @@ def _shown(names: list[str], hierarchy: wordnet.Hierarchy | None) -> list[str]:
     """What pictures and texts call the classes, all different: the hierarchy's first word, or the name."""
     if hierarchy is None:
         return [printable(name) for name in names]
-    first = [hierarchy.first_word(name) for name in names]
-    several = set(taxonomy.repeated(first))
-    return [printable(f"{word} ({name})" if word in several else word) for word, name in zip(first, names)]
+    return [printable(name) for name in wordnet.shown(names, [hierarchy.words[name] for name in names])]
 
 
 # ----------------------------------------------------------------------------------------------- the figures

@@ -15,7 +15,9 @@ which the first is shown. The order of the lines does not matter. The words may 
 is shown.
 """
 
+import collections
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -51,10 +53,6 @@ class Hierarchy:
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the names that the hierarchy does not have, in order."""
         return [name for name in names if name not in self.hypernyms]
-
-    def first_word(self, name: str) -> str:
-        """The first of an entry's words, or its name if it has none."""
-        return self.words[name].split(",")[0].strip() or name
 
     def ancestors(self, name: str) -> dict[str, int]:
         """{entry: steps of the shortest path to it} of all entries above one, and itself with 0 steps."""
@@ -108,6 +106,46 @@ def read(path: str | os.PathLike[str] | None = None) -> Hierarchy:
                 raise UserError(f"{path}: {name} has the hypernym {hypernym}, which has no line of its own")
     _check_cycles(path, hypernyms)
     return Hierarchy(hypernyms, words)
+
+
+def _first(words: str) -> str:
+    return words.split(",")[0].strip()
+
+
+@functools.cache
+def _imagenet() -> Hierarchy:
+    return read()
+
+
+def word(name: str, own: str = "") -> str:
+    """The first of the words that say what a class is, "" where they are not known.
+
+    own: the words that come with the data, such as "tench, Tinca tinca". Without them, those of WordNet are
+    taken if the name is the id of one of ImageNet's classes.
+    """
+    if own or not is_wordnet_id(name):
+        return _first(own)
+    return _first(_imagenet().words.get(name, ""))
+
+
+def with_word(name: str, own: str = "") -> str:
+    """A class's name for a line of text, with its `word` behind it: n01440764 tench."""
+    found = word(name, own)
+    return f"{name} {found}" if found and found != name else name
+
+
+def shown(names: Sequence[str], own: Sequence[str] = ()) -> list[str]:
+    """What pictures and pages call classes: each class's `word`, or its name where there is none.
+
+    Where several classes have the same word, as two of ImageNet's are cranes, their names stand behind it.
+    own: the words that come with the data, for each class, or none.
+    """
+    words = [word(*both) for both in zip(names, own or [""] * len(names), strict=True)]
+    count = collections.Counter(found or name for found, name in zip(words, names))
+    return [
+        (f"{found} ({name})" if count[found] > 1 else found) if found else name
+        for found, name in zip(words, names)
+    ]
 
 
 def _check_cycles(path: Path, hypernyms: Mapping[str, tuple[str, ...]]) -> None:

@@ -17,6 +17,7 @@ from llc import search
 from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, load_encoder
 from llc.errors import UserError
+from llc.evaluation import wordnet
 from llc.index import exports, imports
 from llc.index.commands import bits, check_outputs, label_of, model_of, write_json
 from llc.index.duplicates import duplicates
@@ -377,7 +378,7 @@ def list_duplicates(options: Duplicates) -> None:
             f"{Path(options.index).name}: {len(groups):,} groups of codes that differ by at most "
             f"{bits(options.radius)}"
         )
-        rows = [_row_of(_described(index, ids[:MAX_COLUMNS]), len(ids)) for ids in groups[:MAX_ROWS]]
+        rows = [_row_of(index, ids[:MAX_COLUMNS], len(ids)) for ids in groups[:MAX_ROWS]]
         sheet = draw_sheet(rows, open_recorded, heading=heading, what="groups", total=len(groups))
         write_sheet(options.montage, sheet)
     if options.json == "-":
@@ -406,12 +407,17 @@ def _described(index: Index, ids: np.ndarray) -> dict[str, list[Any]]:
     return {"ids": ids.tolist(), "distances": distances.tolist(), "files": files}
 
 
-def _row_of(group, num_images):
-    """The tiles of a group, as _described gives it; the first says how many images there are."""
+def _row_of(index, ids, num_images):
+    """The tiles of a group; the first says how many images there are."""
+    group, labels = _described(index, ids), index.records(ids).labels.tolist()
+    words = wordnet.shown(index.class_names)
     heads = [f"{num_images:,} images", *map(bits, group["distances"][1:])]
     return [
-        Tile(file, (f"{head} · id {id}", os.path.basename(file)))
-        for head, id, file in zip(heads, group["ids"], group["files"])
+        Tile(
+            file,
+            (f"{head} · id {id}", *((words[label],) if words and label >= 0 else ()), os.path.basename(file)),
+        )
+        for head, id, file, label in zip(heads, group["ids"], group["files"], labels)
     ]
 
 

@@ -16,8 +16,8 @@ rest. --ood_scores and --retrieval_csv are files of `python -m llc.evaluate RUN`
 one: --retrieval_csv=a.csv,,c.csv.
 
 --out: a name that ends in .html. A file that exists is overwritten only if it is such a page. The default is
-report.html, in the run folder of a single run and else in the current folder. docs/report.md explains the
-parts of the page.
+report.html, in the run folder of a single run and else in the current folder. docs/how-to/report.md explains
+the parts of the page.
 
 It needs scipy, matplotlib and jinja2 (the extra llcodes[report]).
 """
@@ -39,7 +39,14 @@ from llc.packages import needed
 from llc.report.contents import Report
 from llc.report.measuring import AUTO, measure
 from llc.report.page import MARK, PURPOSE, render
-from llc.report.reading import read_curves, read_detections, read_run
+from llc.report.reading import (
+    check_origin,
+    origin_of_curves,
+    origin_of_detections,
+    read_curves,
+    read_detections,
+    read_run,
+)
 
 _NONE = "none"  # the value of --data without images
 
@@ -78,15 +85,9 @@ def main(argv: list[str]) -> None:
     curves = _for_each("retrieval_csv", options.retrieval_csv, options.runs)
     for module in ("scipy", "matplotlib", "jinja2"):  # before long work
         needed(module, PURPOSE, extra="report")
-    reports = [
-        Report(
-            read_run(path),
-            detections=read_detections(of_scores) if of_scores else (),
-            curves=read_curves(of_curves) if of_curves else (),
-        )
-        for path, of_scores, of_curves in zip(options.runs, scores, curves)
-    ]
+    reports = [_read(*of_run) for of_run in zip(options.runs, scores, curves)]
     reports = [_with_images(report, options) for report in reports]
+    print("drawing the figures", flush=True)
     page = render(reports, shlex.join(["python", "-m", "llc.report", *argv])).encode("utf-8")
     check_name(out, "--out")  # images took a while
     atomic_write(out, lambda file: file.write(page))
@@ -144,17 +145,44 @@ def _is_report(path: Path) -> bool:
 def _for_each(flag: str, files: Sequence[str], paths: Sequence[str]) -> Sequence[str]:
     """A file for each run, "" where there is none. Raises UserError for another number of them."""
     if files and len(files) != len(paths):
+        counts = (
+            f"{len(some)} {what}{'s' * (len(some) > 1)}" for some, what in ((files, "file"), (paths, "run"))
+        )
         raise UserError(
-            f"--{flag}={printable(','.join(files))}: {len(files)} files for {len(paths)} runs; name one for "
-            "each run, separated by commas, and nothing for a run without one"
+            f"--{flag}={printable(','.join(files))}: {' for '.join(counts)}; name one for each run, "
+            "separated by commas, and nothing for a run without one"
         )
     return files or [""] * len(paths)
+
+
+def _read(path: str, scores: str, curves: str) -> Report:
+    """The report of a run folder without images. Raises UserError, also for files that are of another run."""
+    print(f"{printable(path)}: reading the run", flush=True)
+    report = Report(
+        read_run(path),
+        detections=read_detections(scores) if scores else (),
+        curves=read_curves(curves) if curves else (),
+    )
+    notes = []
+    if scores:
+        notes.append(
+            check_origin(f"--ood_scores={printable(scores)}", origin_of_detections(scores), report.run)
+        )
+    if curves:
+        notes.append(
+            check_origin(f"--retrieval_csv={printable(curves)}", origin_of_curves(curves), report.run)
+        )
+    return dataclasses.replace(report, notes=[note for note in notes if note])
 
 
 def _with_images(report: Report, options: Options) -> Report:
     """The report with what is measured on images, or with why it is not. Raises UserError."""
     if options.data == _NONE:
         return dataclasses.replace(report, why_not_measured="They were not asked for (--data=none).")
+    where = options.data or report.run.config.data.val_dataset
+    print(
+        f"{printable(report.run.path)}: encoding and comparing the images of {printable(where)}", flush=True
+    )
     try:
         measured = measure(
             report.run,

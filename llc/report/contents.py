@@ -45,7 +45,10 @@ class Run:
 
     epochs: the lines of log.jsonl, one for each epoch. results: {"STAGE/METRIC": (final, best epoch's)}, NaN
     where there is none. stages: the finished ones, in the order of training. class_codes uint8 [C, code_size]
-    and class_names in label order. base: the name of the recipe from which the differences are.
+    and class_names in label order. base: the name of the recipe from which the differences are. val_data: a
+    digest of the val images, "" if it is unknown; num_val: how many they are, 0 if unknown.
+    without_checkpoint: the finished stages whose network is missing. notes: what the reader must know of
+    files that are missing or cut off.
     """
 
     path: Path
@@ -63,6 +66,10 @@ class Run:
     origin: Mapping[
         str, str
     ]  # {what: text}: versions, data, checkpoint: how the run and the report were made
+    val_data: str = ""
+    num_val: int = 0
+    without_checkpoint: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -173,10 +180,15 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A run's part of a report. why_not_measured: for the reader, if `measured` is None."""
+    """A run's part of a report.
+
+    why_not_measured: for the reader, if `measured` is None. notes: what the reader must know of files that
+    were given.
+    """
 
     run: Run
     measured: Measured | None = None
     why_not_measured: str = ""
     detections: Sequence[Detection] = ()
     curves: Sequence[Curve] = ()
+    notes: Sequence[str] = ()

@@ -17,7 +17,6 @@ from llc.evaluation import dendrogram, metrics
 from llc.evaluation.decoders import DECODERS
 from llc.report.contents import Curve, Detection, Report, Run
 
-_COMPARED = ("mhd", "class")  # of several runs, the first decoder of these that all of them logged
 _DISTANCE = "distance, bits"
 
 
@@ -68,7 +67,7 @@ def comparison_figures(reports: Sequence[Report], names: Sequence[str] = ()) -> 
         for number, (name, run) in enumerate(zip(given, runs), 1)
     }
     drawn = {
-        "accuracy": _compared_accuracy(called),
+        **{f"accuracy_{decoder}": _compared_accuracy(called, decoder) for decoder in DECODERS},
         "loss": _compared_loss(called),
         "distances": _compared_distances(called),
     }
@@ -175,7 +174,9 @@ def _resolution(run: Run) -> _Drawn | None:
     if not stages:
         return None
     sizes = {size for _, y in stages.values() for size in y}
-    shown = f"{min(sizes):.0f} pixels" + (f" to {max(sizes):.0f} pixels" if len(sizes) > 1 else " throughout")
+    if len(sizes) == 1:  # a page says it in words
+        return None
+    shown = f"{min(sizes):.0f} pixels to {max(sizes):.0f} pixels"
     return _Drawn(
         _over_epochs(run, {"resolution": stages}, "pixels", zero=True),
         "Resolution",
@@ -317,14 +318,21 @@ def _dendrogram(run: Run, class_names: Sequence[str]) -> _Drawn | None:
     if run.tree is None:
         return None
     merges = [node.distance for node in run.tree.nodes if node.children]
+    num_groups, num_colours = len(dendrogram.groups(run.tree)), len(plots.SERIES)
+    again = ""
+    if num_groups > num_colours:
+        again = (
+            f" There are {num_groups:,} such branches and {num_colours} colours, so those of one colour that "
+            "are not neighbours need not be related."
+        )
     return _Drawn(
         dendrogram.inline(run.tree, [printable(name) for name in class_names]),
         "Tree of the classes",
         f"Dendrogram of {len(class_names):,} classes: the first are merged at a distance of "
         f"{min(merges):.3g} bits, all at {max(merges):.3g} bits.",
         "Classes are merged where their codes are near; the further to the right two branches meet, the "
-        "fewer bits their codes differ in. Branches of one colour are merged below 0.7 times the root's "
-        "distance.",
+        "fewer bits their codes differ in. Branches that meet before 0.7 times the root's distance have one "
+        f"colour.{again}",
     )
 
 
@@ -376,16 +384,17 @@ def _axis(name: str, x: Sequence[float]) -> str:
     """What a curve's x axis is, from its name and values."""
     if any(word in name.lower() for word in ("distance", "radius", "within")):
         return f"images within a Hamming {_DISTANCE}"
-    return "recall" if max(x) <= 1 and len(x) > 1 else "k, number of nearest images"
+    over_recall = name.endswith("over recall") or any(value != round(value) for value in x)
+    return "recall" if over_recall else "k, number of nearest images"
 
 
 # ----------------------------------------------------------------------------------------------- several runs
 
 
-def _compared_accuracy(runs: Mapping[str, Run]) -> _Drawn | None:
+def _compared_accuracy(runs: Mapping[str, Run], decoder: str) -> _Drawn | None:
+    """The accuracies by one decoder; None unless all runs logged it."""
     found = {name: _accuracies(run) for name, run in runs.items()}
-    decoder = next((one for one in _COMPARED if all(one in of_run for of_run in found.values())), None)
-    if decoder is None:
+    if not all(decoder in of_run for of_run in found.values()):
         return None
     points = {name: of_run[decoder] for name, of_run in found.items()}
     last = ", ".join(

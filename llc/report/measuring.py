@@ -39,6 +39,7 @@ _MAX_IMAGES = 900  # shown; at 64 pixels a side they take about 2 kB each
 _MAX_BYTES = 2_900_000  # of all images that are shown
 _QUALITIES = (80, 60, 40, 20)  # of JPEG: the first at which they fit into that
 _MAX_PAIRED = 50_000  # images whose pairs are counted: 1.25 billion, which takes seconds
+_MAX_COUNTS = 50_000_000  # of pairs by image and distance, 8 bytes each
 
 
 def measure(
@@ -59,7 +60,7 @@ def measure(
     data: a beton, a folder of images, or any other source; by default the run's data.val_dataset. decoder: of
     llc.evaluation.decoders.DECODERS, by which queries and confusions are decoded. num_images: on either side
     of a bit, fewer where there are many bits. seed: of the queries, of the order of equally near neighbours,
-    and of the images whose pairs are counted if there are more than 50,000. progress: whether to show how far
+    and of the images whose pairs are counted if there are very many. progress: whether to show how far
     it is. The images are prepared, and z is averaged over flips, as in the run's own validation.
 
     Raises UserError where no such stage is finished, where the images cannot be read, have no labels or other
@@ -112,7 +113,9 @@ def measure(
 
 def _encoder(run: Run) -> tuple[Encoder, str]:
     """(the network that makes codes, the stage at whose end it was saved). Raises UserError."""
-    found = [name for name in run.stages if not stages.STAGES[name].dense]
+    found = [
+        name for name in run.stages if not stages.STAGES[name].dense and name not in run.without_checkpoint
+    ]
     if not found:
         raise UserError(
             f"{run.path}/checkpoints holds no network of a finished stage with codes, so no images can be "
@@ -230,10 +233,12 @@ def pairs(codes: np.ndarray, labels: np.ndarray, num_bits: int, rng: np.random.G
     """Of pairs of images, the fraction at each distance: among pairs of one class, and among pairs of two.
 
     codes uint8 [N, code_size], labels int64 [N] -> float64 [num_bits + 1, 2]. Up to 50,000 images every pair
-    is counted. Of more, 50,000 are drawn by rng, and their pairs are counted. A column without pairs is 0.
+    is counted, of codes of 1,000 bits or more fewer. Of more images, so many are drawn by rng, and their
+    pairs are counted. A column without pairs is 0.
     """
-    if len(codes) > _MAX_PAIRED:
-        drawn = np.sort(rng.permutation(len(codes))[:_MAX_PAIRED])
+    most = min(_MAX_PAIRED, _MAX_COUNTS // (num_bits + 1))
+    if len(codes) > most:
+        drawn = np.sort(rng.permutation(len(codes))[:most])
         codes, labels = codes[drawn], labels[drawn]
     if len(codes) < 2:
         return np.zeros((num_bits + 1, 2))

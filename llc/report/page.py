@@ -6,8 +6,10 @@ is escaped, and characters that are invisible or change the direction of text ar
 """
 
 import base64
+import collections
 import dataclasses
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +28,8 @@ MARK = '<meta name="generator" content="llc.report">'  # in page.html: by this a
 _LONGEST = 60  # characters of a name; a thousand long ones in each bit's list would fill megabytes
 _NAMED = 12  # names of a list that are shown before "and 37 more"
 _IMAGE_BYTES = 2_500_000  # of the bits' images in the page; the neighbours' come on top
+_PERCENT = "\u00a0%"  # on one line with its number
+_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 _NO_RECIPE = ("logging", "dist")  # sections on where a run was written, and by which processes
 
 # What the accuracy of a decoder means, as the end of a sentence that begins with a percentage.
@@ -82,7 +86,7 @@ def _visible(value: Any) -> Any:
 
 
 def _percent(fraction: float, digits: int = 1) -> str:
-    return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f}\u00a0%"  # on one line
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f}{_PERCENT}"
 
 
 def _number(value: float, digits: int = 2) -> str:
@@ -105,12 +109,19 @@ def _data_uri(image: tuple[bytes, str]) -> str:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What the page calls the runs: the names of their folders, with the folder above where these repeat."""
-    short = [run.name for run in runs]
-    return [
-        f"{run.path.resolve().parent.name}/{run.name}" if short.count(run.name) > 1 else run.name
-        for run in runs
-    ]
+    """What the page calls the runs: the names of their folders, and folders above that tell them apart."""
+    parts = [(*run.path.resolve().parts[1:-1], run.name) for run in runs]
+    lengths = [1] * len(parts)
+    while True:
+        names = ["/".join(of_run[-length:]) for of_run, length in zip(parts, lengths)]
+        count = collections.Counter(names)
+        longer = [
+            length + (count[name] > 1 and length < len(of_run))
+            for of_run, name, length in zip(parts, names, lengths)
+        ]
+        if longer == lengths:
+            return names
+        lengths = longer
 
 
 def _count(number: int, what: str, several: str = "") -> str:
@@ -131,11 +142,15 @@ class Headline:
     meaning: str
     share: float | None = None
     best: Any = None  # max or min: which of several runs is best
+    half_width: float = 0.0  # of the 95 % interval of the value, 0 if it is unknown
 
 
 def _headlines(report: Report) -> list[Headline]:
     run = report.run
-    found = list(_accuracies(run)) or list(_measured_accuracies(report))
+    found = [
+        dataclasses.replace(one, half_width=half_width(one.value, _num_images(report)))
+        for one in list(_accuracies(run)) or list(_measured_accuracies(report))
+    ]
     flip = run.config.validation.lr_tta
     for stage in run.stages:
         tied = run.results.get(f"{stage}/{metrics.name('tied', 'mhd', flip)}")
@@ -177,6 +192,25 @@ def _headlines(report: Report) -> list[Headline]:
     return found
 
 
+def half_width(fraction: float, n: int) -> float:
+    """Half the width of Wilson's 95 % interval of a fraction of n images; 0 if n is 0.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 1927.
+    """
+    if not n:
+        return 0.0
+    return _Z * math.sqrt(fraction * (1 - fraction) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+
+
+def _num_images(report: Report) -> int:
+    """How many images the accuracies are of, 0 if it is unknown."""
+    measured, run = report.measured, report.run
+    on_others = measured is not None and measured.called != "val images"
+    if not run.results and measured is not None:
+        return measured.num_images
+    return run.num_val or (measured.num_images if measured is not None and not on_others else 0)
+
+
 def _accuracies(run: Run) -> Iterator[Headline]:
     """Top-1 of each decoder, of the stage that trains what it reads."""
     for stage in run.stages:
@@ -201,6 +235,12 @@ def _measured_accuracies(report: Report) -> Iterator[Headline]:
                 key=f"measured {found.key}",  # beside another run's results it is another number
                 meaning=found.meaning.replace(_RIGHT, f"of the {called} are classified right"),
             )
+
+
+def _with_half_width(headline: Headline) -> str:
+    if not headline.half_width:
+        return headline.text
+    return f"{headline.text.removesuffix(_PERCENT)} ± {100 * headline.half_width:.1f}{_PERCENT}"
 
 
 def _decoder_of(metric: str) -> Decoder | None:
@@ -262,6 +302,7 @@ def _view(report: Report, name: str, prefix: str) -> dict[str, Any]:
         "stages": ", then ".join(
             name if name in run.stages else f"{name} (not finished)" for name in run.config.stages
         ),
+        "notes": [*run.notes, *report.notes],
         "facts": _facts(report),
         "results": [
             [*key.partition("/")[::-2], *(_percent(value, 2) for value in values)]
@@ -279,12 +320,8 @@ def _view(report: Report, name: str, prefix: str) -> dict[str, Any]:
 
 
 def _class_names(run: Run) -> list[str]:
-    """The class names, with words beside them where they are WordNet's ids of ImageNet's classes."""
-    if run.class_names and all(map(wordnet.is_wordnet_id, run.class_names)):
-        hierarchy = wordnet.read()
-        if not hierarchy.missing(run.class_names):
-            return [hierarchy.first_word(name) for name in run.class_names]
-    return list(run.class_names)
+    """The class names, or their words where they are WordNet's ids of ImageNet's classes."""
+    return wordnet.shown(run.class_names)
 
 
 def _lead(run: Run) -> str:
@@ -308,10 +345,12 @@ def _facts(report: Report) -> dict[str, str]:
     speeds = sorted(line["images_per_second"] for line in run.epochs if line.get("images_per_second", 0) > 0)
     parts = [line.get(key, 0) for line in run.epochs for key in ("train_seconds", "val_seconds")]
     seconds = sum(part for part in parts if math.isfinite(part))
+    sizes = {line["resolution"] for line in run.epochs if "resolution" in line}
     return {
         "Classes": f"{len(run.class_names):,}",
         "Bits": f"{run.num_bits:,}",
         **({"Epochs": f"{len(run.epochs):,}"} if run.epochs else {}),
+        **({"Resolution": f"{sizes.pop():,} pixels"} if len(sizes) == 1 else {}),
         **({"Time": _duration(seconds)} if seconds else {}),
         **({"Median speed": f"{speeds[len(speeds) // 2]:,.0f} images/s"} if speeds else {}),
         **({printable(measured.called).capitalize(): f"{measured.num_images:,}"} if measured else {}),
@@ -426,8 +465,15 @@ def _comparison(reports: Sequence[Report], names: Sequence[str]) -> dict[str, An
         best = None
         if comparable and headline.best and len(given) > 1 and min(given) < max(given):
             best = headline.best(given)
+        # What lies within the interval of the best may be as good.
+        room = max(
+            (one.half_width for one in (c[key] for c in columns if key in c) if one.value == best), default=0
+        )
         cells = [
-            (column[key].text if key in column else "–", value == best)
+            (
+                _with_half_width(column[key]) if key in column else "–",
+                best is not None and abs(value - best) <= room,
+            )
             for column, value in zip(columns, values)
         ]
         rows.append((headline.title, cells))
@@ -435,6 +481,7 @@ def _comparison(reports: Sequence[Report], names: Sequence[str]) -> dict[str, An
         "names": names,
         "rows": rows,
         "starred": any(best for _, cells in rows for _, best in cells),
+        "intervals": any(one.half_width for column in columns for one in column.values()),
         "differences": _differences([run.config for run in runs]),
         "figures": comparison_figures(reports, names),
         "notes": _notes(runs),
@@ -459,6 +506,10 @@ def _differences(configs: Sequence[Config]) -> list[list[str]]:
     return rows
 
 
+def _num_val_paths(runs: Sequence[Run]) -> int:
+    return len({os.path.normpath(run.config.data.val_dataset) for run in runs})
+
+
 def _notes(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before numbers of these runs are compared."""
     notes = []
@@ -466,8 +517,13 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         notes.append(
             "The runs have different classes, so their accuracies cannot be compared, and no best is marked."
         )
-    elif len({run.config.data.val_dataset for run in runs}) > 1:
+    elif len({run.val_data for run in runs if run.val_data}) > 1:
         notes.append("The runs were validated on different data, so compare their accuracies with care.")
+    elif not all(run.val_data for run in runs) and _num_val_paths(runs) > 1:
+        notes.append(
+            "The runs name different val sets, and not all of these can be read here, so they may be "
+            "different images: compare accuracies with care."
+        )
     if len({run.num_bits for run in runs}) > 1:
         notes.append("The codes differ in length: a longer code may cost more memory and search time.")
     return notes

@@ -27,7 +27,9 @@ from llc.codes import pack_bits, unpack_bits
 from llc.data.manifest import load_manifest, manifest_path
 from llc.data.shards import Shards, open_shards
 from llc.data.sources import printable
+from llc.encoder import load
 from llc.errors import UserError
+from llc.evaluate.origin import DESCRIPTION, Origin, digest
 from llc.evaluation import ood
 from llc.evaluation.taxonomy import class_distances, tree
 from llc.files import SHIPPED, stand_in
@@ -66,8 +68,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     folder = Path(path) if Path(path).name else Path(path).resolve()
     config = runs.read_config(folder)
     saved = runs.checkpoints(folder)
-    finished = [name for name in config.stages if name in saved]
-    epochs = _read_log(folder, must_exist=bool(finished))
+    epochs, is_cut_off = _read_log(folder, must_exist=any(name in saved for name in config.stages))
+    results = _read_results(folder)
+    finished = _finished(config, saved, epochs, results)
+    missing = [name for name in finished if name not in saved]
     class_codes = _class_codes(folder, config, {str(line["stage"]) for line in epochs})
     num_bits, num_classes = config.codes.num_bits, len(class_codes)
     names = runs.read_class_names(folder)
@@ -79,6 +83,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             "one of the two is of another run"
         )
     base, differences = _compared(config)
+    last = _last(folder)
+    train, val = (_shards(where) for where in (config.data.train_dataset, config.data.val_dataset))
     return Run(
         path=folder,
         config=config,
@@ -86,13 +92,17 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         class_codes=class_codes,
         num_bits=num_bits,
         epochs=epochs,
-        results=_read_results(folder),
+        results=results,
         stages=finished,
         base=base,
         differences=differences,
         health=health(class_codes, num_bits),
         tree=tree(class_codes) if num_classes > 1 else None,
-        origin=_origin(folder, config, finished),
+        origin=_origin(config, finished, missing, last, train, val),
+        val_data=_val_data(config, last, val),
+        num_val=_num_val(config, last, val),
+        without_checkpoint=missing,
+        notes=_notes(missing, is_cut_off, bool(results)),
     )
 
 
@@ -153,10 +163,46 @@ def health(class_codes: np.ndarray, num_bits: int) -> Health:
 # ----------------------------------------------------------------------------------------- logs and results
 
 
-def _read_log(folder: Path, must_exist: bool) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; none before the first epoch ends. Raises UserError.
+def _finished(
+    config: recipe.Config,
+    saved: Collection[str],
+    epochs: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+) -> list[str]:
+    """The finished stages, in the order of training, whether their networks are there or not.
 
-    A last line that is cut off is left out, because a run may be writing it.
+    A stage is finished if its network was saved, if it has results, or if a later one has begun.
+    """
+    known = {*saved, *(name.partition("/")[0] for name in results)}
+    begun = [
+        number for number, name in enumerate(config.stages) if any(one["stage"] == name for one in epochs)
+    ]
+    return [
+        name for number, name in enumerate(config.stages) if name in known or begun and number < max(begun)
+    ]
+
+
+def _notes(missing: Sequence[str], is_cut_off: bool, is_finished: bool) -> list[str]:
+    """What the reader must know of a run's files."""
+    notes = [
+        f"checkpoints/{name}.pth is missing, though the {name} stage is finished, so nothing here is "
+        "measured with that network."
+        for name in missing
+    ]
+    if is_cut_off:
+        why = (
+            "Restore the file from a copy to see it."
+            if is_finished
+            else "If the training still runs, it was being written."
+        )
+        notes.append(f"The last line of {_LOG} is cut off, so its epoch is left out. {why}")
+    return notes
+
+
+def _read_log(folder: Path, must_exist: bool) -> tuple[list[dict[str, Any]], bool]:
+    """(the lines of log.jsonl, whether a last one was left out); none before the first epoch ends.
+
+    A last line that is cut off is left out, because a run may be writing it. Raises UserError.
     """
     path = folder / _LOG
     text = _read_text(path)
@@ -165,7 +211,7 @@ def _read_log(folder: Path, must_exist: bool) -> list[dict[str, Any]]:
             raise UserError(
                 f"{path}: it is missing, though stages of this run are finished; copy it here too"
             )
-        return []
+        return [], False
     lines = text.split("\n")
     found = []
     for number, line in enumerate(lines, 1):
@@ -175,12 +221,12 @@ def _read_log(folder: Path, must_exist: bool) -> list[dict[str, Any]]:
             found.append(_checked_line(json.loads(line)))
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline ends it
-                break
+                return found, True
             raise UserError(
                 f"{path}: line {number} is damaged ({error}); restore the file from a copy, or continue the "
                 "run, which writes it again"
             ) from error
-    return found
+    return found, False
 
 
 def _checked_line(line: Any) -> dict[str, Any]:
@@ -325,14 +371,43 @@ def value_text(value: Any) -> str:
 # ------------------------------------------------------------------------------------------ where it is from
 
 
-def _origin(folder: Path, config: recipe.Config, finished: Sequence[str]) -> dict[str, str]:
-    """{what: text} on how a run and its report were made. What is not known is said to be unknown."""
-    last = _last(folder)
+def _val_data(config: recipe.Config, last: Mapping[str, Any], val: Shards | None) -> str:
+    """A digest of the val images of a training, or else of those that are there now, "" if it is unknown."""
+    stored = _stored_identity(last).get("val_data")
+    if isinstance(stored, str):
+        return stored
+    return "" if val is None else resume.identity(config, val, val, None)["val_data"]
+
+
+def _num_val(config: recipe.Config, last: Mapping[str, Any], val: Shards | None) -> int:
+    """How many val images the training had, 0 if it is unknown."""
+    stored = _stored_identity(last).get("val_data")
+    if (
+        val is None
+        or isinstance(stored, str)
+        and stored != resume.identity(config, val, val, None)["val_data"]
+    ):
+        return 0
+    return len(val)
+
+
+def _stored_identity(last: Mapping[str, Any]) -> Mapping[str, Any]:
     identity = last.get("identity")
-    stored = identity if isinstance(identity, dict) else {}
-    train, val = (_shards(config.data.train_dataset), _shards(config.data.val_dataset))
+    return identity if isinstance(identity, dict) else {}
+
+
+def _origin(
+    config: recipe.Config,
+    finished: Sequence[str],
+    missing: Collection[str],
+    last: Mapping[str, Any],
+    train: Shards | None,
+    val: Shards | None,
+) -> dict[str, str]:
+    """{what: text} on how a run and its report were made. What is not known is said to be unknown."""
+    stored = _stored_identity(last)
     now = resume.identity(config, train, val, None) if train and val else {}
-    code_stages = [name for name in finished if not stages.STAGES[name].dense]
+    code_stages = [name for name in finished if not stages.STAGES[name].dense and name not in missing]
     of_process = last.get("of_process")
     number = len(of_process) if isinstance(of_process, torch.Tensor) and of_process.ndim else 0
     return {
@@ -410,6 +485,7 @@ def read_detections(path: str | os.PathLike[str]) -> list[Detection]:
     """
     path = Path(path)
     arrays = _read_npz(path)
+    arrays.pop(DESCRIPTION, None)
     sets: dict[str, dict[str, np.ndarray]] = {}
     for name, values in arrays.items():
         dataset, _, score = name.rpartition(".")
@@ -454,6 +530,57 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # numpy parses the header as Python, which can raise many kinds of errors
         raise UserError(f"{path}: not a .npz file of numbers, or damaged: {error}") from error
+
+
+def origin_of_detections(path: str | os.PathLike[str]) -> Origin | None:
+    """The model that a file of scores says it is of; None if it does not say. Raises UserError."""
+    description = _read_npz(Path(path)).get(DESCRIPTION)
+    try:
+        return None if description is None else Origin.restore(json.loads(str(description)))
+    except (ValueError, RecursionError):
+        return None
+
+
+def origin_of_curves(path: str | os.PathLike[str]) -> Origin | None:
+    """The model that a file of curves says it is of; None if it does not say. Raises UserError.
+
+    A file whose lines are of several models is of none.
+    """
+    path = Path(path)
+    found = {Origin.restore(row) for _, row in _rows(path, _read_text(path) or "", ())}
+    return found.pop() if len(found) == 1 else None
+
+
+def check_origin(given: str, origin: Origin | None, run: Run) -> str:
+    """What a reader must know of a file that should be about a run's codes, or "".
+
+    given: the file, for messages. Raises UserError if the file is of a network that is not the run's.
+    """
+    if origin is None:
+        return f"{given} does not say which network it was measured with, so it may be about another run."
+    if not origin.network:
+        return (
+            f"{given} was made from {origin.model}, codes without a network, so it may be about another run."
+        )
+    # The newest network first, which is the one that a page shows, and then those that are rarely measured.
+    names = [*reversed(run.stages), *(name for name in runs.checkpoints(run.path) if name not in run.stages)]
+    of_run = {}
+    for name in names:
+        with contextlib.suppress(UserError):
+            of_run[name] = digest(load(run.path, checkpoint=name).network)
+            if of_run[name] == origin.network:
+                return "" if name == names[0] else f"{given} was measured with checkpoints/{name}.pth."
+    if not {*run.stages} <= {*of_run}:
+        return (
+            f"{given} was measured with a network of {origin.model}. It is {UNKNOWN} whether that is this "
+            "run's, because not all checkpoints of the run can be read here."
+        )
+    raise UserError(
+        f"{given}: it is not about the run {printable(run.path)}: it was measured with the network "
+        f"{origin.network} of {printable(origin.model)}, and this run has "
+        f"{', '.join(f'{of_run[name]} ({name})' for name in run.stages)}; name the file of this run, or "
+        f"write it again with python -m llc.evaluate {printable(run.path)}"
+    )
 
 
 def read_curves(path: str | os.PathLike[str]) -> list[Curve]:

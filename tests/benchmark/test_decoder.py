@@ -34,7 +34,8 @@ def test_both_sides_are_measured(image_tree, tmp_path, capsys):
         "raw, 24 px",
         "FFCV's way",
     } <= texts_in(tmp_path / "report.svg")
-    lines = capsys.readouterr().out.splitlines()[-3:]
+    *lines, last = capsys.readouterr().out.splitlines()[-4:]
+    assert last == f"{tmp_path / 'report.svg'}: the figures as bars"
     for line, figure in zip(lines, figures):
         sides = figure["seconds_per_image"]
         assert len(sides["llc"]) == len(sides["ffcv"]) == 2

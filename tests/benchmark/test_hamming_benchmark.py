@@ -51,8 +51,11 @@ def test_command(tmp_path):
     names = ["decode", "pack", "top1_64", "posterior_20", "posterior_64", "fit_20"]
     assert [w["name"] for w in written["workloads"]] == names and written["machine"]["threads"] >= 1
     drawn = texts_in(tmp_path / "out.svg")
+    assert f"{tmp_path / 'out.svg'}: the figures as bars\n" in done.stdout
+    items = [workload["item"] for workload in written["workloads"]]
+    assert items == ["code", "value", "query", "code", "code", "code"]
     for workload in written["workloads"]:
-        assert f"{workload['name']}: {workload['title']}" in drawn
+        assert f"{workload['name']}: {workload['title']}; ns for each {workload['item']}" in drawn
         assert {f"{1e9 * way['median'] / way['n']:,.1f}" for way in workload["ways"]} <= drawn
         ours, *others = workload["ways"]
         assert ours["way"].startswith("llc") and ours["ours_is"] == 1 and len(others) >= 1

@@ -41,7 +41,9 @@ def test_both_writers_side_by_side(image_tree, tmp_path, run_llc):
     sizes = found["quality"]["bytes_by_restart_blocks"]
     assert sizes["0"] < sizes["24"] < sizes["12"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.svg"]
-    assert {"write_mode jpg", "llc", "ffcv", "images/s"} <= texts_in(tmp_path / "report.svg")
+    assert {"write_mode jpg", "llc", "ffcv", "images per second, more is better"} <= texts_in(
+        tmp_path / "report.svg"
+    )
 
 
 @pytest.mark.parametrize(

@@ -459,9 +459,9 @@ def test_the_command_writes_parts_and_says_so(tree, tmp_path, write_ffcv):
 
 
 def test_the_slurm_recipe_of_the_documents(tmp_path):
-    """The script in docs/data.md, run once per task as Slurm runs it, for 3 parts and other folders."""
-    text = (REPOSITORY / "docs/data.md").read_text()
-    (script,) = [block for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "#SBATCH" in block]
+    """The script in docs/how-to/data.md, run for each task as by Slurm, for 3 parts and other folders."""
+    text = (REPOSITORY / "docs/how-to/data.md").read_text()
+    (script,) = re.findall(r"```shell\n(.*?)```", text, re.DOTALL)
     write_tree(tmp_path / "images/train", {"ant": 4, "bee": 6})
     for old, new in (
         ("1-8", "1-3"),

@@ -66,6 +66,9 @@ def test_a_decoder_belongs_to_the_network_that_made_the_codes(tmp_path):
             assert not fitting.find(path, network), name
             value.copy_(before)
     assert fitting.find(path, network)
+    codebook, network.codebook = network.codebook, torch.nn.Parameter(torch.zeros(0, 11))
+    assert not fitting.find(path, network)  # as of the original's models of image codes alone
+    network.codebook = codebook
     network.projection.weight.data *= 2
     with pytest.raises(
         UserError, match=r"decoder.npz: this decoder was fitted to the codes of another network"

@@ -397,7 +397,10 @@ def test_distances_in_a_small_hierarchy(animals):
     assert np.allclose(dissimilarity, expected)
     assert animals.ancestors("tabby") == {"tabby": 0, "cat": 1, "pet": 1, "animal": 2, "thing": 2}
     assert [animals.depth(name) for name in ("thing", "animal", "tabby")] == [1, 2, 3]
-    assert animals.first_word("cat") == "cat" and animals.first_word("table") == "table"
+    assert wordnet.shown(["cat", "table"], [animals.words[name] for name in ("cat", "table")]) == [
+        "cat",
+        "table",
+    ]
     assert animals.missing(["cat", "cow"]) == ["cow"]
 
 
@@ -445,7 +448,7 @@ def test_the_hierarchy_of_imagenet():
     assert len(classes) == 1000 and all(map(wordnet.is_wordnet_id, hierarchy.hypernyms))
     assert [name for name, of_entry in hierarchy.hypernyms.items() if not of_entry] == ["n00001740"]
     tench, goldfish, tabby, persian = "n01440764", "n01443537", "n02123045", "n02123394"
-    assert [hierarchy.first_word(name) for name in (tench, goldfish, tabby, persian)] == [
+    assert [wordnet.word(name) for name in (tench, goldfish, tabby, persian)] == [
         "tench",
         "goldfish",
         "tabby",
@@ -455,6 +458,19 @@ def test_the_hierarchy_of_imagenet():
     # both fishes are cyprinids, both cats domestic cats
     assert steps[0, 1] == steps[2, 3] == 2 and steps[0, 2] > 8
     assert 0 < dissimilarity[0, 1] < dissimilarity[0, 2] < 1
+
+
+def test_what_classes_are_called():
+    """By the data's own words, else by WordNet's; two of ImageNet's classes are cranes."""
+    assert wordnet.with_word("n01440764") == "n01440764 tench"
+    assert wordnet.with_word("n01440764", "a fish, of a lake") == "n01440764 a fish"
+    assert [wordnet.with_word(name) for name in ("tench", "n00000000", "")] == ["tench", "n00000000", ""]
+    assert wordnet.with_word("cat", "cat, true cat") == "cat"
+    names = ["n02012849", "n03126707", "n01440764", "n00000000", "mine"]
+    cranes = ["crane (n02012849)", "crane (n03126707)"]
+    assert wordnet.shown(names) == [*cranes, "tench", "n00000000", "mine"]
+    assert wordnet.shown(names[2:], ["", "", "tench"]) == ["tench (n01440764)", "n00000000", "tench (mine)"]
+    assert wordnet.shown([]) == []
 
 
 def test_wordnets_notice_is_in_the_file_and_beside_the_licence():

@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llc import unpack_bits
+from llc import load, unpack_bits
+from llc.evaluate import retrieval as of_evaluate
+from llc.evaluate.origin import digest
 from llc.evaluation import ood, retrieval
 from llc.hamming import pairwise
 
@@ -134,6 +136,7 @@ def test_the_curves_are_written(codes_of, call_llc, tmp_path):
     assert float(by_k[10]["precision"]) == found["retrieval.precision@10"]
     assert float(within[2]["precision"]) == found["retrieval.precision_within_2"]
     assert float(by_k[240]["recall"]) == float(within[10]["recall"]) == 1
+    assert {(row["model"], row["network"]) for row in rows} == {(str(codes_of["val"]), "")}
 
 
 def test_what_retrieval_cannot_do_is_said(finished_run, betons, codes_of, call_llc, tmp_path):
@@ -209,6 +212,24 @@ def test_other_images_of_the_same_names_are_other_images(finished_run, image_tre
     assert done.returncode == 2 and "these are the images of data.val_dataset" in done.stderr
 
 
+def test_a_ranking_that_does_not_fit_into_memory_is_said_before_long_work(codes_of, call_llc, monkeypatch):
+    monkeypatch.setattr(of_evaluate, "_free_memory", lambda: 66 * 17 * 8 - 1)
+    words = "-m", "llc.evaluate", codes_of["val"], f"--retrieval.database={codes_of['train']}"
+    done = call_llc(*words, check=False)
+    assert done.returncode == 2 and "66 queries of 10 bits takes 0.0 GB of memory" in done.stderr
+    for free in (66 * 17 * 8, 0):  # 0: unknown
+        monkeypatch.setattr(of_evaluate, "_free_memory", lambda free=free: free)
+        assert call_llc(*words).returncode == 0
+    monkeypatch.undo()
+    assert of_evaluate._free_memory() > 1 << 20
+
+
+def test_the_size_of_a_ranking_is_that_of_its_counts():
+    codes = np.zeros((5, 3), np.uint8)
+    ranking = retrieval.rank(codes, np.zeros(5, int), codes, np.zeros(5, int), 1)
+    assert retrieval.counts_size(5, 20) == ranking.total.nbytes + ranking.relevant.nbytes
+
+
 def test_names_in_bytes_are_texts(codes_of, call_llc, tmp_path):
     train = dict(np.load(codes_of["train"]))
     train["class_names"] = np.char.encode(train["class_names"], "utf-8")
@@ -263,6 +284,9 @@ def test_detection_equals_the_librarys(finished_run, betons, codes_of, noise, ca
     words = (finished_run, f"--ood.dataset={noise}", f"--ood.scores={scores}")
     found, text = figures(call_llc, tmp_path, *words)
     arrays = dict(np.load(scores))
+    known = digest(load(finished_run).network)
+    description = json.loads(str(arrays.pop("description")))
+    assert description == {"format": 1, "model": str(finished_run), "network": known}
     inside, outside = ({k: v for k, v in of(arrays, name).items()} for name in ("evaluated", "noise"))
     assert set(inside) == set(outside) == {"exact", "mhd", "density", "posterior", "softmax", "energy"}
     assert {len(own) for own in inside.values()} == {66} and {len(own) for own in outside.values()} == {40}
@@ -273,6 +297,9 @@ def test_detection_equals_the_librarys(finished_run, betons, codes_of, noise, ca
     distributed = tmp_path / "two.npz"
     run_llc("-m", "llc.evaluate", *words[:2], f"--ood.scores={distributed}", processes=2)
     for name, values in np.load(distributed).items():
+        if name == "description":
+            assert json.loads(str(values)) == description
+            continue
         np.testing.assert_allclose(values, arrays[name], rtol=1e-4, atol=1e-4)
 
 

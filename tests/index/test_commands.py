@@ -416,6 +416,33 @@ def test_the_montage_shows_queries_and_neighbours(photos_index, photos, tmp_path
     assert 168 * 168 * 0.6 < grey < 168 * 168  # the image that is gone
 
 
+def test_imagenets_classes_are_shown_in_words(tmp_path, capsys, monkeypatch):
+    """JSON keeps their names."""
+    path = codes_index(
+        tmp_path / "c.index",
+        np.zeros((3, 1), np.uint8),
+        8,
+        labels=[0, 1, -1],
+        class_names=["n01440764", "n01443537"],
+        files=["a.jpg", "b.jpg", "c.jpg"],
+    )
+    rows = []
+    for module in (search, command):
+        monkeypatch.setattr(module, "draw_sheet", lambda given, *_, **__: rows.extend(given))
+        monkeypatch.setattr(module, "write_sheet", lambda *_: None)
+    found = tmp_path / "found.json"
+    find(path, "--like=0", f"--montage={tmp_path / 'x.png'}", f"--json={found}")
+    assert "id 1  n01443537 goldfish  b.jpg\n" in capsys.readouterr().out
+    assert json.loads(found.read_text())["queries"][0]["neighbours"][0]["label"] == "n01443537"
+    assert [tile.captions[0] for tile in rows[0]] == ["query", "0 bits · goldfish", "0 bits"]
+    run("duplicates", path, f"--montage={tmp_path / 'x.png'}")
+    assert [tile.captions for tile in rows[1]] == [
+        ("3 images · id 0", "tench", "a.jpg"),
+        ("0 bits · id 1", "goldfish", "b.jpg"),
+        ("0 bits · id 2", "c.jpg"),
+    ]
+
+
 def test_no_image_is_overwritten(photos_index, photos, tmp_path):
     new = tmp_path / "new.png"
     Image.new("RGB", (40, 40), "red").save(new)

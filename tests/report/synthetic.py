@@ -35,8 +35,8 @@ GIVEN = {
 }
 
 
-def make_config(num_bits=10):
-    values = {**GIVEN, "codes": {"num_bits": num_bits}}
+def make_config(num_bits=10, **sections):
+    values = {**GIVEN, "codes": {"num_bits": num_bits}, **sections}
     return recipe.Config.of(
         {name: build(kind, values.get(name, {}), f"{name}.") for name, kind in recipe.sections().items()}
     )

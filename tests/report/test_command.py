@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
@@ -83,9 +84,44 @@ def test_files_of_an_evaluation(run, betons, image_tree, tmp_path, call_llc):
         f"--retrieval.database={betons[0]}",
         f"--retrieval.csv={curves}",
     )
-    call_llc("-m", "llc.report", run, f"--ood_scores={scores}", f"--retrieval_csv={curves}", "--data=none")
+    words = f"--ood_scores={scores}", f"--retrieval_csv={curves}", "--data=none"
+    done = call_llc("-m", "llc.report", run, *words)
+    assert f"{run}: reading the run\ndrawing the figures\n" in done.stdout
     text = (run / "report.html").read_text("utf-8")
     assert 'id="figure-ood-0"' in text and 'id="figure-retrieval"' in text and "AUROC" in text
+    assert "another run" not in text and "was measured with" not in text
+
+    checkpoints = run / "checkpoints"
+    shutil.copy(checkpoints / "instance.pth", tmp_path / "instance.pth")
+    shutil.copy(
+        checkpoints / "codebook.pth", checkpoints / "instance.pth"
+    )  # another network, as of another run
+    for word, file in zip(words[:2], (scores, curves)):
+        message = refused(call_llc, run, word, "--data=none")
+        assert (
+            f"{file}: it is not about the run {run}" in message and f"of {run}, and this run has" in message
+        )
+
+    shutil.copy(tmp_path / "instance.pth", checkpoints / "best.pth")  # the run's, but not the network shown
+    call_llc("-m", "llc.report", run, words[0], "--data=none")
+    assert "was measured with checkpoints/best.pth." in (run / "report.html").read_text("utf-8")
+    (checkpoints / "best.pth").unlink()
+    (checkpoints / "instance.pth").unlink()
+    call_llc("-m", "llc.report", run, words[1], "--data=none")
+    text = (run / "report.html").read_text("utf-8")
+    assert "unknown whether that is this run&#39;s" in text and "instance.pth is missing" in text
+
+
+def test_files_that_do_not_name_a_network_are_taken_with_a_note(run, without_figures, tmp_path, call_llc):
+    """Such are those of older versions, and of codes without a model."""
+    scores, curves = tmp_path / "ood.npz", tmp_path / "retrieval.csv"
+    rng = np.random.default_rng(0)
+    np.savez(scores, **{"evaluated.mhd": rng.normal(size=9), "other.mhd": rng.normal(size=9)})
+    curves.write_text("at,value,precision,recall,model,network\nk,1,0.5,0.1,codes.npz,\n")
+    call_llc("-m", "llc.report", run, f"--ood_scores={scores}", f"--retrieval_csv={curves}", "--data=none")
+    text = (run / "report.html").read_text("utf-8")
+    assert "ood.npz does not say which network it was measured with" in text
+    assert "retrieval.csv was made from codes.npz, codes without a network" in text
 
 
 @pytest.mark.parametrize(
@@ -108,9 +144,10 @@ def test_what_is_not_overwritten(run, call_llc, name):
 
 
 def test_what_is_asked_wrongly(run, tmp_path, call_llc):
-    assert "not a run folder" in refused(call_llc, tmp_path)
+    assert "not a run folder (it has no config.yaml)" in refused(call_llc, tmp_path)
+    assert f"{tmp_path / 'nope'} does not exist" in refused(call_llc, tmp_path / "nope")
     assert "named twice" in refused(call_llc, run, run / ".", f"--out={tmp_path / 'out.html'}")
-    assert "2 files for 1 runs" in refused(call_llc, run, "--ood_scores=a.npz,b.npz")
+    assert "2 files for 1 run;" in refused(call_llc, run, "--ood_scores=a.npz,b.npz")
     assert re.search(
         "a.npz.*no such file|no.*file.*a.npz", refused(call_llc, run, "--ood_scores=a.npz"), re.I | re.S
     )

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from llc import charts, plots
+from llc.evaluation import dendrogram
+from llc.evaluation.taxonomy import tree
 from llc.report.contents import Curve, Report
 from llc.report.figures import comparison_figures, figures
 from tests.pictures import SVG
@@ -129,6 +131,31 @@ def test_accuracies_without_mirror_images_are_drawn_if_there_are_no_others(repor
     assert (found.svg, found.alt) == (drawn["accuracy"].svg, drawn["accuracy"].alt)
 
 
+def test_a_resolution_that_never_changes_is_no_figure(report):
+    lines = [{**line, "resolution": 64} for line in report.run.epochs]
+    run = dataclasses.replace(report.run, epochs=lines)
+    assert [*figures(Report(run))] == [key for key in OF_RUN if key != "resolution"]
+
+
+def test_branches_of_a_tree_beside_each_other_differ_in_colour():
+    """Also where there are more branches than colours, which the caption then says."""
+    rng = np.random.default_rng(0)
+    of_class = np.repeat(rng.random((9, 64)) < 0.5, 2, axis=0)  # nine pairs of classes, far from each other
+    of_class[1::2, 0] ^= True
+    report = make_report(num_classes=18, num_bits=64)
+    found = tree(np.packbits(of_class, axis=1))
+    report = dataclasses.replace(report, run=dataclasses.replace(report.run, tree=found))
+    groups = dendrogram.groups(found)
+    rows = {label: row for row, label in enumerate(found.order.tolist())}
+    assert [min(rows[label] for label in found.nodes[number].children) for number in groups] == [
+        *range(0, 18, 2)
+    ]
+    colour_at = {min(row for _, row in line): colour for line, colour in zip(*dendrogram._lines(found))}
+    assert [colour_at[row] for row in range(0, 18, 2)] == [plots.SERIES[place % 6] for place in range(9)]
+    assert "9 such branches and 6 colours" in figures(without_epochs(report))["dendrogram"].caption
+    assert "6 colours" not in figures(without_epochs(make_report()))["dendrogram"].caption
+
+
 def test_the_tree_shows_the_names_that_are_given(report):
     names = ["<ant>", "b & c", "cat $1$", "d\x07g", "e" * 90, "\u4e2d"]
     shown = texts(figures(without_epochs(report), names)["dendrogram"])
@@ -142,15 +169,36 @@ def test_curves_over_k_and_over_recall_have_axes_of_their_own(report):
     assert {"precision@k", "precision over recall", "k, number of nearest images", "recall"} <= shown
 
 
+@pytest.mark.parametrize(
+    "name, x, axis",
+    [
+        ("precision over recall", 0.5, "recall"),
+        ("precision over recall", 1.0, "recall"),
+        ("another", 0.5, "recall"),
+        ("precision@k", 1.0, "k, number of nearest images"),
+    ],
+)
+def test_a_curve_of_one_point_is_a_marker_on_its_own_axis(name, x, axis, report):
+    curves = [Curve(name, np.float64([x]), np.float64([0.25]))]
+    figure = figures(dataclasses.replace(without_epochs(report), curves=curves))["retrieval"]
+    other = figures(
+        dataclasses.replace(without_epochs(report), curves=[Curve(name, *2 * [np.float64([0.2, x])])])
+    )
+    assert axis in texts(figure)
+    assert figure.svg.count("<use ") > other["retrieval"].svg.count("<use ")
+
+
 def test_runs_are_compared_line_by_line(report):
     other = make_report("b", num_bits=12, seed=1)
     found = comparison_figures([report, other])
-    assert [*found] == ["accuracy", "loss", "distances"]
+    assert [*found] == ["accuracy_class", "accuracy_mhd", "accuracy_ed", "loss", "distances"]
     for figure in found.values():
         assert {"a", "b"} <= texts(figure)
         assert "var(--series-1)" in figure.svg and "var(--series-2)" in figure.svg
     last = other.run.epochs[-1]["top1_mhd_flip"]
-    assert f"b {100 * last:.1f}\u00a0%" in found["accuracy"].alt and "of 12 bits" in found["distances"].alt
+    assert (
+        f"b {100 * last:.1f}\u00a0%" in found["accuracy_mhd"].alt and "of 12 bits" in found["distances"].alt
+    )
 
 
 def test_runs_of_one_name_are_told_apart(report):
@@ -161,10 +209,12 @@ def test_runs_of_one_name_are_told_apart(report):
 def test_runs_with_decoders_of_their_own_are_not_compared_by_them(report):
     lines = [{key: value for key, value in line.items() if "mhd" not in key} for line in report.run.epochs]
     other = Report(dataclasses.replace(report.run, epochs=lines))
-    assert comparison_figures([report, other])["accuracy"].title.endswith("by class codes")
+    found = comparison_figures([report, other])
+    assert [key for key in found if "accuracy" in key] == ["accuracy_class", "accuracy_ed"]
+    assert found["accuracy_class"].title.endswith("by class codes")
     lines = [{key: value for key, value in line.items() if "top1" not in key} for line in lines]
     other = Report(dataclasses.replace(report.run, epochs=lines))
-    assert "accuracy" not in comparison_figures([report, other])
+    assert not [key for key in comparison_figures([report, other]) if "accuracy" in key]
 
 
 def test_names_that_matplotlib_would_take_for_something_else():

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from llc.codes import pack_bits, unpack_bits
 from llc.data.batches import open_images
 from llc.distributed import Processes
 from llc.errors import UserError
+from llc.evaluation import retrieval
 from llc.evaluation.decoders import calibration_bins, calibration_error
 from llc.hamming import decode_ed, decode_mhd
 from llc.report import measuring
@@ -166,6 +168,21 @@ def test_pairs_against_counting(num_bits):
     found = pairs(codes, labels, num_bits, rng)
     assert found.shape == (num_bits + 1, 2)
     assert np.allclose(found, counts / counts.sum(0), atol=1e-12)
+
+
+def test_pairs_of_long_codes_are_of_fewer_images(monkeypatch):
+    """So that memory is bounded: of 8 images with codes of 9 bits, 4 may be counted."""
+    counted = []
+
+    def rank(codes, *others, **settings):
+        counted.append(len(codes))
+        return retrieval.rank(codes, *others, **settings)
+
+    monkeypatch.setattr(measuring, "_MAX_COUNTS", 40)
+    monkeypatch.setattr(measuring, "retrieval", SimpleNamespace(rank=rank))
+    rng = np.random.default_rng(0)
+    codes, labels = np.packbits(rng.random((8, 9)) < 0.5, axis=1), np.arange(8) % 2
+    assert pairs(codes, labels, 9, rng).shape == (10, 2) and counted == [4]
 
 
 def test_pairs_of_no_or_one_kind_and_of_a_sample(monkeypatch):

@@ -18,7 +18,7 @@ import pytest
 from llc.report import page
 from llc.report.page import MARK, render
 from tests.browser import Browser
-from tests.report.synthetic import make_report
+from tests.report.synthetic import GIVEN, make_config, make_report
 from tests.waiting import seconds
 
 LIGHT, DARK, WIDE, PHONE = "light", "dark", 1280, 360
@@ -39,13 +39,19 @@ def pages(tmp_path_factory):
     """{name: path} of a page of one run, with names that try to be HTML, and of two runs side by side."""
     folder = tmp_path_factory.mktemp("pages")
     other = make_report("b", num_classes=8, seed=1)
+    config = make_config(training={"checkpoint_minutes": 3, "skip_non_finite": 7})
     texts = {
         "one": render([make_report("<b>a", class_names=EVIL)], "python -m llc.report '<b>a'"),
         "two": render(
             [
                 make_report("a", num_classes=8),
                 dataclasses.replace(
-                    other, measured=None, detections=(), curves=(), why_not_measured="<gone>.beton: no file"
+                    other,
+                    run=dataclasses.replace(other.run, config=config),
+                    measured=None,
+                    detections=(),
+                    curves=(),
+                    why_not_measured="<gone>.beton: no file",
                 ),
             ],
             "python -m llc.report a b",
@@ -168,6 +174,15 @@ def test_the_html_is_valid(pages, tmp_path):
     assert [one for one in ours if not any(f"“{newer}”" in one for newer in NEWER_CSS)] == []
 
 
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_keys_of_recipes_are_not_broken_within_words(browser, pages, width):
+    show(browser, pages["two"], width)
+    lines = "[...document.querySelectorAll('tbody th bdi')].filter(e => e.textContent.includes('_'))"
+    found = browser.run(f"return {lines}.map(e => [e.textContent, e.getClientRects().length])")
+    assert ["training.checkpoint_minutes", 1] in found
+    assert all(count == 1 for key, count in found if len(key) < 40)
+
+
 def test_names_are_text(browser, pages):
     show(browser, pages["one"])
     assert browser.run("return document.title") == "Report on <b>a"
@@ -214,19 +229,85 @@ def test_parts_without_data_are_left_out(pages):
     assert "&lt;gone&gt;.beton: no file" in second
 
 
-def test_a_comparison_marks_the_best(pages):
-    text = pages["two"].read_text("utf-8")
-    row = re.search(r"<tr><th scope=\"row\"><bdi>MHD</bdi></th>(.*?)</tr>", text, re.DOTALL)[1]
-    cells = re.findall(r'<td class="number( best)?">(?:★ )?([\d.]+)\s%', row)
-    values = [float(value) for _, value in cells]
-    assert len(values) == 2 and values[0] != values[1]
-    assert [bool(best) for best, _ in cells] == [value == max(values) for value in values]
+def cells_of(text, title):
+    """[(whether it is marked, what it says)] of a row of the comparison."""
+    row = re.search(rf"<tr><th scope=\"row\"><bdi>{title}</bdi></th>(.*?)</tr>", text, re.DOTALL)[1]
+    cells = re.findall(r'<td class="number( best)?">(?:★ )?([^<]+)', row)
+    return [(bool(best), said.strip()) for best, said in cells]
+
+
+def with_mhd(name, value, num_val):
+    report = make_report(name, measured=None)
+    results = {"instance/top1_mhd_flip": (value, value)}
+    return dataclasses.replace(report, run=dataclasses.replace(report.run, results=results, num_val=num_val))
+
+
+@pytest.mark.parametrize(
+    "num_val, marked, said",
+    [
+        (0, [False, False, True], "60.0\u00a0%"),
+        (1000, [False, True, True], "60.0 ± 3.0\u00a0%"),
+        (100_000, [False, False, True], "60.0 ± 0.3\u00a0%"),
+    ],
+)
+def test_a_comparison_marks_the_best_and_what_may_be_as_good(num_val, marked, said, without_figures):
+    """Within Wilson's interval of the best; where the number of images is unknown, the best alone."""
+    runs = [with_mhd(name, value, num_val) for name, value in (("a", 0.55), ("b", 0.58), ("c", 0.6))]
+    text = render(runs, "")
+    cells = cells_of(text, "MHD")
+    assert [best for best, _ in cells] == marked and cells[-1][1] == said
+    assert ("Wilson" in text) == bool(num_val) and "★ marks the best" in text
+
+
+@pytest.mark.parametrize("share, n", [(0.6, 1000), (0.0, 66), (1.0, 7), (0.31, 2500)])
+def test_half_of_wilsons_interval(share, n):
+    """Its ends are the fractions from which the measured one is 1.96 standard deviations away."""
+    z = 1.959964
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    for end in (centre - page.half_width(share, n), centre + page.half_width(share, n)):
+        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, abs=1e-12)
+    assert page.half_width(share, 0) == 0
+
+
+def test_a_resolution_that_never_changes_is_a_fact(without_figures):
+    report = make_report(measured=None)
+    assert "<dt>Resolution</dt>" not in render([report], "")
+    lines = [{**line, "resolution": 64} for line in report.run.epochs]
+    text = render([dataclasses.replace(report, run=dataclasses.replace(report.run, epochs=lines))], "")
+    assert "<dt>Resolution</dt><dd>64 pixels</dd>" in text
 
 
 def test_runs_with_other_classes_have_no_best(without_figures):
     a, b = make_report("a"), make_report("b", num_classes=7, seed=1)
     text = render([a, b], "")
     assert "cannot be compared" in text and "★" not in text
+
+
+def test_what_runs_were_validated_on_is_compared_by_what_it_is(without_figures):
+    """The path decides only where it is not known what lies there."""
+
+    def page_of(*runs):
+        given = [({**GIVEN["data"], "val_dataset": path}, data) for path, data in runs]
+        reports = [make_report(name) for name in "ab"]
+        return render(
+            [
+                dataclasses.replace(
+                    report, run=dataclasses.replace(report.run, config=make_config(data=data), val_data=known)
+                )
+                for report, (data, known) in zip(reports, given)
+            ],
+            "",
+        )
+
+    different, unknown = "were validated on different data", "so they may be different"
+    for runs, said in (
+        ((("a.beton", "12"), ("b.beton", "12")), ()),
+        ((("a.beton", "12"), ("a.beton", "34")), (different,)),
+        ((("a.beton", ""), ("./a.beton", "12")), ()),
+        ((("a.beton", ""), ("b.beton", "12")), (unknown,)),
+    ):
+        text = page_of(*runs)
+        assert [one for one in (different, unknown) if one in text] == list(said)
 
 
 def test_differences_of_recipes(without_figures):
@@ -242,6 +323,12 @@ def test_runs_of_one_name_are_told_apart(without_figures):
     a, b = make_report("a"), make_report("a")
     b = dataclasses.replace(b, run=dataclasses.replace(b.run, path=Path("others/a")))
     assert "<title>Comparison of runs/a, others/a</title>" in render([a, b], "")
+    c, d = (
+        dataclasses.replace(a, run=dataclasses.replace(a.run, path=Path(path)))
+        for path in ("/x/here/runs/a", "/x/there/runs/a")
+    )
+    text = render([b, c, d, make_report("z")], "")
+    assert "<title>Comparison of others/a, here/runs/a, there/runs/a, z</title>" in text
 
 
 def test_a_run_that_has_just_begun(without_figures):

@@ -145,10 +145,41 @@ def test_data_that_are_gone_or_others(run, betons, tmp_path):
     assert origin["val images"].endswith("the same as in the training")
 
 
-def test_a_last_line_that_is_being_written_is_left_out(run):
+def test_a_last_line_that_is_being_written_is_left_out_and_said(run):
+    assert read_run(run).notes == []
     text = (run / "log.jsonl").read_text()
     (run / "log.jsonl").write_text(text + text.splitlines()[0][:40])
-    assert len(read_run(run).epochs) == 13
+    found = read_run(run)
+    assert len(found.epochs) == 13 and "log.jsonl is cut off" in found.notes[0]
+    assert "Restore the file" in found.notes[0]
+    (run / "results.csv").unlink()
+    assert "it was being written" in read_run(run).notes[0]
+
+
+def test_a_finished_stage_whose_network_is_missing(run):
+    """Its numbers stay, and what is missing is said; a stage that a later one followed was finished, too."""
+    (run / "checkpoints/instance.pth").unlink()
+    found = read_run(run)
+    assert found.stages == ["codebook", "instance"] and found.without_checkpoint == ["instance"]
+    assert found.origin["checkpoint"].startswith("checkpoints/codebook.pth")
+    assert ["checkpoints/instance.pth is missing" in note for note in found.notes] == [True]
+    (run / "results.csv").unlink()
+    assert read_run(run).stages == ["codebook"]  # which the instance stage may still be
+    (run / "checkpoints/codebook.pth").unlink()
+    assert read_run(run).without_checkpoint == ["codebook"]
+
+
+def test_the_identity_of_the_val_images(run, betons, tmp_path):
+    """It is that of the training, and of the images that are there where last.pth is missing."""
+    stored = read_run(run).val_data
+    change(run, "data", val_dataset=str(betons[0]))
+    assert read_run(run).val_data == stored and len(stored) == 64
+    (run / "checkpoints/last.pth").unlink()
+    assert read_run(run).val_data not in (stored, "")
+    change(run, "data", val_dataset=str(betons[1]))
+    assert read_run(run).val_data == stored
+    change(run, "data", val_dataset=str(tmp_path / "gone.beton"))
+    assert read_run(run).val_data == ""
 
 
 EPOCH = '{"stage": "codebook", "epoch": 1, "global_epoch": 1, "loss": %s, "train_seconds": %s}'
