@@ -139,6 +139,23 @@ def published_weights(name: str) -> Weights:
     return {key: functools.partial(_torchvision_weights, name, member) for key, member in members.items()}
 
 
+def num_published_classes(name: str, weights: str) -> int | None:
+    """How many classes published weights of a backbone have, without a download; None if nothing tells.
+
+    weights: a name that `published_weights` gives.
+    """
+    if name in _registered:
+        return None
+    if name.startswith("timm:"):
+        from timm.models import get_arch_pretrained_cfgs
+
+        arch = name.removeprefix("timm:").partition(".")[0]
+        found = get_arch_pretrained_cfgs(arch)
+        cfg = found.get(f"{arch}.{weights}") or found.get(arch)
+        return getattr(cfg, "num_classes", None)
+    return len(torchvision.models.get_model_weights(name)[weights].meta["categories"])
+
+
 # ------------------------------------------------------------------------------------------------ names
 
 

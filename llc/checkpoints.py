@@ -220,8 +220,9 @@ def load_weights(network, source, arch, dense_first=False):
     """Starts `network` from `source`; the codebook is never taken from here.
 
     source: a run folder; a file in any form, also an encoder that llc saved; or the name of published
-    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights). dense_first: of a
-    run with several stages, that of its dense stage.
+    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights). dense_first: the
+    network is that of a dense stage; of a run with several stages its dense one is taken, and a projection
+    for other classes, or for codes, is left out.
 
     Returns one line that says what was loaded and what was left out. Raises UserError that lists the keys
     if they do not fit.
@@ -233,6 +234,11 @@ def load_weights(network, source, arch, dense_first=False):
         left_out = [f"its dense classifier left out ({', '.join(classifier)})"] if classifier else []
         fit(network.backbone, backbone, f"{title}, into {arch}")
         return ", ".join([f"backbone weights from {source}", *left_out])
+    projection = state.get("projection.weight")
+    if dense_first and projection is not None and projection.shape != network.projection.weight.shape:
+        # The dense stage learns a classifier of its own classes.
+        fit(network.backbone, _backbone_of(state), f"{title}, into {arch}")
+        return f"backbone weights from {where}, its projection left out ({len(projection):,} outputs)"
     left_out = (
         ["its codebook left out (codes.init_codebook takes one)"]
         if state.pop("codebook", None) is not None
@@ -265,11 +271,7 @@ def load_backbone(network, source, arch):
     title = _title(source)
     state, _, _ = _read_weights(source, arch, dense_first=True)
     if is_ours(state):
-        backbone = {
-            name.removeprefix("backbone."): value
-            for name, value in state.items()
-            if name.startswith("backbone.")
-        }
+        backbone = _backbone_of(state)
         weight, bias = class_layer(state, title)
     else:
         backbone, classifier = _parted(network, state)
@@ -342,6 +344,12 @@ def _read_weights(source, arch, dense_first=False):
             raise UserError(f"{title}: the download failed: {error}") from error
     original = is_original(state)
     return (from_original(state, title) if original else state), path, original
+
+
+def _backbone_of(state):
+    """The backbone of a state of our names, by its own names."""
+    prefix = "backbone."
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _parted(network, state):

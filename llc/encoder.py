@@ -39,6 +39,8 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tensor | StrPath | Image.Image]"
 
 FORMAT = 1  # of a saved encoder
+# The original code's: the shorter side is resized to 256 pixels, and 224 are cropped. Its files do not say.
+OF_ORIGINAL = Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 _FITTED = "fitted."  # in a saved encoder, before the names of what decoders learnt
 
 
@@ -528,10 +530,7 @@ def _from_saved(path: Path) -> dict[str, Any]:
 
 
 def _from_original(path: Path) -> dict[str, Any]:
-    """Encoder's arguments from the original code's model_best.pth.
-
-    Its preprocessing is to resize the shorter side to 256 pixels and to crop 224.
-    """
+    """Encoder's arguments from the original code's model_best.pth."""
     state = checkpoints.read_state(path)
     if checkpoints.is_ours(state):
         raise UserError(
@@ -546,6 +545,6 @@ def _from_original(path: Path) -> dict[str, Any]:
     state = checkpoints.from_original(state, path)
     return {
         "network": checkpoints.build(checkpoints.options_of(state, path), state, path),
-        "preprocessing": Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD),
+        "preprocessing": OF_ORIGINAL,
         "stage": "codebook" if "codebook" in state else "instance",
     }

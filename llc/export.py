@@ -32,7 +32,7 @@ import torch
 from llc import checkpoints
 from llc import config as edge
 from llc.codebook import save_codebook
-from llc.encoder import load
+from llc.encoder import OF_ORIGINAL, load
 from llc.errors import UserError
 from llc.files import atomic_write
 from llc.options import option
@@ -105,6 +105,13 @@ def _to_original(encoder, folder, options):
         print(f"  fc_lr includes the logit scale {network.logit_scale:.4g}, so the logits are this model's")
     if network.options["arch"] != "resnet50" or network.options["width"] != 64:
         print(f"  the original code builds ResNet50 alone; this is {_name(network)}")
+    if encoder.preprocessing.resolution != OF_ORIGINAL.resolution:
+        side, ratio = encoder.preprocessing.resolution, encoder.preprocessing.crop_ratio
+        print(
+            f"  this network was evaluated at {side} pixels, but the file cannot say so, and its readers take "
+            f"{OF_ORIGINAL.resolution}; for llc.evaluate --original add --validation.resolution={side} "
+            f"--validation.crop_ratio={ratio:g} --validation.resize={encoder.preprocessing.resize}"
+        )
     if len(encoder.codebook):
         save_codebook(folder / "codebook.npy", encoder.codebook)
         print(f"{folder / 'codebook.npy'}: float32 {list(encoder.codebook.shape)}")

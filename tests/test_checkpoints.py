@@ -121,6 +121,7 @@ def test_a_run_goes_back_to_the_originals_form_strictly(finished_run, run_llc, t
         else:
             export.main(words)
             said = capsys.readouterr().out
+        assert "--validation.resolution=32 --validation.crop_ratio=1 --validation.resize=area" in said
         model = original.resnet18(10, num_classes, width=8).eval()
         state = torch.load(tmp_path / stage / "model_best.pth", weights_only=True)["state_dict"]
         nn.DataParallel(model).load_state_dict(state, strict=True)

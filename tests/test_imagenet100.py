@@ -120,7 +120,7 @@ def test_a_recipe_passes_a_dry_run(num_bits, betons, tmp_path, capsys, monkeypat
     train_llc.main([*words, f"--logging.folder={tmp_path / 'runs'}", "--dry_run"])
     said = capsys.readouterr().out
     assert f"{100 * TRAIN} images of 100 classes" in said and f"num_bits: {num_bits}\n" in said
-    assert "IMAGENET1K_V1 of torchvision, which a run downloads" in said
+    assert "IMAGENET1K_V1, published weights, which a run downloads" in said
     assert "dense stage: 20 epochs" in said and "instance stage: 10 epochs" in said
     assert not any(tmp_path.iterdir())
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import get_model_weights
 
 from llc.checkpoints import load_weights
 from llc.distributed import Processes
@@ -23,7 +22,13 @@ from llc.training.build import check_sizes, fits_decoders, make_train_loader, ma
 from llc.training.run_folder import RunFolder
 from llc.training.schedules import learning_rate, resolutions
 from llc.training.stage_module import StageModule
-from llc.training.start import build_network, given_codebook, initial_codebook, read_classifier
+from llc.training.start import (
+    build_network,
+    check_published,
+    given_codebook,
+    initial_codebook,
+    read_classifier,
+)
 
 
 def describe(config, world_size=1, resume=None):
@@ -144,11 +149,13 @@ def _check_weights(config, network, class_names):
     source = config.model.weights
     if not source:
         return ""
-    if not Path(source).exists() and source in get_model_weights(config.model.arch).__members__:
-        return f"backbone weights: {source} of torchvision, which a run downloads unless it has them"
-    if config.codes.init_codebook == ITQ and not config.stage(config.stages[0]).dense:
+    makes_codebook = config.codes.init_codebook == ITQ and not config.stage(config.stages[0]).dense
+    what = "backbone and codebook from the dense classifier of" if makes_codebook else "backbone weights from"
+    if check_published(config, class_names):
+        return f"{what} {source}, published weights, which a run downloads unless it has them"
+    if makes_codebook:
         read_classifier(config, network, class_names)
-        return f"backbone and codebook from the dense classifier of {source}"
+        return f"{what} {source}"
     return load_weights(network, source, config.model.arch, config.stage(config.stages[0]).dense)
 
 

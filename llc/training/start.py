@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from llc.backbones import num_published_classes, published_weights
 from llc.checkpoints import class_layer, load_backbone, load_weights, plain
 from llc.codebook import load_codebook, random_codebook
 from llc.errors import UserError
@@ -109,19 +110,41 @@ def read_classifier(config, network, class_names):
     number is known.
     """
     source = config.model.weights
+    check_published(config, class_names)
     weight, bias = load_backbone(network, source, config.model.arch)
-    if len(weight) != len(class_names):
-        raise UserError(
-            f"model.weights = {source}: its classifier has {len(weight):,} classes, but the data has "
-            f"{len(class_names):,}; codes.init_codebook = itq needs a classifier of the same classes, in the "
-            "same order"
-        )
+    _check_num_classes(source, len(weight), class_names)
     theirs = read_class_names(source) if Path(source).is_dir() else None
     if theirs is not None and list(theirs) != list(class_names):
         raise UserError(
             f"model.weights = {source}: its classes have other names than those of the data, or another order"
         )
     return weight, bias
+
+
+def check_published(config, class_names):
+    """Whether model.weights are published ones, which a run downloads unless it has them.
+
+    Raises UserError if their classifier should make the codebook and has another number of classes. Without
+    a download, so that a long run does not begin with one in vain.
+    """
+    source, arch = config.model.weights, config.model.arch
+    if Path(source).exists() or source not in published_weights(arch):
+        return False
+    if config.codes.init_codebook == ITQ and not STAGES[config.stages[0]].dense:
+        number = num_published_classes(arch, source)
+        if number is not None:
+            _check_num_classes(source, number, class_names)
+    return True
+
+
+def _check_num_classes(source, number, class_names):
+    if number != len(class_names):
+        raise UserError(
+            f"model.weights = {source}: its classifier has {number:,} classes, but the data has "
+            f"{len(class_names):,}; codes.init_codebook = itq needs a classifier of the same classes, in the "
+            "same order. For other classes train a dense stage first, which learns their classifier: "
+            "--training.stages=dense,instance, with --dense.epochs and --dense.lr"
+        )
 
 
 def _from_classifier(config, network, class_names, processes, resumes):

@@ -168,7 +168,7 @@ def test_finetuning(workspace, monkeypatch, capsys):
     planned = ("--training.batch_size=24", "--logging.name=planned")  # because runs/own is there
     run("finetune", workspace, monkeypatch, small={**SMALL, "train_llc.py": planned})
     said = capsys.readouterr().out
-    assert "backbone weights: IMAGENET1K_V2 of torchvision" in said
+    assert "backbone weights from IMAGENET1K_V2, published weights" in said
     assert "resnet50-11ad3fa6.pth, its dense classifier left out" in said
     assert said.count("dense stage: 10 epochs of 2 steps") == 2
     smaller = ("--model.arch=resnet18", "--model.weights=resnet18.pth", "--codes.hidden=16")

@@ -92,4 +92,26 @@ def test_what_a_run_refuses_a_dry_run_refuses_too(plan, tmp_path):
 def test_weights_that_would_be_downloaded_are_only_named(plan, monkeypatch):
     monkeypatch.setattr("llc.training.plan.load_weights", None)
     text = plan(RN50, "--training.batch_size=20", "--model.weights=IMAGENET1K_V2")
-    assert "IMAGENET1K_V2 of torchvision, which a run downloads" in text
+    assert "backbone weights from IMAGENET1K_V2, published weights, which a run downloads" in text
+    timm = ("--model.arch=timm:resnet18", "--model.weights=a1_in1k")
+    assert "backbone weights from a1_in1k, published" in plan(RN50, "--training.batch_size=20", *timm)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [("resnet50", "IMAGENET1K_V2"), ("timm:resnet18", "a1_in1k"), ("convnext_tiny", "IMAGENET1K_V1")],
+)
+def test_published_weights_of_other_classes_make_no_codebook(weights, plan):
+    """What a run would say after it has downloaded them."""
+    arch, name = weights
+    words = (f"--model.arch={arch}", f"--model.weights={name}", "--training.batch_size=20")
+    finetune = "--config=rn50_configs/llc_20bit_finetune.yaml"
+    with pytest.raises(UserError, match="its classifier has 1,000 classes, but the data has 5; .* dense"):
+        plan(finetune, *words)
+    dense = (
+        "--training.stages=dense,instance",
+        "--dense.epochs=1",
+        "--dense.lr=0.1",
+        "--dense.lr_peak_epoch=0",
+    )
+    assert f"backbone weights from {name}" in plan(finetune, *words, *dense)

@@ -169,6 +169,23 @@ def test_a_dense_stage_must_be_the_first_and_makes_the_codebook():
 
 
 @torch.no_grad()
+def test_a_dense_stage_starts_from_one_of_other_classes(tmp_path, capsys):
+    config = read("--training.stages=dense,instance", *DENSE)
+    other = build_network(config, 7, "dense")
+    for value in other.backbone.state_dict().values():
+        value.add_(1)
+    torch.save({"network": other.state_dict()}, tmp_path / "dense.pth")
+    config = read("--training.stages=dense,instance", *DENSE, f"--model.weights={tmp_path / 'dense.pth'}")
+    network = build_network(config, 5, "dense")
+    before = network.projection.weight.clone()
+    start(config, network, NAMES, Processes())
+    assert "its projection left out (7 outputs)" in capsys.readouterr().out
+    assert torch.equal(network.projection.weight, before)
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, other.backbone.state_dict()[name])
+
+
+@torch.no_grad()
 def test_of_a_run_with_a_dense_stage_the_classifier_is_that_of_this_stage(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
