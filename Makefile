@@ -50,8 +50,8 @@ sanitize: setup
 	@bash tests/native/sanitize.sh
 
 docs: setup
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
-	@echo 'build/site/index.html'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo 'build/site/index.html; with the search: $(PY) -m http.server --directory build/site'
 
 setup:
 	@PYTHON='$(PYTHON)' bash scripts/setup.sh

@@ -108,7 +108,7 @@ def _to_original(encoder, folder, options):
     if encoder.preprocessing.resolution != OF_ORIGINAL.resolution:
         side, ratio = encoder.preprocessing.resolution, encoder.preprocessing.crop_ratio
         print(
-            f"  this network was evaluated at {side} pixels, but the file cannot say so, and its readers take "
+            f"  this network was evaluated at {side} pixels, but the file cannot say so, and readers take "
             f"{OF_ORIGINAL.resolution}; for llc.evaluate --original add --validation.resolution={side} "
             f"--validation.crop_ratio={ratio:g} --validation.resize={encoder.preprocessing.resize}"
         )

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on several machines under Slurm, and resumes after pre-emption:
 #
-#   sbatch --nodes=4 scripts/slurm.sh --config rn50_configs/llc_20bit.yaml --logging.name=NAME \
+#   sbatch --nodes=4 scripts/slurm.sh --config rn50_configs/llc_20bit_dense_first.yaml --logging.name=NAME \
 #       --data.train_dataset=train.beton --data.val_dataset=val.beton
 #
 # Each machine runs one torchrun, with one process per GPU. training.batch_size is the total over all.

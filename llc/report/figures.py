@@ -16,6 +16,7 @@ from llc.data.sources import printable
 from llc.evaluation import dendrogram, metrics
 from llc.evaluation.decoders import DECODERS
 from llc.report.contents import Curve, Detection, Report, Run
+from llc.stages import STAGES
 
 _DISTANCE = "distance, bits"
 
@@ -196,7 +197,7 @@ def _throughput(run: Run) -> _Drawn | None:
         f"Line chart of the training images per second in each epoch: median {np.median(rates):,.0f}, "
         f"lowest {min(rates):,.0f}, highest {max(rates):,.0f}.",
         "Training images per second, validation not included. It falls where the resolution rises; "
-        "other dips come from the machine, such as slow storage or other programs.",
+        "other dips come from a resumed epoch, or from the machine: slow storage, or other programs.",
     )
 
 
@@ -401,6 +402,12 @@ def _compared_accuracy(runs: Mapping[str, Run], decoder: str) -> _Drawn | None:
         f"{printable(name)} {_percent(list(stages.values())[-1][1][-1])}" for name, stages in points.items()
     )
     title = DECODERS[decoder].title
+    dense = [name for name in points if any(STAGES[stage].dense for stage in points[name])]
+    explained = (
+        f" Before there are codes, that is the dense classifier's: of {', '.join(map(printable, dense))}."
+        if dense
+        else ""
+    )
     return _Drawn(
         charts.lines(
             {name: _joined(stages) for name, stages in points.items()},
@@ -412,7 +419,8 @@ def _compared_accuracy(runs: Mapping[str, Run], decoder: str) -> _Drawn | None:
         ),
         f"Accuracy on the val set by {title}",
         f"Line chart of the top-1 accuracy of {len(runs)} runs by {title}. At the end: {last}.",
-        "Top-1 accuracy on the val set after each epoch, one line a run. Epochs are counted over all stages.",
+        "Top-1 accuracy on the val set after each epoch, one line a run. Epochs are counted over all stages."
+        + explained,
     )
 
 

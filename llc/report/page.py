@@ -149,7 +149,9 @@ def _headlines(report: Report) -> list[Headline]:
     run = report.run
     found = [
         dataclasses.replace(one, half_width=half_width(one.value, _num_images(report)))
-        for one in list(_accuracies(run)) or list(_measured_accuracies(report))
+        for one in list(_accuracies(run))
+        or list(_logged_accuracies(run))
+        or list(_measured_accuracies(report))
     ]
     flip = run.config.validation.lr_tta
     for stage in run.stages:
@@ -206,7 +208,7 @@ def _num_images(report: Report) -> int:
     """How many images the accuracies are of, 0 if it is unknown."""
     measured, run = report.measured, report.run
     on_others = measured is not None and measured.called != "val images"
-    if not run.results and measured is not None:
+    if not run.results and measured is not None and not any(_logged_accuracies(run)):
         return measured.num_images
     return run.num_val or (measured.num_images if measured is not None and not on_others else 0)
 
@@ -224,8 +226,22 @@ def _accuracies(run: Run) -> Iterator[Headline]:
                 yield found
 
 
+def _logged_accuracies(run: Run) -> Iterator[Headline]:
+    """The same after the last epoch of the log, of a run without results.csv because it is not finished."""
+    if run.results or not run.epochs:
+        return
+    line = run.epochs[-1]
+    stage, when = line["stage"], f"{line['stage']} epoch {line['epoch']}"
+    for metric in metrics.headlines(STAGES[stage], run.config.validation.lr_tta):
+        if metric in line:
+            found = _accuracy(_decoder_of(metric), STAGES[stage].dense, line[metric])
+            # beside a finished run's results it is another number
+            key, title = f"{found.key} after {when}", f"{found.title}, {when}"
+            yield dataclasses.replace(found, key=key, title=title)
+
+
 def _measured_accuracies(report: Report) -> Iterator[Headline]:
-    """The same as measured now, of a run without results.csv because it was not finished."""
+    """The same as measured now, of a run without results.csv whose log does not have them."""
     for metric, value in (report.measured.accuracy if report.measured else {}).items():
         if decoder := _decoder_of(metric):
             found = _accuracy(decoder, False, value)
@@ -327,16 +343,19 @@ def _class_names(run: Run) -> list[str]:
 def _lead(run: Run) -> str:
     """A sentence on what the run is."""
     config, num_classes = run.config, len(run.class_names)
-    epochs = " + ".join(
-        f"{sum(line['stage'] == stage for line in run.epochs)} {stage}"
-        for stage in dict.fromkeys(line["stage"] for line in run.epochs)
-    )
+    epochs = _epochs(run)
     chance = f"; guessing would be right for {_percent(1 / num_classes)}" if num_classes else ""
     return (
         f"A {config.model.arch} gives each image a code of {_count(run.num_bits, 'bit')}, and tells "
         f"{_count(num_classes, 'class', 'classes')} apart by it{chance}."
         + (f" It was trained for {epochs} epochs." if epochs else "")
     )
+
+
+def _epochs(run: Run) -> str:
+    """How many epochs of each stage were trained, such as 15 codebook + 5 instance."""
+    count = collections.Counter(str(line["stage"]) for line in run.epochs)
+    return " + ".join(f"{number} {stage}" for stage, number in count.items())
 
 
 def _facts(report: Report) -> dict[str, str]:
@@ -477,6 +496,7 @@ def _comparison(reports: Sequence[Report], names: Sequence[str]) -> dict[str, An
             for column, value in zip(columns, values)
         ]
         rows.append((headline.title, cells))
+    rows.append(("Epochs", [(_epochs(run), False) for run in runs]))
     return {
         "names": names,
         "rows": rows,
@@ -489,18 +509,17 @@ def _comparison(reports: Sequence[Report], names: Sequence[str]) -> dict[str, An
 
 
 def _differences(configs: Sequence[Config]) -> list[list[str]]:
-    """[key, value of each run] of the recipe's keys in which runs differ.
-
-    Left out: keys of a stage that only some of the runs have, which training.stages shows.
-    """
+    """[key, value of each run] of the recipe's keys in which runs differ, "–" where a run lacks the stage."""
     flat = [_flat(config) for config in configs]
-    common = [set(config.stages) for config in configs]
     rows = []
     for key in flat[0]:
         section = key.partition(".")[0]
-        if section in _NO_RECIPE or section in STAGES and not all(section in stages for stages in common):
+        if section in _NO_RECIPE:
             continue
-        values = [one[key] for one in flat]
+        values = [
+            "–" if section in STAGES and section not in config.stages else one[key]
+            for config, one in zip(configs, flat)
+        ]
         if len(set(values)) > 1:
             rows.append([key, *values])
     return rows

@@ -102,7 +102,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         val_data=_val_data(config, last, val),
         num_val=_num_val(config, last, val),
         without_checkpoint=missing,
-        notes=_notes(missing, is_cut_off, bool(results)),
+        notes=[*_unfinished(config, finished, epochs, results), *_notes(missing, is_cut_off, bool(results))],
     )
 
 
@@ -179,6 +179,26 @@ def _finished(
     ]
     return [
         name for number, name in enumerate(config.stages) if name in known or begun and number < max(begun)
+    ]
+
+
+def _unfinished(
+    config: recipe.Config,
+    finished: Sequence[str],
+    epochs: Sequence[Mapping[str, Any]],
+    results: Mapping[str, Any],
+) -> list[str]:
+    """What the reader must know of a run that is still training, or was stopped."""
+    if results:
+        return []
+    if not epochs:
+        return ["This run is not finished: none of its epochs has ended."]
+    stage, epoch = epochs[-1]["stage"], epochs[-1]["epoch"]
+    of_all = f" of {config.stage(stage).epochs}" if stage in config.stages else ""
+    coding = [name for name in finished if not stages.STAGES[name].dense]
+    return [
+        f"This run is not finished: its log ends after epoch {epoch}{of_all} of the {stage} stage."
+        + (f" Images are encoded by the network at the end of the {coding[-1]} stage." if coding else "")
     ]
 
 

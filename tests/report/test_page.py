@@ -317,6 +317,23 @@ def test_differences_of_recipes(without_figures):
     keys = re.findall(r'<th scope="row"><bdi>(.*?)</bdi>', table[: table.index("</table>")])
     assert keys == ["codes.num_bits"]
     assert "The recipes are the same." in render([a, dataclasses.replace(a)], "")
+    config = make_config(8, dense={"epochs": 9, "lr": 0.1}, training={"stages": "dense,instance"})
+    dense = dataclasses.replace(a, run=dataclasses.replace(a.run, config=config))
+    text = render([a, dense], "")
+    row = re.search(r"<bdi>codebook.epochs</bdi>.*?</tr>", text, re.DOTALL)[0]
+    assert re.findall(r"<td[^>]*>(?:<bdi>)?([^<]+)", row) == [str(a.run.config.codebook.epochs), "–"]
+    assert cells_of(text, "Epochs") == [(False, "4 codebook + 2 instance")] * 2
+
+
+def test_a_run_that_is_not_finished_has_the_accuracies_of_its_last_epoch(without_figures):
+    """And not those of the network that encodes the images, which is of the stage before."""
+    report = make_report("a")
+    epochs = report.run.epochs[:5]  # of the instance stage the first
+    run = dataclasses.replace(report.run, epochs=epochs, results={}, stages=("codebook",), num_val=66)
+    text = render([dataclasses.replace(report, run=run), make_report("b")], "")
+    value = f"{100 * epochs[-1]['top1_mhd_flip']:.1f}"
+    assert cells_of(text, "MHD, instance epoch 1")[0][1].startswith(f"{value} ±")
+    assert [said for _, said in cells_of(text, "MHD")][0] == "–"
 
 
 def test_runs_of_one_name_are_told_apart(without_figures):

@@ -153,7 +153,12 @@ def test_a_last_line_that_is_being_written_is_left_out_and_said(run):
     assert len(found.epochs) == 13 and "log.jsonl is cut off" in found.notes[0]
     assert "Restore the file" in found.notes[0]
     (run / "results.csv").unlink()
-    assert "it was being written" in read_run(run).notes[0]
+    unfinished, cut_off = read_run(run).notes
+    assert "it was being written" in cut_off
+    assert unfinished == (
+        "This run is not finished: its log ends after epoch 5 of 5 of the instance stage. Images are encoded by "
+        "the network at the end of the instance stage."
+    )
 
 
 def test_a_finished_stage_whose_network_is_missing(run):
