@@ -12,9 +12,11 @@ from llc.codes import code_size
 from llc.errors import UserError
 from llc.files import atomic_write, stand_in
 
+NETWORK = "network"  # the array with llc.checkpoints.digest of the network, in files of llc.encode
+
 
 def read_codes(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of codes, by name: codes and num_bits; it may have labels, class_names and files.
+    """The arrays of a file of codes, by name: codes and num_bits, and others that it may have.
 
     `python -m llc.encode` says what these are. Raises UserError naming the file if it is of another kind, or
     if its arrays do not belong together.
@@ -52,7 +54,22 @@ def read_codes(path: str | Path) -> dict[str, np.ndarray]:
         )
     _check_padding(path, codes, int(num_bits))
     _check_labels(path, arrays)
+    network = arrays.get(NETWORK)
+    if network is not None and (network.shape != () or network.dtype.kind != "U"):
+        raise UserError(
+            f"{path}: network is {network.dtype} {list(network.shape)}; expected one text, which tells the "
+            "network of the codes from others"
+        )
     return arrays
+
+
+def check_same_network(one: str, network: str, other: str, other_network: str) -> None:
+    """Raises UserError if `one` and `other` say that their codes are of different networks; "": unknown."""
+    if network and other_network and network != other_network:
+        raise UserError(
+            f"{one} and {other} hold codes of different networks, whose distances mean nothing; encode both "
+            "with one model"
+        )
 
 
 def _check_padding(path, codes, num_bits):

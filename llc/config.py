@@ -13,9 +13,15 @@ import re
 import sys
 from pathlib import Path
 
-from fastargs import Param, Section
-from fastargs.config import Config as FastargsConfig
-from fastargs.validation import Checker
+try:
+    from fastargs import Param, Section
+    from fastargs.config import Config as FastargsConfig
+    from fastargs.validation import Checker
+except ModuleNotFoundError as error:  # in a clone, nearly always a terminal without the virtual environment
+    sys.exit(
+        f"error: {sys.executable} has no package {error.name}; in a clone, run `make setup` once and "
+        "`source .venv/bin/activate` in every new terminal, or install llc with pip"
+    )
 
 from llc import environment, plugins
 from llc.errors import UserError

@@ -14,6 +14,7 @@ are. The file holds plain arrays for numpy.load:
     num_bits     int
     labels       int64 [n], in the order of class_names; -1 if the data has no classes
     class_names  text [num_classes], the data's
+    network      text, which tells the network of the codes from others
     files        text [n], the source's name of each image: in a folder, its path below the folder. A beton's
                  images have no names, and then it is missing
 """
@@ -27,9 +28,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llc import checkpoints, gpu, progress
 from llc import config as edge
-from llc import gpu, progress
-from llc.code_files import write_arrays
+from llc.code_files import NETWORK, write_arrays
 from llc.codes import code_size, pack_bits
 from llc.data.batches import Images, open_images
 from llc.data.reading import Reading
@@ -158,6 +159,7 @@ def encode(encoder: Encoder, data: str | os.PathLike[str], options: Encoding) ->
         "num_bits": np.array(encoder.num_bits),
         "labels": labels,
         "class_names": np.array(images.class_names, "U"),
+        NETWORK: np.array(checkpoints.digest(encoder.network)),
     }
     if names is not None:
         arrays["files"] = np.array([as_unicode(name) for name in names], "U")

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from llc import config as edge
-from llc.code_files import read_codes, write_arrays
+from llc.code_files import NETWORK, check_same_network, read_codes, write_arrays
 from llc.data.sources import as_unicode, printable
 from llc.encode import Encoding, check_out, encode, load_encoder
 from llc.errors import UserError
@@ -94,6 +94,10 @@ def _search_codes(options: Options) -> None:
             f"{options.queries} has codes of {queries['num_bits']} bits, {options.database} of "
             f"{database['num_bits']}: they were made by different models, or with another --num_bits"
         )
+    networks = (str(arrays.get(NETWORK, "")) for arrays in (queries, database))
+    check_same_network(
+        printable(options.queries), next(networks), printable(options.database), next(networks)
+    )
     k = min(options.k, len(database["codes"]))
     distances, indices = search(queries["codes"], database["codes"], k)
     if options.out:  # before anything is printed, because printing may fail

@@ -30,7 +30,7 @@ def evaluate(options: Options, uses: Mapping[str, Any]) -> None:
     _check_flags(options, uses)
     check_outs(options, uses)
     codes = read_code_set(options.model, "MODEL")
-    subject = Subject(options.model, codes.num_bits)
+    subject = Subject(options.model, codes.num_bits, of_codes=codes.network)
     train = subject.find(options.fit_decoder, "fit_decoder") if options.fit_decoder else None
     plan, metrics, learnt, predictions = Uses(uses, "MODEL"), {}, {}, None
     if plan:

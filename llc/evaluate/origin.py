@@ -21,8 +21,9 @@ class Origin:
     network: str
 
     @classmethod
-    def of(cls, title: str, network: Network | None) -> "Origin":
-        return cls(printable(title), "" if network is None else digest(network))
+    def of(cls, title: str, digest: str) -> "Origin":
+        """digest: of the network, as llc.checkpoints.digest gives it; "" if it is unknown."""
+        return cls(printable(title), digest[:_DIGITS])
 
     def description(self) -> str:
         """Itself as JSON."""

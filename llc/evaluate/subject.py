@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from llc.code_files import read_codes
+from llc import checkpoints
+from llc.code_files import NETWORK, check_same_network, read_codes
 from llc.codes import pack_bits, unpack_bits
 from llc.data.batches import Images
 from llc.data.sources import printable
@@ -28,7 +29,8 @@ class CodeSet:
     """Codes of n images: uint8 [n, code_size], labels int64 [n] by class_names, -1: no class.
 
     class_names is empty if they are unknown; title is what messages and reports call the set. scores: those
-    of llc.evaluation.ood, if they were computed with the codes; files: the images' names, if they are known.
+    of llc.evaluation.ood, if they were computed with the codes; files: the images' names, if they are known;
+    network: llc.checkpoints.digest of the network, if a file says it.
     """
 
     title: str
@@ -38,6 +40,7 @@ class CodeSet:
     class_names: tuple[str, ...]
     scores: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     files: tuple[str, ...] = ()
+    network: str = ""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -98,8 +101,8 @@ def read_code_set(path: str | Path, key: str, num_bits: int | None = None) -> Co
         labels = np.full(len(arrays["codes"]), -1)
     names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else ()
     files = tuple(map(str, arrays["files"])) if "files" in arrays else ()
-    num_bits, codes = int(arrays["num_bits"]), arrays["codes"]
-    return CodeSet(str(path), num_bits, codes, labels.astype(np.int64), names, files=files)
+    num_bits, codes, network = int(arrays["num_bits"]), arrays["codes"], str(arrays.get(NETWORK, ""))
+    return CodeSet(str(path), num_bits, codes, labels.astype(np.int64), names, files=files, network=network)
 
 
 @dataclasses.dataclass
@@ -107,7 +110,8 @@ class Subject:
     """A model whose image codes are put to use, or codes without a model.
 
     class_codes: uint8 [num_classes, code_size], None if unknown. learnt: {decoder: what it learnt}. network:
-    None for codes alone. opened(path): the images at `path`, with classes of their own.
+    None for codes alone, of which of_codes is the digest. opened(path): the images at `path`, with classes
+    of their own.
     """
 
     title: str
@@ -115,6 +119,7 @@ class Subject:
     class_codes: np.ndarray | None = None
     learnt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     network: Network | None = None
+    of_codes: str = ""
     processes: Processes = dataclasses.field(default_factory=Processes)
     flip: bool = False
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
@@ -137,14 +142,20 @@ class Subject:
             opened=opened,
         )
 
+    def digest(self) -> str:
+        """What tells the network of the codes from others, "" if it is unknown."""
+        return self.of_codes if self.network is None else checkpoints.digest(self.network)
+
     def origin(self) -> Origin:
         """What files of figures say that they are of."""
-        return Origin.of(self.title, self.network)
+        return Origin.of(self.title, self.digest())
 
     def find(self, path: str, key: str) -> Images | CodeSet:
         """Opens what lies at `path`, the value of the flag `key`: images, or codes. Raises UserError."""
         if path.endswith(".npz"):
-            return read_code_set(path, key, self.num_bits)
+            found = read_code_set(path, key, self.num_bits)
+            check_same_network(printable(path), found.network, printable(self.title), self.digest())
+            return found
         if self.opened is None:
             raise UserError(
                 f"{key} = {printable(path)}: {printable(self.title)} holds codes and no model to encode "

@@ -155,7 +155,10 @@ def _check_data(options):
             raise UserError(f"{printable(name)}: there is no such file")
     for name in options.data:
         if not name.endswith(".npz") and not os.path.lexists(name) and not any(c in name for c in "*?[{,"):
-            raise UserError(f"{printable(name)} does not exist")
+            raise UserError(
+                f"{printable(name)} does not exist; if images of it in the index were moved or deleted, "
+                f"python -m llc.index remove {printable(options.index)} {printable(name)} takes them out"
+            )
 
 
 def _fill(options):
@@ -493,6 +496,8 @@ def import_codes(options: Import) -> None:
             index.save()
     else:
         index = Index(incoming.num_bits or 8 * incoming.code_size)
+        if incoming.num_bits is None:
+            print(f"taken for codes of {index.num_bits} bits; if they have fewer, give --num_bits")
         count = imports.add_to(index, incoming, new_ids=options.new_ids)
         index.save(options.index)
     print(f"{printable(options.index)}: {count:,} codes added, {len(index):,} in all")

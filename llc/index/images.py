@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from llc import gpu, progress
-from llc.code_files import read_codes
+from llc import checkpoints, gpu, progress
+from llc.code_files import NETWORK, check_same_network, read_codes
 from llc.codes import pack_bits
 from llc.data.batches import prepare
 from llc.data.image_errors import ImageError, read_from
@@ -171,6 +171,9 @@ def add_codes(index: Index, path: str | os.PathLike[str], root: str = "") -> Add
             f"{shown}: its codes have {num_bits} bits, the index's {index.num_bits}; python -m llc.encode "
             f"MODEL --num_bits={index.num_bits} makes such codes, if MODEL has as many bits"
         )
+    if NETWORK in arrays and index.model is not None:
+        of_index = checkpoints.digest(load(index.model).network)
+        check_same_network(shown, str(arrays[NETWORK]), _title(index), of_index)
     n = len(codes)
     files = None
     if "files" in arrays:

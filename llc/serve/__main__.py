@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
 
     # The address is taken before the model is loaded, which takes seconds.
     with listen(options.host, options.port) as listener:
+        print(f"loading {printable(options.index)}", flush=True)
         index = Index.open(options.index)
         encoder_of = functools.partial(_encoder, options=options)
         service = Service(

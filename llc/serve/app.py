@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from fastapi import FastAPI, Path, Query, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
@@ -193,20 +193,31 @@ class _Queries:
 
 
 def _add_queries(app: FastAPI, queries: _Queries) -> None:
-    @app.post("/search", responses=_FAILURES, openapi_extra=_BODY)
+    known = [Depends(_check_parameters)]
+
+    @app.post("/search", responses=_FAILURES, openapi_extra=_BODY, dependencies=known)
     async def search(request: Request, k: K = 10, radius: Radius = None, label: Label = ()) -> Neighbours:
         """The nearest neighbours of an image, a code or an id; with `radius`, up to that distance."""
         return await queries.answer(request, lambda service, _, code: service.search(code, k, radius, label))
 
-    @app.post("/classify", responses=_FAILURES, openapi_extra=_BODY)
+    @app.post("/classify", responses=_FAILURES, openapi_extra=_BODY, dependencies=known)
     async def classify(request: Request, decode: Decode = "mhd", k: NumClasses = 5) -> Classes:
         """The best classes of an image or a code, by one of the model's decoders."""
         return await queries.answer(request, lambda service, z, code: service.classify(decode, k, z, code))
 
-    @app.post("/encode", responses=_FAILURES, openapi_extra=_BODY)
+    @app.post("/encode", responses=_FAILURES, openapi_extra=_BODY, dependencies=known)
     async def encode(request: Request) -> Code:
         """The code of an image."""
         return await queries.answer(request, lambda service, _, code: service.code(code))
+
+
+def _check_parameters(request: Request) -> None:
+    """Refuses a parameter that the request does not have: without a word it would be ignored."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            there_are = f"there are {', '.join(known)}" if known else "there is none"
+            raise Refused(422, f"{name[:80]!r} is not a parameter of {request.url.path[:80]}; {there_are}")
 
 
 def _code_in(data: bytes, service: Service) -> np.ndarray:

@@ -87,8 +87,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     os.symlink(tmp_path / "store/cats", tmp_path / "tree/cat")
     assert names(open_source("folder", tmp_path / "tree")) == ["cat/1.png"]
     os.symlink(tmp_path / "store", tmp_path / "store/cats/loop")
-    with pytest.raises(SourceError, match="is a link to a folder that contains it"):
+    with pytest.raises(SourceError, match="tree/cat/loop is a link to a folder that contains it: remove"):
         open_source("folder", tmp_path / "tree")
+    (tmp_path / "up/phone").mkdir(parents=True)
+    touch(tmp_path, "up/phone/1.png")
+    os.symlink("..", tmp_path / "up/phone/loop")  # the folder that is entered again is no link itself
+    with pytest.raises(SourceError, match="up/phone/loop is a link to a folder that contains it: remove"):
+        open_source("folder", tmp_path / "up")
 
 
 def test_a_broken_link_is_an_image_that_cannot_be_read(tmp_path):

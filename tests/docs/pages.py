@@ -1,6 +1,5 @@
 """The documents: their blocks of code, and how a page is run from top to bottom as a reader would."""
 
-import contextlib
 import dataclasses
 import importlib
 import json
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from llc import config
 from tests.conftest import ROOT
-from tests.serve.server import Server
 from tests.waiting import seconds
 
 DOCUMENTS = [
@@ -151,31 +149,18 @@ def _status(name, arguments, monkeypatch):
     return 0
 
 
-@contextlib.contextmanager
-def serving(index, folder):
-    """A server of an index, in a process of its own, on a free port, until the block ends: its address."""
-    log = folder / "server.txt"
-    words = [sys.executable, "-m", "llc.serve", index, "--port=0"]
-    with open(log, "w") as file:
-        process = subprocess.Popen(words, cwd=folder, env=_environment(), stdout=file, stderr=file)
-    try:
-        yield Server(process, log).url.rstrip("/")
-    finally:
-        process.terminate()
-        process.wait(seconds(60))
-
-
-def ask(path, address, folder):
-    """The answers to all requests by curl on a page, sent to `address` instead of the port that it names."""
+def ask(path, server):
+    """The answers to all requests by curl on a page, sent to `server` instead of the port that it names."""
     answers = []
     for block in blocks(path):
         for words in command_lines(block) if block.language == "bash" else ():
             if words[0] == "curl":
                 _, flag, data, url = words
                 is_file = {"--data-binary": True, "--json": False}[flag]
-                body = (folder / data.removeprefix("@")).read_bytes() if is_file else data.encode()
-                kind = {} if is_file else {"Content-Type": "application/json"}
-                request = urllib.request.Request(url.replace("http://127.0.0.1:8000", address), body, kind)
+                body = Path(data.removeprefix("@")).read_bytes() if is_file else data.encode()
+                kind = "application/x-www-form-urlencoded" if is_file else "application/json"  # as curl does
+                place = url.replace("http://127.0.0.1:8000", server.url.rstrip("/"))
+                request = urllib.request.Request(place, body, {"Content-Type": kind})
                 with urllib.request.urlopen(request, timeout=seconds(60)) as answer:
                     answers.append(json.load(answer))
     return answers

@@ -25,7 +25,8 @@ from tests.data import (
 )
 from tests.data.test_imagenet_source import images  # noqa: F401 (a fixture)
 from tests.docs.conftest import noise, page, photographs
-from tests.docs.pages import ask, run_page, serving
+from tests.docs.pages import ask, run_page
+from tests.serve.server import serving
 
 NAMES = ("sources", "data", "training", "resume", "compare", "search", "export", "indexing", "engines")
 NAMES += ("report", "retrieval", "ood", "taxonomy", "machines", "gpu", "extending")
@@ -143,8 +144,8 @@ def test_an_index(workspace, image_tree, monkeypatch):
 def test_requests_to_a_server(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     llc_index(["create", "PHOTOS.index", "photos", "--model=runs/NAME"])
-    with serving("PHOTOS.index", workspace) as address:
-        nearest, within, classes = ask(page("how-to/indexing.md"), address, workspace)
+    with serving(workspace / "PHOTOS.index", workspace) as server:
+        nearest, within, classes = ask(page("how-to/indexing.md"), server)
     assert len(nearest["neighbours"]) == 5 and within["more"] in (True, False)
     assert classes
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import urllib.request
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from tests.conftest import ROOT, run_command
 from tests.data import test_imagenet_source
 from tests.data.test_imagenet_source import images  # noqa: F401 (a fixture)
 from tests.docs.conftest import noise, page
-from tests.docs.pages import SMALL, blocks, command_lines, run_page
+from tests.docs.pages import SMALL, ask, blocks, command_lines, run_page
 from tests.serve.server import serving
 
 NAMES = ("photographs", "programs", "imagenet", "finetune", "paper")
@@ -57,8 +56,7 @@ def unsorted_photographs(image_tree, folder):
 
 
 def test_photographs(workspace, image_tree, monkeypatch, capsys):
-    shutil.rmtree(workspace / "photos")
-    copies = unsorted_photographs(image_tree, workspace / "photos")
+    copies = unsorted_photographs(image_tree, workspace / "album")
     names = run("photographs", workspace, monkeypatch, skip=SERVES)
     found = [set(pair) for pair in names["copies"]]
     assert all(pair in found for pair in copies)
@@ -82,18 +80,6 @@ def test_an_index_takes_every_kind_of_model(workspace, monkeypatch):
 # ---- codes in other programs
 
 
-def answers(server, block):
-    """What the server answers to the requests of curl's of a block."""
-    for words in command_lines(block):
-        flag, body, url = words[1:]
-        data = body.encode() if flag == "--json" else open(body.removeprefix("@"), "rb").read()
-        kind = "application/json" if flag == "--json" else "application/x-www-form-urlencoded"
-        request = urllib.request.Request(url.replace("http://127.0.0.1:8000", server.url), data)
-        request.add_header("Content-Type", kind)  # as curl sends it
-        with urllib.request.urlopen(request) as answer:
-            yield json.load(answer)
-
-
 def test_programs(workspace, monkeypatch):
     names = run("programs", workspace, monkeypatch, skip=SERVES)
     assert names["bits"].shape == (66, 10)
@@ -102,9 +88,8 @@ def test_programs(workspace, monkeypatch):
     with np.load("neighbours.npz") as file:
         assert file["indices"].shape == (1000, 3)
     assert names["packed"].shape == (2, 2)
-    requests = [block for block in blocks(page("tutorials/programs.md")) if block.text.startswith("curl")]
     with serving(workspace / "photos.index", workspace) as server:
-        searched, classified, encoded, like = answers(server, *requests)
+        searched, classified, encoded, like = ask(page("tutorials/programs.md"), server)
         assert len(searched["neighbours"]) == 1 and len(like["neighbours"]) == 5
         assert classified["classes"][0]["label"].startswith("class_")
         assert searched["code"] == encoded["code"] == names["packed"][0].tobytes().hex()

@@ -156,8 +156,8 @@ def test_a_last_line_that_is_being_written_is_left_out_and_said(run):
     unfinished, cut_off = read_run(run).notes
     assert "it was being written" in cut_off
     assert unfinished == (
-        "This run is not finished: its log ends after epoch 5 of 5 of the instance stage. Images are encoded by "
-        "the network at the end of the instance stage."
+        "This run is not finished: its log ends after epoch 5 of 5 of the instance stage. "
+        "Images are encoded by the network at the end of the instance stage."
     )
 
 

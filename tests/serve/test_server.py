@@ -81,6 +81,11 @@ def test_radius_and_classes_filter(server, photos):
         assert {found["label"] for found in answer["neighbours"]} == set(names)
     refused = server.post("/search?label=class_22", {"id": FIRST})
     assert refused.status == 422 and "did you mean class_2?" in refused.json["error"]
+    typo = server.post("/search?labels=class_2", {"id": FIRST})
+    assert typo.status == 422 and typo.json["error"] == (
+        "'labels' is not a parameter of /search; there are k, radius, label"
+    )
+    assert server.post("/encode?k=2", {"id": FIRST}).json["error"].endswith("there is none")
 
 
 def test_classifies_as_the_encoder(server, encoder, image_tree):

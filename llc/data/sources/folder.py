@@ -189,12 +189,17 @@ def _images_below(root, class_name, others, ignored):
         else:
             inner = _Entered.of(root, path, others, ignored)
             if inner.identity in [outer.identity for outer in entered]:
-                raise SourceError(
-                    f"{printable(os.path.join(root, path))} is a link to a folder that contains it: remove"
-                    " the link"
-                )
+                link = printable(os.path.join(root, _innermost_link(root, path)))
+                raise SourceError(f"{link} is a link to a folder that contains it: remove the link")
             entered.append(inner)
     return found
+
+
+def _innermost_link(root, path):
+    """The beginning of `path` that ends at its last symbolic link; of a folder that is entered twice."""
+    while not os.path.islink(os.path.join(root, path)) and os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
 
 
 @dataclass(frozen=True)
