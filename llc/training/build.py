@@ -92,7 +92,12 @@ def open_data(config):
 
 
 def check_sizes(config, num_classes, world_size):
-    """Raises UserError if the batch cannot be divided, or the codes are too short for codes.min_distance."""
+    """Raises UserError if there is one class, the batch cannot be divided, or the codes are too short."""
+    if num_classes < 2:
+        raise UserError(
+            "data.train_dataset has one class, so there is nothing to tell apart; if the folders in that "
+            "class's folder are the classes, convert that one: --cfg.data_dir=FOLDER"
+        )
     batch_size, codes = config.training.batch_size, config.codes
     parts = world_size * config.training.accumulation_steps
     if batch_size % parts:

@@ -81,6 +81,16 @@ def test_images_load(tree):
         assert np.array_equal(load_rgb(source.image(i)), pixels)
 
 
+def test_the_folder_above_the_classes_is_said_to_be_one_class(tmp_path):
+    touch(tmp_path, "up/photos/cat/1.png", "up/photos/dog/1.png")
+    (count, said) = open_source("folder", tmp_path / "up").notes
+    assert count == f"2 images in 1 class folder of {tmp_path / 'up'}"
+    assert said == (
+        f"that is one class; if the folders in {tmp_path / 'up/photos'} are the classes, name it instead"
+    )
+    assert len(open_source("folder", tmp_path / "up/photos").notes) == 1
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path, "store/cats/1.png")
     (tmp_path / "tree").mkdir()

@@ -14,6 +14,7 @@ from llc.errors import UserError
 from llc.itq import itq_codebook, projection_onto
 from llc.network import Network
 from llc.training import config as training_config
+from llc.training.build import check_sizes
 from llc.training.start import Start, after_dense, build_network, start
 
 NAMES = ("ant", "bee", "cat", "dog", "elk")
@@ -183,6 +184,12 @@ def test_a_dense_stage_starts_from_one_of_other_classes(tmp_path, capsys):
     assert torch.equal(network.projection.weight, before)
     for name, value in network.backbone.state_dict().items():
         assert torch.equal(value, other.backbone.state_dict()[name])
+
+
+def test_one_class_cannot_be_trained():
+    with pytest.raises(UserError, match="has one class, so there is nothing to tell apart"):
+        check_sizes(read("--training.stages=both"), 1, 1)
+    check_sizes(read("--training.stages=both"), 2, 1)
 
 
 @torch.no_grad()

@@ -146,7 +146,11 @@ def open_tree(root, may_be_empty=False):
             f"{shown} holds no images in its {len(top.folders)} folders ({some(top.folders)}); "
             f"images end in {' '.join(sorted(IMAGE_SUFFIXES))}{hint}"
         )
-    notes = [f"{len(files):,} images in {len(top.folders)} class folders of {shown}"]
+    folders = f"{len(top.folders)} class folder{'s' * (len(top.folders) != 1)}"
+    notes = [f"{len(files):,} images in {folders} of {shown}"]
+    if len(top.folders) == 1 and all(name.count("/") > 1 for name in files):
+        below = printable(root / top.folders[0])
+        notes.append(f"that is one class; if the folders in {below} are the classes, name it instead")
     if others:
         notes.append(
             f"{len(others)} files there are not images by their names and were ignored, like"
