@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import llc
-from llc import plots
+from llc import plots, progress
 from llc.data.sources import printable
 
 RATE = "images per second, more is better"  # below bars
@@ -42,6 +42,11 @@ def first_line(report):
     """The first line of a report: processor, cores, versions."""
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return f"{report['machine']['cpu']}, {counted(report['machine']['cores'], 'core')}; {versions}"
+
+
+def rounds(number, what):
+    """Yields the rounds of a measurement from 0 on, and shows on stderr how many are done. what: its name."""
+    return progress.each(range(number), number, what, unit="rounds")
 
 
 def counted(number, what):

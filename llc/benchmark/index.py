@@ -127,7 +127,7 @@ def measure(kind, settings):
         }
         for way in ways
     ]
-    for turn in range(settings.rounds):
+    for turn in _machine.rounds(settings.rounds, kind):
         for way, row in list(zip(ways, rows))[:: -1 if turn % 2 else 1]:
             seconds = _single_seconds(way, queries, settings)
             row["one"].append(float(np.median(seconds)))

@@ -100,7 +100,7 @@ def measure(settings):
         with contextlib.ExitStack() as stack:
             runners = {peer: stack.enter_context(_Runner(peer, settings, resolution)) for peer in peers}
             rounds = {peer: [] for peer in peers}
-            for number in range(settings.rounds):
+            for number in _machine.rounds(settings.rounds, f"{resolution} pixels"):
                 first = number % len(peers)  # so that each goes first equally often
                 for peer in peers[first:] + peers[:first]:
                     rounds[peer].append(runners[peer].run())

@@ -87,7 +87,7 @@ def _measure(num_bits, settings):
     if any(value != values[OURS][name] for name, value in values[WITHOUT].items()):
         raise AssertionError(f"{num_bits} bits: metrics change without conventions")
     seconds = {name: [] for name in ways}
-    for turn in range(settings.rounds):
+    for turn in _machine.rounds(settings.rounds, f"{num_bits} bits"):
         for name, (_, call) in list(ways.items())[:: -1 if turn % 2 else 1]:
             start = time.perf_counter()
             call()

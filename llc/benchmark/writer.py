@@ -86,7 +86,7 @@ def measure(settings, scratch):
     figures, quality = {}, None
     for mode in settings.write_modes:
         runs, starts = ({writer: [] for writer in WRITERS} for _ in range(2))
-        for number in range(settings.rounds):
+        for number in _machine.rounds(settings.rounds, mode):
             for writer in WRITERS if number % 2 == 0 else WRITERS[::-1]:
                 starts[writer].append(_run(writer, scratch / "few", scratch / "few.beton", mode, workers))
                 runs[writer].append(_run(writer, scratch / "all", scratch / f"{writer}.beton", mode, workers))
