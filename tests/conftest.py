@@ -81,8 +81,15 @@ LONGEST = (
     "tests/index/test_images.py",
     "tests/test_encoder.py",
     "tests/benchmark/test_epoch.py",
+    "tests/docs/test_how_to.py",
+    "tests/docs/test_tutorials.py",
+    "tests/test_wheel.py",
+    "tests/docs/test_explanation.py",
     "tests/test_extending.py",
     "tests/test_backbones.py",
+    "tests/benchmark/test_loader.py",
+    "tests/benchmark/test_writer.py",
+    "tests/docs/test_start.py",
 )
 
 

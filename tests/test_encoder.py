@@ -65,7 +65,8 @@ def test_the_library_gives_the_codes_of_the_trainers_evaluation(
     ).stdout
     assert "66 codes of 10 bits, 2 bytes each" in said
     found = np.load(tmp_path / "codes.npz")
-    assert set(found) == {"codes", "num_bits", "labels", "class_names"} and found["num_bits"] == 10
+    assert set(found) == {"codes", "num_bits", "labels", "class_names", "network"}
+    assert found["num_bits"] == 10 and len(str(found["network"])) == 64
     assert (found["codes"] == evaluated["codes"]).all() and (found["labels"] == evaluated["labels"]).all()
     assert found["class_names"].tolist() == [f"class_{i}" for i in range(6)]
     assert len(np.unique(evaluated["codes"], axis=0)) > 4

@@ -186,6 +186,7 @@ TWO_PROCESSES = '''
 """Scores and codes on two processes, compared with those that each process computes alone."""
 
 import contextlib
+import os
 
 import torch
 
@@ -232,7 +233,8 @@ for n in (9, 1):  # with one image, a process has none
     codes, of_images = encode_all(network, own, processes, **how)
     expected_codes, expected_labels = encode_all(network, all_batches, alone, **how)
     assert (codes == expected_codes).all() and of_images.tolist() == expected_labels.tolist()
-    print(f"{n} images: equal, {len(codes)} labelled", flush=True)
+    # in one piece: print would write the end of the line by itself, behind what the other process writes
+    os.write(1, f"{n} images: equal, {len(codes)} labelled\n".encode())
 processes.stop()
 '''
 
