@@ -234,7 +234,7 @@ for n in (9, 1):  # with one image, a process has none
     expected_codes, expected_labels = encode_all(network, all_batches, alone, **how)
     assert (codes == expected_codes).all() and of_images.tolist() == expected_labels.tolist()
     # in one piece: print would write the end of the line by itself, behind what the other process writes
-    os.write(1, f"{n} images: equal, {len(codes)} labelled\n".encode())
+    os.write(1, f"{n} images: equal, {len(codes)} labelled\\n".encode())
 processes.stop()
 '''
 
