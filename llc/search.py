@@ -94,10 +94,8 @@ def _search_codes(options: Options) -> None:
             f"{options.queries} has codes of {queries['num_bits']} bits, {options.database} of "
             f"{database['num_bits']}: they were made by different models, or with another --num_bits"
         )
-    networks = (str(arrays.get(NETWORK, "")) for arrays in (queries, database))
-    check_same_network(
-        printable(options.queries), next(networks), printable(options.database), next(networks)
-    )
+    of_queries, of_database = (str(arrays.get(NETWORK, "")) for arrays in (queries, database))
+    check_same_network(printable(options.queries), of_queries, printable(options.database), of_database)
     k = min(options.k, len(database["codes"]))
     distances, indices = search(queries["codes"], database["codes"], k)
     if options.out:  # before anything is printed, because printing may fail

@@ -1,6 +1,8 @@
 """The command line and its files: all kinds of options and ways to give them, and what mistakes say."""
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -396,3 +398,11 @@ def test_how_a_command_ends(error, status, monkeypatch, capsys):
         config.run(main)
     assert ended.value.code == status
     assert capsys.readouterr().err == ("error: wrong\n" if status == 2 else "interrupted\n")
+
+
+def test_a_terminal_without_the_environment_is_told_what_to_do():
+    """As where .venv is not active: an error in a line, and no traceback."""
+    script = "import sys; sys.modules['fastargs'] = None; import llc.config"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {sys.executable} has no package fastargs")
+    assert "source .venv/bin/activate" in done.stderr and "Traceback" not in done.stderr

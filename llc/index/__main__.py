@@ -415,12 +415,10 @@ def _row_of(index, ids, num_images):
     group, labels = _described(index, ids), index.records(ids).labels.tolist()
     words = wordnet.shown(index.class_names)
     heads = [f"{num_images:,} images", *map(bits, group["distances"][1:])]
+    classes = [(words[label],) if words and label >= 0 else () for label in labels]
     return [
-        Tile(
-            file,
-            (f"{head} · id {id}", *((words[label],) if words and label >= 0 else ()), os.path.basename(file)),
-        )
-        for head, id, file, label in zip(heads, group["ids"], group["files"], labels)
+        Tile(file, (f"{head} · id {id}", *its_class, os.path.basename(file)))
+        for head, id, file, its_class in zip(heads, group["ids"], group["files"], classes)
     ]
 
 

@@ -509,7 +509,7 @@ def _comparison(reports: Sequence[Report], names: Sequence[str]) -> dict[str, An
 
 
 def _differences(configs: Sequence[Config]) -> list[list[str]]:
-    """[key, value of each run] of the recipe's keys in which runs differ, "–" where a run lacks the stage."""
+    """[key, value of each run] of the recipe's keys in which runs differ; "–": the run lacks the stage."""
     flat = [_flat(config) for config in configs]
     rows = []
     for key in flat[0]:

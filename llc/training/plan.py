@@ -28,6 +28,7 @@ from llc.training.start import (
     given_codebook,
     initial_codebook,
     read_classifier,
+    takes_classifier,
 )
 
 
@@ -149,7 +150,7 @@ def _check_weights(config, network, class_names):
     source = config.model.weights
     if not source:
         return ""
-    makes_codebook = config.codes.init_codebook == ITQ and not config.stage(config.stages[0]).dense
+    makes_codebook = takes_classifier(config)
     what = "backbone and codebook from the dense classifier of" if makes_codebook else "backbone weights from"
     if check_published(config, class_names):
         return f"{what} {source}, published weights, which a run downloads unless it has them"

@@ -47,7 +47,7 @@ def start(config, network, class_names, processes, resumes=False):
     read.
     """
     dense = STAGES[config.stages[0]].dense
-    if config.codes.init_codebook == ITQ and not dense:
+    if takes_classifier(config):
         return _from_classifier(config, network, class_names, processes, resumes)
     num_classes, given = len(class_names), None
     if not dense:
@@ -103,6 +103,11 @@ def given_codebook(config, num_classes, resumes=False):
     return codebook
 
 
+def takes_classifier(config):
+    """Whether the codebook is made from the classifier of model.weights, and not from a dense stage's."""
+    return config.codes.init_codebook == ITQ and not STAGES[config.stages[0]].dense
+
+
 def read_classifier(config, network, class_names):
     """Loads the backbone of model.weights; returns its dense classifier (weight, bias). Raises UserError.
 
@@ -130,7 +135,7 @@ def check_published(config, class_names):
     source, arch = config.model.weights, config.model.arch
     if Path(source).exists() or source not in published_weights(arch):
         return False
-    if config.codes.init_codebook == ITQ and not STAGES[config.stages[0]].dense:
+    if takes_classifier(config):
         number = num_published_classes(arch, source)
         if number is not None:
             _check_num_classes(source, number, class_names)

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.docs.pages import DOCUMENTS, blocks, commands
 
 # The languages of blocks: commands and Python, which run; what is printed; formulas; scripts.
-LANGUAGES = {"bash", "python", "text", "math", "json", "yaml", "shell", "dot"}
+LANGUAGES = {"bash", "python", "text", "math", "json", "yaml", "shell"}
 IDS = {"ids": lambda path: str(path.relative_to(ROOT))}
 COMMANDS = {
     f"{path.relative_to(ROOT)} {' '.join(words)[:60]} {number}": words

@@ -302,6 +302,16 @@ def test_duplicates_are_listed_with_names_and_distances(photos_index, photos, tm
 # ---- export, import
 
 
+def test_codes_of_an_unknown_length_are_said_to_be_taken_as_whole_bytes(photos_index, tmp_path, capsys):
+    pytest.importorskip("faiss")
+    run("export", photos_index, "--to=faiss", f"--out={tmp_path / 'x.faiss'}")
+    run("import", tmp_path / "whole.index", tmp_path / "x.faiss")
+    whole = llc.Index.open(tmp_path / "whole.index").num_bits
+    assert f"taken for codes of {whole} bits; if they have fewer, give --num_bits" in capsys.readouterr().out
+    run("import", tmp_path / "known.index", tmp_path / "x.faiss", f"--num_bits={whole}")
+    assert "taken for" not in capsys.readouterr().out
+
+
 def test_export_and_import(photos_index, tmp_path, capsys):
     pytest.importorskip("pyarrow")
     out = tmp_path / "photos.parquet"

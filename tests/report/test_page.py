@@ -321,7 +321,8 @@ def test_differences_of_recipes(without_figures):
     dense = dataclasses.replace(a, run=dataclasses.replace(a.run, config=config))
     text = render([a, dense], "")
     row = re.search(r"<bdi>codebook.epochs</bdi>.*?</tr>", text, re.DOTALL)[0]
-    assert re.findall(r"<td[^>]*>(?:<bdi>)?([^<]+)", row) == [str(a.run.config.stage("codebook").epochs), "–"]
+    epochs = str(a.run.config.stage("codebook").epochs)
+    assert re.findall(r"<td[^>]*>(?:<bdi>)?([^<]+)", row) == [epochs, "–"]
     assert cells_of(text, "Epochs") == [(False, "4 codebook + 2 instance")] * 2
 
 
