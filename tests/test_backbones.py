@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import llc
-from llc import backbones, checkpoints, export
+from llc import backbones, checkpoints
 from llc.checkpoints import load_weights
 from llc.data.preprocessing import Preprocessing
 from llc.errors import UserError
+from llc.export import __main__ as export
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, Network
 from tests import original
 from tests.conftest import ROOT

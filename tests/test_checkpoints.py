@@ -16,7 +16,7 @@ from torch import nn
 from torchvision import transforms
 
 import llc
-from llc import backbones, checkpoints, export
+from llc import backbones, checkpoints
 from llc.checkpoints import load_weights
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
@@ -27,6 +27,7 @@ from llc.data.writer import WriterConfig, write_beton
 from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate
+from llc.export import __main__ as export
 from llc.network import IMAGENET_MEAN, IMAGENET_STD, BlurConv2d, Network, apply_blurpool
 from llc.training import config as training_config
 from llc.training.trainer import Trainer

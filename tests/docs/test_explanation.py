@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import llc
-from llc import export
+from llc.export import __main__ as export
 from tests.docs.conftest import page
 from tests.docs.pages import blocks, run_page
 

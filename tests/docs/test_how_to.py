@@ -9,9 +9,10 @@ import pyarrow
 import pyarrow.parquet
 
 import llc
-from llc import export, write
+from llc import write
 from llc.data.preprocessing import Preprocessing
 from llc.encode import main as encode
+from llc.export import __main__ as export
 from llc.index import exports
 from llc.index.__main__ import main as llc_index
 from tests.conftest import ROOT, trained_network

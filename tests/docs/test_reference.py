@@ -192,7 +192,7 @@ def test_the_saved_encoder(workspace, monkeypatch):
 
 def test_the_form_of_the_original(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
-    from llc.export import main as export
+    from llc.export.__main__ import main as export
 
     for checkpoint in ("codebook", "instance"):
         export(["runs/NAME", "--to=original", f"--checkpoint={checkpoint}"])

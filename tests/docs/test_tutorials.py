@@ -9,7 +9,8 @@ import torchvision
 from PIL import Image
 
 import llc
-from llc import export, write
+from llc import write
+from llc.export import __main__ as export
 from llc.index.__main__ import main as llc_index
 from tests.conftest import ROOT, run_command
 from tests.data import test_imagenet_source
