@@ -22,14 +22,11 @@ import functools
 from collections.abc import Callable, Mapping
 
 import torch
-import torchvision
 from torch import nn
 
 from llc.errors import UserError
 from llc.options import did_you_mean
 
-_TORCHVISION = tuple(torchvision.models.list_models(torchvision.models))  # its classification models
-RESNETS = tuple(name for name in _TORCHVISION if name.startswith(("resnet", "resnext", "wide_resnet")))
 _REFUSED = dict.fromkeys(
     ("googlenet", "inception_v3"),
     "in training it returns several outputs, those of its auxiliary classifiers",
@@ -67,6 +64,24 @@ class _Registered:
 _registered: dict[str, _Registered] = {}
 
 
+def _torchvision():
+    """torchvision.models, imported when it is first used: that takes as long as importing torch."""
+    import torchvision
+
+    return torchvision.models
+
+
+@functools.cache
+def _of_torchvision() -> tuple[str, ...]:
+    """The names of torchvision's classification models."""
+    return tuple(_torchvision().list_models(_torchvision()))
+
+
+def resnets() -> tuple[str, ...]:
+    """The names of torchvision's ResNets, ResNeXts and wide ResNets."""
+    return tuple(name for name in _of_torchvision() if name.startswith(("resnet", "resnext", "wide_resnet")))
+
+
 def register(name: str, *, classifier: str, weights: Weights | None = None, image_size: int | None = None):
     """A decorator that adds a backbone: it takes a function without arguments that returns an nn.Module.
 
@@ -75,7 +90,7 @@ def register(name: str, *, classifier: str, weights: Weights | None = None, imag
     one. image_size: height and width in pixels, if the module takes no others. The function is also called
     on torch's meta device. Raises ValueError where the name is taken.
     """
-    if name in _registered or name in _TORCHVISION or ":" in name:
+    if name in _registered or name in _of_torchvision() or ":" in name:
         raise ValueError(f"backbone {name!r}: the name is taken, or has a colon")
 
     def add(make):
@@ -91,7 +106,7 @@ def build(name: str, width: int = 64) -> Backbone:
     width: channels of the first stage, for resnet18 and resnet34. Raises UserError for a name that is not
     known or cannot be used, and for a width that it does not have.
     """
-    if name not in RESNETS:
+    if name not in resnets():
         _check_known(name)
         if width != 64:
             raise UserError(
@@ -105,10 +120,10 @@ def build(name: str, width: int = 64) -> Backbone:
         return _without_classifier(name, module, entry.classifier, "registered", image_size=entry.image_size)
     if name.startswith("timm:"):
         return _build_timm(name)
-    module = _constructed(lambda: torchvision.models.get_model(name, weights=None))
+    module = _constructed(lambda: _torchvision().get_model(name, weights=None))
     if width != 64:
         _set_width(module, name, width)
-    if name in RESNETS:
+    if name in resnets():
         return _without_classifier(name, module, "fc", "resnet")
     image_size = getattr(module, "image_size", _IMAGE_SIZES.get(name))
     return _without_classifier(name, module, _last_linear(module), "torchvision", image_size=image_size)
@@ -132,8 +147,8 @@ def published_weights(name: str) -> Weights:
             for full, cfg in get_arch_pretrained_cfgs(arch).items()
             if cfg.has_weights
         }
-    members = torchvision.models.get_model_weights(name).__members__
-    if name in RESNETS:
+    members = _torchvision().get_model_weights(name).__members__
+    if name in resnets():
         return {key: member.get_state_dict for key, member in members.items()}
     # Some of torchvision's files have names of parameters from before; its own constructor translates them.
     return {key: functools.partial(_torchvision_weights, name, member) for key, member in members.items()}
@@ -153,7 +168,7 @@ def num_published_classes(name: str, weights: str) -> int | None:
         found = get_arch_pretrained_cfgs(arch)
         cfg = found.get(f"{arch}.{weights}") or found.get(arch)
         return getattr(cfg, "num_classes", None)
-    return len(torchvision.models.get_model_weights(name)[weights].meta["categories"])
+    return len(_torchvision().get_model_weights(name)[weights].meta["categories"])
 
 
 # ------------------------------------------------------------------------------------------------ names
@@ -165,8 +180,8 @@ def _check_known(name):
         raise UserError(f"model.arch = {name}: it cannot be a backbone: {_REFUSED[name]}")
     if name.startswith("timm:"):
         _check_timm(name)
-    elif name not in _registered and name not in _TORCHVISION:
-        known = [*_registered, *(other for other in _TORCHVISION if other not in _REFUSED)]
+    elif name not in _registered and name not in _of_torchvision():
+        known = [*_registered, *(other for other in _of_torchvision() if other not in _REFUSED)]
         near = did_you_mean(name, known) or "."
         raise UserError(
             f"model.arch = {name}: not a known backbone{near} It takes a ResNet or another classification "
@@ -309,13 +324,13 @@ def _timm_weights(full_name):
 
 
 def _torchvision_weights(name, weights):
-    return torchvision.models.get_model(name, weights=weights).state_dict()
+    return _torchvision().get_model(name, weights=weights).state_dict()
 
 
 def _set_width(module, name, width):
     """Rebuilds a torchvision ResNet of basic blocks with `width` channels, not 64, in its first stage."""
     block = type(module.layer1[0])
-    if block is not torchvision.models.resnet.BasicBlock:
+    if block is not _torchvision().resnet.BasicBlock:
         raise UserError(
             f"model.width = {width}: only resnet18 and resnet34 come narrower, model.arch is {name}"
         )

@@ -401,7 +401,7 @@ def options_of(state, source):
         keys = _some(list(state))
         raise UserError(f"{source}: not a ResNet with a projection; its keys: {keys}") from None
     nearest = None
-    for arch in ("resnet50", *backbones.RESNETS) if width == 64 else ("resnet18", "resnet34"):
+    for arch in ("resnet50", *backbones.resnets()) if width == 64 else ("resnet18", "resnet34"):
         options = {"arch": arch, "num_bits": num_bits, "num_classes": num_classes, "width": width}
         with torch.device("meta"):  # allocates nothing, however large the file claims to be
             problems = _problems(Network(**options), state, without=() if num_classes else ("codebook",))

@@ -808,10 +808,10 @@ def test_flags_that_do_not_belong_together(to, flags, message, tmp_path):
         exports.export(make_index(20, 30), to, str(tmp_path / "x"), **flags)
 
 
-def test_no_engine_is_loaded_before_it_is_needed():
+def test_no_engine_is_loaded_before_it_is_needed_nor_torchvision_for_codes_alone():
     code = (
-        "import sys, llc.index.exports, llc.index.imports\n"
-        "print({'faiss', 'lancedb', 'pyarrow'} & {*sys.modules})"
+        "import sys, llc.index.__main__, llc.search\n"
+        "print({'faiss', 'lancedb', 'pyarrow', 'torchvision'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -7,7 +7,8 @@ import pytest
 
 import llc
 import train_llc
-from llc import encode, export
+from llc import encode
+from llc.export import __main__ as export
 from llc.codebook import health
 from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate

@@ -27,7 +27,7 @@ from torch import nn
 
 import llc
 import train_llc
-from llc import backbones, export
+from llc import backbones
 from llc import encode as encode_command
 from llc.codebook import health
 from llc.data.beton import read_tables
