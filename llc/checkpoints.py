@@ -19,18 +19,18 @@ does here; the original's code reads 0 in codebook *files* as +1.
 """
 
 import hashlib
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 
-from llc import backbones
+from llc import backbones, hub
 from llc.codes import binarize
 from llc.errors import UserError
 from llc.network import Network
 from llc.torch_files import read_torch_file
 
+FITTED = "fitted."  # in a saved encoder, before the names of what decoders learnt
 _MAX_LISTED = 20  # keys of each kind that an error names
 
 
@@ -58,8 +58,14 @@ def read_safetensors(path):
 
 
 def read_state(path):
-    """{name: tensor} of a .pth or safetensors file in any of the forms, unwrapped. Raises UserError."""
-    return _unwrapped(read_safetensors(path)[0] if is_safetensors(path) else read_torch_file(path), path)
+    """{name: tensor} of a .pth or safetensors file in any of the forms, unwrapped. Raises UserError.
+
+    What decoders learnt, which a saved encoder may hold, is left out.
+    """
+    if not is_safetensors(path):
+        return _unwrapped(read_torch_file(path), path)
+    tensors, _ = read_safetensors(path)
+    return _unwrapped({name: t for name, t in tensors.items() if not name.startswith(FITTED)}, path)
 
 
 def read_stage(path):
@@ -219,10 +225,10 @@ def _some(names):
 def load_weights(network, source, arch, dense_first=False):
     """Starts `network` from `source`; the codebook is never taken from here.
 
-    source: a run folder; a file in any form, also an encoder that llc saved; or the name of published
-    weights of the backbone `arch`, which are downloaded (llc.backbones.published_weights). dense_first: the
-    network is that of a dense stage; of a run with several stages its dense one is taken, and a projection
-    for other classes, or for codes, is left out.
+    source: a run folder; a file in any form, also an encoder that llc saved; a folder of llc.export --to=hub,
+    or its address (llc.hub); or the name of published weights of the backbone `arch`, which are downloaded
+    (llc.backbones.published_weights). dense_first: the network is that of a dense stage; of a run with
+    several stages its dense one is taken, and a projection for other classes, or for codes, is left out.
 
     Returns one line that says what was loaded and what was left out. Raises UserError that lists the keys
     if they do not fit.
@@ -323,8 +329,10 @@ def _read_weights(source, arch, dense_first=False):
 
     dense_first: of a run with several stages, that of its dense stage.
     """
-    path, title = Path(source), _title(source)
-    if path.is_dir():
+    path, title = hub.find(source), _title(source)
+    if hub.is_folder(path):
+        path = hub.model_file(path)
+    elif path.is_dir():
         names = ["codebook", "joint", "instance"]
         names.insert(0 if dense_first else len(names), "dense")
         candidates = [path / "checkpoints" / f"{name}.pth" for name in names]
@@ -340,6 +348,8 @@ def _read_weights(source, arch, dense_first=False):
             )
         try:
             state = published[source]()
+        except UserError:  # these weights do not fit
+            raise
         except Exception as error:  # a download, or a plugin's function, may raise anything
             raise UserError(f"{title}: the download failed: {error}") from error
     original = is_original(state)

@@ -5,10 +5,11 @@
     python -m llc.encode MODEL --data=photos.csv --image_column=path --out=codes.npz
     python -m llc.encode MODEL --data=val.beton --num_bits=8 --out=codes.npz           (the first 8 bits)
 
-MODEL is a run folder, a saved encoder, or the original code's model_best.pth. --data is a beton, a folder
-with one folder of images per class, a folder of images, an image, or whatever another source takes, such as
-tars, tables or LMDB; --dataset names the source where the path does not tell. Images are read from where they
-are. The file holds plain arrays for numpy.load:
+MODEL is a run folder, a saved encoder, a folder that llc.export --to=hub wrote, its address on the Hugging
+Face Hub, hf://OWNER/NAME, or the original code's model_best.pth. --data is a beton, a folder with one folder
+of images per class, a folder of images, an image, or whatever another source takes, such as tars, tables or
+LMDB; --dataset names the source where the path does not tell. Images are read from where they are. The file
+holds plain arrays for numpy.load:
 
     codes        uint8 [n, ceil(num_bits / 8)], packed as llc.pack_bits does
     num_bits     int

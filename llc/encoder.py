@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from llc import checkpoints, runs, stages
+from llc import checkpoints, hub, runs, stages
 from llc.arguments import fraction, one_of, whole_number
 from llc.codebook import load_codebook
 from llc.codes import pack_bits
@@ -41,7 +41,6 @@ Images: TypeAlias = "torch.Tensor | StrPath | Image.Image | Sequence[torch.Tenso
 FORMAT = 1  # of a saved encoder
 # The original code's: the shorter side is resized to 256 pixels, and 224 are cropped. Its files do not say.
 OF_ORIGINAL = Preprocessing(224, 0.875, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
-_FITTED = "fitted."  # in a saved encoder, before the names of what decoders learnt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,9 +304,8 @@ class Encoder(nn.Module):
         }
         tensors = checkpoints.plain(self.network.state_dict())
         if self.fitted is not None:
-            tensors |= {
-                _FITTED + name: torch.from_numpy(array) for name, array in self.fitted.arrays().items()
-            }
+            arrays = self.fitted.arrays()
+            tensors |= {checkpoints.FITTED + name: torch.from_numpy(array) for name, array in arrays.items()}
         data = safetensors.torch.save(tensors, {"llc": json.dumps(description)})
         atomic_write(path, lambda file: file.write(data))
 
@@ -406,9 +404,11 @@ def load(
     decoder: StrPath | None = None,
     num_bits: int | None = None,
 ) -> Encoder:
-    """An Encoder, on the CPU, from a run folder, a saved encoder, or a checkpoint of the original LLC code.
+    """An Encoder, on the CPU, from a run folder, a saved encoder, the Hub, or the original LLC code's files.
 
-    path: a run folder, a file that `Encoder.save` wrote, or the original's model_best.pth
+    path: a run folder; a file that `Encoder.save` wrote; a folder that `llc.export --to=hub` wrote, or the
+        address of one on the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION, which needs
+        huggingface_hub, and a network the first time; or the original's model_best.pth
     codebook: `.npy` of real values [num_classes, num_bits], in place of the model's own. The original's
         models of instance codes have none; without it they can encode but not classify.
     checkpoint: of a run folder, which of checkpoints/ (default: "instance", else "joint" or "codebook"). The
@@ -416,8 +416,8 @@ def load(
         the joint stage's is for both.
     class_names: in label order; the original's files have none
     decoder: an .npz of decoders that were fitted to this network (python -m llc.evaluate --fit_decoder);
-        default: decoder.npz of a run folder, what a saved encoder holds, or PATH.decoder.npz beside a file,
-        if they are this network's
+        default: decoder.npz of a run folder, what a saved encoder holds, decoder.npz of another folder, or
+        PATH.decoder.npz beside a file, if they are this network's
     num_bits: keep only this many bits of each code, the first ones (default: all). They are as good as codes
         of this length if the run trained them (codes.nested). A decoder must have been fitted to them.
 
@@ -430,13 +430,16 @@ def load(
     ...
     llc.errors.UserError: no/such/run: neither a run folder nor a file
     """
-    path = Path(path)
-    if path.is_dir():
+    path = hub.find(path)  # which downloads an address
+    if runs.is_folder(path):
         arguments = _from_run(path, checkpoint)
     elif not path.exists():
         raise UserError(f"{path}: neither a run folder nor a file")
     elif checkpoint is not None:
-        raise UserError(f"checkpoint = {checkpoint!r}: {path} is a file; only a run folder holds several")
+        kind = "one model" if path.is_dir() else "a file"
+        raise UserError(f"checkpoint = {checkpoint!r}: {path} is {kind}; only a run folder holds several")
+    elif path.is_dir():  # as the Hugging Face Hub holds it
+        arguments = _from_saved(hub.model_file(path))
     else:
         arguments = _from_saved(path) if checkpoints.is_safetensors(path) else _from_original(path)
     network = arguments["network"]
@@ -510,9 +513,9 @@ def _from_saved(path: Path) -> dict[str, Any]:
         if not isinstance(content["recipe"], dict):
             raise UserError(f"{path}: its recipe is not a table")
         arrays = {
-            name.removeprefix(_FITTED): state.pop(name).numpy()
+            name.removeprefix(checkpoints.FITTED): state.pop(name).numpy()
             for name in list(state)
-            if name.startswith(_FITTED)
+            if name.startswith(checkpoints.FITTED)
         }
         network = checkpoints.build(content["network"], state, path)
         return {

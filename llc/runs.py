@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llc import recipe, stages
+from llc import hub, recipe, stages
 from llc.errors import UserError
 from llc.options import build
 from llc.yaml_file import read_yaml
@@ -49,6 +49,11 @@ def read_config(folder: str | PathLike[str]) -> recipe.Config:
         raise UserError(f"{path}: {error}") from error
 
 
+def is_folder(path: str | PathLike[str]) -> bool:
+    """Whether there is a folder at `path` that should be a run's, and not one for the Hugging Face Hub."""
+    return os.path.isdir(path) and not hub.is_folder(path)
+
+
 def checkpoints(folder: str | PathLike[str]) -> dict[str, Path]:
     """{name: path} of the networks in a run folder: one per finished stage, initial, model_best, ..."""
     paths = {path.stem: path for path in sorted((Path(folder) / "checkpoints").glob("*.pth"))}
@@ -56,10 +61,20 @@ def checkpoints(folder: str | PathLike[str]) -> dict[str, Path]:
 
 
 def is_own_file(folder: str | PathLike[str], path: str | PathLike[str]) -> bool:
-    """Whether `path` is a file that the run in `folder` consists of, and not one that was put beside it."""
+    """Whether `path` is a file that the run in `folder` consists of, and not one that was put beside it.
+
+    A folder may also be one as the Hugging Face Hub holds it.
+    """
     inside = Path(os.path.relpath(os.path.realpath(path), os.path.realpath(folder)))
+    if hub.is_folder(folder):
+        return str(inside) in (hub.WEIGHTS, hub.CONFIG, hub.CARD, "decoder.npz")
     own = ("config.yaml", "class_names.json", "codebook.npy", "decoder.npz", "log.jsonl", "results.csv")
-    return inside.parts[0] == "checkpoints" or str(inside) in own or inside.name.startswith("events.out.")
+    own += ("log.csv", "loggers.json")
+    return (
+        inside.parts[0] in ("checkpoints", "wandb")
+        or str(inside) in own
+        or inside.name.startswith("events.out.")
+    )
 
 
 def finished_stages(folder: str | PathLike[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Measures what a trained model's packed codes are good for (also under torchrun).
 
     python -m llc.evaluate RUN [--data.val_dataset=val.beton] [--predictions=FILE.npz]
-    python -m llc.evaluate FILE --data.val_dataset=val.beton                         (an encoder saved by llc)
+    python -m llc.evaluate FILE --data.val_dataset=val.beton     (a saved encoder, or a hub folder or address)
     python -m llc.evaluate --original=model_best.pth [--codebook=codebook.npy] --data.val_dataset=val.beton
     python -m llc.evaluate codes.npz [--fit_decoder=train.npz] ...                     (codes without a model)
     python -m llc.evaluate ... --fit_decoder=train.beton           (makes the posterior decoder where missing)
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     if model.endswith(".npz"):
         values = edge.read({"": Options, **USES}, argv, description=__doc__)
         codes.evaluate(values.pop(""), values)
-    elif model and Path(model).is_dir():
+    elif model and runs.is_folder(model):
         _evaluate_run(model, argv)
     else:
         _evaluate_file(model, argv)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from llc import hub
 from llc.codebook import health
 from llc.data.batches import Images
 from llc.data.sources import printable
@@ -31,6 +32,8 @@ def fit_decoder(
 ) -> None:
     """Fits the decoders that learn to the train images, and writes them. Raises UserError."""
     given = f"--fit_decoder={printable(options.fit_decoder)}"
+    if hub.is_address(title) and not options.decoder:
+        raise UserError(f"{given}: {title} is no file here; name the file to write with --decoder=FILE.npz")
     path = Path(options.decoder or decoder_path(title))
     if train.identity == val.identity:
         raise UserError(

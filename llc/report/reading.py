@@ -68,8 +68,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     folder = Path(path) if Path(path).name else Path(path).resolve()
     config = runs.read_config(folder)
     saved = runs.checkpoints(folder)
-    epochs, is_cut_off = _read_log(folder, must_exist=any(name in saved for name in config.stages))
-    results = _read_results(folder)
+    epochs, is_cut_off = read_log(folder, must_exist=any(name in saved for name in config.stages))
+    results = read_results(folder)
     finished = _finished(config, saved, epochs, results)
     missing = [name for name in finished if name not in saved]
     class_codes = _class_codes(folder, config, {str(line["stage"]) for line in epochs})
@@ -219,7 +219,7 @@ def _notes(missing: Sequence[str], is_cut_off: bool, is_finished: bool) -> list[
     return notes
 
 
-def _read_log(folder: Path, must_exist: bool) -> tuple[list[dict[str, Any]], bool]:
+def read_log(folder: Path, must_exist: bool) -> tuple[list[dict[str, Any]], bool]:
     """(the lines of log.jsonl, whether a last one was left out); none before the first epoch ends.
 
     A last line that is cut off is left out, because a run may be writing it. Raises UserError.
@@ -267,7 +267,7 @@ def _checked_line(line: Any) -> dict[str, Any]:
     return line
 
 
-def _read_results(folder: Path) -> dict[str, tuple[float, float]]:
+def read_results(folder: Path) -> dict[str, tuple[float, float]]:
     """{"STAGE/METRIC": (final, best epoch's)} of results.csv, {} before the run is finished."""
     path = folder / _RESULTS
     text = _read_text(path)
@@ -346,7 +346,7 @@ def _compared(config: recipe.Config) -> tuple[str, list[Difference]]:
 def _bases(config: recipe.Config) -> dict[str, dict[str, Any]]:
     """{name: its values} of the shipped recipes, or of the defaults where there are none."""
     found = {}
-    for path in sorted(SHIPPED.glob("rn*_configs/*.yaml")):
+    for path in sorted(SHIPPED.glob("*_configs/*.yaml")):
         given = [f"--{key}=-" for key in ("data.train_dataset", "data.val_dataset")]
         try:
             values = edge.read(recipe.sections(), ["--config", str(path), *given], description="")
@@ -397,6 +397,11 @@ def _val_data(config: recipe.Config, last: Mapping[str, Any], val: Shards | None
     if isinstance(stored, str):
         return stored
     return "" if val is None else resume.identity(config, val, val, None)["val_data"]
+
+
+def count_val_images(folder: Path, config: recipe.Config) -> int:
+    """How many val images the training in a run folder had, 0 if it is unknown."""
+    return _num_val(config, _last(folder), _shards(config.data.val_dataset))
 
 
 def _num_val(config: recipe.Config, last: Mapping[str, Any], val: Shards | None) -> int:
