@@ -28,8 +28,8 @@ class Model:
     )
     weights: str = option(
         "",
-        help="start from a run folder, a checkpoint, a state dict of the whole model, or the backbone's "
-        "published weights of this name (IMAGENET1K_V1); empty: random values",
+        help="start from a run folder, a checkpoint, a state dict of the whole model, hf://OWNER/NAME, or "
+        "the backbone's published weights of this name (IMAGENET1K_V1); empty: random values",
     )
     width: int = option(
         64, minimum=4, help="channels of the first stage; less than 64 is a narrower resnet18 or resnet34"
@@ -111,6 +111,17 @@ class Data:
         choices=("fail", "skip_sample"),
         help="a damaged train sample: fail stops the run, skip_sample replaces it by another sample",
     )
+    loader: str = option(
+        "llc",
+        choices=("llc", "ffcv"),
+        help="what makes the train batches; ffcv: FFCV's Loader, which makes the same ones and can add "
+        "data.operations",
+    )
+    operations: tuple[str, ...] = option(
+        (),
+        help="FFCV operations on the train images, by the names under which a --plugin registers them, in "
+        "order; needs data.loader=ffcv",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +195,16 @@ class Validation:
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-    """The run folder."""
+    """The run folder, and where else the numbers of a run go."""
 
     folder: str = option("runs", help="folder in which run folders are made")
     name: str = option("", help="name of the run folder; empty: date and time")
+    to: tuple[str, ...] = option(
+        ("tensorboard", "csv"),
+        help="where the numbers of each epoch go, beside log.jsonl: some of tensorboard, csv, wandb, mlflow, "
+        "which send them on, and loggers of a --plugin; empty: nowhere else",
+    )
+    project: str = option("llc", help="wandb's project, or MLflow's experiment, that the run belongs to")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +286,16 @@ class Config:
             raise UserError(
                 f"codes.nested = {','.join(map(str, self.codes.nested))}: codes have {self.codes.num_bits} "
                 "bits; raise codes.num_bits, or give smaller numbers"
+            )
+        data = self.data
+        if data.operations and data.loader != "ffcv":
+            raise UserError(
+                f"data.operations = {','.join(data.operations)} needs data.loader=ffcv; it is {data.loader}"
+            )
+        if data.loader == "ffcv" and data.on_error == "skip_sample":
+            raise UserError(
+                "data.loader = ffcv cannot replace damaged samples (data.on_error = skip_sample): use "
+                "data.loader=llc, or write the beton again"
             )
         r = self.resolution
         if r.min_res > r.max_res:

@@ -9,8 +9,8 @@
     python -m llc.train --resume=runs/NAME
         resumes it; --config may change paths
 
---config finds the recipes that come with llc, rn50_configs and rn18_configs, from any folder. In a clone of
-the project, `train_llc.py` is the same command.
+--config finds the recipes that come with llc, in rn50_configs, rn18_configs and backbone_configs, from any
+folder. In a clone of the project, `train_llc.py` is the same command.
 
 At the end the train set is encoded once, and the decoders that learn from its codes are fitted and measured
 (validation.fit_decoder=0 leaves this out).
@@ -31,7 +31,7 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.options import option
 from llc.training import config as training_config
-from llc.training import plan
+from llc.training import delivery, plan
 from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
 from llc.training.state import Progress
@@ -65,6 +65,7 @@ def main(argv):
 
         def open_run():
             nonlocal run
+            delivery.check(config.logging.to)
             run, state = _open_run(config, source)
             closing.callback(run.close)
             finished = state is not None and run.has_results and _is_finished(state, len(config.stages))

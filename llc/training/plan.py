@@ -17,7 +17,9 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.evaluation import fitting
 from llc.evaluation.decoders import fitted_decoders
+from llc.loggers import LOGGERS
 from llc.recipe import ITQ
+from llc.training import delivery
 from llc.training.build import check_sizes, fits_decoders, make_train_loader, make_val_loader, open_data
 from llc.training.run_folder import RunFolder
 from llc.training.schedules import learning_rate, resolutions
@@ -38,6 +40,7 @@ def describe(config, world_size=1, resume=None):
     world_size: number of processes. resume: what --resume names, as for a run; None: a new run. Raises
     UserError as the run itself would.
     """
+    delivery.check(config.logging.to)
     path = _run_path(config, resume)
     resumes = bool(resume) and (path / "checkpoints").exists()
     train_shards, val_shards = open_data(config)
@@ -75,6 +78,10 @@ def describe(config, world_size=1, resume=None):
         ]
     verb = "would resume and update" if resumes else "would write"
     lines += ["", f"{verb} {path}/", *(f"  {name}" for name in files(config))]
+    for name in config.logging.to:
+        if LOGGERS[name].sends:
+            project = config.logging.project
+            lines.append(f"would give the recipe and each epoch's numbers to {name}, project {project}")
     return "\n".join(lines)
 
 
@@ -88,7 +95,8 @@ def files(config):
         "config.yaml",
         "class_names.json",
         "log.jsonl",
-        "events.out.tfevents.*",
+        *(name for logger in config.logging.to for name in LOGGERS[logger].files),
+        *([delivery.MEMORY] if config.logging.to else []),
         "codebook.npy",
         *([fitting.FILE_NAME] if fits_decoders(config) else []),
         "results.csv",

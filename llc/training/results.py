@@ -43,6 +43,13 @@ def rows(config, progress):
     return found
 
 
+def final_figures(config, progress):
+    """{STAGE/METRIC: final value}, as in results.csv."""
+    return {
+        f"{name}/{metric}": value for name in config.stages for metric, value in progress.finals[name].items()
+    }
+
+
 def headline_texts(config, progress):
     """A line for each headline metric of each stage."""
     return [

@@ -15,6 +15,7 @@ _FREE = {
     "data.val_dataset",
     "data.num_workers",
     "data.on_error",
+    "data.loader",
     "training.checkpoint_minutes",
     "training.keep",
     "training.skip_non_finite",
@@ -23,6 +24,8 @@ _FREE = {
     "dist.timeout_minutes",
     "logging.folder",
     "logging.name",
+    "logging.to",
+    "logging.project",
 }
 # Keys that must not change, because the state would not fit the network or would have no meaning.
 _FIXED = {

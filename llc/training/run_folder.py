@@ -5,15 +5,10 @@ import csv
 import fcntl
 import json
 import os
-import socket
 import sys
 import time
 from fnmatch import fnmatch
 from pathlib import Path
-
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
 from llc.codebook import save_codebook
 from llc.errors import UserError
@@ -25,6 +20,7 @@ from llc.torch_files import check_torch_file, read_torch_file, write_torch_file
 _WORK = (
     "results.csv",
     "log.jsonl",
+    "log.csv",
     "codebook.npy",
     fitting.FILE_NAME,
     "events.out.tfevents.*",
@@ -46,8 +42,8 @@ class RunFolder:
 
     def __init__(self, path):
         self.path = Path(path)
-        self._lock = self._events = None
-        self._logs_failed = False
+        self._lock = None
+        self._log_failed = False
 
     @classmethod
     def create(cls, folder, name):
@@ -256,48 +252,28 @@ class RunFolder:
         return path
 
     def log(self, lines):
-        """Writes log.jsonl, a line per epoch, and gives the last line's numbers to TensorBoard.
+        """Writes log.jsonl, a line per epoch.
 
         If that fails (a full disk), a single warning says so and nothing is raised, because the same lines
         are printed, and kept in last.pth.
         """
         try:
             self._write_log(lines)
-            if lines:
-                self._write_events(lines[-1])
-            self._logs_failed = False
+            self._log_failed = False
         except (OSError, UserError) as error:
-            if not self._logs_failed:
+            if not self._log_failed:
+                reason = getattr(error, "strerror", None) or error
                 _warn(
-                    f"{self.path}: the logs cannot be written ({getattr(error, 'strerror', None) or error}); "
+                    f"{self.path}: log.jsonl cannot be written ({reason}); "
                     "the run continues, and its lines are written as soon as that is possible again"
                 )
-            self._logs_failed = True
+            self._log_failed = True
 
     def _write_log(self, lines):
         atomic_write(
             self.path / "log.jsonl",
             lambda file: file.writelines((json.dumps(line) + "\n").encode() for line in lines),
         )
-
-    def _write_events(self, line):
-        """Not by TensorBoard's own writer: a full disk ends its thread silently."""
-        if self._events is None:
-            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-            self._events = RecordWriter(open(self.path / name, "ab"))
-            self._write_event(file_version="brain.Event:2")
-            # tells TensorBoard to forget what an earlier process wrote about epochs that are repeated
-            self._write_event(step=line["global_epoch"], session_log={"status": "START"})
-        values = [
-            Summary.Value(tag=key, simple_value=value)
-            for key, value in line.items()
-            if isinstance(value, (int, float)) and key not in ("epoch", "global_epoch")
-        ]
-        self._write_event(step=line["global_epoch"], summary=Summary(value=values))
-        self._events.flush()
-
-    def _write_event(self, **content):
-        self._events.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def save_results(self, rows):
         """Writes results.csv. A row: metric, final value, value in the best epoch, whether it is a headline.
@@ -317,10 +293,9 @@ class RunFolder:
         return (self.path / "results.csv").exists()
 
     def close(self):
-        """Closes the event file and releases the lock."""
-        for file in (self._events, self._lock):
-            if file is not None:
-                file.close()
+        """Releases the lock."""
+        if self._lock is not None:
+            self._lock.close()
 
 
 def _warn(text):

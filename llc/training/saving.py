@@ -11,11 +11,13 @@ class Saver:
     """Calls a RunFolder's methods in the background.
 
     run_folder is None on all but the main process, because the others write nothing. minutes: between two
-    checkpoints within an epoch; 0: none there. keep: how many checkpoints stay.
+    checkpoints within an epoch; 0: none there. keep: how many checkpoints stay. deliveries: to the loggers, a
+    llc.training.delivery.Deliveries, or None.
     """
 
-    def __init__(self, run_folder, minutes, keep):
+    def __init__(self, run_folder, minutes, keep, deliveries=None):
         self.run_folder, self._seconds, self._keep = run_folder, 60 * minutes, keep
+        self._deliveries = deliveries
         self._writer, self._last = BackgroundWriter(), time.monotonic()
 
     def is_due(self):
@@ -40,6 +42,9 @@ class Saver:
         # An update whose loss was finite can still spoil the weights; the next loss will tell.
         if all(torch.isfinite(value).all() for value in state["network"].values()):
             self.run_folder.save_last(state, self._keep)
+            if self._deliveries:
+                # only now: a run that is killed before this point trains the epoch again
+                self._deliveries.send(state["progress"]["lines"])
 
     def check(self):
         """Raises what a call in the background has raised."""

@@ -18,6 +18,7 @@ from llc.evaluation.decoders import fitted_decoders
 from llc.network import running_statistics
 from llc.training import min_distance, results
 from llc.training.build import build, fits_decoders
+from llc.training.delivery import Deliveries
 from llc.training.engine import Engine
 from llc.training.interruption import StopSignals
 from llc.training.recovery import NonFinite
@@ -63,7 +64,9 @@ class Trainer:
                 f"{config.training.batch_size} images per step, peak lr {stage.lr:g}, "
                 f"{self.processes.world_size} process(es) on {self.processes.device.type}"
             )
-        self.saver = Saver(self.run_folder, config.training.checkpoint_minutes, config.training.keep)
+        training = config.training
+        self.deliveries = Deliveries(self.run_folder.path, config) if self.run_folder else None
+        self.saver = Saver(self.run_folder, training.checkpoint_minutes, training.keep, self.deliveries)
         try:
             with StopSignals() as signals:
                 self.supervisor = Supervisor(config, parts, self.state, self.saver, signals, self.processes)
@@ -77,6 +80,8 @@ class Trainer:
                         f"{parts.steps} steps"
                     )
                     self.saver.submit("log", self.progress.lines)
+                if self.deliveries and self.state.resumed:
+                    self.deliveries.send(list(self.progress.lines))
                 while self.progress.stage < len(config.stages):
                     try:
                         self._run_stage(config.stage(config.stages[self.progress.stage]))
@@ -85,6 +90,8 @@ class Trainer:
                 self._finish()
         finally:
             self.saver.close()
+            if self.deliveries:
+                self.deliveries.close()
         return self.progress.finals
 
     def _run_stage(self, stage):
@@ -265,4 +272,5 @@ class Trainer:
         self.say(health(self.network.codebook))
         if self.run_folder:
             self.run_folder.save_results(results.rows(self.config, self.progress))
+            self.deliveries.finish(results.final_figures(self.config, self.progress))
             self.say(f"run folder: {self.run_folder.path}")
