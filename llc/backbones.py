@@ -26,11 +26,14 @@ from torch import nn
 
 from llc.errors import UserError
 from llc.options import did_you_mean
+from llc.packages import needed
 
 _REFUSED = dict.fromkeys(
     ("googlenet", "inception_v3"),
     "in training it returns several outputs, those of its auxiliary classifiers",
 )
+# Of the images that backbones get: the network normalises them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _IMAGE_SIZES = {"maxvit_t": 224}  # of models that do not have it as an attribute
 
 Weights = Mapping[str, Callable[[], dict[str, torch.Tensor]]]  # name -> function that returns a state dict
@@ -204,11 +207,7 @@ def _check_timm(name):
 
 
 def _import_timm(name):
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"model.arch = {name}: timm is not installed ({error}); pip install timm") from error
-    return timm
+    return needed("timm", f"model.arch = {name}", extra="timm")
 
 
 # ------------------------------------------------------------------------------------------------ modules
@@ -317,10 +316,36 @@ def _build_timm(name):
 
 
 def _timm_weights(full_name):
-    """The state dict of timm's pretrained model without its classifier, translated by timm."""
+    """The state dict of timm's pretrained model, translated by timm, for images normalised as llc's are.
+
+    With its classifier, where it has one. Raises UserError where the weights cannot be had for such images.
+    """
     import timm
 
-    return timm.create_model(full_name, pretrained=True, num_classes=0).state_dict()
+    cfg = timm.models.get_pretrained_cfg(full_name)
+    model = timm.create_model(full_name, pretrained=True)
+    if (tuple(cfg.mean), tuple(cfg.std)) != (IMAGENET_MEAN, IMAGENET_STD):
+        _take_normalisation(full_name, model.get_submodule(cfg.first_conv), cfg.mean, cfg.std)
+    return model.state_dict()
+
+
+@torch.no_grad()
+def _take_normalisation(name, conv, mean, std):
+    """Changes a model's first convolution, in place, so that it takes images normalised as llc's are.
+
+    mean, std: of each channel, with which the model was trained. An image that is x when normalised with
+    ours is (IMAGENET_STD x + IMAGENET_MEAN - mean) / std for the model: a factor and a summand for each
+    channel, which weights and bias can hold unless the convolution pads its input with zeros.
+    """
+    if conv.padding not in ((0, 0), "valid") or conv.bias is None:
+        raise UserError(
+            f"{name}: its weights are for images normalised with mean {tuple(mean)} and std {tuple(std)}, "
+            "not with ImageNet's, and its first convolution cannot be changed to fit; take other weights"
+        )
+    ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
+    weight = conv.weight / theirs[1][:, None, None]
+    conv.bias += (weight * (ours[0] - theirs[0])[:, None, None]).sum((1, 2, 3))
+    conv.weight.copy_(weight * ours[1][:, None, None])
 
 
 def _torchvision_weights(name, weights):

@@ -1,4 +1,4 @@
-"""Packages that only some commands need: pyproject.toml lists them as extras."""
+"""Packages that only some commands need, by the extras of pyproject.toml that bring them."""
 
 import importlib
 from typing import Any
@@ -8,7 +8,7 @@ from llc.errors import UserError
 _INSTALLED_AS = {"sklearn": "scikit-learn", "faiss": "faiss-cpu", "fastapi_offline": "fastapi-offline"}
 
 
-def needed(module: str, purpose: str, *, extra: str = "") -> Any:
+def needed(module: str, purpose: str, *, extra: str) -> Any:
     """The module of that name. Raises UserError that says what needs it, and how to install it.
 
     extra: the extra of llcodes that brings the package along with all others that the purpose needs.
@@ -19,7 +19,6 @@ def needed(module: str, purpose: str, *, extra: str = "") -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = _INSTALLED_AS.get(package, package)
-        installed = f"'llcodes[{extra}]'" if extra else package
         raise UserError(
-            f"{purpose} needs {package}, which cannot be imported ({error}): pip install {installed}"
+            f"{purpose} needs {package}, which cannot be imported ({error}): pip install 'llcodes[{extra}]'"
         ) from error
