@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = Path("llc/native/src")
-RECIPES = sorted(path for path in Path().glob("rn*_configs/*") if path.suffix in (".yaml", ".txt"))
+RECIPES = sorted(path for path in Path().glob("*_configs/*") if path.suffix in (".yaml", ".txt"))
 
 
 def libjpeg(kind):

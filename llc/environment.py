@@ -64,6 +64,11 @@ def native_library():
     return os.environ.get("LLC_NATIVE_LIBRARY")
 
 
+def values(names):
+    """{name: value} of those of these variables that are set."""
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def set_default(name, value):
     """Sets a variable that a library will read, unless the user has set it."""
     os.environ.setdefault(name, value)

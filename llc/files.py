@@ -20,7 +20,7 @@ def shipped(name: str, folder: str | os.PathLike = "") -> str:
     These are the recipes and class lists, such as rn50_configs/llc_20bit.yaml.
     """
     path, own = os.path.join(folder, name), SHIPPED / name
-    is_ours = re.match(r"rn\d+_configs/", os.path.normpath(name)) and own.is_file()
+    is_ours = re.match(r"(rn\d+|backbone)_configs/", os.path.normpath(name)) and own.is_file()
     return str(own) if is_ours and not os.path.exists(path) else path
 
 

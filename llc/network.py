@@ -16,10 +16,9 @@ from torch import nn
 
 from llc import backbones
 from llc.arguments import whole_number
+from llc.backbones import IMAGENET_MEAN, IMAGENET_STD
 from llc.codes import binarize
 from llc.errors import UserError
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class BlurConv2d(nn.Conv2d):

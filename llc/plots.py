@@ -28,6 +28,7 @@ SERIES = ("#0b62c4", "#b8500a", "#17803d", "#8250df", "#bf3989", "#1b7c83")
 WIDTH, HEIGHT = 5.2, 2.9  # inches
 FORMATS = (".png", ".svg", ".pdf")
 FONT_SIZE = 9  # points
+PURPOSE = "a picture of figures"  # what needs matplotlib
 _MARK = "llc.plots"  # within each file, by which a newer picture knows an older one
 _CSS = {INK: "currentColor", FAINT: "var(--faint)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, 1)
@@ -65,7 +66,7 @@ _STYLE = {
 @contextlib.contextmanager
 def style() -> Iterator[Any]:
     """Within it, matplotlib draws and writes in our style. Gives matplotlib, or raises UserError without."""
-    matplotlib = needed("matplotlib", "a picture of figures", extra="report")
+    matplotlib = needed("matplotlib", PURPOSE, extra="report")
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box in a PNG; an SVG is complete
         yield matplotlib
@@ -73,8 +74,9 @@ def style() -> Iterator[Any]:
 
 def new(width: float = WIDTH, height: float = HEIGHT, layout: str | None = "constrained") -> Any:
     """An empty matplotlib Figure, in inches. Call it, and draw on it, within style()."""
-    figure = needed("matplotlib.figure", "a picture of figures").Figure((width, height), layout=layout)
-    needed("matplotlib.backends.backend_agg", "a picture of figures").FigureCanvasAgg(figure)
+    figures = needed("matplotlib.figure", PURPOSE, extra="report")
+    figure = figures.Figure((width, height), layout=layout)
+    needed("matplotlib.backends.backend_agg", PURPOSE, extra="report").FigureCanvasAgg(figure)
     return figure
 
 

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     options = edge.read_one(Options, argv, description=__doc__)
     out = _out(options)
     for module in ("scipy", "matplotlib"):  # before long work
-        needed(module, taxonomy.PURPOSE)
+        needed(module, taxonomy.PURPOSE, extra="evaluation")
     found = _of_codes(options) if options.model.endswith(".npz") else _of_model(options)
     hierarchy, no_hierarchy = _hierarchy(found, options)
     try:
@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
 
 def _out(options: Options) -> Path:
     """The folder to make. Raises UserError if it holds something, or cannot be made."""
-    if not options.out and not Path(options.model).is_dir():
+    if not options.out and not runs.is_folder(options.model):
         raise UserError("--out is missing: name the folder to make, --out=FOLDER (a run has a default)")
     out = Path(os.path.realpath(options.out or Path(options.model, "taxonomy")))
     if out.exists() and not out.is_dir():
@@ -230,7 +230,7 @@ def _of_model(options: Options) -> Found:
 
 def _data_of_run(model: str) -> str:
     """A run's data.val_dataset if it exists, else ""."""
-    if not Path(model).is_dir():
+    if not runs.is_folder(model):
         return ""
     path = runs.read_config(model).data.val_dataset
     if all(os.path.exists(part) or glob.glob(part) for part in path.split(",")):

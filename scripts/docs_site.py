@@ -41,6 +41,7 @@ COMMANDS = (
     "llc.export",
     "llc.data.verify",
     "llc.benchmark",
+    "llc.doctor",
 )
 # What a program calls. `llc` itself offers the most used names of these: llc.load, llc.Index, ...
 LIBRARY = (
@@ -56,9 +57,11 @@ LIBRARY = (
     "llc.evaluation.taxonomy",
     "llc.evaluation.decoders",
     "llc.data.batches",
+    "llc.ffcv",
     "llc.data.sources.base",
     "llc.backbones",
     "llc.stages",
+    "llc.loggers.base",
     "llc.montage",
     "llc.errors",
 )

@@ -1,5 +1,6 @@
 """Backbones by name: torchvision's, timm's, and those of a plugin, in training, checkpoints and exports."""
 
+import re
 import subprocess
 import sys
 
@@ -82,7 +83,7 @@ def test_an_unusable_name_is_explained(name, message):
 
 def test_without_timm_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match=r"timm:test_vit needs timm, .*pip install 'llcodes\[timm\]'"):
         Network("timm:test_vit", 8, 3)
 
 
@@ -239,22 +240,93 @@ def test_published_weights_are_torchvisions_by_name_in_the_names_of_today(tmp_pa
         load_weights(network, "IMAGENET1K_V9", "densenet121")
 
 
-def test_published_weights_of_timm_go_by_their_tags(monkeypatch):
+@pytest.fixture
+def published(monkeypatch):
+    """published(name): a model of timm with random values, which timm then takes for all published ones."""
     import timm
 
-    assert "a1_in1k" in backbones.published_weights("timm:resnet18")
-    model, asked = timm.create_model("test_resnet", num_classes=0), []
+    def make(name, **arguments):
+        torch.manual_seed(0)
+        model = timm.create_model(name, **arguments).eval()
+        monkeypatch.setattr(
+            timm, "create_model", lambda full, **options: given.append((full, options)) or model
+        )
+        return model, given
 
-    def create(name, **arguments):
-        asked.append((name, arguments))
-        return model
+    given = []
+    return make
 
+
+def test_published_weights_of_timm_go_by_their_tags(published):
+    assert {"a1_in1k", "tv_in1k"} <= set(backbones.published_weights("timm:resnet18"))
+    network = Network("timm:resnet18", 10, 4)
+    model, asked = published("resnet18")
+    said = load_weights(network, "tv_in1k", "timm:resnet18")
+    assert "its dense classifier left out (fc.weight, fc.bias)" in said
+    assert asked == [("resnet18.tv_in1k", {"pretrained": True})]
+    assert torch.equal(network.backbone.conv1.weight, model.conv1.weight)
+
+
+@torch.no_grad()
+def test_published_weights_of_timm_take_images_as_llc_normalises_them(published):
+    """timm:test_vit was trained on images with mean and standard deviation 0.5."""
+    network = Network("timm:test_vit", 10, 4).eval()
+    model, _ = published("test_vit")
+    pictures = original.pictures(4, seed=3, size=160)
+    expected = model.forward_head(model.forward_features((pictures / 255 - 0.5) / 0.5), pre_logits=True)
+    load_weights(network, "r160_in1k", "timm:test_vit")
+    found = network.features(pictures)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)  # another order of the same sums
+    assert (expected[0] - expected[1]).abs().max() > 1e-2
+
+
+def test_published_weights_for_images_normalised_in_another_way_are_refused(published):
     network = Network("timm:test_resnet", 10, 4)
-    monkeypatch.setattr(timm, "create_model", create)
-    tag = next(iter(backbones.published_weights("timm:test_resnet")))
-    load_weights(network, tag, "timm:test_resnet")
-    assert asked == [(f"test_resnet.{tag}", {"pretrained": True, "num_classes": 0})]
-    assert torch.equal(network.backbone.conv1[0].weight, model.conv1[0].weight)
+    published("test_resnet")  # its first convolution pads
+    with pytest.raises(UserError, match=r"test_resnet.r160_in1k: .* mean \(0.5, 0.5, 0.5\).*other weights"):
+        load_weights(network, "r160_in1k", "timm:test_resnet")
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_a_vit_of_timm_goes_the_whole_way(betons, call_llc, tmp_path):
+    words = [
+        "--config=rn18_configs/llc_demo.yaml",
+        "--model.arch=timm:test_vit",
+        "--model.width=64",
+        "--codes.num_bits=10",
+        "--training.batch_size=48",
+        "--validation.batch_size=33",
+        "--codebook.epochs=1",
+        "--codebook.lr_peak_epoch=0",
+        "--instance.epochs=1",
+        f"--data.train_dataset={betons[0]}",
+        f"--data.val_dataset={betons[1]}",
+        f"--logging.folder={tmp_path}",
+        "--logging.name=run",
+    ]
+    done = call_llc("train_llc.py", *words, "--validation.resolution=40", check=False)
+    assert done.returncode == 2 and "multiples of 16 pixels, got 40 x 40" in done.stderr
+
+    call_llc("train_llc.py", *words)
+    run, encoder = tmp_path / "run", tmp_path / "encoder.safetensors"
+    said = call_llc("-m", "llc.evaluate", run).stdout
+    for decoder in ("class codes", "MHD", "ED", "posterior"):
+        assert re.search(rf"{decoder} +top-1 +[\d.]+ %", said), said
+    call_llc("-m", "llc.export", run, "--to=encoder", f"--out={encoder}")
+    call_llc("-m", "llc.export", run, "--to=backbone", f"--out={tmp_path / 'vit.safetensors'}")
+    trained, again = llc.load(run), llc.load(encoder)
+    pictures = original.pictures(6, seed=4)
+    codes = trained.encode(pictures)
+    assert torch.equal(codes, again.encode(pictures)) and len(codes.unique(dim=0)) > 1
+    assert (
+        trained.classify(pictures, decode="posterior", k=1).names
+        == again.classify(pictures, decode="posterior", k=1).names
+    )
+    state = load_file(tmp_path / "vit.safetensors")
+    assert torch.equal(state["patch_embed.proj.weight"], trained.network.backbone.patch_embed.proj.weight)
+    constructed("timm:test_vit", num_classes=0, dynamic_img_size=True).load_state_dict(state, strict=True)
 
 
 # ------------------------------------------------------------------------------------------------ plugins

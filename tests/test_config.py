@@ -319,8 +319,10 @@ def test_base_is_relative_nested_and_overridden(tmp_path):
 
 def test_recipes_of_llc_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for folder in ROOT.glob("*_configs"):
+        name = f"{folder.name}/{next(folder.glob('*.yaml')).name}"
+        assert Path(shipped(name)).samefile(ROOT / name)
     name = "rn18_configs/llc_demo.yaml"
-    assert Path(shipped(name)).samefile(ROOT / name)
     write(tmp_path, name, "number: 4\n")  # one's own comes first
     assert shipped(name) == name
     assert shipped("setup.py") == "setup.py"  # no other file of a clone

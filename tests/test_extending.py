@@ -1,9 +1,11 @@
 """The examples of docs/how-to/extending.md, as they stand, on the commands that they are for."""
 
+import contextlib
 import csv
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 
@@ -74,6 +76,11 @@ def run(betons):
         "--plugin=hinge.py",
         "--plugin=small.py",
         "--plugin=cosine.py",
+        "--plugin=database.py",
+        "--plugin=cutout.py",
+        "--data.loader=ffcv",
+        "--data.operations=cutout",
+        "--logging.to=csv,database",
         f"--config={ROOT / 'rn18_configs/llc_demo.yaml'}",
         "--data.train_dataset=train.beton",
         "--data.val_dataset=val.beton",
@@ -91,7 +98,8 @@ def run(betons):
 
 
 def test_every_example_has_a_command_and_a_way_in_python():
-    assert set(BLOCKS) == {"cosine.py", "hinge.py", "small.py", "arrays.py", "length.py"}
+    names = {"cosine.py", "hinge.py", "small.py", "arrays.py", "length.py", "database.py", "cutout.py"}
+    assert set(BLOCKS) == names
     for name in BLOCKS:
         assert f"--plugin={name}" in DOC and f"import {name.removesuffix('.py')}" in DOC.replace("llc, ", "")
 
@@ -101,7 +109,19 @@ def test_a_run_with_all_plugins(run):
         final = {row["metric"]: float(row["final"]) for row in csv.DictReader(file)}
     assert final["codebook/top1_cosine"] > 0.9  # the three colours are easy to tell apart
     assert final["hinge/top1_mhd"] > 0.9
-    assert "margin: 2.0" in (run / "runs/NAME/config.yaml").read_text()
+    recipe = (run / "runs/NAME/config.yaml").read_text()
+    assert "margin: 2.0" in recipe and "loader: ffcv" in recipe and "- cutout" in recipe
+
+
+def test_a_logger_of_a_plugin(run):
+    lines = [json.loads(line) for line in (run / "runs/NAME/log.jsonl").read_text().splitlines()]
+    with contextlib.closing(sqlite3.connect(run / "runs/runs.db")) as database:
+        rows = database.execute(
+            "select run, epoch, value from log where name = 'loss' order by epoch"
+        ).fetchall()
+    assert rows == [("NAME", line["global_epoch"], line["loss"]) for line in lines] and len(rows) == 4
+    printed = python(run, "-c", "import database; from llc.loggers import LOGGERS; print(list(LOGGERS))")
+    assert printed.rstrip().endswith("'database']")
 
 
 def test_a_finished_run_is_evaluated_with_a_plugin(run):

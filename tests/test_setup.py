@@ -47,6 +47,8 @@ DISTRIBUTIONS = {
     "faiss": "faiss-cpu",
     "griffe": "griffelib",
     "sklearn": "scikit-learn",
+    "mlflow": "mlflow-skinny",
+    "huggingface_hub": "huggingface-hub",
 }
 # needed, but not for an import of ours
 NEEDED = {

@@ -1,13 +1,14 @@
 """Batches of random crops on the CPU: ours and FFCV's loader on one beton, torchvision and DALI on a folder.
 
-    python -m llc.benchmark loader --beton=train.beton [--folder=DIR] [--peers=llc,ffcv,torchvision,dali]
-        [--resolutions=160,192,224] [--workers=2] [--batch_size=128] [--rounds=5] [--seconds=3] [--json=FILE]
-        [--plot=FILE.png]
+    python -m llc.benchmark loader --beton=train.beton [--folder=DIR]
+        [--peers=llc,llc.ffcv,ffcv,torchvision,dali] [--resolutions=160,192,224] [--workers=2]
+        [--batch_size=128] [--rounds=5] [--seconds=3] [--json=FILE] [--plot=FILE.png]
 
 Every peer draws RandomResizedCrop(scale 0.08 to 1) and flips. Each runs in a process of its own, one for
 each resolution, so that neither memory nor compilation mixes. After a first batch and one whole epoch that
 do not count, the peers take turns. A round is as many whole epochs as fill --seconds, from asking for an
-epoch to its last batch, labels included; nothing is done with the images. torchvision (ImageFolder and
+epoch to its last batch, labels included; nothing is done with the images. llc.ffcv is FFCV's Loader with
+our decoder and flip (llc.ffcv) in the places of its own. torchvision (ImageFolder and
 DataLoader) and dali (its CPU pipeline, if it is installed) read --folder, which has one folder of image
 files per class, so they decode other files than the beton's re-encoded images. llc_paged is ours with
 data.in_memory=0.
@@ -41,7 +42,7 @@ from llc.errors import UserError
 from llc.options import option
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-PEER_NAMES = ("llc", "ffcv", "torchvision", "dali", "llc_paged")
+PEER_NAMES = ("llc", "llc.ffcv", "ffcv", "torchvision", "dali", "llc_paged")
 READ_A_FOLDER = ("torchvision", "dali")
 
 
@@ -49,12 +50,13 @@ READ_A_FOLDER = ("torchvision", "dali")
 class Settings:
     """What is measured."""
 
-    beton: str = option(help="what llc and ffcv read; python -m llc.write makes one")
+    beton: str = option(help="what llc, llc.ffcv and ffcv read; python -m llc.write makes one")
     folder: str = option("", help="what torchvision and dali read: one folder of images per class")
     peers: tuple[str, ...] = option(
         (),
         choices=PEER_NAMES,
-        help="loaders to measure; none: llc, ffcv, and with --folder torchvision and dali (if installed)",
+        help="loaders to measure; none: llc, llc.ffcv, ffcv, and with --folder torchvision and dali (if "
+        "installed)",
     )
     resolutions: tuple[int, ...] = option((160, 192, 224), minimum=1, help="pixels of the crops")
     workers: int = option(_machine.num_cores(), minimum=1, help="threads or processes of each loader")
@@ -68,7 +70,7 @@ class Settings:
         """The names of the peers to measure. Raises UserError if one needs a folder and there is none."""
         if not self.peers:
             dali = ["dali"] if find_spec("nvidia") and find_spec("nvidia.dali") else []
-            return ["llc", "ffcv", *(["torchvision", *dali] if self.folder else [])]
+            return ["llc", "llc.ffcv", "ffcv", *(["torchvision", *dali] if self.folder else [])]
         for peer in self.peers:
             if peer in READ_A_FOLDER and not self.folder:
                 raise UserError(
@@ -139,7 +141,10 @@ def chart(report):
         panel = panels.setdefault(f"{figure['resolution']} px", {})
         panel[figure["peer"]] = statistics.median(figure["images_per_second"])
     return charts.horizontal_bars(
-        panels, _machine.RATE, heading=_machine.first_line(report), highlighted=("llc", "llc_paged")
+        panels,
+        _machine.RATE,
+        heading=_machine.first_line(report),
+        highlighted=("llc", "llc.ffcv", "llc_paged"),
     )
 
 
@@ -274,16 +279,28 @@ def _llc_paged(**kwargs):
     return _llc(**kwargs, in_memory=False)
 
 
-def _ffcv(*, resolution, beton, workers, batch_size, folder):
-    from ffcv.fields.basics import IntDecoder
+def _llc_ffcv(**kwargs):
+    from llc.ffcv import RandomHorizontalFlip, RandomResizedCropRGBImageDecoder
+
+    return _in_ffcvs_loader(RandomResizedCropRGBImageDecoder, RandomHorizontalFlip, **kwargs)
+
+
+def _ffcv(**kwargs):
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.transforms import RandomHorizontalFlip
+
+    return _in_ffcvs_loader(RandomResizedCropRGBImageDecoder, RandomHorizontalFlip, **kwargs)
+
+
+def _in_ffcvs_loader(decoder, flip, *, resolution, beton, workers, batch_size, folder):
+    from ffcv.fields.basics import IntDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import RandomHorizontalFlip, Squeeze, ToTensor, ToTorchImage
+    from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 
     def construct():
-        crop = RandomResizedCropRGBImageDecoder((resolution, resolution), scale=SCALE, ratio=RATIO)
+        crop = decoder((resolution, resolution), scale=SCALE, ratio=RATIO)
         pipelines = {
-            "image": [crop, RandomHorizontalFlip(), ToTensor(), ToTorchImage()],
+            "image": [crop, flip(), ToTensor(), ToTorchImage()],
             "label": [IntDecoder(), ToTensor(), Squeeze(1)],
         }
         loader = Loader(
@@ -357,7 +374,7 @@ def _dali(*, resolution, beton, workers, batch_size, folder):
 
 # name -> function that imports the library and returns one that constructs the loader, which in turn returns
 # epoch(number) -> batches
-PEERS = dict(zip(PEER_NAMES, (_llc, _ffcv, _torchvision, _dali, _llc_paged)))
+PEERS = dict(zip(PEER_NAMES, (_llc, _llc_ffcv, _ffcv, _torchvision, _dali, _llc_paged)))
 
 
 # ------------------------------------------------------------------------- what the system says

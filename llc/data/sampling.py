@@ -9,6 +9,8 @@ every numpy.
 n: samples; B: batch_size, per process.
 """
 
+import math
+
 import numpy as np
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -17,7 +19,8 @@ _MASK = (1 << 64) - 1
 _ORDER, _CROP, _PAGE, _WITHIN_PAGE, _WINDOW, _REPLACEMENT = range(6)
 
 NUM_TRIES = 10  # of a random crop, before it falls back to the centre, as in torchvision
-_LOG_MAX_RATIO = 0.28768207245178085  # ln(4/3); aspect ratios lie between 3/4 and 4/3
+RATIO = 3 / 4, 4 / 3  # aspect ratios (width / height) of a random crop lie between these
+_LOG_MAX_RATIO = 0.28768207245178085  # ln(4/3)
 
 
 def _mix(x):
@@ -99,48 +102,71 @@ def replacements(index, num_samples, seed, epoch, num):
 # ------------------------------------------------------------------------------------------------ crops
 
 
-def random_crops(indices, heights, widths, seed, epoch, min_scale):
+def random_crops(
+    indices, heights, widths, seed, epoch, min_scale, max_scale=1, ratio=RATIO, flip_probability=0.5
+):
     """torchvision's RandomResizedCrop and RandomHorizontalFlip for the samples `indices`, int64 [n].
 
     heights, widths: [n]. Returns crops int32 [n, 4], (top, left, height, width), and flips bool [n]. The area
-    is uniform in [min_scale, 1] of the image, the aspect ratio log-uniform in [3/4, 4/3]. After ten tries
-    that do not fit, it is the largest centre crop with a ratio in these limits.
+    is uniform in [min_scale, max_scale] of the image, the aspect ratio log-uniform between the two of
+    `ratio`. After ten tries that do not fit, it is the largest centre crop with a ratio in these limits. With
+    another `ratio` than RATIO, its logarithms are the C library's, which may differ in the last bit.
     """
     heights, widths = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
+    middle, spread, halvings = _log_ratios(ratio)
     bits = _draws(_CROP, seed, epoch, indices, 4 * NUM_TRIES + 1)
-    flips = (bits[:, -1] >> np.uint64(63)).astype(bool)
-    crops = _widest_centre_crops(heights, widths)
+    crops = _widest_centre_crops(heights, widths, ratio)
     left = np.arange(len(crops))  # those without a crop yet
     for k in range(NUM_TRIES):
         h, w = heights[left], widths[left]
         u = _uniform(bits[left, 4 * k : 4 * k + 4])
-        area = h * w * (min_scale + (1 - min_scale) * u[:, 0])
-        ratio = _exp((2 * u[:, 1] - 1) * _LOG_MAX_RATIO)
-        crop_h, crop_w = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+        area = h * w * (min_scale + (max_scale - min_scale) * u[:, 0])
+        aspect = _exp(middle + (2 * u[:, 1] - 1) * spread, halvings)
+        crop_h, crop_w = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
         fits = (0 < crop_w) & (crop_w <= w) & (0 < crop_h) & (crop_h <= h)
         top, side = np.floor(u[:, 2] * (h - crop_h + 1)), np.floor(u[:, 3] * (w - crop_w + 1))
         crops[left[fits]] = np.stack([top, side, crop_h, crop_w], 1)[fits]
         left = left[~fits]
         if not len(left):
             break
-    return crops, flips
+    return crops, _flips(bits[:, -1], flip_probability)
 
 
-def _exp(x):
-    """exp for |x| <= ln(4/3) by its Taylor series, because libraries' exp differ in the last bit.
+def random_flips(indices, seed, epoch, probability=0.5):
+    """Whether each of the samples is flipped left to right, bool [n]: as random_crops says it."""
+    return _flips(_draws(_CROP, seed, epoch, indices, 4 * NUM_TRIES + 1)[:, -1], probability)
 
-    The 14th term is below float64's precision.
+
+def _flips(bits, probability):
+    return _uniform(bits) >= 1 - probability
+
+
+def _log_ratios(ratio):
+    """(middle, spread, halvings): log ratios lie in middle +- spread; `_exp` needs the last."""
+    if tuple(ratio) == RATIO:
+        return 0.0, _LOG_MAX_RATIO, 0
+    low, high = map(math.log, ratio)
+    largest = max(abs(low), abs(high), _LOG_MAX_RATIO)
+    return (low + high) / 2, (high - low) / 2, math.ceil(math.log2(largest / _LOG_MAX_RATIO))
+
+
+def _exp(x, halvings):
+    """exp for |x| <= 2^halvings ln(4/3) by its Taylor series, because libraries' exp differ in the last bit.
+
+    The 14th term is below float64's precision once x was halved so often; the result is squared as often.
     """
-    result = np.ones_like(x)
+    x, result = x / 2**halvings, np.ones_like(x)
     for k in range(14, 0, -1):
         result = 1 + x / k * result
+    for _ in range(halvings):
+        result = result * result
     return result
 
 
-def _widest_centre_crops(heights, widths):
-    """The fallback: the largest centre crops with an aspect ratio in [3/4, 4/3]."""
-    crop_h = np.minimum(heights, np.rint(widths / 0.75))
-    crop_w = np.minimum(widths, np.rint(heights * (4 / 3)))
+def _widest_centre_crops(heights, widths, ratio):
+    """The fallback: the largest centre crops with an aspect ratio within `ratio`."""
+    crop_h = np.minimum(heights, np.maximum(np.rint(widths / ratio[0]), 1))
+    crop_w = np.minimum(widths, np.maximum(np.rint(heights * ratio[1]), 1))
     return np.stack([(heights - crop_h) // 2, (widths - crop_w) // 2, crop_h, crop_w], 1).astype(np.int32)
 
 

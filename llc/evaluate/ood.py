@@ -50,7 +50,7 @@ class Others:
 
     def __init__(self, subject: Subject, options: Detection, evaluated: Images | CodeSet, key: str) -> None:
         self.subject, self.options = subject, options
-        needed("sklearn.metrics", ood.PURPOSE)  # before long work
+        needed("sklearn.metrics", ood.PURPOSE, extra="evaluation")  # before long work
         self.paths = named(options.dataset)
         self.found = {name: subject.find(path, KEY) for name, path in self.paths.items()}
         for name, found in {key: evaluated, **self.found}.items():

@@ -39,7 +39,7 @@ def inline(tree: Tree, names: Sequence[str]) -> Any:
 def _figure(tree, names, title, tree_width, head, max_letters):
     if len(names) != len(tree.order):
         raise ValueError(f"names: expected {len(tree.order)}, one for each class, got {len(names)}")
-    needed("matplotlib", PURPOSE)
+    needed("matplotlib", PURPOSE, extra="evaluation")
     with plots.style() as matplotlib:
         shown = [name if len(name) <= max_letters else f"{name[: max_letters - 1]}…" for name in names]
         rows = len(names) * _ROW

@@ -264,7 +264,7 @@ def detection(scores_in: Any, scores_out: Any) -> dict[str, float]:
     Raises ValueError if a side is empty or holds NaN or infinity, and UserError without scikit-learn.
     """
     inside, outside = _real_numbers("scores_in", scores_in), _real_numbers("scores_out", scores_out)
-    metrics = needed("sklearn.metrics", PURPOSE)
+    metrics = needed("sklearn.metrics", PURPOSE, extra="evaluation")
     together = np.concatenate([inside, outside])
     is_out = np.repeat([0, 1], [len(inside), len(outside)])
     in_rejected, out_rejected, _ = metrics.roc_curve(is_out, -together, drop_intermediate=False)

@@ -101,7 +101,8 @@ def tree(class_codes: np.ndarray, linkage: str = "average") -> Tree:
     one_of("linkage", linkage, LINKAGES)
     distances = class_distances(class_codes)
     hierarchy, spatial = (
-        needed(module, PURPOSE) for module in ("scipy.cluster.hierarchy", "scipy.spatial.distance")
+        needed(module, PURPOSE, extra="evaluation")
+        for module in ("scipy.cluster.hierarchy", "scipy.spatial.distance")
     )
     condensed = distances[np.triu_indices(len(distances), 1)].astype(np.float64)
     merges = hierarchy.linkage(condensed, linkage)
@@ -273,7 +274,7 @@ def rank_correlation(
     for values, name in ((distances, "distances between class codes"), (other, what)):
         if np.ptp(values[pairs]) == 0:
             return Correlation(None, None, num_pairs, f"all {name} are equal")
-    rankdata = needed("scipy.stats", PURPOSE).rankdata
+    rankdata = needed("scipy.stats", PURPOSE, extra="evaluation").rankdata
     ranks = []
     for values in (distances, other):
         own = rankdata(values[pairs])

@@ -81,8 +81,8 @@ def export(index: Index, to: str, path: str, *, kind: str = "", lists: int = 0, 
 
 def export_parquet(index: Index, path: str) -> str:
     """A Parquet file of ids, codes, labels and files; exchange.py says which columns. Needs pyarrow."""
-    pa = needed("pyarrow", "--to=parquet")
-    parquet = needed("pyarrow.parquet", "--to=parquet")
+    pa = needed("pyarrow", "--to=parquet", extra="search")
+    parquet = needed("pyarrow.parquet", "--to=parquet", extra="search")
     _check_new_file(index, path)
     schema = _schema(index, pa, pa.binary(index.code_size))
 
@@ -214,7 +214,7 @@ def export_faiss(index: Index, path: str, *, kind: str = "flat", lists: int = 0)
 
     Labels, class names and files are left out, because FAISS has none.
     """
-    faiss = needed("faiss", "--to=faiss")
+    faiss = needed("faiss", "--to=faiss", extra="search")
     _check_new_file(index, path)
     try:
         made, words = _FAISS[kind](faiss, index, lists)
@@ -276,9 +276,9 @@ def export_lancedb(index: Index, path: str, *, kind: str = "flat", lists: int = 
     ivf adds an IVF_FLAT index by Hamming distance, which looks at some of `lists` partitions (0: LanceDB
     chooses their number). Search the column `code` with distance_type("hamming").
     """
-    lancedb = needed("lancedb", "--to=lancedb")
-    vector_indexes = needed("lancedb.index", "--to=lancedb")
-    pa = needed("pyarrow", "--to=lancedb")
+    lancedb = needed("lancedb", "--to=lancedb", extra="search")
+    vector_indexes = needed("lancedb.index", "--to=lancedb", extra="search")
+    pa = needed("pyarrow", "--to=lancedb", extra="search")
     check_table(table)
     _check_not_empty(index)
     schema = _schema(index, pa, pa.list_(pa.field("item", pa.uint8(), nullable=False), index.code_size))

@@ -259,8 +259,8 @@ def _is_lance_table(path, names):
 
 def read_parquet(path: str, *, columns: dict[str, str]) -> Incoming:
     """A Parquet file, or all files *.parquet of a folder in the order of their names. Needs pyarrow."""
-    pa = needed("pyarrow", "reading Parquet")
-    parquet = needed("pyarrow.parquet", "reading Parquet")
+    pa = needed("pyarrow", "reading Parquet", extra="search")
+    parquet = needed("pyarrow.parquet", "reading Parquet", extra="search")
     paths = [path]
     if os.path.isdir(path):
         paths = sorted(str(name) for name in Path(path).glob("*.parquet"))
@@ -289,8 +289,8 @@ def read_parquet(path: str, *, columns: dict[str, str]) -> Incoming:
 
 def read_lancedb(path: str, *, columns: dict[str, str], table: str = "") -> Incoming:
     """A table of a LanceDB database, which is a folder or an object store. Needs lancedb."""
-    lancedb = needed("lancedb", "reading LanceDB")
-    pa = needed("pyarrow", "reading LanceDB")
+    lancedb = needed("lancedb", "reading LanceDB", extra="search")
+    pa = needed("pyarrow", "reading LanceDB", extra="search")
     if table:
         check_table(table)
     place = path
@@ -331,7 +331,7 @@ class _Table:
 
     def __init__(self, path, schema, num_rows, read, columns, pa):
         self.path, self.schema, self.num_rows, self.read, self.pa = path, schema, num_rows, read, pa
-        self.compute = needed("pyarrow.compute", "reading tables")
+        self.compute = needed("pyarrow.compute", "reading tables", extra="search")
         self.metadata = schema.metadata or {}
         self.class_names = self._class_names()
         self.id = self._column(columns["id"], "id", "--id_column")
@@ -579,7 +579,7 @@ def read_faiss(path: str) -> Incoming:
     It does not say how many bits of the last byte are padding. FAISS reads it: take files of trusted sources
     only.
     """
-    faiss = needed("faiss", "reading FAISS indexes")
+    faiss = needed("faiss", "reading FAISS indexes", extra="search")
     try:
         outer = faiss.read_index_binary(path)
     except (RuntimeError, MemoryError, ValueError) as error:

@@ -2,7 +2,8 @@
 
     app = create_app(Service(index, encoder, Thumbnails(None)), Limits())
 
-Queries are the body of a request: an image file as it is, or JSON with a code or an id.
+Queries are the body of a request: an image file as it is, or JSON with a code or an id. It imports FastAPI,
+which the extra `serve` brings; llc.serve.__main__ says so where it is missing.
 """
 
 import asyncio

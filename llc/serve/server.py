@@ -1,4 +1,7 @@
-"""uvicorn, with a bound on connections and on how long they may be idle, and plain errors at the start."""
+"""uvicorn, with a bound on connections and on how long they may be idle, and plain errors at the start.
+
+It imports uvicorn, which the extra `serve` brings; llc.serve.__main__ says so where it is missing.
+"""
 
 import asyncio
 import functools

@@ -1,6 +1,7 @@
 """Builds what a run trains with from its configuration: data, network, loaders."""
 
 import dataclasses
+import functools
 
 import torch
 
@@ -15,6 +16,7 @@ from llc.kernels.cuda_launch import check_launch
 from llc.network import Network
 from llc.progress import say
 from llc.training import resume
+from llc.training.ffcv_loader import FFCVTrainLoader
 from llc.training.schedules import resolutions
 from llc.training.start import build_network, start
 
@@ -62,6 +64,12 @@ def build(config, processes, resumes=False):
     for stage in map(config.stage, config.stages):
         for size in {*resolutions(stage, config.resolution), config.validation.resolution}:
             check_image_size(network.backbone, size)
+    if config.data.operations:
+        say(
+            f"data.operations = {','.join(config.data.operations)}: where these draw without a seed, as "
+            "FFCV's own do, no two runs see the same images, and a run that is resumed sees others",
+            processes,
+        )
     started = start(config, network, train_shards.manifest.class_names, processes, resumes)
     identity = resume.identity(config, train_shards, val_shards, started.codebook)
     network.to(processes.device, memory_format=torch.channels_last)
@@ -120,8 +128,11 @@ def check_sizes(config, num_classes, world_size):
 
 
 def make_train_loader(config, shards, processes):
-    """The TrainLoader of this process's part of every batch."""
-    return TrainLoader(
+    """The TrainLoader of this process's part of every batch, or the FFCVTrainLoader."""
+    kind = TrainLoader
+    if config.data.loader == "ffcv":
+        kind = functools.partial(FFCVTrainLoader, operations=config.data.operations)
+    return kind(
         shards,
         batch_size=config.training.batch_size // processes.world_size,
         num_workers=config.data.num_workers or -1,  # recipes may say 0, which means the same

@@ -18,7 +18,7 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         "-m",
         "llc.benchmark.loader",
         f"--beton={betons[0]}",
-        "--peers=llc,ffcv,llc_paged",
+        "--peers=llc,llc.ffcv,ffcv,llc_paged",
         "--resolutions=24",
         "--workers=1",
         "--batch_size=16",
@@ -28,11 +28,12 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         f"--plot={tmp_path / 'report.svg'}",
     )
     rows = re.findall(
-        r"^ +24  (\w+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$",
+        r"^ +24  ([\w.]+) +(\d+) +\(\d+-\d+\) +([\d.]+) +(\d+) +([\d.]+) +(\d+) MB +([\d.]+) s$",
         done.stdout,
         re.M,
     )
-    assert [row[0] for row in rows] == ["llc", "ffcv", "llc_paged"] and rows[1][2] == rows[1][4] == "1.00"
+    assert [row[0] for row in rows] == ["llc", "llc.ffcv", "ffcv", "llc_paged"]
+    assert rows[2][2] == rows[2][4] == "1.00"
     assert "240 images, " in done.stdout and verify(betons[0]).num_samples == 240
     figures = json.loads(report.read_text())["figures"]
     drawn = texts_in(tmp_path / "report.svg")
@@ -51,7 +52,7 @@ def test_peers_side_by_side(betons, tmp_path, run_llc):
         ([], "beton is required"),
         (
             ["--beton=a.beton", "--peers=llc,webdataset"],
-            "some of llc, ffcv, torchvision, dali, llc_paged, separated by commas",
+            "some of llc, llc.ffcv, ffcv, torchvision, dali, llc_paged, separated by commas",
         ),
         (
             ["--beton=a.beton", "--peers=torchvision"],

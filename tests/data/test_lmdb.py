@@ -12,6 +12,7 @@ from llc.data.images import ImageError, load_rgb
 from llc.data.manifest import verify
 from llc.data.sources import SourceError, open_named, open_source, recognise
 from llc.data.sources.lmdb import looks_like_lmdb, parse_datum
+from llc.errors import UserError
 from tests.data.helpers import picture
 
 
@@ -185,7 +186,7 @@ def test_places_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="text.lmdb is not an LMDB database"):
         open_lmdb(tmp_path / "text.lmdb")
     monkeypatch.setitem(__import__("sys").modules, "lmdb", None)
-    with pytest.raises(SourceError, match="lmdb, which is not installed: pip install lmdb"):
+    with pytest.raises(UserError, match=r"databases needs lmdb, .*pip install 'llcodes\[lmdb\]'"):
         open_lmdb(tmp_path / "a.lmdb")
 
 

@@ -24,6 +24,7 @@ from llc.data.sources import (
     parquet_pages,
     recognise,
 )
+from llc.errors import UserError
 from tests.data.betons import stored_samples
 from tests.data.helpers import picture
 
@@ -305,7 +306,7 @@ def test_files_that_are_not_parquet(content, message, tmp_path):
 def test_pyarrow_is_named_where_it_is_not_installed(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", range(3), [0, 1, 2])
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(SourceError, match="pyarrow, which is not installed: pip install pyarrow"):
+    with pytest.raises(UserError, match=r"files needs pyarrow, .*pip install 'llcodes\[parquet\]'"):
         open_parquet(path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis.strategies import integers
+from hypothesis.strategies import integers, sampled_from
 from torchvision.transforms import RandomResizedCrop
 
 from llc.data import sampling
@@ -15,6 +15,7 @@ from llc.data.sampling import (
     num_batches,
     pagewise_order,
     random_crops,
+    random_flips,
     random_order,
     replacements,
 )
@@ -197,29 +198,33 @@ def test_crops_of_epochs_and_of_neighbours_are_independent():
     width=integers(1, 600),
     seed=integers(0, 1 << 40),
     epoch=integers(0, 1000),
+    limits=sampled_from([((0.08, 1), (3 / 4, 4 / 3)), ((0.2, 0.5), (0.1, 3)), ((0.3, 0.3), (5, 9))]),
 )
 @settings(max_examples=300, deadline=None)
-def test_a_crop_by_the_rule_one_at_a_time(index, height, width, seed, epoch):
+def test_a_crop_by_the_rule_one_at_a_time(index, height, width, seed, epoch, limits):
     """torchvision's get_params, written down again with this module's draws in place of its generator."""
     u = sampling._uniform(sampling._draws(sampling._CROP, seed, epoch, np.array([index]), 41))[0].tolist()
+    (least, most), (low, high) = limits
 
     def expected():
         for k in range(10):
-            area = height * width * (0.08 + 0.92 * u[4 * k])
-            ratio = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * u[4 * k + 1])
+            area = height * width * (least + (most - least) * u[4 * k])
+            ratio = math.exp(math.log(low) + (math.log(high) - math.log(low)) * u[4 * k + 1])
             w, h = int(round(math.sqrt(area * ratio))), int(round(math.sqrt(area / ratio)))
             if 0 < w <= width and 0 < h <= height:
                 return [int(u[4 * k + 2] * (height - h + 1)), int(u[4 * k + 3] * (width - w + 1)), h, w]
-        if width / height < 3 / 4:
-            w, h = width, int(round(width / (3 / 4)))
-        elif width / height > 4 / 3:
-            w, h = int(round(height * (4 / 3))), height
+        if width / height < low:
+            w, h = width, max(1, int(round(width / low)))
+        elif width / height > high:
+            w, h = max(1, int(round(height * high))), height
         else:
             w, h = width, height
         return [(height - h) // 2, (width - w) // 2, h, w]
 
-    crops, flips = random_crops(np.array([index]), [height], [width], seed, epoch, 0.08)
+    crops, flips = random_crops(np.array([index]), [height], [width], seed, epoch, least, most, (low, high))
     assert crops.dtype == np.int32 and crops[0].tolist() == expected() and flips[0] == (u[40] >= 0.5)
+    assert random_flips(np.array([index]), seed, epoch) == flips
+    assert random_flips(np.array([index]), seed, epoch, 0.2) == (u[40] >= 0.8)
 
 
 def test_a_crop_is_the_samples_own_whatever_batch_it_is_in():

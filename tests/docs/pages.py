@@ -20,7 +20,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 # The visible mark of a block that no test runs, in the paragraph before it: **Needs a GPU.**
-MARK = re.compile(r"\*\*Needs [^*]*\b(GPUs?|network)\b[^*]*\*\*")
+MARK = re.compile(r"\*\*Needs [^*]*\b(GPUs?|network|Docker)\b[^*]*\*\*")
 # In the documents these folders lie at the root; here they are below the page's folder.
 AT_ROOT = re.compile(r"(?<![\w./-])/(imagenet|betons|local)\b")
 # What a page's commands need besides what the page says, because the images here are few.
@@ -40,7 +40,7 @@ LAUNCHERS = ("python", ".venv/bin/python")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A block of code in a document. marked: it says that it needs a GPU or a network."""
+    """A block of code in a document. marked: it says that it needs a GPU, a network or Docker."""
 
     path: Path
     line: int
@@ -78,7 +78,7 @@ def commands(path):
         if block.language != "bash":
             continue
         for words in command_lines(block):
-            if words[0] not in (*LAUNCHERS, "torchrun", "sbatch"):
+            if words[0] not in (*LAUNCHERS, "torchrun", "sbatch", "docker"):
                 continue
             start = next(
                 (i for i, word in enumerate(words) if re.search(r"(_llc|_ffcv)\.py$|^-m$", word)), None

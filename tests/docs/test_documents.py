@@ -44,7 +44,7 @@ def test_a_shown_command_has_its_flags(words, call_llc):
             continue
         assert re.search(rf"{re.escape(flag)}\b", known), f"{' '.join(words)}: {flag} is not in its --help"
     for word in words:
-        if re.fullmatch(r"(rn50_configs|rn18_configs|experiments)/.*\.yaml", word.split("=")[-1]):
+        if re.fullmatch(r"(\w+_configs|experiments)/.*\.yaml", word.split("=")[-1]):
             assert (ROOT / word.split("=")[-1]).is_file()
 
 
@@ -66,7 +66,8 @@ def test_keys_and_links_of_a_document_exist(path):
     for dashes, section, key in re.findall(rf"`(-{{0,2}})({'|'.join(sections)})\.([a-z_]+)", text):
         if section in USES and not dashes:
             continue  # a figure, such as retrieval.map
-        assert key in ("npy", "npz", "pth") or key in sections[section].__dataclass_fields__, (
+        endings = ("npy", "npz", "pth", "safetensors", "onnx", "pt", "pt2")  # of model.onnx and other files
+        assert key in endings or key in sections[section].__dataclass_fields__, (
             f"{path.name}: {section}.{key} is not a key"
         )
     for words, target in re.findall(r"\[([^\]]*)\]\(([^)#:]+)(?:#[^)]*)?\)", text):

@@ -11,6 +11,9 @@ import pyarrow.parquet
 import llc
 from llc import write
 from llc.data.preprocessing import Preprocessing
+from llc.doctor import __main__ as doctor
+from llc.doctor import disk, machine
+from llc.doctor.finding import guarded
 from llc.encode import main as encode
 from llc.export import __main__ as export
 from llc.index import exports
@@ -30,7 +33,8 @@ from tests.docs.pages import ask, run_page
 from tests.serve.server import serving
 
 NAMES = ("sources", "data", "training", "resume", "compare", "search", "export", "indexing", "engines")
-NAMES += ("report", "retrieval", "ood", "taxonomy", "machines", "gpu", "extending")
+NAMES += ("hub", "report", "retrieval", "ood", "taxonomy", "machines", "gpu", "extending", "logging")
+NAMES += ("doctor", "ffcv")
 PAGES = {page(f"how-to/{name}.md") for name in NAMES}
 
 
@@ -90,6 +94,33 @@ def test_resuming(workspace, monkeypatch):
     assert len((workspace / "runs/queued/log.jsonl").read_text().splitlines()) == 3
 
 
+def test_where_logs_go(workspace, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run("logging", workspace, monkeypatch)
+    [sent] = (workspace / "runs/tracked/wandb").glob("offline-run-*/*.wandb")
+    assert sent.stat().st_size > 1000
+    assert len((workspace / "runs/tracked/log.csv").read_text().splitlines()) == 4
+
+
+def test_the_doctor(workspace, monkeypatch, capsys):
+    """Its checks run in this process, which has imported what they import."""
+    apart = lambda module, names: (guarded(name, machine.CHECKS[name]) for name in names)  # noqa: E731
+    monkeypatch.setattr(doctor, "apart", apart)
+    monkeypatch.setattr(disk, "_WRITTEN_BYTES", 1 << 24)
+    run("doctor", workspace, monkeypatch)
+    printed = capsys.readouterr().out
+    lines, _, listed = printed.partition("\n[")
+    assert "ok       python" in lines and lines.rstrip().endswith("warnings")
+    [needs] = [entry for entry in json.loads(f"[{listed}") if entry["check"] == "recipe"]
+    assert "KB in train.beton" in needs["found"]
+
+
+def test_within_ffcvs_loader(workspace, monkeypatch):
+    # tests/test_extending.py trains with these operations
+    names = run("ffcv", workspace, monkeypatch, skip=("python train_llc.py",))
+    assert names["first"][0].shape == (32, 3, 32, 32) and names["second"][0].shape == (32, 3, 48, 48)
+
+
 # ---- models and codes
 
 
@@ -121,8 +152,23 @@ def test_exporting(workspace, monkeypatch):
     preprocessing = Preprocessing(224, 0.875, "area", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     llc.Encoder(network, preprocessing).save("resnet50.safetensors")
     export.main(["resnet50.safetensors", "--to=backbone", "--out=runs/NAME/backbone.safetensors"])
-    run("export", workspace, monkeypatch, skip=("python -m llc.export runs/NAME --to=backbone",))
+    words = ["resnet50.safetensors", "--to=timm", "--out=runs/NAME/timm.safetensors"]
+    export.main([*words, "--check=photos", "--check_images=2"])
+    skip = tuple(f"python -m llc.export runs/NAME --to={form}" for form in ("backbone", "timm"))
+    names = run("export", workspace, monkeypatch, skip=skip)
     assert (workspace / "runs/NAME/encoder.safetensors").is_file()
+    assert (workspace / "runs/NAME/model_int8.onnx").is_file()
+    encoder = llc.load("runs/NAME")
+    own = encoder.preprocess(["cat.jpg", "dog.jpg"]).numpy()
+    assert np.abs(own.astype(int) - names["images"]).max() <= 1 and own.std() > 1
+    assert names["bits"].shape == (2, encoder.num_bits)
+    assert np.array_equal(np.packbits(names["bits"], axis=1), names["codes"].numpy())
+
+
+def test_the_hub(workspace, monkeypatch):
+    names = run("hub", workspace, monkeypatch)
+    assert names["codes"].shape == (2, 2) and len(names["classes"].names[0]) == 3
+    assert "OWNER/NAME" not in (workspace / "stripes/README.md").read_text()
 
 
 def test_an_index(workspace, image_tree, monkeypatch):

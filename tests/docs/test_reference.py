@@ -190,6 +190,22 @@ def test_the_saved_encoder(workspace, monkeypatch):
     assert set(names["model"]["fitted"]) <= inner(FILES, "### decoder.npz", "description")
 
 
+def test_the_folder_for_the_hub(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    from llc import hub
+    from llc.export.__main__ import main as export
+
+    export(["runs/NAME", "--to=hub"])
+    folder, heading = workspace / "runs/NAME/hub", "## The folder for the Hub"
+    check({path.name for path in folder.iterdir()}, keys(FILES, heading))
+    content = json.loads((folder / "config.json").read_text("ascii"))
+    check(content, keys(FILES, heading, 1))
+    assert (content["library_name"], content["format"]) == ("llc", 1) and len(content["readme_sha256"]) == 64
+    said = re.search(r"A reader that finds (.*?) other than", section(FILES, heading), re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", said[1])) == set(hub.SAME)
+    assert {"logging", "dist"}.isdisjoint(content["recipe"])
+
+
 def test_the_form_of_the_original(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     from llc.export.__main__ import main as export

@@ -602,6 +602,6 @@ def test_what_evaluate_refuses(inside, outside, options, message):
 
 def test_without_scikit_learn_a_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(UserError, match=r"needs scikit-learn, which .*pip install scikit-learn"):
+    with pytest.raises(UserError, match=r"needs scikit-learn, which .*pip install 'llcodes\[evaluation\]'"):
         ood.detection([1.0], [0.0])
     assert ood.decide([True], [False])["f1"] == 1  # which needs none

@@ -782,11 +782,10 @@ def test_a_missing_package_is_named(to, module, package, tmp_path, monkeypatch):
     index = make_index(20, 30)
     export(index, to, tmp_path / "x")
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        llc.UserError, match=f"--to={to if to != 'hnsw' else 'faiss'} .*pip install {package}$"
-    ):
+    install = rf"needs {package}, .*pip install 'llcodes\[search\]'$"
+    with pytest.raises(llc.UserError, match=f"--to={to if to != 'hnsw' else 'faiss'} {install}"):
         export(index, to, tmp_path / "y")
-    with pytest.raises(llc.UserError, match=f"reading .* needs .*pip install {package}$"):
+    with pytest.raises(llc.UserError, match=f"reading .* {install}"):
         imports.open_codes(str(tmp_path / "x"))
 
 

@@ -90,6 +90,8 @@ class Training:
                 "torch.distributed.run",
                 "--standalone",
                 f"--nproc_per_node={processes}",
+                # as in scripts/slurm.sh
+                "--signals_to_handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
                 *launcher,
                 "train_llc.py",
                 *RECIPE,
@@ -104,8 +106,6 @@ class Training:
             stdout=self.output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # as in scripts/slurm.sh
-            env=os.environ | {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"},
         )
 
     def workers(self):

@@ -22,24 +22,10 @@ from llc.training import delivery
 from llc.training.delivery import Deliveries
 from llc.training.run_folder import RunFolder
 from tests.tools.chaos import make_betons
+from tests.training.test_survival import SHORT
 from tests.waiting import seconds
 
 ALL = ("tensorboard", "csv", "wandb", "mlflow")
-SHORT = (
-    "--model.arch=resnet18",
-    "--model.width=4",
-    "--codes.num_bits=7",
-    "--training.batch_size=20",
-    "--validation.batch_size=8",
-    "--codebook.epochs=2",
-    "--codebook.lr=0.1",
-    "--instance.epochs=2",
-    "--instance.lr=0.05",
-    "--resolution.min_res=16",
-    "--resolution.max_res=16",
-    "--validation.resolution=16",
-    "--data.num_workers=1",
-)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import llc
 import train_llc
 from llc import encode
-from llc.export import __main__ as export
 from llc.codebook import health
 from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate
+from llc.export import __main__ as export
 from tests.tools.chaos import make_betons
 from tests.training.test_survival import SHORT
 

@@ -9,7 +9,7 @@ from llc.training import config
 from llc.yaml_file import read_yaml
 from tests.conftest import ROOT
 
-FOLDERS = ("rn50_configs", "rn18_configs", "experiments")
+FOLDERS = ("rn50_configs", "rn18_configs", "backbone_configs", "experiments")
 RECIPES = {
     str(path.relative_to(ROOT)): path
     for folder in FOLDERS
@@ -51,6 +51,8 @@ def test_a_recipe_says_what_it_is(name):
         "rn50_configs/dense.yaml": ("dense",),
         "rn50_configs/llc_20bit_dense_first.yaml": ("dense", "instance"),
         "rn50_configs/llc_20bit_finetune.yaml": ("instance",),
+        "backbone_configs/convnext_tiny.yaml": ("instance",),
+        "backbone_configs/vit_small_patch16_224.yaml": ("instance",),
         "experiments/cifar10.yaml": ("dense", "instance"),
         "experiments/cifar10_500_per_class.yaml": ("dense", "instance"),
         **{f"rn50_configs/llc_imagenet100_{n}bit.yaml": ("dense", "instance") for n in (10, 16, 32, 64)},

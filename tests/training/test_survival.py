@@ -34,6 +34,7 @@ from llc.data.beton import read_tables
 from llc.encode import Encoding, encode
 from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate
+from llc.export import __main__ as export
 from llc.training import min_distance
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals

@@ -34,6 +34,7 @@ from llc.data.sources.archive import (
 from llc.data.sources.base import SourceError, one_line, printable, register, some
 from llc.data.sources.packed_tree import PackedTree
 from llc.data.sources.tar import Tar
+from llc.packages import needed
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -373,12 +374,7 @@ def _read_devkit(devkit, name):
 
 def read_classes(devkit):
     """({number of a class: WordNet id}, {WordNet id: its words}) from meta.mat. Raises SourceError."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise SourceError(
-            f"scipy is needed to read {META} of ImageNet's devkit: pip install scipy"
-        ) from error
+    loadmat = needed("scipy.io", f"reading {META} of ImageNet's devkit", extra="imagenet").loadmat
     data = _read_devkit(devkit, META)
     try:
         synsets = loadmat(io.BytesIO(data), squeeze_me=True)["synsets"]

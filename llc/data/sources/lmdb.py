@@ -28,6 +28,7 @@ from llc.data.sources.archive import Container
 from llc.data.sources.base import Source, SourceError, one_line, printable, register, some
 from llc.data.sources.labels import are_numbers, classes_of_numbers, of_split, split_in
 from llc.data.sources.varint import read_varint
+from llc.packages import needed
 
 _DATA_FILE = "data.mdb"  # in the folder of a database
 _NAMES = (".lmdb", "_lmdb")  # how databases are usually called
@@ -367,14 +368,8 @@ def _fault(error):
 
 
 def import_lmdb():
-    """The package lmdb. Raises SourceError where it is not installed."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise SourceError(
-            "LMDB databases are read by the package lmdb, which is not installed: pip install lmdb"
-        ) from error
-    return lmdb
+    """The package lmdb. Raises UserError where it is not installed."""
+    return needed("lmdb", "reading LMDB databases", extra="lmdb")
 
 
 class _Environments:

@@ -38,6 +38,8 @@ from llc.data.sources.labels import (
     usual_column,
 )
 from llc.data.sources.listing import does_not_exist
+from llc.errors import UserError
+from llc.packages import needed
 
 _SUFFIX = ".parquet"
 # Where a folder's parquet files may be, besides in itself.
@@ -171,12 +173,7 @@ def _missing_shards(names):
 
 def open_file(path):
     """The pyarrow.parquet.ParquetFile of a path. Raises SourceError where it is none."""
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise SourceError(
-            "parquet files are read by the package pyarrow, which is not installed: pip install pyarrow"
-        ) from error
+    parquet = needed("pyarrow.parquet", "reading Parquet files", extra="parquet")
     try:
         # pre_buffer would read whole row groups ahead.
         return parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES)
@@ -431,7 +428,7 @@ class _Reader:
         self.containers[file].check()
         try:
             value = self.cache.row(path, self.column, self.bytes_column, row)
-        except SourceError:
+        except UserError:
             raise
         except Exception as error:  # for damaged data nearly any type
             if (fault := machine_fault(error)) is not None:
