@@ -14,7 +14,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 SOURCES = Path("llc/native/src")
-RECIPES = sorted(path for path in Path().glob("*_configs/*") if path.suffix in (".yaml", ".txt"))
+RECIPES = sorted(
+    path
+    for folder in ("rn18_configs", "rn50_configs", "backbone_configs")
+    for path in Path(folder).iterdir()
+    if path.suffix in (".yaml", ".txt")
+)
 
 
 def libjpeg(kind):

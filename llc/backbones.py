@@ -323,25 +323,36 @@ def _timm_weights(full_name):
     import timm
 
     cfg = timm.models.get_pretrained_cfg(full_name)
+    converted = (tuple(cfg.mean), tuple(cfg.std)) != (IMAGENET_MEAN, IMAGENET_STD)
+    if converted:  # before a download
+        _first_convolution(full_name, timm.create_model(full_name, pretrained=False), cfg)
     model = timm.create_model(full_name, pretrained=True)
-    if (tuple(cfg.mean), tuple(cfg.std)) != (IMAGENET_MEAN, IMAGENET_STD):
-        _take_normalisation(full_name, model.get_submodule(cfg.first_conv), cfg.mean, cfg.std)
+    if converted:
+        _take_normalisation(_first_convolution(full_name, model, cfg), cfg.mean, cfg.std)
     return model.state_dict()
 
 
+def _first_convolution(name, model, cfg):
+    """The Conv2d that takes the images, if `_take_normalisation` can change it. Raises UserError if not."""
+    conv = model.get_submodule(cfg.first_conv) if isinstance(cfg.first_conv, str) else None
+    # the type itself: subclasses, such as one that standardises its weights, compute something else
+    if type(conv) is not nn.Conv2d or conv.padding not in ((0, 0), "valid") or conv.bias is None:
+        raise UserError(
+            f"{name}: its weights are for images normalised with mean {tuple(cfg.mean)} and std "
+            f"{tuple(cfg.std)}, not with ImageNet's, and its first layer cannot be changed to fit; take "
+            "other weights"
+        )
+    return conv
+
+
 @torch.no_grad()
-def _take_normalisation(name, conv, mean, std):
+def _take_normalisation(conv, mean, std):
     """Changes a model's first convolution, in place, so that it takes images normalised as llc's are.
 
     mean, std: of each channel, with which the model was trained. An image that is x when normalised with
     ours is (IMAGENET_STD x + IMAGENET_MEAN - mean) / std for the model: a factor and a summand for each
     channel, which weights and bias can hold unless the convolution pads its input with zeros.
     """
-    if conv.padding not in ((0, 0), "valid") or conv.bias is None:
-        raise UserError(
-            f"{name}: its weights are for images normalised with mean {tuple(mean)} and std {tuple(std)}, "
-            "not with ImageNet's, and its first convolution cannot be changed to fit; take other weights"
-        )
     ours, theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]), torch.tensor([mean, std])
     weight = conv.weight / theirs[1][:, None, None]
     conv.bias += (weight * (ours[0] - theirs[0])[:, None, None]).sum((1, 2, 3))

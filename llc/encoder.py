@@ -440,6 +440,7 @@ def load(
         raise UserError(f"checkpoint = {checkpoint!r}: {path} is {kind}; only a run folder holds several")
     elif path.is_dir():  # as the Hugging Face Hub holds it
         arguments = _from_saved(hub.model_file(path))
+        hub.check_digest(path, checkpoints.digest(arguments["network"]))
     else:
         arguments = _from_saved(path) if checkpoints.is_safetensors(path) else _from_original(path)
     network = arguments["network"]

@@ -9,7 +9,8 @@ They need the extra `ffcv`, and take the places of FFCV's classes of these names
   (llc.native.codec): the accurate inverse DCT, averages by area, bit for bit the same everywhere.
 - Crops and flips are functions of (seed, epoch, index of the sample), for any num_workers, batch size, order
   and memory manager; those of llc's own loader (llc.data.sampling). The epoch is the Loader's: 0 at first,
-  and one more each time that it is iterated over. `loader.next_epoch = 7` continues at epoch 7.
+  and one more each time that it is iterated over. `loader.next_epoch = 7` continues at epoch 7. Of two
+  iterations at a time, the second must begin after the first batch of the first.
 - A sample that cannot be decoded ends the loop over the Loader with a UserError that names it. FFCV's
   decoder leaves the image of an earlier batch in its place.
 - No buffer for whole images: the Loader needs much less memory.
@@ -26,6 +27,7 @@ import warnings
 import weakref
 
 import numpy as np
+import torch
 
 from llc.arguments import fraction, whole_number
 from llc.data import sampling
@@ -206,13 +208,27 @@ def _decode(number, batch_indices, metadata, addresses, sizes, images):
     """Decodes one batch; an error goes to the loop over the Loader."""
     with _RaisedInLoop():
         decoder, indices = _OPERATIONS[number], batch_indices.astype(np.int64)
+        _wait_for_copies()
         status = decoder.decode_batch(indices, metadata, addresses, sizes, images, _epoch())
-        for i in np.flatnonzero(status != codec.OK):
-            what = "can no longer be read" if status[i] == codec.UNREADABLE else "cannot be decoded"
+        bad = np.flatnonzero(status != codec.OK)
+        if len(bad):
+            index, status = indices[bad[0]], status[bad[0]]
+            what = "can no longer be read" if status == codec.UNREADABLE else "cannot be decoded"
             file = getattr(_loader(), "fname", "the beton")
             raise UserError(
-                f"sample {indices[i]} of {file} {what} ({codec.status_text(status[i])}); {decoder.advice}"
+                f"sample {index} of {file} {what} ({codec.status_text(status)}); {decoder.advice}"
             )
+
+
+def _wait_for_copies():
+    """Waits until the GPU no longer reads the memory that this thread decodes into next.
+
+    FFCV's ToDevice copies in the background, on the current stream, which is the slot's own. FFCV makes that
+    stream wait for the training step that used the slot's images, but not the CPU, which could be several
+    batches ahead and overwrite what is not copied yet.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
 
 
 def _draw_flips(number, batch_indices, flips):
@@ -231,7 +247,7 @@ def _epoch():
     """The epoch that this thread makes batches of: FFCV starts a thread (EpochIterator) for each.
 
     The Loader counts its epochs up before it starts the thread. The first batch's epoch is kept, because the
-    Loader may be iterated over again before this iteration ends.
+    Loader may be iterated over again before this iteration ends, though not before its first batch.
     """
     thread, loader = threading.current_thread(), _loader()
     if loader is None:
@@ -290,6 +306,9 @@ class _Iteration(EpochIterator):
         while self.is_alive() and self is not threading.current_thread():
             with contextlib.suppress(queue.Empty):
                 self.output_queue.get(timeout=0.05)
+        for stream in self.cuda_streams:  # which may still copy from memory that is freed now
+            if stream is not None:
+                stream.synchronize()
         if not self.closed:
             super().close()
             self.closed = True

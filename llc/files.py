@@ -1,7 +1,6 @@
 """Files that are written whole or not at all, and files that hold something else than their name says."""
 
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +13,16 @@ _PACKAGE = Path(__file__).parent
 SHIPPED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent
 
 
+RECIPE_FOLDERS = ("rn18_configs", "rn50_configs", "backbone_configs")  # setup.py has them, too
+
+
 def shipped(name: str, folder: str | os.PathLike = "") -> str:
     """The file `name`, relative to `folder`; where there is none, the file of that name that llc comes with.
 
     These are the recipes and class lists, such as rn50_configs/llc_20bit.yaml.
     """
     path, own = os.path.join(folder, name), SHIPPED / name
-    is_ours = re.match(r"(rn\d+|backbone)_configs/", os.path.normpath(name)) and own.is_file()
+    is_ours = os.path.normpath(name).startswith(tuple(f"{f}/" for f in RECIPE_FOLDERS)) and own.is_file()
     return str(own) if is_ours and not os.path.exists(path) else path
 
 

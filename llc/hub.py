@@ -73,11 +73,20 @@ def model_file(folder: str | os.PathLike[str]) -> Path:
     if isinstance(content, dict):  # else the reader of saved encoders says what is wrong
         if differing := [key for key in SAME if config.get(key) != content.get(key)]:
             raise UserError(
-                f"{folder}: {', '.join(differing)}: {CONFIG} says something else than {WEIGHTS}. Both come "
-                "from one export: write the folder again with python -m llc.export MODEL --to=hub, or "
-                "download it again"
+                f"{folder}: {CONFIG} and {WEIGHTS} disagree on {', '.join(differing)}, so they are not of "
+                "one export: write the folder again with python -m llc.export MODEL --to=hub, or download it "
+                "again"
             )
     return path
+
+
+def check_digest(folder: str | os.PathLike[str], digest: str) -> None:
+    """Raises UserError if config.json was written for other weights than those with this digest."""
+    if read_config(folder).get("network_digest") != digest:
+        raise UserError(
+            f"{folder}: {CONFIG} was written for other weights than those in {WEIGHTS}: write the folder "
+            "again with python -m llc.export MODEL --to=hub, or download it again"
+        )
 
 
 def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -136,6 +145,8 @@ def _download(address: str) -> Path:
             raise
         except errors.HFValidationError:
             raise
+        except (TypeError, AttributeError, NameError):  # another version of huggingface_hub
+            raise
         except Exception as error:  # no network; which error that is depends on huggingface_hub's version
             return _cached(hub, errors, address, repository, revision, error)
         if size is not None and size > _MAX_CONFIG:
@@ -175,25 +186,24 @@ def _cached(
     hub: Any, errors: Any, address: str, repository: str, revision: str | None, why: Exception
 ) -> Path:
     """The folder in the cache, where the Hub cannot be asked for the reason `why`. Raises UserError."""
+    status = getattr(getattr(why, "response", None), "status_code", None)
+    if status in (401, 403):  # perhaps access was taken away, so that the cache must not answer
+        raise UserError(
+            f"{address}: the Hub refuses access ({status}): check the name, and sign in with `hf auth login`"
+        ) from why
+    said = (
+        "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)"
+        if isinstance(why, errors.OfflineModeIsEnabled)
+        else f"the Hub answers {status}"
+        if status
+        else f"the Hub cannot be reached ({_said(why)})"
+    )
     try:
         config, _ = (
             Path(hub.hf_hub_download(repository, name, revision=revision, local_files_only=True))
             for name in (CONFIG, WEIGHTS)
         )
     except errors.LocalEntryNotFoundError:
-        status = getattr(getattr(why, "response", None), "status_code", None)
-        if status in (401, 403):
-            raise UserError(
-                f"{address}: the Hub refuses access ({status}): check the name, and sign in with "
-                "`hf auth login`"
-            ) from why
-        said = (
-            "huggingface_hub is told to stay offline (HF_HUB_OFFLINE)"
-            if isinstance(why, errors.OfflineModeIsEnabled)
-            else f"the Hub answers {status}"
-            if status
-            else f"the Hub cannot be reached ({_said(why)})"
-        )
         raise UserError(
             f"{address}: {said}, and the cache has no copy: check the network, or download the repository on "
             f"another machine with `hf download {repository} --local-dir FOLDER` and load FOLDER"

@@ -31,7 +31,7 @@ from llc.distributed import Processes
 from llc.errors import UserError
 from llc.options import option
 from llc.training import config as training_config
-from llc.training import delivery, plan
+from llc.training import delivery, plan, results
 from llc.training.interruption import EXIT_STATUS, Stopped
 from llc.training.run_folder import RunFolder
 from llc.training.state import Progress
@@ -71,6 +71,8 @@ def main(argv):
             finished = state is not None and run.has_results and _is_finished(state, len(config.stages))
             if finished:
                 print(f"{run.path} is finished", flush=True)
+                progress = Progress.of(state, len(config.stages))
+                delivery.complete(run.path, config, progress.lines, results.final_figures(config, progress))
             return state, finished
 
         state, finished = processes.on_main(open_run)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -285,6 +286,27 @@ def test_published_weights_for_images_normalised_in_another_way_are_refused(publ
     published("test_resnet")  # its first convolution pads
     with pytest.raises(UserError, match=r"test_resnet.r160_in1k: .* mean \(0.5, 0.5, 0.5\).*other weights"):
         load_weights(network, "r160_in1k", "timm:test_resnet")
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 4), None, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, bias=False)]
+)
+def test_a_first_layer_that_cannot_take_another_normalisation_is_refused_before_a_download(
+    layer, monkeypatch
+):
+    import timm
+
+    cfg = types.SimpleNamespace(first_conv=None if layer is None else "0", mean=(0.5,) * 3, std=(0.5,) * 3)
+    monkeypatch.setattr(timm.models, "get_pretrained_cfg", lambda name: cfg)
+    asked = []
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, pretrained: asked.append(pretrained) or nn.Sequential(*filter(None, [layer])),
+    )
+    with pytest.raises(UserError, match=r"one.tag: .* its first layer cannot be changed to fit"):
+        backbones._timm_weights("one.tag")
+    assert asked == [False]
 
 
 # ------------------------------------------------------------------------------------------------ training

@@ -458,11 +458,8 @@ def test_what_cannot_be_exported_is_said(finished_run, instance_model, tmp_path)
     model = str(instance_model[1])
     for words, message in [
         ([str(finished_run), "--to=backbone"], "resnet18 of width 8: torchvision has no such network"),
-        (
-            [str(finished_run), "--to=original", "--with_classifier"],
-            "--with_classifier belongs to --to=backbone",
-        ),
-        ([model, "--to=backbone"], "say where, with --out="),
+        ([str(finished_run), "--to=original", "--with_classifier"], "--with_classifier is for --to=backbone"),
+        ([model, "--to=backbone"], "name one with --out="),
         ([model, "--to=backbone", "--with_classifier", f"--out={tmp_path / 'out.pth'}"], "holds no codebook"),
         ([model, "--to=backbone", f"--out={tmp_path / 'out.onnx'}"], "ends in .safetensors or .pth"),
     ]:

@@ -158,7 +158,7 @@ def test_each_form_loads_without_llc_and_computes_what_the_model_does(saved, ima
     words = ["-m", "llc.export", tmp_path / "vit.safetensors", "--to=timm", f"--check={image_tree / 'val'}"]
     said = call_llc(*words, f"--out={tmp_path / 'timm.safetensors'}").stdout
     assert "timm.create_model('test_vit', num_classes=4, dynamic_img_size=True)" in said
-    assert f"mean={IMAGENET_MEAN} and std={IMAGENET_STD}" in said and "66 classes are equal" in said
+    assert f"mean={IMAGENET_MEAN} and std={IMAGENET_STD}" in said and "the same for 66 of them" in said
 
     images = pictures(5)
     np.save(tmp_path / "images.npy", images.numpy())
@@ -332,14 +332,19 @@ class _Wrong(graph.Graph):
         (["--to=onnx", "--outputs=codes,classes"], "outputs = 'codes,classes': it takes some of codes, z"),
         (["--to=onnx", "--outputs="], "--outputs= is empty"),
         (["--to=onnx", "--outputs=z,codes,z"], "name each output once"),
-        (["--to=torch", "--quantize=int8"], "--quantize belongs to --to=onnx, not to --to=torch"),
-        (["--to=timm", "--outputs=z"], "--outputs belongs to --to=onnx and --to=torch, not to --to=timm"),
-        (["--to=encoder", "--check=none"], "--check belongs to"),
-        (["--to=encoder", "--dataset=lmdb"], "--dataset belongs to"),
+        (["--to=torch", "--quantize=int8"], "--quantize is for --to=onnx, not for --to=torch"),
+        (["--to=timm", "--outputs=z"], "--outputs is for --to=onnx, torch, not for --to=timm"),
+        (["--to=encoder", "--check=none"], "--check is for"),
+        (["--to=encoder", "--dataset=lmdb"], "--dataset is for"),
         (["--to=onnx", "--calibration=x"], "--calibration is for --quantize=int8"),
         (["--to=onnx", "--quantize=int8", "--check=none"], "name some.*--calibration=IMAGES"),
+        (["--to=onnx", "--quantize=int8", "--calibration=no/such", "--check=none"], "no/such"),
+        (["--to=encoder", "--out=model.pth"], "ends in .safetensors"),
         (["--to=torch", "--check=no/such"], "no/such"),
-        (["--to=onnx", "--num_bits=6", "--outputs=posterior"], "has not been fitted to this model"),
+        (
+            ["--to=onnx", "--num_bits=6", "--outputs=posterior"],
+            "is for whole codes, not for the first 6 bits",
+        ),
         (["--to=timm"], "BlurPool"),
         (["--to=timm", "--with_blurpool"], "resnet18 of width 8: timm .* has no such model"),
     ],
@@ -388,7 +393,7 @@ def test_torchvisions_resnets_fit_timm_and_other_models_of_the_same_name_do_not(
     words = ["-m", "llc.export", tmp_path / "resnet.safetensors", "--to=timm", "--check_images=8"]
     out = tmp_path / "timm.pth"
     said = call_llc(*words, f"--out={out}", f"--check={image_tree / 'val'}").stdout
-    assert "timm.create_model('resnet18', num_classes=4)" in said and "8 classes are equal" in said
+    assert "timm.create_model('resnet18', num_classes=4)" in said and "the same for 8 of them" in said
     assert "mean over an image and its mirror image" in said
     assert torch.load(out, weights_only=True)["fc.bias"].abs().max() > 0  # the mean of batch norm on z
 

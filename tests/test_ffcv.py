@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from ffcv.loader import Loader, OrderOption
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
+from llc import ffcv
 from llc.ffcv import CenterCropRGBImageDecoder, RandomHorizontalFlip, RandomResizedCropRGBImageDecoder
 
 torch.set_num_threads(NUM_THREADS)  # importing FFCV sets it to 1
@@ -174,6 +176,24 @@ def test_without_numba(path, monkeypatch):
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_decoded_into_memory_that_a_gpu_still_copies_from(monkeypatch):
+    """A GPU's stream, which is behind, stands for one that copies the images of an earlier batch."""
+    happened = []
+
+    class Decoder:
+        def decode_batch(self, indices, *rest):
+            happened.append("decoded")
+            return np.zeros(len(indices), np.int32)
+
+    stream = SimpleNamespace(synchronize=lambda: happened.append("waited"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    decoder = Decoder()
+    monkeypatch.setitem(ffcv._OPERATIONS, -1, decoder)
+    ffcv._decode(-1, np.arange(3), *[None] * 4)
+    assert happened == ["waited", "decoded"]
 
 
 @pytest.mark.parametrize("os_cache", [True, False])

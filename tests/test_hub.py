@@ -323,7 +323,7 @@ def test_what_cannot_be_written_is_said(folder, finished_run, tmp_path, monkeypa
     refused("expected OWNER/NAME", f"--out={tmp_path / 'x'}", "--repo=a")
     refused("such as mit", f"--out={tmp_path / 'x'}", "--license=The MIT licence")
     refused("expected names of data sets", f"--out={tmp_path / 'x'}", "--datasets=/data/train.beton")
-    with pytest.raises(UserError, match="--license belongs to --to=hub"):
+    with pytest.raises(UserError, match="--license is for --to=hub"):
         export.main([str(finished_run), "--to=encoder", "--license=mit"])
     with pytest.raises(UserError, match="export from the run again"):
         export.main([str(folder), "--to=hub", f"--out={folder}"])
@@ -349,6 +349,14 @@ def edit(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def with_other_weights(folder):
+    """As two exports of one recipe that were mixed, without a decoder, which would be refused already."""
+    encoder = llc.load(folder)
+    encoder.fitted = None
+    encoder.network.projection.weight.data *= -1
+    encoder.save(folder / "model.safetensors")
+
+
 def pickled(folder):
     torch.save({"x": torch.zeros(1)}, folder / "model.safetensors")
 
@@ -368,6 +376,7 @@ def without_description(folder):
     [
         (shorten, "model.safetensors: not a whole safetensors file"),
         (pickled, "model.safetensors: not a whole safetensors file"),
+        (with_other_weights, "config.json was written for other weights"),
         (without_description, "not an encoder saved by llc, only tensors"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
@@ -376,8 +385,8 @@ def without_description(folder):
         (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "config.json: damaged"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": ""}'), "not of a model of llc"),
         (lambda folder: edit(folder, format=2), "its format is 2; this version of llc reads 1"),
-        (lambda folder: edit(folder, class_names=["x"] * 6), "class_names: config.json says something else"),
-        (lambda folder: edit(folder, flip=False, stage=None), "flip, stage: config.json says something else"),
+        (lambda folder: edit(folder, class_names=["x"] * 6), "disagree on class_names"),
+        (lambda folder: edit(folder, flip=False, stage=None), "disagree on flip, stage"),
         (
             lambda folder: (folder / "model.safetensors").write_text(
                 "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

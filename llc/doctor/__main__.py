@@ -2,24 +2,26 @@
 
     python -m llc.doctor
     python -m llc.doctor /betons --config=rn50_configs/llc_20bit.yaml --data.train_dataset=/betons/train.beton
-        also measures the disk that holds FOLDER, and compares it with what a recipe needs
+        measures the disk of that folder, not of this one, and compares it with what a recipe needs
     python -m llc.doctor --json
         the same as JSON: a list of {check, status, found, advice}
 
 A line for each check: a word (ok, note, warning, error), the check, what was found, what to do. The exit
 status is 1 if there is an error, else 0. Nothing is changed; a temporary file of 134 MB is written to FOLDER
 and removed, unless a large beton is there to read. --config and keys with a section are those of a recipe, as
-for llc.train; without them the comparison is with ImageNet.
+for llc.train; without them, and with a GPU, the comparison is with ImageNet.
 """
 
 import dataclasses
 import functools
 import json
 import sys
+from pathlib import Path
 
 from llc import config
 from llc.doctor import disk, machine, software
 from llc.doctor.finding import ERROR, WARNING, apart, guarded
+from llc.errors import UserError
 from llc.options import option
 
 
@@ -82,6 +84,9 @@ def split(argv):
 def main(argv):
     own, recipe = split(argv)
     options = config.read_one(Options, own, description=__doc__)
+    if not Path(options.folder).is_dir():
+        what = "is not a folder" if Path(options.folder).exists() else "does not exist"
+        raise UserError(f"{options.folder} {what}; name the folder whose disk is to be measured")
     found = []
     for finding in findings(options, recipe):
         found.append(finding)

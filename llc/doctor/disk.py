@@ -9,8 +9,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from llc.doctor.finding import NOTE, OK, WARNING, ok
+from llc.doctor.finding import ERROR, NOTE, OK, WARNING, ok
 from llc.doctor.machine import memory_bytes, memory_limit
+from llc.errors import UserError
 
 _WRITTEN_BYTES = 128 << 20  # the size of a temporary file
 _MOST_BYTES, _MOST_SECONDS = 1 << 30, 3.0  # that are read
@@ -22,14 +23,8 @@ IMAGENET_BYTES, IMAGENET_IMAGES, GPU_IMAGES = 268_000, 1_281_167, 3000
 _NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "gpfs", "ceph", "glusterfs", "9p", "afs")
 
 
-def _existing(folder):
-    """The folder, or the nearest one above it that exists."""
-    path = Path(folder).absolute()
-    return next(place for place in (path, *path.parents) if place.is_dir())
-
-
 def space(folder):
-    place = _existing(folder)
+    place = Path(folder).absolute()
     usage = shutil.disk_usage(place)
     found = f"{place}: {usage.free / 1e9:,.1f} of {usage.total / 1e9:,.1f} GB free"
     if not os.access(place, os.W_OK):
@@ -54,7 +49,7 @@ def mount_of(folder, mounts=None):
 
 
 def file_system(folder):
-    point, kind = mount_of(_existing(folder))
+    point, kind = mount_of(folder)
     found = f"{kind}, mounted at {point}"
     if kind in _NETWORKS or kind.startswith("fuse."):
         return (
@@ -68,7 +63,7 @@ def file_system(folder):
 
 def speed(folder):
     """Reads a beton in the folder, or a temporary file, past the page cache where that works."""
-    rate, what = measure(_existing(folder))
+    rate, what = measure(Path(folder))
     return ok(f"{rate / 1e6:,.0f} MB/s, {what}")
 
 
@@ -87,7 +82,7 @@ def measure(folder):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        return _read(Path(file.name), f"read from a temporary file of {_WRITTEN_BYTES / 1e6:.0f} MB")
+        return _read(Path(file.name), "read from a temporary file")
 
 
 def _read(path, what):
@@ -131,10 +126,15 @@ def recipe_needs(folder, words, num_gpus, images_per_second):
     words: the command line of a recipe, `--config=FILE` and keys; [] is ImageNet. num_gpus: at least one is
     assumed. images_per_second: of all GPUs; 0: GPU_IMAGES for each.
     """
+    if not (words or num_gpus or images_per_second):
+        return NOTE, "none named, and no GPU: --config=RECIPE compares the disk with what a recipe needs", ""
     images = images_per_second or GPU_IMAGES * max(1, num_gpus)
-    count, size, whose = _train_images(words) if words else (IMAGENET_IMAGES, IMAGENET_BYTES, "of ImageNet")
+    try:
+        count, size, whose = _train_images(words)
+    except UserError as error:
+        return ERROR, str(error), ""
     needed, total = images * size, count * size
-    rate, _ = measure(_existing(folder))
+    rate, _ = measure(Path(folder))
     total_memory, _ = memory_bytes()
     room = min(total_memory, memory_limit() or total_memory)
     found = (
@@ -160,11 +160,14 @@ def recipe_needs(folder, words, num_gpus, images_per_second):
 
 def _train_images(words):
     """(number, mean bytes, whose) of a recipe's train images; ImageNet's where its betons are not there."""
+    if not words:
+        return IMAGENET_IMAGES, IMAGENET_BYTES, "of ImageNet"
     from llc.data import shards
-    from llc.errors import UserError
     from llc.training import config
 
-    unknown = "--data.train_dataset=", "--data.val_dataset="  # values where the recipe has none
+    # values where the recipe has none
+    unknown = ["--data.train_dataset=", "--data.val_dataset="]
+    unknown += [f"--{stage}.{key}=1" for stage in ("codebook", "instance") for key in ("epochs", "lr")]
     try:
         read, _ = config.read(words, description="")
     except UserError as error:

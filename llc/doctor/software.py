@@ -167,7 +167,7 @@ def bad_pairs():
 
     problems = [problem for pair in PAIRS if (problem := pair(versions))]
     if not problems:
-        return ok(f"none of the {len(PAIRS)} known")
+        return ok(f"no versions that are known not to work together ({len(PAIRS)} checks)")
     advice = f"pip install --upgrade {' '.join(dict.fromkeys(package for _, package in problems))}"
     if versions("llc"):
         advice = f"pip uninstall llc, then {advice}"

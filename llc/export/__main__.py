@@ -45,10 +45,12 @@ from pathlib import Path
 from llc import config as edge
 from llc import runs
 from llc.data.reading import Reading
+from llc.data.sources import SPLITS
 from llc.encoder import load
 from llc.errors import UserError
 from llc.export import backbone, encoder_file, hub, onnx_model, original, timm_model, torch_program
 from llc.export.graph import OUTPUTS
+from llc.hub import is_address
 from llc.options import option
 
 # --to -> (its module, whose `write(encoder, path, options)` writes it; the ending of its default name)
@@ -73,6 +75,7 @@ _OWN = {
     "quantize": ("onnx",),
     "calibration": ("onnx",),
     "calibration_images": ("onnx",),
+    "calibration_split": ("onnx",),
     "repo": ("hub",),
     "license": ("hub",),
     "datasets": ("hub",),
@@ -125,6 +128,9 @@ class Options(Reading):
     calibration_images: int = option(
         256, minimum=1, help="how many of them, evenly spaced over all; more take more time"
     )
+    calibration_split: str = option(
+        "train", choices=SPLITS, help="which of them, where --calibration holds several splits"
+    )
     repo: str = option("", help="hub: the repository's name, OWNER/NAME, for the model card")
     license: str = option("", help="hub: the licence's identifier, such as mit or apache-2.0")
     datasets: tuple[str, ...] = option(
@@ -135,14 +141,13 @@ class Options(Reading):
         for field in dataclasses.fields(self):
             forms = _OWN.get(field.name)
             if forms and self.to not in forms and getattr(self, field.name) != field.default:
-                also = " and ".join(f"--to={form}" for form in forms)
-                raise UserError(f"--{field.name} belongs to {also}, not to --to={self.to}")
+                raise UserError(f"--{field.name} is for --to={', '.join(forms)}, not for --to={self.to}")
         if not self.outputs:
             raise UserError(f"--outputs= is empty: expected some of {', '.join(OUTPUTS)}")
         if len(set(self.outputs)) < len(self.outputs):
             raise UserError(f"--outputs={','.join(self.outputs)}: name each output once")
         if self.quantize == "none":
-            for flag in ("calibration", "calibration_images"):
+            for flag in ("calibration", "calibration_images", "calibration_split"):
                 if getattr(self, flag) != getattr(type(self), flag):
                     raise UserError(f"--{flag} is for --quantize=int8")
 
@@ -155,13 +160,22 @@ def main(argv):
             "--num_bits out"
         )
     if not options.out and not runs.is_folder(options.run):
-        raise UserError(f"{options.run} is no folder to write into: say where, with --out=")
+        if not (is_address(options.run) or Path(options.run).exists()):
+            raise UserError(f"{options.run} does not exist; name a run folder, or another model")
+        raise UserError(
+            f"{options.run}: only a run folder has a place for what is exported; name one with --out="
+        )
     encoder = load(
         options.run,
         options.codebook or None,
         checkpoint=options.checkpoint or None,
         num_bits=options.num_bits or None,
     )
+    if options.num_bits and "posterior" in options.outputs and "posterior" not in encoder.learnt:
+        raise UserError(
+            f"--outputs=posterior: the decoder is for whole codes, not for the first {options.num_bits} "
+            "bits: leave out either"
+        )
     bits = f"_{options.num_bits}bit" if options.num_bits else ""
     form, ending = FORMS[options.to]
     stem = _STEMS.get(options.to, options.to)

@@ -118,8 +118,7 @@ def _introduction(model: Model) -> Iterator[str]:
     )
     yield (
         f"This model turns an image into a binary code of {_count(encoder.num_bits, 'bit')} "
-        f"({_count(size, 'byte')}){classes}. It was trained to give images of one class codes that differ in "
-        "few bits, so that images can be searched by the Hamming distance of their codes."
+        f"({_count(size, 'byte')}){classes}.{_purpose(encoder)}"
     )
     method = (
         ' The method is LLC, "Learnt Low-dimensional binary Codes" (Kusupati et al., NeurIPS 2021, '
@@ -129,6 +128,20 @@ def _introduction(model: Model) -> Iterator[str]:
     )
     program = f"llc {llc.__version__} (the Python package llcodes)"
     yield f"It was written by {program}, which also loads it.{method}"
+
+
+def _purpose(encoder: Encoder) -> str:
+    if encoder.stage not in _OWN_STAGES:
+        return ""
+    if encoder.stage != "codebook":
+        return (
+            " It was trained to give images of one class codes that differ in few bits, so that images can "
+            "be searched by the Hamming distance of their codes."
+        )
+    return (
+        " It is the network of the codebook stage, trained to classify by the class codes; codes of images "
+        "are better compared with those of the instance stage."
+    )
 
 
 def _use(model: Model) -> Iterator[str]:

@@ -67,21 +67,29 @@ def for_check(encoder, options, *, labelled=False):
         return None
     path = options.check or of_run(options, "val_dataset")
     if path is None:
-        print("not checked on images: name some with --check=IMAGES")
+        named = _named_by_run(options, "val_dataset")
+        why = f", because the run's val set, {printable(named)}, is not found from here" if named else ""
+        print(f"not checked on images{why}: name some with --check=IMAGES")
         return None
-    return take(encoder, path, options, options.check_images, labelled=labelled)
+    # of a run's own val set the classes are known, which tells another file of its name
+    own = not options.check
+    return take(encoder, path, options, options.check_images, labelled=labelled or own)
 
 
 def of_run(options, key):
     """A data set of the run folder that is exported, as its recipe names it; None where it is not there."""
+    path = _named_by_run(options, key)
+    first = (path or "").split(",")[0].strip()
+    return path if first and (os.path.exists(first) or any(mark in first for mark in "*?[{")) else None
+
+
+def _named_by_run(options, key):
     if not Path(options.run).is_dir():
         return None
     try:
-        path = getattr(runs.read_config(options.run).data, key)
+        return str(getattr(runs.read_config(options.run).data, key))
     except UserError:  # a model of another kind, which has no recipe
         return None
-    first = str(path).split(",")[0].strip()
-    return path if first and (os.path.exists(first) or any(mark in first for mark in "*?[{")) else None
 
 
 @torch.inference_mode()

@@ -34,7 +34,8 @@ class Graph(nn.Module):
     image and its mirror image where the encoder has `flip`; class_labels int64 [n] with class_logits float32
     [n, num_classes]; mhd_labels int64 [n] with mhd_distances int32 [n], those of the nearest class;
     posterior_labels int64 [n] with posterior_probabilities float32 [n], of the most probable class. Ties go
-    to the lowest class. All is computed in float32, whatever the encoder's precision is.
+    to the lowest class. All is computed in float32, whatever the encoder's precision is. A graph cannot raise
+    errors: where z is NaN, as an Encoder would say, bits are 0 and classes without meaning.
 
     outputs: keys of OUTPUTS. Raises UserError where the encoder has not what an output needs.
     """
@@ -62,8 +63,7 @@ class Graph(nn.Module):
         if "posterior" not in encoder.learnt:
             raise UserError(
                 "--outputs=posterior: the posterior decoder has not been fitted to this model; "
-                "python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton does that (it is for the whole codes "
-                "of a model, not for the first of their bits)"
+                "python -m llc.evaluate MODEL --fit_decoder=TRAIN.beton does that"
             )
         decoder = encoder.learnt["posterior"]
         self.has_table = decoder.flip_probability is not None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import llc
-from llc import hub, runs
+from llc import checkpoints, hub, runs
 from llc.codes import code_size
 from llc.data.sources import printable
 from llc.encoder import Encoder
@@ -26,7 +26,7 @@ from llc.files import atomic_write, sync_folder
 from llc.packages import needed
 from llc.report import reading
 
-_FILES = (hub.WEIGHTS, hub.CONFIG, hub.CARD)
+_FILES = (hub.WEIGHTS, hub.CARD, hub.CONFIG)  # the last says of which network the first must be
 _CARD_DIGEST = "readme_sha256"  # in config.json, of the card as it was written
 _ID = r"[A-Za-z0-9_][\w.-]*"
 # Sections of a recipe that say where and by whom a run was made, not what was trained.
@@ -67,7 +67,7 @@ def write(encoder, path, options):
             for file in _FILES:
                 os.replace(temporary / file, folder / file)
         else:
-            os.chmod(temporary, 0o755)
+            os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's is for its owner alone
             os.rename(temporary, folder)  # fails if it holds something by now
         sync_folder(parent)
     except OSError as error:
@@ -85,6 +85,12 @@ def write(encoder, path, options):
         print("  the card calls the repository OWNER/NAME; --repo=OWNER/NAME gives it its name")
     if not options.license:
         print("  the card states no licence; --license=ID adds one")
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _check_options(options):
@@ -193,6 +199,7 @@ def _config(encoder: Encoder) -> dict[str, Any]:
         "num_classes": len(encoder.codebook),
         "stage": encoder.stage,
         "network": encoder.network.options,
+        "network_digest": checkpoints.digest(encoder.network),
         "preprocessing": dataclasses.asdict(encoder.preprocessing),
         "flip": encoder.flip,
         "precision": encoder.precision,

@@ -24,26 +24,33 @@ def path_beside(path):
     return path.with_name(f"{path.stem}_int8{path.suffix}")
 
 
-def check_calibration(path, options):
-    """Raises UserError unless there are images to calibrate with, and a place beside the model's `path`."""
+def calibration(encoder, path, options):
+    """The images to calibrate with, a check.Sample.
+
+    Raises UserError unless there are some, and a place for the file beside the model's `path`.
+    """
     check_out(path_beside(path), "--out")
-    if _calibration(options) is None:
+    own = check.of_run(options, "train_dataset")
+    if not (options.calibration or own):
         raise UserError(
-            "--quantize=int8 measures on images how large activations become: name some, best of the train "
-            "set, with --calibration=IMAGES"
+            "--quantize=int8 measures on images how large activations become: name some with "
+            "--calibration=IMAGES, preferably of the train set"
         )
+    return check.take(
+        encoder,
+        options.calibration or own,
+        options,
+        options.calibration_images,
+        split=options.calibration_split,
+    )
 
 
-def _calibration(options):
-    return options.calibration or check.of_run(options, "train_dataset")
-
-
-def write(model, encoder, path, options, sample):
+def write(model, encoder, path, options, images, sample):
     """Writes the quantised model beside the float model's `path`, and prints what differs.
 
-    model: the float ModelProto, which also gives z. sample: the images that both are measured on, or None.
+    model: the float ModelProto, which also gives z. images: those of `calibration`. sample: the images that
+    both are measured on, or None.
     """
-    images = check.take(encoder, _calibration(options), options, options.calibration_images, split="train")
     made = _quantised(model, images)
     entry = next((entry for entry in made.metadata_props if entry.key == "llc"), None)
     entry = made.metadata_props.add() if entry is None else entry

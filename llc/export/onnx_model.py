@@ -24,8 +24,7 @@ def write(encoder, path, options):
     for module in ("onnx", "onnxscript", "onnxruntime"):
         needed(module, "--to=onnx", extra="onnx")
     quantize = options.quantize != "none"
-    if quantize:
-        int8.check_calibration(path, options)
+    images = int8.calibration(encoder, path, options) if quantize else None
     # z is always there while the model is made and measured, and is taken away from what is written
     graph = Graph(encoder, list(dict.fromkeys((*options.outputs, "z"))))
     _check_size(graph, options)
@@ -36,7 +35,7 @@ def write(encoder, path, options):
     if graph.table_bytes:
         print(f"  {graph.table_bytes / 1e6:,.1f} MB of it are the posterior decoder's table")
     if quantize:
-        int8.write(model, encoder, path, options, sample)
+        int8.write(model, encoder, path, options, images, sample)
 
 
 def session(data):

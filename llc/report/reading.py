@@ -32,7 +32,7 @@ from llc.errors import UserError
 from llc.evaluate.origin import DESCRIPTION, Origin, digest
 from llc.evaluation import ood
 from llc.evaluation.taxonomy import class_distances, tree
-from llc.files import SHIPPED, stand_in
+from llc.files import RECIPE_FOLDERS, SHIPPED, stand_in
 from llc.report.contents import Curve, Detection, Difference, Health, Run
 from llc.torch_files import read_torch_file
 from llc.training import resume
@@ -346,7 +346,7 @@ def _compared(config: recipe.Config) -> tuple[str, list[Difference]]:
 def _bases(config: recipe.Config) -> dict[str, dict[str, Any]]:
     """{name: its values} of the shipped recipes, or of the defaults where there are none."""
     found = {}
-    for path in sorted(SHIPPED.glob("*_configs/*.yaml")):
+    for path in sorted(path for folder in RECIPE_FOLDERS for path in (SHIPPED / folder).glob("*.yaml")):
         given = [f"--{key}=-" for key in ("data.train_dataset", "data.val_dataset")]
         try:
             values = edge.read(recipe.sections(), ["--config", str(path), *given], description="")

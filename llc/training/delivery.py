@@ -17,6 +17,7 @@ from llc.options import did_you_mean
 
 LAST_SECONDS = 45.0
 MEMORY = "loggers.json"
+_NOTHING = {"epochs": 0, "finished": False, "memory": {}}  # what a logger has at first
 
 
 def check(names):
@@ -33,11 +34,25 @@ def check(names):
         LOGGERS[name].check()
 
 
+def complete(folder, config, lines, results):
+    """Gives the loggers of a finished run what they have not taken, if there is anything.
+
+    lines: of log.jsonl; results: as of `Deliveries.finish`. A run without loggers.json is older than loggers,
+    so that it is not known what they have.
+    """
+    kept = _read(folder / MEMORY)
+    if kept and not all(kept.get(name, _NOTHING)["finished"] for name in config.logging.to):
+        deliveries = Deliveries(folder, config)
+        deliveries.send(lines)
+        deliveries.finish(results)
+        deliveries.close()
+
+
 class Deliveries:
     """The loggers of a run, for the main process. folder: the run folder; config: a llc.recipe.Config.
 
-    loggers.json, {logger: {epochs, memory}}, says how many epochs each has written, so that a run that
-    resumes gives each epoch to each logger once.
+    loggers.json, {logger: {epochs, finished, memory}}, says how many epochs each has written, and whether it
+    has the final figures, so that a run that resumes gives everything to each logger once.
     """
 
     def __init__(self, folder, config):
@@ -45,14 +60,21 @@ class Deliveries:
         self._kept = _read(self._path)
         self._couriers = []
         for name in dict.fromkeys(config.logging.to):
-            kept = copy.deepcopy(self._kept.get(name, {"epochs": 0, "memory": {}}))
+            kept = copy.deepcopy(self._kept.get(name, _NOTHING))
             run = Run(folder, folder.name, config.logging.project, config.as_dict(), kept["memory"])
             self._couriers.append(_Courier(LOGGERS[name], run, kept, self._keep))
 
     def _keep(self, name, entry):
         with self._lock:
-            self._kept[name] = copy.deepcopy(entry)
-            text = json.dumps(self._kept, indent=1)
+            try:
+                # through JSON, so that nobody changes it later
+                kept = self._kept | {name: json.loads(json.dumps(entry))}
+                text = json.dumps(kept, indent=1)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"what it put into run.memory is not JSON ({error}): keep plain values there"
+                ) from error
+            self._kept = kept
             atomic_write(self._path, lambda file: file.write(text.encode("ascii")))
 
     def send(self, lines):
@@ -80,7 +102,11 @@ def _read(path):
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         kept = json.loads(path.read_text("ascii"))
         return {
-            name: {"epochs": int(entry["epochs"]), "memory": dict(entry["memory"])}
+            name: {
+                "epochs": int(entry["epochs"]),
+                "finished": bool(entry["finished"]),
+                "memory": dict(entry["memory"]),
+            }
             for name, entry in kept.items()
         }
     return {}
@@ -107,12 +133,18 @@ class _Courier(threading.Thread):
             with self._changed:
                 self._changed.wait_for(lambda: self._news)
                 news, self._news = self._news, {}
-            done = self._attempt(self._write_epochs)
-            if done and "results" in news:
-                done = self._attempt(self._finish, news["results"])
+            name = self._kind.name
+            done = self._attempt(
+                f"the run continues, log.jsonl has its numbers, and {name} is tried again after each epoch",
+                self._write_epochs,
+            )
+            if done and "results" in news and not self._kept["finished"]:
+                self._attempt(
+                    f"{name} lacks the final figures, which results.csv has", self._finish, news["results"]
+                )
             if "ends" in news:
                 if self._logger is not None:
-                    self._attempt(self._logger.close)
+                    self._attempt(f"{name} may show the run as unfinished", self._logger.close)
                 return
 
     def _logger_now(self):
@@ -125,17 +157,19 @@ class _Courier(threading.Thread):
     def _write_epochs(self):
         lines = self._lines
         if self._kept["epochs"] > len(lines):  # the run returned to an older checkpoint
-            self._kept["epochs"] = len(lines)
+            self._kept |= {"epochs": len(lines), "finished": False}
             self._keep(self._kind.name, self._kept)
         while self._kept["epochs"] < len(lines):
             self._logger_now().write(lines[: self._kept["epochs"] + 1])
-            self._kept["epochs"] += 1
+            self._kept |= {"epochs": self._kept["epochs"] + 1, "finished": False}
             self._keep(self._kind.name, self._kept)
 
     def _finish(self, results):
         self._logger_now().finish(results)
+        self._kept["finished"] = True
+        self._keep(self._kind.name, self._kept)
 
-    def _attempt(self, function, *arguments):
+    def _attempt(self, consequence, function, *arguments):
         """Whether function(*arguments) succeeded. The first of several failures in a row is warned of."""
         try:
             function(*arguments)
@@ -143,10 +177,7 @@ class _Courier(threading.Thread):
             if not self._failed:
                 reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
                 what = reason if isinstance(error, UserError) else f"{type(error).__name__}: {reason}"
-                _warn(
-                    f"logging.to={self._kind.name}: {what}; the run continues, log.jsonl has its numbers, "
-                    f"and {self._kind.name} is tried again after each epoch"
-                )
+                _warn(f"logging.to={self._kind.name}: {what}; {consequence}")
             self._failed = True
             return False
         self._failed = False
@@ -159,7 +190,7 @@ class _Courier(threading.Thread):
             _warn(
                 f"logging.to={self._kind.name}: the process ends before {self._kind.name} has taken "
                 + (f"{missing} of {len(self._lines)} epochs" if missing > 0 else "its last numbers")
-                + "; log.jsonl has all of them"
+                + f"; log.jsonl has all of them, and --resume={self._run.folder} gives them to it"
             )
         self._failed = True
 

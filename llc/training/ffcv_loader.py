@@ -91,7 +91,7 @@ class FFCVTrainLoader(TrainLoader):
         own = {False: [], True: []}
         for name in self._operations:
             registered = REGISTERED[name]
-            made = list(registered.make())
+            made = _made(name, registered.make)
             for operation in made:
                 _check_place(name, operation, registered.on_tensors, resolution, self._device)
             own[registered.on_tensors] += made
@@ -160,6 +160,17 @@ def _check_place(name, operation, on_tensors, resolution, device):
             f"data.operations: {name} has {type(operation).__name__}, which works on {works}; register it "
             f"{place} on_tensors=True"
         )
+
+
+def _made(name, make):
+    """The operations that a registered function returns. Raises UserError where there are none."""
+    try:
+        return list(make())
+    except Exception as error:  # a plugin's function may raise anything
+        raise UserError(
+            f"data.operations: the function of {name} must return a list of operations; "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 @contextlib.contextmanager

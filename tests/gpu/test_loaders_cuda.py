@@ -7,6 +7,7 @@ from llc.data import loaders
 from llc.data.loaders import TrainLoader, ValLoader
 from llc.data.shards import open_shards
 from llc.distributed import Processes
+from llc.training.ffcv_loader import FFCVTrainLoader
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,6 +90,20 @@ def test_epochs_leave_no_memory_behind(betons):
         kept.append(torch.cuda.memory_reserved())
     # how many batches are alive at once depends on the threads; a new stream per epoch would make it 16 times
     assert kept[-1] <= 2 * kept[4], kept
+
+
+def test_ffcvs_loader_with_our_decoder_gives_the_same_behind_slow_steps(betons):
+    """The host gets far ahead of the device, and must not decode into memory that is not copied yet."""
+    pytest.importorskip("ffcv")
+    options = {"batch_size": 4, "num_workers": 2, "seed": 3, "min_scale": 0.3}
+    ours = TrainLoader(open_shards(betons[0]), processes=Processes(), **options)
+    ffcvs = FFCVTrainLoader(open_shards(betons[0]), processes=Processes(device="cuda:0"), **options)
+    for epoch in (0, 1):
+        expected, found = [images.long().sum() for images, _ in ours.epoch(epoch, 32)], []
+        for images, _ in ffcvs.epoch(epoch, 32):
+            torch.cuda._sleep(20_000_000)  # cycles
+            found.append(images.long().sum())
+        assert len(found) > 20 and torch.equal(torch.stack(found).cpu(), torch.stack(expected))
 
 
 def one_epoch(betons, resolution=32):

@@ -170,6 +170,10 @@ def test_operations_that_fail_or_make_no_images_end_the_epoch(registered, path, 
         registered(name, on_tensors=on_tensors)(lambda operation=operation: [operation])
         with pytest.raises(UserError, match=f"data.operations: {name} has {message}"):
             next(loader(path, operations=(name,)).epoch(0, 24))
+    for name, make in (("none", lambda: None), ("raises", lambda: 1 / 0)):
+        registered(name)(make)
+        with pytest.raises(UserError, match=f"function of {name} must return a list of operations; "):
+            next(loader(path, operations=(name,)).epoch(0, 24))
     broken = tmp_path / "broken.beton"
     broken.write_bytes(path.read_bytes())
     damage(broken, 47)

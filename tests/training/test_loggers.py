@@ -339,6 +339,58 @@ def test_a_logger_that_fails_warns_once_and_gets_later_what_it_missed(named, tmp
         assert given == expected
 
 
+def test_what_cannot_be_kept_spoils_no_other_logger(named, tmp_path, capsys):
+    given = []
+
+    @named
+    class Odd(Logger):
+        name = "odd"
+
+        def write(self, lines):
+            self.run.memory["when"] = threading.Lock()
+
+    @named
+    class Good(Logger):
+        name = "good"
+
+        def write(self, lines):
+            given.append(lines[-1]["epoch"])
+
+    for numbers in ((1, 2), (1, 2, 3)):
+        deliveries = Deliveries(tmp_path, config_of("odd", "good"))
+        deliveries.send([line(n) for n in numbers])
+        deliveries.close()
+    assert given == [1, 2, 3]
+    said = capsys.readouterr().err
+    assert "logging.to=odd: what it put into run.memory" in said and "logging.to=good" not in said
+
+
+def test_a_finished_run_gives_what_was_missing_when_it_is_called_again(named, command, tmp_path, capsys):
+    given = []
+
+    @named
+    class Late(Logger):
+        name = "late"
+        broken = True
+
+        def write(self, lines):
+            if Late.broken:
+                raise ConnectionError("no route to host")
+            given.append(lines[-1]["global_epoch"])
+
+        def finish(self, results):
+            given.append(sorted(results)[0])
+
+    train_llc.main(command("--logging.to=late"))
+    assert "the process ends before late has taken 4 of 4 epochs" in capsys.readouterr().err and not given
+    Late.broken = False
+    for _ in range(2):  # the second time there is nothing left
+        train_llc.main([f"--resume={tmp_path / 'run'}"])
+    said = capsys.readouterr()
+    assert said.out.count("is finished") == 2 and not said.err
+    assert given[:4] == [1, 2, 3, 4] and [name.partition("/")[0] for name in given[4:]] == ["codebook"]
+
+
 def test_a_logger_that_hangs_holds_up_no_other_and_not_the_end(named, tmp_path, monkeypatch, capsys):
     hangs = threading.Event()
 
