@@ -4,6 +4,7 @@
 
 import os
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -206,9 +207,10 @@ def test_names_and_combinations_that_do_not_fit_are_refused(registered, path, tm
             config.read([*words, *more], description="")
 
 
-def test_a_run_stopped_within_an_epoch_ends_as_one_on_our_own_loader(tmp_path, monkeypatch):
+def test_a_run_stopped_within_an_epoch_ends_as_one_on_our_own_loader(request, tmp_path, monkeypatch):
     """To the bit; and the loader may change when a run resumes."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(os.sched_getaffinity(0))))  # one thread
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))  # a run sets its own
     train, val = make_betons(tmp_path)
 
     def run(name, *options):
