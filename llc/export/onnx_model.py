@@ -84,9 +84,9 @@ def _converted(graph, encoder):
         logging.disable(before)
     _clean(made)
     entry = made.metadata_props.add()
-    entry.key, entry.value = "llc", json.dumps(description(encoder))
-    made.producer_name = "llc"
-    made.producer_version = description(encoder)["llc"]
+    about = description(encoder)
+    entry.key, entry.value = "llc", json.dumps(about)
+    made.producer_name, made.producer_version = "llc", about["llc"]
     return made
 
 

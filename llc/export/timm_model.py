@@ -70,8 +70,8 @@ def _constructor(encoder, timm):
         or not timm.is_model(name.split(".")[0])
     ):
         raise UserError(
-            f"{name_of(network)}: timm {timm.__version__} has no such model; --to=encoder keeps it, and "
-            "--to=backbone is for its own library"
+            f"{name_of(network)}: timm {timm.__version__} has no such model; --to=encoder and --to=hub "
+            "can hold it"
         )
     arguments = {"num_classes": len(encoder.codebook)}
     if network.family == "timm":
