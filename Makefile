@@ -6,9 +6,10 @@
 PYTHON ?=
 DATA ?=
 PY := .venv/bin/python
-# Tests run in as many processes as there are CPUs, but not in more than 8, because each takes 1 to 2 GB. The
-# tests of one file stay in one process.
-PARALLEL := -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+# Tests run in one process more than there are CPUs, because some of them wait, but not in more than 8,
+# because each takes 1 to 2 GB. The tests of one file stay in one process.
+PROCESSES := $(shell cpus=$$(nproc); echo $$((cpus < 8 ? cpus + 1 : 8)))
+PARALLEL := -n $(PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check lint test test-gpu sanitize docs setup wheel clean

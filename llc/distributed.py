@@ -68,7 +68,8 @@ class Processes:
             torch.backends.cudnn.benchmark = not deterministic
         else:
             # torchrun sets one thread per process, but a step on a CPU needs all cores of the machine
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+            if not environment.threads_are_given():
+                torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
             _keep_freed_memory()
         control = None
         if world_size > 1:

@@ -32,6 +32,14 @@ def under_torchrun():
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def threads_are_given():
+    """Whether the user has set OMP_NUM_THREADS, which torch reads when it is imported.
+
+    torchrun sets it to 1 where the user has not, so of its processes this is not known, and False.
+    """
+    return "OMP_NUM_THREADS" in os.environ and not under_torchrun()
+
+
 def torchrun_error_file():
     """Whether torchrun expects a failing process to write its error to a file."""
     return "TORCHELASTIC_ERROR_FILE" in os.environ

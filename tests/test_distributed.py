@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from llc import distributed
 from tests.conftest import ROOT
 from tests.waiting import seconds
 
@@ -43,6 +45,28 @@ def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
         "this C library keeps freed memory anyway, so the setting would be useless"
     )
     assert faults("started") < 100
+
+
+@pytest.mark.parametrize(
+    "variables, threads",
+    [
+        ({}, 6),  # all cores
+        ({"OMP_NUM_THREADS": "2"}, None),  # torch has read it
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, 3),  # torchrun's 1
+    ],
+)
+def test_a_run_takes_the_threads_that_it_is_given(variables, threads, monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(6))
+    monkeypatch.setattr(distributed, "_keep_freed_memory", lambda: None)
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    distributed.Processes.start(timeout_minutes=1)
+    assert set_to == ([] if threads is None else [threads])
 
 
 def test_a_process_whose_torchrun_has_ended_ends_too():

@@ -1,6 +1,7 @@
 """`python -m llc.benchmark epoch`: every figure of a small run is there and agrees with the others."""
 
 import collections
+import importlib
 import itertools
 import json
 import re
@@ -21,6 +22,8 @@ from llc.training import config as training_config
 from llc.training.plan import flops_per_image
 from tests.conftest import ROOT, SMALL
 from tests.pictures import texts_in
+
+runner = importlib.import_module("tests.gpu.__main__")
 
 RN50, DEMO = f"--config={ROOT}/rn50_configs/llc_20bit.yaml", f"--config={ROOT}/rn18_configs/llc_demo.yaml"
 
@@ -66,12 +69,18 @@ def test_epoch_benchmark_beside_other_ways(betons, call_llc, tmp_path):
     assert f"The {limit} limits the epoch" in done.stdout and "Against torchvision" in done.stdout
 
 
-def test_epoch_benchmark_makes_its_own_data(run_llc):
-    """By two processes, which share it."""
-    done = run_llc(
-        "-m", "llc.benchmark", "epoch", *SMALL, "--stage=instance", "--batches=1", "--rounds=1", processes=2
+def test_epoch_benchmark_as_part_of_make_test_gpu(run_llc, tmp_path):
+    """On data of its own, which two processes share."""
+    [part] = [part for part in runner.parts(rehearse=True) if part.name == "epoch"]
+    command = (word.format(report=tmp_path / "epoch.json") for word in part.command)
+    done = run_llc(*command, "--stage=instance", processes=2)
+    report = json.loads((tmp_path / "epoch.json").read_text())
+    assert re.fullmatch(
+        rf"{report['images_per_second']['epoch']:.0f} images/s, {report['share_of_limit']:.3f} of the "
+        r"(loader|step) alone, \d\.\d\d of the matrix rate",
+        runner.say_rates(report),
     )
-    assert "; 384 synthetic images; " in done.stdout and "instance stage" in done.stdout  # 16 batches of 24
+    assert "; 256 synthetic images; " in done.stdout and "instance stage" in done.stdout  # 16 batches of 16
     assert "2 process(es)" in done.stdout and "An epoch has" not in done.stdout
 
 

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels of llc for a GPU, without one, for the arguments that llc's own code passes.
 
-    python tests/hamming/compile_kernels.py 90      # for compute capability 9.0
+    python tests/hamming/compile_kernels.py 90 [20 256]     # for compute capability 9.0 [and these lengths]
 
 Prints one JSON line for each variant that Triton compiled, with the registers, memory and instructions that
 the tools in Triton's wheel report, and a last line with the names of all kernels. Nothing is launched:
@@ -61,9 +61,9 @@ def all_kernels():
     return sorted(functions - called)
 
 
-def launch_all():
+def launch_all(lengths):
     """Launches every kernel for short and long codes, one or many, numbers divisible by 16 and others."""
-    for num_bits in (20, 64, 128, 256, 4096):
+    for num_bits in lengths:
         for n, m in ((16, 4096), (1, 1), (9, 1001)):
             queries, codes = as_codes(n, num_bits), as_codes(m, num_bits)
             database = cuda_popc.prepare(codes)
@@ -135,5 +135,5 @@ launched_by, compiled, run = [None], set(), JITFunction.run
 if __name__ == "__main__":
     driver.set_active(Driver())
     JITFunction.run = compile_only
-    launch_all()
+    launch_all([int(word) for word in sys.argv[2:]] or (20, 64, 128, 256, 4096))
     print(json.dumps({"all_kernels": all_kernels()}))
