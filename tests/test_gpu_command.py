@@ -26,11 +26,9 @@ def test_rehearsal_runs_the_commands_and_fails_for_what_it_skips(call_llc, tmp_p
     )
     written = json.loads((tmp_path / "gpu.json").read_text())
     status = {part["name"]: part["status"] for part in written["parts"]}
-    assert status == {
-        "tests_encoder": "skipped",
-        "tests_training": "passed",
-        "hamming_top1_64": "passed",
-    }, done.stdout
+    assert status == {"tests_encoder": "skipped", "tests_training": "passed", "hamming_top1_64": "passed"}, (
+        done.stdout
+    )
     assert done.returncode == 1 and "not passed: tests_encoder" in done.stdout
     assert written["rehearsed"] and written["machine"]["torch"] == torch.__version__.partition("+")[0]
     for part in written["parts"]:
