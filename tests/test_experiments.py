@@ -1,4 +1,4 @@
-"""The plugins of experiments/: the losses by their definitions, a run with one, the ResNets by their shapes."""
+"""The plugins of experiments/: losses by their definitions, a run with one, and ResNets by their shapes."""
 
 import math
 import runpy
