@@ -7,6 +7,7 @@ import io
 import pickletools
 import re
 import zipfile
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,13 @@ _FOLDER = 0x10  # in a zip record's attributes
 # tensors' keys.
 _NUM_OLD_PICKLES = 5
 _MAX_NAME = 200
+_OTHER_FILES = {
+    ".beton": "a dataset",
+    ".npy": "an array, such as a codebook",
+    ".npz": "a file of arrays, such as codes or a decoder",
+    ".onnx": "an ONNX model, which other programs run",
+    ".yaml": "a recipe; of a run, name its folder",
+}
 
 
 def read_torch_file(path):
@@ -36,9 +44,7 @@ def read_torch_file(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a file may hold anything, and torch may raise anything
-        raise UserError(
-            f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {_reason(error)}"
-        ) from error
+        raise UserError(_no_checkpoint(path, _reason(error))) from error
 
 
 def _check_names(path, pickled):
@@ -53,9 +59,14 @@ def _check_names(path, pickled):
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{path}: not a checkpoint of plain tensors (damaged, or made of other things): {error}"
-        ) from error
+        raise UserError(_no_checkpoint(path, error)) from error
+
+
+def _no_checkpoint(path, reason):
+    """The message for a file that is no checkpoint; of llc's other files it says what they are."""
+    kind = _OTHER_FILES.get(Path(path).suffix)
+    why = f": it is {kind}" if kind else f" (damaged, or made of other things): {reason}"
+    return f"{path}: not a checkpoint of plain tensors{why}"
 
 
 def _reason(error):

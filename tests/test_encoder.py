@@ -514,7 +514,9 @@ def test_what_cannot_be_loaded_is_said(finished_run, tmp_path):
             "no checkpoint 'middle'; it has codebook, initial, instance, model_best",
         ),
         (finished_run / "checkpoints" / "instance.pth", {}, "load the run folder"),
-        (finished_run / "codebook.npy", {}, "not a checkpoint of plain tensors"),
+        (finished_run / "codebook.npy", {}, "not a checkpoint of plain tensors: it is an array"),
+        (finished_run / "decoder.npz", {}, "not a checkpoint of plain tensors: it is a file of arrays"),
+        (finished_run / "config.yaml", {}, "of a run, name its folder"),
     ]:
         with pytest.raises(UserError, match=message):
             llc.load(path, **arguments)
