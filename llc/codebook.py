@@ -14,6 +14,7 @@ from llc.codes import pack_bits, unpack_bits
 from llc.errors import UserError
 from llc.files import atomic_write, stand_in
 from llc.hamming import decode_ed, search
+from llc.text import counted
 
 
 def random_codebook(
@@ -294,7 +295,8 @@ class Health:
             ", ..." if len(self.collisions) > 5 else ""
         )
         return (
-            f"codebook: {self.num_classes} classes x {self.num_bits} bits, {self.num_collisions} collisions"
+            f"codebook: {self.num_classes} classes x {self.num_bits} bits, "
+            f"{counted(self.num_collisions, 'collision')}"
             f"{f' ({named})' if named else ''}, "
             f"distance min {self.min_distance} mean {self.mean_distance:.2f}, "
             f"ones per bit {100 * self.min_balance:.0f} to {100 * self.max_balance:.0f} %"

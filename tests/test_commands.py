@@ -93,7 +93,7 @@ def test_a_run_stopped_between_epochs_goes_on_where_it_was(finished_run, betons,
     (run / "results.csv").unlink()
     torch.save(state, run / "checkpoints" / "last.pth")
     done = call_llc("train_llc.py", "--resume", run)
-    assert "2 processes were at work before, now 1" in done.stdout
+    assert "2 processes at work before, now 1" in done.stdout
     after = (run / "log.jsonl").read_text().splitlines()
     assert after[:11] == before[:11] and len(after) == 13 and after[11:] != before[11:]
     assert "instance 4/5" in done.stdout and "instance 3/5" not in done.stdout

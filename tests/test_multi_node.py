@@ -66,7 +66,7 @@ def test_two_agents_train_one_run(betons, tmp_path):
         for agent in agents:
             agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], texts
-    assert sum("2 process(es) on cpu" in text for text in texts) == 1  # only the main process prints
+    assert sum("2 processes on cpu" in text for text in texts) == 1  # only the main process prints
     run = tmp_path / "runs" / "run"
     assert [path.name for path in run.parent.iterdir()] == ["run"]
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]

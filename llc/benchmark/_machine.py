@@ -8,6 +8,7 @@ from pathlib import Path
 import llc
 from llc import plots, progress
 from llc.data.sources import printable
+from llc.text import counted
 
 RATE = "images per second, more is better"  # below bars
 
@@ -47,11 +48,6 @@ def first_line(report):
 def rounds(number, what):
     """Yields the rounds of a measurement from 0 on, and shows on stderr how many are done. what: its name."""
     return progress.each(range(number), number, what, unit="rounds")
-
-
-def counted(number, what):
-    """Such as "1 thread", "2 threads"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def save_plot(figure, path):

@@ -57,6 +57,7 @@ from llc.evaluation.predict import predict
 from llc.gpu import is_out_of_memory
 from llc.options import option
 from llc.precision import autocast_for
+from llc.text import counted
 from llc.training import config as training_config
 from llc.training.build import make_train_loader, make_val_loader
 from llc.training.engine import Engine
@@ -437,7 +438,8 @@ def describe(report):
         f"{c['arch']}, {c['num_bits']} bits, {c['stage']} stage, {c['resolution']} px, {step}, "
         f"precision {c['precision']}, {'compiled' if c['compiled'] else not_compiled}"
         + (", BlurPool" if c["use_blurpool"] else ""),
-        f"{m['device']} ({m['cpu']}), {m['processes']} process(es), {m['cores']} cores, "
+        f"{m['device']} ({m['cpu']}), {counted(m['processes'], 'process', 'processes')}, "
+        f"{counted(m['cores'], 'core')}, "
         f"torch {m['torch']}; {d['images']:,} "
         + ("synthetic " if d["synthetic"] else "")
         + f"images; {p['batches']} batches or more, median of {p['rounds']}",

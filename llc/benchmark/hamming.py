@@ -52,6 +52,7 @@ from llc.benchmark._hamming_peers import Way
 from llc.errors import UserError
 from llc.hamming import Decoder, PosteriorDecoder
 from llc.options import option
+from llc.text import counted
 
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
@@ -152,7 +153,7 @@ def chart(machine, workloads):
     return charts.horizontal_bars(
         panels,
         "nanoseconds, less is better",
-        heading=f"{machine.get('gpu', machine['cpu'])}, {_machine.counted(machine['threads'], 'thread')}",
+        heading=f"{machine.get('gpu', machine['cpu'])}, {counted(machine['threads'], 'thread')}",
         highlighted={way for panel in panels.values() for way in panel if way.startswith("llc")},
         digits=1,
     )

@@ -41,6 +41,7 @@ from llc.code_files import read_codes
 from llc.errors import UserError
 from llc.native import hamming, index
 from llc.options import option
+from llc.text import counted
 
 OURS, SCAN = "llc index", "llc scan"
 HNSW_M, HNSW_EF, HASH_MAPS, HASH_FLIPS = 32, 64, 4, 1
@@ -266,7 +267,7 @@ def describe(figure, settings):
         "",
         f"{figure['kind']}: {figure['size']:,} codes of {figure['num_bits']} bits: {source}",
         f"k = {settings.k}, {settings.queries:,} queries in a batch, "
-        f"{_machine.counted(settings.threads, 'thread')}, {settings.rounds} rounds; "
+        f"{counted(settings.threads, 'thread')}, {settings.rounds} rounds; "
         f"bits of our tables: {tables}",
         "",
         f"{'':18s}{'one, us (range of rounds)':>30s}{'99 %':>10s}{'ours is':>9s}{'batch, us a query':>26s}"

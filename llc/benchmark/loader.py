@@ -40,6 +40,7 @@ from llc.data.beton import JPG
 from llc.data.shards import open_shards
 from llc.errors import UserError
 from llc.options import option
+from llc.text import counted
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 PEER_NAMES = ("llc", "llc.ffcv", "ffcv", "torchvision", "dali", "llc_paged")
@@ -155,7 +156,7 @@ def describe(report):
         _machine.first_line(report),
         f"{beton['path']}: {beton['images']:,} images, {beton['share_jpeg']:.0%} JPEG, "
         f"{beton['bytes'] / beton['images'] / 1e3:.0f} kB each; "
-        f"{_machine.counted(settings['workers'], 'worker')}, batches of {settings['batch_size']}, "
+        f"{counted(settings['workers'], 'worker')}, batches of {settings['batch_size']}, "
         f"{settings['rounds']} rounds of {settings['seconds']:g} s",
         "",
         "resolution  peer          images/s   (min-max)    x ffcv   per CPU second   x ffcv   peak RSS"

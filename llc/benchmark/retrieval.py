@@ -28,6 +28,7 @@ from llc import config as edge
 from llc.benchmark import _machine
 from llc.evaluation.retrieval import evaluate
 from llc.options import option
+from llc.text import counted
 
 WRONG_BITS = 0.15  # the fraction of an image's bits that differ from its class's code
 OURS, WITHOUT, NUMPY = "llc", "llc, without conventions", "numpy, one mAP"
@@ -135,7 +136,7 @@ def describe(report):
     lines = [
         _machine.first_line(report),
         f"{settings['queries']:,} queries, {settings['database']:,} codes of {settings['classes']:,} "
-        f"classes, k = {settings['k']:,}, {_machine.counted(settings['threads'], 'thread')}, "
+        f"classes, k = {settings['k']:,}, {counted(settings['threads'], 'thread')}, "
         f"{settings['rounds']} rounds",
         "",
         f"{'bits':>4s}  {'way':26s}{'queries':>8s}{'seconds (range)':>26s}{'s per 1,000':>13s}{'ratio':>9s}",

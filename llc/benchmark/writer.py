@@ -41,6 +41,7 @@ from llc.data.writer import WriterConfig, write_beton
 from llc.errors import UserError
 from llc.native.codec import JpegWriter, decode, resize
 from llc.options import option
+from llc.text import counted
 
 MAX_RESOLUTION, JPEG_QUALITY, COMPRESS_PROBABILITY, CHUNK_SIZE = 500, 90, 0.5, 100
 WRITERS = ("llc", "ffcv")
@@ -269,7 +270,7 @@ def describe(report):
     lines = [
         _machine.first_line(report),
         f"{settings['images']:,} images, at most {settings['max_resolution']} px, JPEG quality "
-        f"{settings['jpeg_quality']}, {_machine.counted(settings['workers'], 'worker')}, "
+        f"{settings['jpeg_quality']}, {counted(settings['workers'], 'worker')}, "
         f"{settings['rounds']} rounds",
         "",
         "mode        writer   images/s (range)         ratio   CPU ms/image   ratio   start      MB",

@@ -11,6 +11,7 @@ from llc.data.sources import printable
 from llc.encoder import Encoder
 from llc.evaluation.decoders import DECODERS, usable
 from llc.packages import needed
+from llc.text import counted
 
 _PLACEHOLDER = "OWNER/NAME"
 _TAGS = ("binary-codes", "hashing", "image-retrieval", "image-classification")
@@ -114,11 +115,11 @@ def _introduction(model: Model) -> Iterator[str]:
     encoder = model.encoder
     size, num_classes = code_size(encoder.num_bits), len(encoder.codebook)
     classes = (
-        f" and tells {_count(num_classes, 'class', 'classes')} apart by these codes" if num_classes else ""
+        f" and tells {counted(num_classes, 'class', 'classes')} apart by these codes" if num_classes else ""
     )
     yield (
-        f"This model turns an image into a binary code of {_count(encoder.num_bits, 'bit')} "
-        f"({_count(size, 'byte')}){classes}.{_purpose(encoder)}"
+        f"This model turns an image into a binary code of {counted(encoder.num_bits, 'bit')} "
+        f"({counted(size, 'byte')}){classes}.{_purpose(encoder)}"
     )
     method = (
         ' The method is LLC, "Learnt Low-dimensional binary Codes" (Kusupati et al., NeurIPS 2021, '
@@ -212,7 +213,7 @@ def _codes(encoder: Encoder) -> Iterator[str]:
     num_bits, size = encoder.num_bits, code_size(encoder.num_bits)
     yield "## What the codes are"
     padding = (
-        f" The last {_count(8 * size - num_bits, 'bit')} of a code are always 0." if num_bits % 8 else ""
+        f" The last {counted(8 * size - num_bits, 'bit')} of a code are always 0." if num_bits % 8 else ""
     )
     yield (
         f"The network gives {num_bits} real numbers `z`. A bit is 1 if and only if its number is above 0. "
@@ -231,13 +232,13 @@ def _codes(encoder: Encoder) -> Iterator[str]:
     yield (
         f"Each class has a code too, a row of `encoder.class_codes`, uint8 [{health.num_classes}, {size}]. "
         + (
-            f"The codes of two classes differ in {_count(health.min_distance, 'bit')} or more, and in "
+            f"The codes of two classes differ in {counted(health.min_distance, 'bit')} or more, and in "
             f"{health.mean_distance:.1f} on average."
             if health.num_classes > 1 and health.min_distance
             else ""
         )
         + (
-            f"{_count(health.num_collisions, 'class has', 'classes have')} the code of an earlier class, "
+            f"{counted(health.num_collisions, 'class has', 'classes have')} the code of an earlier class, "
             "which all decoders but the posterior one return in its place."
             if health.num_collisions
             else ""
@@ -275,7 +276,7 @@ def _accuracy(model: Model) -> Iterator[str]:
         rows.append(row)
     yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
     if isinstance(figures, Figures):
-        images = f"{_count(figures.num_images, 'image')} of " if figures.num_images else ""
+        images = f"{counted(figures.num_images, 'image')} of " if figures.num_images else ""
         flip = ", averaged over each image and its mirror image" if model.encoder.flip else ""
         ema = " with the moving average of the weights" if figures.ema else ""
         yield (
@@ -291,7 +292,7 @@ def _accuracy(model: Model) -> Iterator[str]:
         names = " and ".join(_plain(DECODERS[name].title) for name in fitted.learnt)
         yield (
             f"The {names} {'decoder' if len(fitted.learnt) == 1 else 'decoders'} learnt from the codes of "
-            f"{_count(fitted.num_images, 'image')} of `{_plain(fitted.source)}`."
+            f"{counted(fitted.num_images, 'image')} of `{_plain(fitted.source)}`."
         )
 
 
@@ -339,7 +340,7 @@ def _recipe(encoder: Encoder) -> Iterator[str]:
     for number, name in enumerate(names[: names.index(encoder.stage) + 1], 1):
         own = recipe[name]
         yield (
-            f"- stage {number}, {name}, {_learns(stages.STAGES[name])}: {_count(own['epochs'], 'epoch')}, "
+            f"- stage {number}, {name}, {_learns(stages.STAGES[name])}: {counted(own['epochs'], 'epoch')}, "
             f"learning rate {own['lr']:g}, schedule {own['lr_schedule_type']}"
         )
     low, high = resolution["min_res"], resolution["max_res"]
@@ -369,7 +370,7 @@ def _limits(model: Model) -> Iterator[str]:
     lines = ["- Its codes can be compared with each other alone, not with those of any other model."]
     if len(encoder.codebook):
         lines.append(
-            f"- It knows {_count(len(encoder.codebook), 'class', 'classes')} alone. An image of anything "
+            f"- It knows {counted(len(encoder.codebook), 'class', 'classes')} alone. An image of anything "
             'else gets one of them too, except that `"ed"` may answer no class.'
         )
     if encoder.num_bits <= 32:
@@ -432,10 +433,6 @@ def _plain(name: Any) -> str:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
-
-
-def _count(number: int, one: str, several: str = "") -> str:
-    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from llc.evaluation import dendrogram, metrics
 from llc.evaluation.decoders import DECODERS
 from llc.report.contents import Curve, Detection, Report, Run
 from llc.stages import STAGES
+from llc.text import counted
 
 _DISTANCE = "distance, bits"
 
@@ -139,7 +140,7 @@ def _course(stages: Mapping[str, tuple[list[float], list[float]]], text: Any) ->
     parts = []
     for stage, (_, y) in stages.items():
         values = text(y[0]) if len(y) == 1 else f"from {text(y[0])} to {text(y[-1])}"
-        parts.append(f"{printable(stage)} stage, {_count(len(y), 'epoch')}: {values}")
+        parts.append(f"{printable(stage)} stage, {counted(len(y), 'epoch')}: {values}")
     return "; ".join(parts)
 
 
@@ -248,13 +249,13 @@ def _distances(run: Run) -> _Drawn | None:
     bits = np.arange(len(counts))
     mean = float(bits @ counts) / total
     lowest = int(np.flatnonzero(counts)[0])
-    near = f"{_count(equal, 'pair')} share a code" if equal else f"the nearest two differ in {lowest}"
+    near = f"{counted(equal, 'pair')} share a code" if equal else f"the nearest two differ in {lowest}"
     return _Drawn(
         charts.bars(
             bits.tolist(), {"pairs": counts.tolist()}, f"Hamming {_DISTANCE}", "pairs of classes", marked=(0,)
         ),
         "Distances between class codes",
-        f"Histogram of the Hamming distances of {_count(total, 'pair')} of class codes: {mean:.1f} of "
+        f"Histogram of the Hamming distances of {counted(total, 'pair')} of class codes: {mean:.1f} of "
         f"{run.num_bits} bits on average; {near}.",
         "How many pairs of classes have codes that differ in so many bits. Pairs at 0, in another colour, "
         "have the same code, so MHD cannot tell them apart; the further to the right, the better.",
@@ -273,7 +274,7 @@ def _balance(report: Report) -> _Drawn | None:
     return _Drawn(
         charts.bars(range(len(balance)), series, "bit", "share with a 1", percent=True, level=0.5),
         "Balance of the bits",
-        f"Bar chart of the share of codes in which each of {_count(len(balance), 'bit')} is 1. A bit is 1 "
+        f"Bar chart of the share of codes in which each of {counted(len(balance), 'bit')} is 1. A bit is 1 "
         f"for {_percent(min(balance))} to {_percent(max(balance))} of the classes{images}.",
         "The share of codes in which each bit is 1. A bit near the dashed line at 50 % tells most; "
         "one at 0 % or 100 % tells nothing.",
@@ -352,8 +353,8 @@ def _ood(detection: Detection) -> _Drawn | None:
             "share of images",
         ),
         f"Known or not: {dataset}, by {score}",
-        f"Two histograms of the score {score}: {_count(len(inside), 'image')} of the val set, median "
-        f"{np.median(inside):.3g}, and {_count(len(outside), 'image')} of {dataset}, median "
+        f"Two histograms of the score {score}: {counted(len(inside), 'image')} of the val set, median "
+        f"{np.median(inside):.3g}, and {counted(len(outside), 'image')} of {dataset}, median "
         f"{np.median(outside):.3g}. AUROC {detection.auroc:.3f}.",
         "Each data set as shares of its own images. The AUROC is the probability that a known image scores "
         f"higher than one of the other data set, here {_percent(detection.auroc)}; guessing gives 50 %.",
@@ -473,7 +474,3 @@ def _compared_distances(runs: Mapping[str, Run]) -> _Drawn | None:
 def _percent(fraction: float, digits: int = 1) -> str:
     """With a space at which no line breaks."""
     return f"{100 * fraction:.{digits}f}\u00a0%"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

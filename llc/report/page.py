@@ -22,6 +22,7 @@ from llc.report.contents import Health, Report, Run
 from llc.report.figures import Figure, comparison_figures, figures
 from llc.report.reading import value_text
 from llc.stages import STAGES
+from llc.text import counted
 
 PURPOSE = "llc.report"
 MARK = '<meta name="generator" content="llc.report">'  # in page.html: by this a report knows an older one
@@ -122,10 +123,6 @@ def _names(runs: Sequence[Run]) -> list[str]:
         if longer == lengths:
             return names
         lengths = longer
-
-
-def _count(number: int, what: str, several: str = "") -> str:
-    return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
 # ------------------------------------------------------------------------------------------------- numbers
@@ -286,7 +283,7 @@ def _collisions(run: Run) -> Headline:
     pairs = int(run.health.counts[0])
     meaning = "pairs of classes have the same code, so every class can be found."
     if pairs:
-        hidden = _count(sum(len(group) - 1 for group in run.health.shared), "class", "classes")
+        hidden = counted(sum(len(group) - 1 for group in run.health.shared), "class", "classes")
         meaning = (
             f"{'pair of classes has' if pairs == 1 else 'pairs of classes have'} the same code. {hidden} can "
             "never be the answer of MHD or ED, because ties go to the first class."
@@ -346,9 +343,9 @@ def _lead(run: Run) -> str:
     epochs = _epochs(run)
     chance = f"; guessing would be right for {_percent(1 / num_classes)}" if num_classes else ""
     return (
-        f"A {config.model.arch} gives each image a code of {_count(run.num_bits, 'bit')}, and tells "
-        f"{_count(num_classes, 'class', 'classes')} apart by it{chance}."
-        + (f" It was trained for {epochs} epochs." if epochs else "")
+        f"A {config.model.arch} gives each image a code of {counted(run.num_bits, 'bit')}, and tells "
+        f"{counted(num_classes, 'class', 'classes')} apart by it{chance}."
+        + (f" It was trained for {epochs} {'epoch' if len(run.epochs) == 1 else 'epochs'}." if epochs else "")
     )
 
 
@@ -446,7 +443,7 @@ def _codes_text(health: Health, num_bits: int) -> str:
     least, most = min(health.balance), max(health.balance)
     return (
         f"Two class codes differ in {mean:.2f} of {num_bits} bits on average; random ones would in "
-        f"{num_bits / 2:g}. The nearest two differ in {_count(nearest, 'bit')}. Each bit is 1 for "
+        f"{num_bits / 2:g}. The nearest two differ in {counted(nearest, 'bit')}. Each bit is 1 for "
         f"{_percent(least, 0)} to {_percent(most, 0)} of the classes; 50 % says most."
     )
 

@@ -19,6 +19,7 @@ from llc.evaluation import fitting
 from llc.evaluation.decoders import fitted_decoders
 from llc.loggers import LOGGERS
 from llc.recipe import ITQ
+from llc.text import counted
 from llc.training import delivery
 from llc.training.build import check_sizes, fits_decoders, make_train_loader, make_val_loader, open_data
 from llc.training.run_folder import RunFolder
@@ -136,7 +137,8 @@ def _stage_lines(config, stage, num_classes, steps):
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     in_total, codebook = sum(p.numel() for p in network.parameters()), network.codebook.numel()
     lines = [
-        f"{stage.name} stage: {stage.epochs} epochs of {steps:,} steps, {total:,} steps in total",
+        f"{stage.name} stage: {counted(stage.epochs, 'epoch')} of {counted(steps, 'step')}, "
+        f"{counted(total, 'step')} in total",
         f"  learning rate ({stage.lr_schedule_type}): {rates}",
         f"  parameters: {trainable:,} trainable of {in_total:,}, {codebook:,} of them the codebook"
         + ("" if stage.learns_codebook else ", which is frozen"),

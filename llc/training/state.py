@@ -13,6 +13,7 @@ from llc import checkpoints
 from llc.errors import UserError
 from llc.network import running_statistics
 from llc.progress import say
+from llc.text import counted
 from llc.training import resume
 from llc.training.recovery import NonFinite
 from llc.training.start import after_dense, build_network
@@ -165,7 +166,7 @@ class RunState:
             else:
                 values = of_process.mean(0)
                 say(
-                    f"warning: {len(of_process)} processes were at work before, now "
+                    f"warning: {counted(len(of_process), 'process', 'processes')} at work before, now "
                     f"{self._processes.world_size}: each resumes from the mean of their running statistics "
                     "of batch norm, so the result will differ as between two runs",
                     self._processes,

@@ -16,6 +16,7 @@ from llc.evaluation import fitting
 from llc.evaluation import metrics as metric_names
 from llc.evaluation.decoders import fitted_decoders
 from llc.network import running_statistics
+from llc.text import counted
 from llc.training import min_distance, results
 from llc.training.build import build, fits_decoders
 from llc.training.delivery import Deliveries
@@ -60,9 +61,11 @@ class Trainer:
         config, parts = self.config, self.parts
         for stage in map(config.stage, config.stages):
             self.say(
-                f"{stage.name} stage: {stage.epochs} epochs of {parts.steps} steps, "
-                f"{config.training.batch_size} images per step, peak lr {stage.lr:g}, "
-                f"{self.processes.world_size} process(es) on {self.processes.device.type}"
+                f"{stage.name} stage: {counted(stage.epochs, 'epoch')} of "
+                f"{counted(parts.steps, 'step')}, "
+                f"{counted(config.training.batch_size, 'image')} per step, peak lr {stage.lr:g}, "
+                f"{counted(self.processes.world_size, 'process', 'processes')} on "
+                f"{self.processes.device.type}"
             )
         training = config.training
         self.deliveries = Deliveries(self.run_folder.path, config) if self.run_folder else None
@@ -76,8 +79,8 @@ class Trainer:
                 elif self.progress.stage < len(config.stages):
                     self.say(
                         f"continues in epoch {self.progress.epoch + 1} of the "
-                        f"{config.stages[self.progress.stage]} stage, after {self.progress.batch} of "
-                        f"{parts.steps} steps"
+                        f"{config.stages[self.progress.stage]} stage, after {self.progress.batch:,} of "
+                        f"{counted(parts.steps, 'step')}"
                     )
                     self.saver.submit("log", self.progress.lines)
                 if self.deliveries and self.state.resumed:

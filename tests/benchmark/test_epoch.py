@@ -81,7 +81,7 @@ def test_epoch_benchmark_as_part_of_make_test_gpu(run_llc, tmp_path):
         runner.say_rates(report),
     )
     assert "; 256 synthetic images; " in done.stdout and "instance stage" in done.stdout  # 16 batches of 16
-    assert "2 process(es)" in done.stdout and "An epoch has" not in done.stdout
+    assert "2 processes, " in done.stdout and "An epoch has" not in done.stdout
 
 
 def test_epoch_benchmark_of_the_joint_stage(betons, call_llc):

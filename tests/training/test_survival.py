@@ -1096,7 +1096,7 @@ def test_a_second_ctrl_c_ends_a_process_at_once(command, tmp_path):
 
 def test_continuing_on_another_number_of_processes_says_so_and_trains(command, copy, run_llc):
     done = run_llc("train_llc.py", *command(copy), processes=2)
-    assert "1 processes were at work before, now 2" in done.stdout
+    assert "1 process at work before, now 2" in done.stdout
     assert len(last(copy)["progress"]["lines"]) == 4
 
 
