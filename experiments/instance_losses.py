@@ -2,7 +2,8 @@
 
     python train_llc.py --plugin=experiments/instance_losses.py --training.stages=dense,cosine ...
 
-Both stages have the options of the instance stage. What came of them is in EXPERIMENTS.md, "Other losses".
+Both stages have the options of the instance stage but `codebook_weight`. What came of them is in
+EXPERIMENTS.md, "Other losses for image codes".
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from llc.codes import binarize
+from llc.errors import UserError
 from llc.options import option
 from llc.stages import InstanceStage, register
 
@@ -26,7 +28,16 @@ class _ClassStage(InstanceStage):
         """z float32 [B, num_bits]; targets float32 [B, num_classes], which sum to 1 for each image."""
         raise NotImplementedError
 
+    def problem(self):
+        if self.codebook_weight:
+            return "codebook_weight has no place in this loss; leave it at 0"
+        if not self.instance_weight:
+            return "instance_weight is 0, so there is nothing to learn"
+        return super().problem()
+
     def loss(self, z, network, batch):
+        if batch.prefixes:
+            raise UserError(f"codes.nested: the loss of the {self.name} stage trains the whole code alone")
         classes = len(network.codebook)
         targets = F.one_hot(batch.labels, classes).to(z.dtype)
         if self.distillation:

@@ -305,8 +305,8 @@ def class_layer(state, title):
     """
     if "hidden.0.weight" in state:
         raise UserError(
-            f"{title}: it has a hidden layer (codes.hidden), so its class logits are no linear function of "
-            "the features, and no codebook can be made from them"
+            f"{title}: it has a layer before the projection (codes.hidden, codes.head), so its class "
+            "logits are no linear function of the features, and no codebook can be made from them"
         )
     try:
         weight = binarize(state["codebook"].float())
@@ -378,6 +378,14 @@ def _check_same_layers(network, state, title):
             f"{title} was trained with codes.normalize = {other}, but here it is "
             f"{network.options['normalize']}: give --codes.normalize={other}"
         )
+    head = "expected" if "hidden.0.bias" in state else "linear"
+    if head != network.options["head"]:
+        raise UserError(
+            f"{title} was trained with codes.head = {head}, but here it is {network.options['head']}: give "
+            f"--codes.head={head}"
+        )
+    if head == "expected":
+        return
     width = state["hidden.0.weight"].shape[:1].numel() if "hidden.0.weight" in state else 0
     if width != network.options["hidden"]:
         raise UserError(
@@ -512,9 +520,11 @@ def to_backbone(network, *, with_classifier):
 
 
 def _check_no_hidden_layer(network):
-    if network.options["hidden"]:
+    options = network.options
+    if options["hidden"] or options["head"] == "expected":
+        key = "hidden" if options["hidden"] else "head"
         raise UserError(
-            f"codes.hidden = {network.options['hidden']}: this form has no place for a layer between "
+            f"codes.{key} = {options[key]}: this form has no place for a layer between "
             "backbone and projection; --to=encoder keeps it, and --to=backbone without --with_classifier "
             "leaves it out"
         )

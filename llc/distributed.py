@@ -41,7 +41,7 @@ class Processes:
         timeout_minutes: how long a process waits for the others before it fails.
 
         deterministic: compute the same bits on CUDA each time, at some cost in speed. On a CPU results are
-        always the same for the same number of threads.
+        the same with one thread for each process (docs/explanation/resuming.md).
 
         backend: auto (nccl on CUDA, else gloo), nccl or gloo. With gloo several processes can share a GPU.
 

@@ -35,9 +35,10 @@ def under_torchrun():
 def threads_are_given():
     """Whether the user has set OMP_NUM_THREADS, which torch reads when it is imported.
 
-    torchrun sets it to 1 where the user has not, so of its processes this is not known, and False.
+    torchrun sets it to 1 where the user has not, so under it a 1 is taken for torchrun's.
     """
-    return "OMP_NUM_THREADS" in os.environ and not under_torchrun()
+    given = os.environ.get("OMP_NUM_THREADS")
+    return bool(given) and not (under_torchrun() and given == "1")
 
 
 def torchrun_error_file():

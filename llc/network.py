@@ -1,9 +1,12 @@
-"""The network: uint8 images -> normalised -> backbone (-> hidden layer) -> projection (-> batch norm) -> z.
+"""The network: uint8 images -> normalised -> backbone -> head (-> batch norm) -> z.
+
+The head is a projection, alone or after a hidden layer, or the expected class code.
 
 It also holds the codebook. Its parameters are `backbone.*`, named as in the backbone's own library but
 without the classifier; `projection.weight` [num_bits, features]; `codebook` [num_classes, num_bits]; and,
-only where they are chosen, `hidden.*`, a linear layer [hidden, features] with its batch norm, after which the
-projection is [num_bits, hidden]; `normalization.*`, the statistics of a batch norm [num_bits]; and
+only where they are chosen, `hidden.*`, a linear layer [hidden, features] with its batch norm, or a classifier
+[num_classes, features] with its bias, after which the projection is [num_bits, hidden] or [num_bits,
+num_classes]; `normalization.*`, the statistics of a batch norm [num_bits]; and
 `log_logit_scale`, a scalar. BlurPool changes no names, so the same weights fit with and without it.
 """
 
@@ -19,6 +22,9 @@ from llc.arguments import whole_number
 from llc.backbones import IMAGENET_MEAN, IMAGENET_STD
 from llc.codes import binarize
 from llc.errors import UserError
+
+HEADS = ("linear", "expected")
+EXPECTED_SCALE = 4.0  # |z| where one class is certain: as the logit of a bit a probability of 0.98
 
 
 class BlurConv2d(nn.Conv2d):
@@ -73,9 +79,10 @@ class Network(nn.Module):
     arch: the name of a backbone (llc.backbones). width: channels of a ResNet's first stage; 64 is
     torchvision's own, and less gives a narrower network. logit_scale: the factor of the class logits, a
     number, or "learnable", a parameter that starts at 1 / sqrt(num_bits). normalize: "none", or
-    "batchnorm", which passes z through a batch norm without parameters. hidden: the width of a hidden layer
-    (linear, batch norm, ReLU) before the projection; 0: none, as in the paper. Raises UserError where no such
-    network can be built.
+    "batchnorm", which passes z through a batch norm without parameters. head: "linear", or "expected": a
+    classifier and a softmax before the projection, which `expect` fills. hidden: with a linear head the width
+    of a hidden layer (linear, batch norm, ReLU) before the projection; 0: none, as in the paper. Raises
+    UserError where no such network can be built.
 
     `options` holds these arguments: Network(**network.options) is built in the same way. `family`,
     `classifier` and `classifier_has_bias` are those of llc.backbones.Backbone.
@@ -91,6 +98,7 @@ class Network(nn.Module):
         use_blurpool=False,
         logit_scale=1.0,
         normalize="none",
+        head="linear",
         hidden=0,
     ):
         super().__init__()
@@ -102,10 +110,13 @@ class Network(nn.Module):
             "use_blurpool": use_blurpool,
             "logit_scale": logit_scale,
             "normalize": normalize,
+            "head": head,
             "hidden": hidden,
         }
         if normalize not in ("none", "batchnorm"):
             raise UserError(f"codes.normalize = {normalize!r}: it takes none or batchnorm")
+        if head not in HEADS or hidden and head == "expected":
+            raise UserError(f"codes.head = {head!r}: it takes linear, or expected with codes.hidden = 0")
         built = backbones.build(arch, width)
         self.backbone, self.family = built.module, built.family
         self.classifier, self.classifier_has_bias = built.classifier, built.has_bias
@@ -116,15 +127,12 @@ class Network(nn.Module):
                     f"training.use_blurpool: {arch} has no strided convolution to blur; set it to false"
                 )
         self.num_features = built.num_features
-        # An Identity adds no names to the state dict.
-        self.hidden = (
-            nn.Sequential(
-                nn.Linear(built.num_features, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()
-            )
-            if hidden
-            else nn.Identity()
-        )
-        self.projection = nn.Linear(hidden or built.num_features, num_bits, bias=False)
+        self.hidden, projected = nn.Identity(), built.num_features  # it adds no names to the state dict
+        if head == "expected":
+            self.hidden, projected = _classifier(built.num_features, num_classes), num_classes
+        elif hidden:
+            self.hidden, projected = _hidden_layer(built.num_features, hidden), hidden
+        self.projection = nn.Linear(projected, num_bits, bias=False)
         self.codebook = nn.Parameter(torch.zeros(num_classes, num_bits))
         self.normalization = (
             nn.BatchNorm1d(num_bits, affine=False) if normalize == "batchnorm" else nn.Identity()
@@ -144,6 +152,16 @@ class Network(nn.Module):
         features = self.backbone((images.float() - self.mean) / self.std)
         # some backbones keep the two axes of the image, [B, features, 1, 1]
         return features.flatten(1) if features.ndim > 2 else features
+
+    def expect(self, weight, bias, temperature=1.0):
+        """Fills the head "expected", so that z is EXPECTED_SCALE times the mean of the current class codes.
+
+        The mean is under softmax((features @ weight^T + bias) / temperature). weight [num_classes, features],
+        bias [num_classes]: of a dense classifier.
+        """
+        self.hidden[0].weight.data.copy_(weight / temperature)
+        self.hidden[0].bias.data.copy_(bias / temperature)
+        self.projection.weight.data.copy_(EXPECTED_SCALE * binarize(self.codebook.detach()).T)
 
     @property
     def logit_scale(self):
@@ -199,6 +217,14 @@ class Network(nn.Module):
             network._logit_scale *= scale
             network.options["logit_scale"] = network._logit_scale
         return network
+
+
+def _hidden_layer(num_features, width):
+    return nn.Sequential(nn.Linear(num_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+
+
+def _classifier(num_features, num_classes):
+    return nn.Sequential(nn.Linear(num_features, num_classes), nn.Softmax(1))
 
 
 def average_over_flip(project, images, z):

@@ -53,6 +53,19 @@ class Codes:
         help="numbers of bits, such as 8,16: the first so many bits are trained to be codes by themselves, "
         "beside the whole code; none: the whole code alone",
     )
+    head: str = option(
+        "linear",
+        choices=("linear", "expected"),
+        help="what makes z of the features; linear: a projection, as in the paper; expected: the expected "
+        "class code, the mean of the class codes under the probabilities of a dense classifier, that of the "
+        "dense stage or of codes.init_codebook=itq",
+    )
+    temperature: float = option(
+        1.0,
+        minimum=0.01,
+        help="codes.head=expected: the classifier's logits are divided by it before they become "
+        "probabilities; less: more codes equal a class code",
+    )
     hidden: int = option(
         0, minimum=0, help="width of a hidden layer between backbone and projection; 0: none, as in the paper"
     )
@@ -275,7 +288,7 @@ class Config:
             f"give it as --{name}.{key}=VALUE"
             for name in names
             for key in ("epochs", "lr")
-            if getattr(self.stage(name), key) is None
+            if getattr(self.stage(name), key) is None and (key != "lr" or self.stage(name).epochs != 0)
         ]
         if missing:
             raise UserError("\n".join(missing))
@@ -325,6 +338,22 @@ class Config:
                 "codes.init_codebook = itq makes the codebook from a dense classifier: name a network that "
                 "has one as model.weights, or train one first (training.stages=dense,instance)"
             )
+        from_classifier = self.stage_from_classifier
+        for number, name in enumerate(names):
+            if not self.stage(name).epochs and (number != from_classifier or self.codes.hidden):
+                raise UserError(
+                    f"{name}.epochs = 0: without training only codes that are made from a dense classifier "
+                    "are of use: after a dense stage or with codes.init_codebook=itq, without codes.hidden"
+                )
+        if self.codes.head == "expected":
+            if self.codes.hidden:
+                raise UserError("codes.head = expected has no room for codes.hidden: leave one of them out")
+            if not (dense or self.model.weights):
+                raise UserError(
+                    "codes.head = expected is made from a dense classifier: train one first "
+                    "(training.stages=dense,instance), or name a network that has one as model.weights, "
+                    "with codes.init_codebook=itq"
+                )
 
     @property
     def stages(self):
@@ -348,7 +377,13 @@ class Config:
         In a dense stage it has one-hot class codes C = 2I - 1: softmax(z C^T / 2) = softmax(z).
         """
         if stages.STAGES[stage].dense:
-            own = {"num_bits": num_classes, "logit_scale": 0.5, "normalize": "none", "hidden": 0}
+            own = {
+                "num_bits": num_classes,
+                "logit_scale": 0.5,
+                "normalize": "none",
+                "head": "linear",
+                "hidden": 0,
+            }
             return self._options_of_codes(num_classes) | own
         return self._options_of_codes(num_classes)
 
@@ -364,6 +399,7 @@ class Config:
             "use_blurpool": self.training.use_blurpool,
             "logit_scale": scale,
             "normalize": self.codes.normalize,
+            "head": self.codes.head,
             "hidden": self.codes.hidden,
         }
 

@@ -127,7 +127,7 @@ class Stage:
         """
         if self.codebook_weight == self.instance_weight == 0 and type(self).loss is Stage.loss:
             return "codebook_weight and instance_weight are both 0, so there is nothing to learn"
-        if self.lr_peak_epoch >= self.epochs:
+        if self.lr_peak_epoch >= self.epochs > 0:
             return (
                 f"lr_peak_epoch = {self.lr_peak_epoch:g} must be less than epochs = {self.epochs}; lower the "
                 "first (0: no warm-up) or raise the second"
@@ -244,6 +244,11 @@ class InstanceStage(Stage):
     learns_codes: ClassVar[bool] = True
     best_metric: ClassVar[str] = "top1_mhd"
 
+    epochs: int = option(
+        None,
+        help="number of epochs; 0: codes stay as they are made from a dense classifier, without training",
+        minimum=0,
+    )
     instance_weight: float = option(1.0, minimum=0, help=_INSTANCE_WEIGHT)
     codebook_weight: float = option(0.0, minimum=0, help="weight of the class logits' cross entropy")
     backbone_lr: float = option(

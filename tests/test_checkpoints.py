@@ -72,6 +72,7 @@ def test_the_published_form_gives_the_originals_logits_and_classes(class_model):
         "use_blurpool": False,
         "logit_scale": 1.0,
         "normalize": "none",
+        "head": "linear",
         "hidden": 0,
     }
     z = encoder(images)
@@ -200,6 +201,13 @@ def test_a_hidden_layer_has_no_place_in_other_forms(tmp_path):
         UserError, match="trained with codes.hidden = 8, but here it is 0: give --codes.hidden=8"
     ):
         load_weights(Network("resnet18", 6, 5), str(tmp_path / "network.pth"), "resnet18")
+    expected = Network("resnet18", 6, 5, head="expected")
+    torch.save(expected.state_dict(), tmp_path / "expected.pth")
+    with pytest.raises(UserError, match="codes.head = expected: this form has no place"):
+        checkpoints.to_original(expected, with_codebook=True)
+    for path, into in (("expected.pth", network), ("network.pth", expected)):
+        with pytest.raises(UserError, match=r"was trained with codes.head = (\w+), but .*--codes.head=\1"):
+            load_weights(into, str(tmp_path / path), "resnet18")
     other = Network("resnet18", 6, 5, hidden=8)
     load_weights(other, str(tmp_path / "network.pth"), "resnet18")
     assert torch.equal(other.hidden[0].weight, network.hidden[0].weight)

@@ -52,6 +52,8 @@ def test_freed_memory_is_used_again_without_asking_linux_for_its_pages():
     [
         ({}, 6),  # all cores
         ({"OMP_NUM_THREADS": "2"}, None),  # torch has read it
+        ({"OMP_NUM_THREADS": ""}, 6),
+        ({"OMP_NUM_THREADS": "2", "TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, None),
         ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "2"}, 3),  # torchrun's 1
     ],
 )

@@ -10,6 +10,7 @@ from torch import nn
 import train_llc
 from llc import backbones
 from llc.codes import binarize
+from llc.errors import UserError
 from llc.network import Network
 from llc.stages import STAGES, Batch
 from tests.conftest import ROOT, SMALL
@@ -56,6 +57,16 @@ def test_the_losses_are_what_they_say(plugin, network):
     cosines = z @ codes.T / z.norm(dim=1, keepdim=True) / math.sqrt(6)
     logits = 4 * (cosines - 0.2 * torch.tensor(targets))
     assert cosine.loss(z, network, batch).item() == pytest.approx(expected(logits, targets), rel=1e-5)
+
+
+def test_the_losses_refuse_what_they_cannot_do(plugin, network):
+    stage = plugin("instance_losses.py")["RelaxedStage"]
+    assert "codebook_weight" in stage(epochs=1, lr=0.1, codebook_weight=1.0).problem()
+    assert "nothing to learn" in stage(epochs=1, lr=0.1, instance_weight=0.0).problem()
+    assert stage(epochs=1, lr=0.1).problem() is None
+    batch = Batch(torch.tensor([0]), prefixes=(4, 6))
+    with pytest.raises(UserError, match="codes.nested: the loss of the relaxed stage"):
+        stage(epochs=1, lr=0.1).loss(torch.randn(1, 6), network, batch)
 
 
 def test_a_run_takes_its_codes_from_such_a_loss(plugin, betons, tmp_path):

@@ -111,6 +111,16 @@ def test_the_graph_gives_codes_and_classes_of_any_length(num_bits):
     assert_expected(check.as_numpy(module.names, outputs), encoder, images)
 
 
+def test_the_graph_of_expected_class_codes():
+    encoder = made(num_bits=16, head="expected")
+    with torch.no_grad():
+        network, images = encoder.network, pictures(40)
+        logits = network.features(images) @ (weight := torch.randn(len(CLASSES), network.num_features)).T
+        network.expect(weight, -logits.mean(0), temperature=float(logits.std(0).mean()))
+        module = graph.Graph(encoder, tuple(graph.OUTPUTS))
+        assert_expected(check.as_numpy(module.names, module(images)), encoder, images)
+
+
 def test_ties_go_to_the_lowest_class():
     encoder = made()
     with torch.no_grad():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 from llc.codes import binarize, pack_bits, unpack_bits
 from llc.errors import UserError
@@ -82,6 +83,29 @@ def test_a_hidden_layer_is_linear_batch_norm_and_relu_before_the_projection():
     assert any(statistic is norm.running_mean for statistic in running_statistics(network))
 
 
+@torch.no_grad()
+def test_the_expected_class_code_is_the_mean_of_the_class_codes():
+    torch.manual_seed(3)
+    network = Network("resnet18", 12, 3, width=8, head="expected").eval()
+    nn.init.normal_(network.codebook)
+    weight, bias = torch.randn(3, network.num_features), torch.randn(3)
+    network.expect(weight, bias, temperature=0.5)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    probabilities = ((network.features(images) @ weight.T + bias) / 0.5).softmax(1)
+    codes = torch.where(network.codebook > 0, 1.0, -1.0)
+    assert torch.allclose(network(images), 4 * probabilities @ codes, atol=1e-5)
+    # a certain class gives its class code
+    network.expect(weight, bias, temperature=1e-4)
+    classes = (network.features(images) @ weight.T + bias).argmax(1)
+    assert torch.equal(network(images).sign(), codes[classes])
+    without = Network("resnet18", 12, 3, width=8).state_dict()
+    added = {name for name in network.state_dict() if name not in without}
+    assert added == {"hidden.0.weight", "hidden.0.bias"}
+    for options in ({"head": "mean"}, {"head": "expected", "hidden": 4}):
+        with pytest.raises(UserError, match="it takes linear, or expected with codes.hidden = 0"):
+            Network("resnet18", 12, 3, width=8, **options)
+
+
 def test_options_build_the_same_network():
     network = Network("resnet18", 12, 3, width=8, logit_scale="learnable", normalize="batchnorm", hidden=4)
     again = Network(**network.options)
@@ -96,6 +120,7 @@ FORMS = {
     "plain": {"logit_scale": 0.5},
     "batch norm on z": {"normalize": "batchnorm"},
     "hidden layer": {"hidden": 32},
+    "expected": {"head": "expected"},
     "learnable scale": {"logit_scale": "learnable", "normalize": "batchnorm", "hidden": 32},
 }
 IMAGES = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
@@ -133,7 +158,7 @@ def test_first_bits_are_those_of_the_whole_codes(options, num_bits):
     assert torch.allclose(z, expected[:, :num_bits], rtol=1e-5, atol=1e-5) and expected.abs().min() > 1e-4
     bits = unpack_bits(pack_bits(expected), 12)
     assert torch.equal(unpack_bits(pack_bits(z), num_bits), bits[:, :num_bits])
-    assert len(torch.unique(bits, dim=0)) > 4
+    assert len(torch.unique(bits, dim=0)) > 3
     assert torch.equal(first.codebook, whole.codebook[:, :num_bits])
     scale = float(whole.logit_scale) * (12 / num_bits) ** 0.5
     logits = scale * z @ binarize(whole.codebook[:, :num_bits]).T

@@ -312,6 +312,8 @@ def _training(encoder: Encoder) -> Iterator[str]:
     about += ", with BlurPool" if encoder.network.options["use_blurpool"] else ""
     hidden = encoder.network.options["hidden"]
     about += f", then a hidden layer of {hidden:,} features" if hidden else ""
+    if encoder.network.options["head"] == "expected":
+        about += ", then a classifier, whose probabilities weigh the class codes"
     lines = [f"{about}; with the projection to codes {num_parameters:,} parameters", *lines]
     is_known = len(lines) > 1
     if not is_known:

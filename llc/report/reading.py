@@ -72,7 +72,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     results = read_results(folder)
     finished = _finished(config, saved, epochs, results)
     missing = [name for name in finished if name not in saved]
-    class_codes = _class_codes(folder, config, {str(line["stage"]) for line in epochs})
+    class_codes = _class_codes(folder, config, {*finished, *(str(line["stage"]) for line in epochs)})
     num_bits, num_classes = config.codes.num_bits, len(class_codes)
     names = runs.read_class_names(folder)
     if names is None:
@@ -110,7 +110,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
 
 def _class_codes(folder: Path, config: recipe.Config, begun: Collection[str]) -> np.ndarray:
-    """The packed class codes of a run. begun: the stages that log.jsonl has an epoch of.
+    """The packed class codes of a run. begun: the stages that are finished or have an epoch.
 
     Raises UserError if it has none.
     """

@@ -20,7 +20,7 @@ from llc.evaluation.decoders import fitted_decoders
 from llc.loggers import LOGGERS
 from llc.recipe import ITQ
 from llc.text import counted
-from llc.training import delivery
+from llc.training import delivery, results
 from llc.training.build import check_sizes, fits_decoders, make_train_loader, make_val_loader, open_data
 from llc.training.run_folder import RunFolder
 from llc.training.schedules import learning_rate, resolutions
@@ -124,6 +124,8 @@ def flops_per_image(config, stage, num_classes, resolution):
 
 
 def _stage_lines(config, stage, num_classes, steps):
+    if not stage.epochs:
+        return [results.untrained_text(stage)]
     total = stage.epochs * steps
     peak = min(math.ceil(stage.lr_peak_epoch * steps), total - 1)
     corners = {"start": 0, "end of warm-up": peak, "middle": total // 2, "end": total - 1}

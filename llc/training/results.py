@@ -17,6 +17,11 @@ def epoch_text(stage, line, metrics, flip):
     )
 
 
+def untrained_text(stage):
+    """The line that is printed of a stage of no epochs."""
+    return f"{stage.name} stage: no epochs; its codes are made from the dense classifier and stay as they are"
+
+
 def first_bits_text(num_bits, metrics, flip):
     """The line that is printed of the codes of the first bits. metrics: {name: value}."""
     return f"first {num_bits} bits: {_top1(metrics, flip)} % top-1"

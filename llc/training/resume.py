@@ -32,6 +32,7 @@ _FIXED = {
     "model.arch",
     "model.width",
     "codes.num_bits",
+    "codes.head",
     "codes.hidden",
     "codes.normalize",
     "instance.backbone_lr",  # the optimiser's groups depend on it

@@ -15,6 +15,7 @@ from llc.progress import say
 from llc.recipe import ITQ
 from llc.runs import read_class_names
 from llc.stages import STAGES
+from llc.training.min_distance import enforce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +164,15 @@ def _from_classifier(config, network, class_names, processes, resumes):
 
 
 def _take_classifier(config, network, classifier, processes):
-    """Makes codebook and, without a hidden layer, projection from a classifier; returns the codebook."""
-    (weight, _), codes, seed = classifier, config.codes, config.training.seed
+    """Makes codebook and, without a hidden layer, the head from a classifier; returns the codebook."""
+    (weight, bias), codes, seed = classifier, config.codes, config.training.seed
     # By the main process, because another processor might round differently.
     codebook = processes.on_main(lambda: itq_codebook(weight, codes.num_bits, seed, codes.prefixes))
     network.codebook.data.copy_(codebook)
-    if not codes.hidden:
+    if codes.head == "expected":
+        enforce(network, codes, processes)  # now, because the head holds the class codes
+        network.expect(weight, bias, codes.temperature)
+    elif not codes.hidden:
         projection = projection_onto(codebook, weight) / float(network.logit_scale)
         network.projection.weight.data.copy_(projection)
     return codebook

@@ -60,6 +60,9 @@ class Trainer:
         """Runs what is left of all stages; returns {stage: final metrics}. Raises Stopped after a signal."""
         config, parts = self.config, self.parts
         for stage in map(config.stage, config.stages):
+            if not stage.epochs:
+                self.say(results.untrained_text(stage))
+                continue
             self.say(
                 f"{stage.name} stage: {counted(stage.epochs, 'epoch')} of "
                 f"{counted(parts.steps, 'step')}, "
@@ -116,6 +119,8 @@ class Trainer:
             self.state.restore_engine(engine)
         elif not progress.global_epoch:
             self.supervisor.save_last(engine)  # so that there is always a checkpoint to return to
+        if not stage.epochs:
+            self._validate_untrained(stage, engine)
         if engine.compiled and progress.epoch < stage.epochs:
             self.say("compiling the first step, which can take minutes")
         while progress.epoch < stage.epochs:
@@ -175,12 +180,26 @@ class Trainer:
             "train_seconds": seconds,
         }
 
+    def _validate_untrained(self, stage, engine):
+        """Validates a stage of no epochs, which then has results but no line in the log."""
+        progress = self.progress
+        metrics = self._validated(stage, engine)
+        content = {"network": self.network.state_dict(), "stage": stage.name, "epoch": 0}
+        self.saver.submit("save", "model_best", content)
+        self.saver.submit("log", list(progress.lines))
+        self.saver.submit("save_codebook", self.network.codebook)
+        progress.finals[stage.name] = progress.bests[stage.name] = metrics
+
+    def _validated(self, stage, engine):
+        """The metrics of the network, and of the weights' moving average. Raises Stopped."""
+        return self.validation.run(
+            engine, lambda: self.supervisor.between_steps(engine, validating=True), codes=not stage.dense
+        )
+
     def _end_epoch(self, stage, engine, line):
         """Validates, then writes down what was found."""
         progress, flip, started = self.progress, self.config.validation.lr_tta, time.perf_counter()
-        metrics = self.validation.run(
-            engine, lambda: self.supervisor.between_steps(engine, validating=True), codes=not stage.dense
-        )
+        metrics = self._validated(stage, engine)
         line |= {"val_seconds": time.perf_counter() - started, "compiled": engine.compiled, **metrics}
         progress.end_epoch()
         self.state.loss_sum.zero_()

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from llc.checkpoints import load_backbone, load_weights
+from llc.codebook import health
 from llc.codes import binarize
 from llc.distributed import Processes
 from llc.errors import UserError
@@ -159,6 +160,55 @@ def test_after_a_dense_stage_its_classifier_gives_codebook_projection_and_teache
     assert torch.equal(network.codebook, itq_codebook(weight, 6, seed=0))
     made = projection_onto(network.codebook, weight)
     assert hidden or torch.equal(network.projection.weight, made)
+
+
+@torch.no_grad()
+def test_a_classifier_gives_the_expected_class_code(dense, capsys):
+    """From model.weights and after a dense stage; the head holds class codes that were moved apart."""
+    words = (
+        "--codes.head=expected",
+        "--codes.temperature=0.1",
+        "--codes.min_distance=4",
+        "--codes.num_bits=8",
+    )
+    _, path = dense
+    config = read("--codes.init_codebook=itq", f"--model.weights={path}", *words)
+    network = network_of(config).eval()
+    found = start(config, network, NAMES, Processes())
+    check_expected(network, *found.classifier)
+    assert health(network.codebook).min_distance >= 4 > health(found.codebook).min_distance
+    assert "codes.min_distance = 4: " in capsys.readouterr().out
+
+    config = read("--training.stages=dense,instance", *DENSE, *words)
+    dense_network = build_network(config, 5, "dense")
+    start(config, dense_network, NAMES, Processes())
+    network, classifier = after_dense(config, dense_network, Processes())
+    check_expected(network.eval(), *classifier)
+
+
+def check_expected(network, weight, bias):
+    images = pictures()
+    probabilities = ((network.features(images) @ weight.T + bias) / 0.1).softmax(1)
+    assert torch.allclose(network(images), 4 * probabilities @ binarize(network.codebook), atol=1e-3)
+
+
+def test_codes_of_no_training_need_a_classifier():
+    weights = ("--codes.init_codebook=itq", "--model.weights=dense.pth")
+    config = read("--training.stages=dense,instance", *DENSE, "--instance.epochs=0")
+    assert config.stage("instance").epochs == 0
+    assert read(*weights, "--instance.epochs=0").stage("instance").epochs == 0
+    for words, message in [
+        (("--codes.init_codebook=run", "--model.weights=run", "--instance.epochs=0"), "instance.epochs = 0"),
+        ((*weights, "--instance.epochs=0", "--codes.hidden=8"), "without codes.hidden"),
+        ((*weights, "--codes.head=expected", "--codes.hidden=8"), "no room for codes.hidden"),
+        (
+            ("--training.stages=codebook", "--codebook.epochs=1", "--codebook.lr=1", "--codes.head=expected"),
+            "codes.head = expected is made from a dense classifier",
+        ),
+        (("--dense.epochs=0", "--training.stages=dense,instance", "--dense.lr=1"), "dense.epochs"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read(*words)
 
 
 def test_a_dense_stage_must_be_the_first_and_makes_the_codebook():

@@ -35,6 +35,7 @@ from llc.encode import Encoding, encode
 from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate
 from llc.export import __main__ as export
+from llc.report import __main__ as report
 from llc.training import min_distance
 from llc.training.engine import Engine
 from llc.training.interruption import EXIT_STATUS, StopSignals
@@ -345,6 +346,37 @@ def test_a_dense_stage_and_codes_from_it_stopped_and_resumed_end_as_if_not_stopp
     evaluate.main([str(whole)])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  class codes"))
     assert f"top-1 {100 * float(rows['instance/top1_class_flip']['final']):6.2f} %" in line
+
+
+def test_codes_of_no_training_are_those_of_the_dense_network_stopped_and_resumed_or_not(
+    command, tmp_path, monkeypatch, capsys
+):
+    options = (*DENSE, "--training.stages=dense,instance", "--codes.head=expected", "--instance.epochs=0")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train_llc.main(command(whole, *options))
+    assert "instance stage: no epochs; its codes are made from" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2 * STEPS - 1)
+        with pytest.raises(SystemExit):
+            train_llc.main(command(run, *options))
+    train_llc.main(command(run, *options))
+    assert differences(end_of(run), end_of(whole)) == []
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["dense", "dense"]
+    with open(whole / "results.csv") as file:
+        rows = {row["metric"]: row for row in csv.DictReader(file)}
+    headlines = {metric for metric, row in rows.items() if row["headline"] == "1"}
+    assert {f"instance/top1_{name}_flip" for name in ("mhd", "ed", "posterior")} < headlines
+    dense, codes = llc.load(whole, checkpoint="dense").network, llc.load(whole).network
+    for name, value in dense.backbone.state_dict().items():
+        assert torch.equal(value, codes.backbone.state_dict()[name])
+    assert llc.load(whole, checkpoint="model_best").stage == "instance"
+    capsys.readouterr()
+    evaluate.main([str(whole)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  MHD"))
+    assert f"top-1 {100 * float(rows['instance/top1_mhd_flip']['final']):6.2f} %" in line
+    report.main([str(whole), "--data=none", f"--out={tmp_path / 'report.html'}"])
+    assert "2 dense" in (tmp_path / "report.html").read_text()
 
 
 def test_a_dense_stage_that_ends_in_nan_is_named(command, tmp_path, monkeypatch):
