@@ -121,7 +121,7 @@ def test_a_recipe_passes_a_dry_run(num_bits, betons, tmp_path, capsys, monkeypat
     said = capsys.readouterr().out
     assert f"{100 * TRAIN} images of 100 classes" in said and f"num_bits: {num_bits}\n" in said
     assert "IMAGENET1K_V1, published weights, which a run downloads" in said
-    assert "dense stage: 20 epochs" in said and "instance stage: 10 epochs" in said
+    assert "dense stage: 30 epochs" in said and "instance stage: no epochs" in said
     assert not any(tmp_path.iterdir())
 
 

@@ -279,11 +279,15 @@ def _accuracy(model: Model) -> Iterator[str]:
         images = f"{counted(figures.num_images, 'image')} of " if figures.num_images else ""
         flip = ", averaged over each image and its mirror image" if model.encoder.flip else ""
         ema = " with the moving average of the weights" if figures.ema else ""
+        when = f"at the end of the {figures.stage} stage{ema}{flip}"
+        if figures.epoch:
+            when = (
+                f"after epoch {figures.epoch} of the {figures.stage} stage, its last{ema}{flip}. The epoch "
+                "was not chosen by its accuracy"
+            )
         yield (
-            f"Measured by the training run on its val images, {images}`{_plain(figures.data)}`, after epoch "
-            f"{figures.epoch} of the {figures.stage} stage, its last{ema}{flip}. The epoch was not chosen by "
-            "its accuracy. One run was measured, with one seed. Whether its recipe was tuned on these images "
-            "is not recorded."
+            f"Measured by the training run on its val images, {images}`{_plain(figures.data)}`, {when}. One "
+            "run was measured, with one seed. Whether its recipe was tuned on these images is not recorded."
         )
     else:
         yield f"There are no figures here, because {figures}. `python -m llc.evaluate` measures them."
@@ -341,6 +345,9 @@ def _recipe(encoder: Encoder) -> Iterator[str]:
     names = stages.named(training["stages"])
     for number, name in enumerate(names[: names.index(encoder.stage) + 1], 1):
         own = recipe[name]
+        if not own["epochs"]:
+            yield f"- stage {number}, {name}: no epochs; the image codes are made from the classifier"
+            continue
         yield (
             f"- stage {number}, {name}, {_learns(stages.STAGES[name])}: {counted(own['epochs'], 'epoch')}, "
             f"learning rate {own['lr']:g}, schedule {own['lr_schedule_type']}"

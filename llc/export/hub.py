@@ -234,9 +234,10 @@ def _figures(encoder: Encoder, options: Any) -> Figures | str:
         return f"the run does not keep figures of its checkpoint {options.checkpoint}"
     lines, _ = reading.read_log(folder, must_exist=True)
     of_stage = [line for line in lines if line["stage"] == encoder.stage]
-    if not of_stage:
+    if not of_stage and config.stage(encoder.stage).epochs:
         return f"log.jsonl has no epoch of the {encoder.stage} stage"
-    values = {key: value for key, value in of_stage[-1].items() if isinstance(value, float)}
+    last = of_stage[-1] if of_stage else {}
+    values = {key: value for key, value in last.items() if isinstance(value, float)}
     for full_name, (final, _) in reading.read_results(folder).items():
         stage, _, metric = full_name.partition("/")
         if stage == encoder.stage:  # what was fitted at the end is here alone
@@ -260,7 +261,7 @@ def _figures(encoder: Encoder, options: Any) -> Figures | str:
     return Figures(
         decoders=found,
         stage=encoder.stage,
-        epoch=of_stage[-1]["epoch"],
+        epoch=last.get("epoch", 0),
         data=_without_folder(config.data.val_dataset),
         num_images=reading.count_val_images(folder, config),
         ema=ema,

@@ -122,7 +122,7 @@ def test_imagenet(images, tmp_path, monkeypatch, capsys):  # noqa: F811
     planned = ("--training.batch_size=4", "--logging.name=planned")  # because runs/NAME is there
     run("imagenet", tmp_path, monkeypatch, small={**SMALL, "train_llc.py": planned})
     said = capsys.readouterr().out
-    assert "recognised as ImageNet-tars" in said and "dense stage: 40 epochs of 3 steps" in said
+    assert "recognised as ImageNet-tars" in said and "dense stage: 48 epochs of 3 steps" in said
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert 0 <= figures["instance.top1_mhd"] <= 1
     report = (tmp_path / "runs/NAME/report.html").read_text()
@@ -157,10 +157,10 @@ def test_finetuning(workspace, monkeypatch, capsys):
     assert "backbone weights from IMAGENET1K_V2, published weights" in said
     assert "resnet50-11ad3fa6.pth, its dense classifier left out" in said
     assert said.count("dense stage: 10 epochs of 2 steps") == 2
-    smaller = ("--model.arch=resnet18", "--model.weights=resnet18.pth", "--codes.hidden=16")
+    smaller = ("--model.arch=resnet18", "--model.weights=resnet18.pth")
     smaller += ("--resolution.min_res=32", "--resolution.max_res=32", "--validation.resolution=32")
     smaller += ("--training.batch_size=24", "--dense.epochs=1", "--dense.lr_peak_epoch=0")
-    smaller += ("--instance.epochs=1", "--data.num_workers=1", f"--logging.folder={workspace}/runs")
+    smaller += ("--data.num_workers=1", f"--logging.folder={workspace}/runs")
     arguments = [
         word.replace("=train.beton", f"={workspace}/train.beton").replace(
             "=val.beton", f"={workspace}/val.beton"

@@ -51,6 +51,7 @@ def test_a_recipe_says_what_it_is(name):
         "rn50_configs/dense.yaml": ("dense",),
         "rn50_configs/llc_20bit_dense_first.yaml": ("dense", "instance"),
         "rn50_configs/llc_20bit_finetune.yaml": ("instance",),
+        "rn50_configs/llc_20bit_pretrained.yaml": ("instance",),
         "backbone_configs/convnext_tiny.yaml": ("instance",),
         "backbone_configs/vit_small_patch16_224.yaml": ("instance",),
         "experiments/cifar10.yaml": ("dense", "instance"),
