@@ -30,8 +30,17 @@ def read_codes(path: str | Path) -> dict[str, np.ndarray]:
             arrays = dict(file)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    # TypeError and AttributeError: a .npy of one array cannot be used in a `with` statement.
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    # TypeError and AttributeError: a .npy of one array cannot be used in a `with` statement. RuntimeError: a
+    # member is marked as encrypted, or as a patch.
+    except (
+        ValueError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         why = "it holds Python objects, or is damaged" if "pickle" in str(error) else error
         raise UserError(f"{not_codes}: {why}") from error
     codes, num_bits = arrays.get("codes"), arrays.get("num_bits")

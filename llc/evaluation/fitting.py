@@ -109,7 +109,7 @@ def restore(
             if of_decoder:
                 learnt[name] = decoder.restore(of_decoder, network)
         return Fitted(learnt, num_images=int(own.pop("num_images")), **own)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: not a decoder as llc writes: {error}") from error
 
 
@@ -157,7 +157,7 @@ def _read_arrays(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         EOFError,
         TypeError,
         MemoryError,
-        RecursionError,
+        RuntimeError,  # a member that is marked as encrypted, or as a patch
         zipfile.BadZipFile,
     ) as error:
         raise UserError(f"{path}: not a decoder as llc writes: {error}") from error

@@ -40,8 +40,7 @@ from llc.hamming.posterior_fit import (
 )
 from llc.native import hamming
 
-DEPTH = 5  # classes per code in a table, unless more are asked for
-MAX_TABLE_BYTES = 1 << 31
+DEPTH = 5  # classes per code in a table; further ones are found for the codes that are asked for
 _CHUNK = 1 << 22  # numbers that are worked on at once where a step needs a row for each code
 
 
@@ -117,8 +116,9 @@ class PosteriorDecoder:
         """The k most probable classes of each code, best first, ties to the lowest class.
 
         codes uint8 [n, code_size] -> int64 [n, k]. They are the same on every device. Raises ValueError for
-        codes of another size, a k above the number of classes, and a k so large that the table of short codes
-        would have more than MAX_TABLE_BYTES bytes.
+        codes of another size, and a k above the number of classes.
+
+        Up to 5 classes of short codes are a lookup. For more, each code is compared with all train codes.
         """
         classes: Array = self._answer(codes, lambda own: self._decode(own, k, False)[:1])[0]
         return classes
@@ -162,7 +162,9 @@ class PosteriorDecoder:
             if is_cuda(codes):
                 return classes, below.exp() / totals[:, None]
             return classes, (np.exp(below) / totals[:, None]).astype(np.float32)
-        table, probabilities, _ = self._table(codes, k)
+        if k > DEPTH:
+            return self._decode_deeper(codes, k)
+        table, probabilities, _ = self._table(codes)
         if not with_probabilities and k == 1:
             return self._look_up(codes, table[0])[:, None], None
         numbers = self._numbers(codes)
@@ -171,6 +173,37 @@ class PosteriorDecoder:
         # faster than indices in both dimensions
         classes = np.stack([of_place[numbers] for of_place in table[:k]], 1)
         return classes.astype(np.int64), np.stack([of_place[numbers] for of_place in probabilities[:k]], 1)
+
+    def _decode_deeper(self, codes, k):
+        """(classes, probabilities) for k above DEPTH; the first ones are the table's."""
+        first, of_first = self._decode(codes, DEPTH, True)
+        if is_cuda(codes):
+            found = self._further(codes.cpu().numpy(), k - DEPTH, first.cpu().numpy())
+            further, of_further = (torch.from_numpy(part).to(codes.device) for part in found)
+            return torch.cat([first, further], 1), torch.cat([of_first, of_further], 1)
+        further, of_further = self._further(codes, k - DEPTH, first)
+        return np.concatenate([first, further], 1), np.concatenate([of_first, of_further], 1)
+
+    def _further(self, codes, k, but):
+        """The k most probable classes of codes, but those in `but`, int64 [n, ...], and probabilities."""
+        q, num_bits, num_classes = float(self.arrays["flip_probability"]), self.num_bits, self.num_classes
+        of_train, counts, ends = with_class_codes(self.arrays)
+        of_train, counts = of_train.astype(np.uint32), counts.astype(np.int32)
+        numbers, powers = self._numbers(codes).astype(np.uint32), (q / (1 - q)) ** np.arange(num_bits + 1)
+        classes = np.empty((len(codes), k), np.int64)
+        probabilities = np.empty((len(codes), k), np.float32)
+        step = max(1, _CHUNK // (num_classes * (num_bits + 1)))
+        for start in range(0, len(codes), step):
+            part = slice(start, start + step)
+            histograms = hamming.posterior_histograms(
+                numbers[part], of_train, counts, ends, num_bits, torch.get_num_threads()
+            )
+            scores = histograms @ powers
+            totals = scores.sum(1, keepdims=True)
+            np.put_along_axis(scores, but[part], -1.0, axis=1)
+            classes[part] = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            probabilities[part] = np.take_along_axis(scores, classes[part], axis=1) / totals
+        return classes, probabilities
 
     def _look_up(self, codes, table):
         """The entries of a table int32 [2^num_bits] -> int64 [n]."""
@@ -184,26 +217,18 @@ class PosteriorDecoder:
         """Codes as numbers of num_bits bits -> int64 [n]; the first bit is the highest."""
         return as_numbers(codes.long() if is_cuda(codes) else codes.astype(np.int64), self.num_bits)
 
-    def _table(self, codes, k):
-        """(classes int32 [>= k, 2^num_bits], probabilities float32 of the same shape, log densities)."""
+    def _table(self, codes):
+        """(classes int32 [DEPTH or fewer, 2^num_bits], probabilities float32 like it, log densities)."""
         device = codes.device if is_cuda(codes) else None
-        table = self._tables.get(device)
-        if table is None or len(table[0]) < k:
-            if device is None:
-                table = self._make_table(k)
-            else:
-                table = tuple(torch.from_numpy(part).to(device) for part in self._make_table(k))
+        if device not in self._tables:
+            table = self._make_table()
+            if device is not None:
+                table = tuple(torch.from_numpy(part).to(device) for part in table)
             self._tables[device] = table
-        return table
+        return self._tables[device]
 
-    def _make_table(self, k):
+    def _make_table(self):
         arrays, num_bits = self.arrays, self.num_bits
-        most = (MAX_TABLE_BYTES >> num_bits) // 8 - 1
-        if k > most:
-            raise ValueError(
-                f"k: a table of the {k} best classes of every code of {num_bits} bits is too large; at most "
-                f"{most}"
-            )
         q = float(arrays["flip_probability"])
         codes, counts, ends = with_class_codes(arrays)
         classes, scores, total = hamming.posterior_table(
@@ -212,7 +237,7 @@ class PosteriorDecoder:
             ends,
             max(num_bits, 3),  # the fewest that the library takes; the codes' numbers stay the same
             q / (1 - q),
-            min(max(k, DEPTH), self.num_classes),
+            min(DEPTH, self.num_classes),
             torch.get_num_threads(),
         )
         n = 1 << num_bits
@@ -224,7 +249,7 @@ class PosteriorDecoder:
 
     def _log_density(self, codes):
         if self.flip_probability is not None:
-            return self._table(codes, 1)[2][self._numbers(codes)]
+            return self._table(codes)[2][self._numbers(codes)]
         _, scores, totals = self._linear(codes, "density_", 1, with_totals=True)
         constant = math.log(int(self.arrays["num_images"]))
         if is_cuda(codes):

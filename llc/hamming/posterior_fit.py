@@ -149,6 +149,11 @@ def fit_linear(codes, labels, num_bits, num_classes, class_codes):
     of the Hamming distances to the class codes, and is pulled towards that: where a class has few images, its
     code decides. The density is that of independent bits in each class (naive Bayes).
     """
+    with torch.inference_mode(False), torch.enable_grad():  # else tensors made here would have no gradient
+        return _fit_linear(codes, labels, num_bits, num_classes, class_codes)
+
+
+def _fit_linear(codes, labels, num_bits, num_classes, class_codes):
     order = np.lexsort((*codes.T, labels))  # so that the order of the images does not matter
     codes, labels = codes[order], labels[order]
     part = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), MAX_FITTED)).astype(np.int64))
@@ -221,8 +226,7 @@ def _regression(signs, labels, centre, prior):
             total = total + of_part.detach()
         return total.detach()
 
-    with torch.enable_grad(), torch.inference_mode(False):
-        optimizer.step(loss)
+    optimizer.step(loss)
     return weights.detach(), offsets.detach()
 
 
@@ -238,6 +242,8 @@ def _naive_bayes(codes, labels, num_images, num_bits):
         np.add.at(ones, labels[part], unpack_bits(codes[part], num_bits) > 0)
     mean = (ones.sum(0) + 1) / (len(codes) + 2)
     p = (ones + PRIOR_IMAGES * mean) / (num_images + PRIOR_IMAGES)[:, None]
+    least = 1 / (1 + np.exp(MAX_WEIGHT / UNIT))  # else _in_units would cut the log odds, but not log_not
+    p = np.clip(p, least, 1 - least)
     log_not = np.log1p(-p)
     with np.errstate(divide="ignore"):
         return np.log(p) - log_not, np.log(num_images) + log_not.sum(1)
