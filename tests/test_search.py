@@ -12,6 +12,7 @@ from llc.errors import UserError
 from llc.evaluate import __main__ as evaluate
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
+from tests.data.helpers import marked
 from tests.original import pictures
 
 
@@ -141,6 +142,8 @@ def test_files_that_hold_no_codes_are_refused(tmp_path):
             lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
             "a Git LFS pointer",
         ),
+        ("locked.npz", lambda path: path.write_bytes(marked(good.read_bytes(), 1)), "encrypted"),
+        ("patch.npz", lambda path: path.write_bytes(marked(good.read_bytes(), 32)), "patched data"),
         ("zip.npz", lambda path: path.write_bytes(good.read_bytes()[:80]), "not a file of codes"),
     ]
     for name, write, message in cases:

@@ -46,7 +46,7 @@ table.txt.
 The same command again continues. A run is known by its configuration, data and seed: finished runs, and those
 whose loss became NaN or infinite, are not run again, interrupted ones are continued, failed ones are tried
 again, and a changed grid trains only what is new. The code is not part of a run's identity, so use another
-FOLDER for another version. On a CPU, results are the same to the bit for the same number of threads.
+FOLDER for another version. On a CPU, results are the same to the bit with one thread for each training.
 """
 
 import contextlib

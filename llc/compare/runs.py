@@ -25,6 +25,7 @@ from llc.files import atomic_write
 from llc.recipe import ITQ, Config
 from llc.training import config as training_config
 from llc.training import resume
+from llc.training.build import check_sizes
 from llc.training.start import given_codebook
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
@@ -71,7 +72,8 @@ class Comparison:
 
     base: the recipe's Config; words: the command line that made it, which all runs share. tuning: {method's
     name: its runs on train minus the held-out slice}, none for a method with a single point. Raises UserError
-    if any run of the grid would be refused, so that a bad key shows before hours of training.
+    if any run of the grid would be refused, so that a bad key shows before hours of training. What
+    model.weights holds is seen only when a run starts.
     """
 
     def __init__(self, base, words, grid: Grid, out):
@@ -102,10 +104,11 @@ class Comparison:
         """A Run. Raises UserError, with the method's name, if its configuration makes no sense."""
         overrides = {**method.overrides, **point}
         overrides["training.seed"] = seed
-        words = [*self.words, *(f"--{key}={value}" for key, value in overrides.items())]
+        words = [*self.words, *(f"--{key}={_as_text(value)}" for key, value in overrides.items())]
         try:
             config, _ = training_config.read(words, description="")
             _check_headline(method, config)
+            check_sizes(config, self.num_classes, 1)
             codebook = self._codebook(config)
         except UserError as error:
             message = str(error).removeprefix("command line: ")
@@ -301,3 +304,8 @@ def _log_lines(folder):
         return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     except FileNotFoundError:
         return []
+
+
+def _as_text(value):
+    """A value of a YAML file as on the command line, where a list is separated by commas."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value

@@ -167,6 +167,16 @@ def report(
     print(f"  {health(codebook)}")
 
 
+def check_probabilities(title: str, encoder: Encoder, images: Images, min_probability: float) -> None:
+    """Raises UserError if --min_probability is given and no decoder would give probabilities."""
+    usable_here = usable(learnt_of(encoder, images))
+    if min_probability and not any(DECODERS[name_].gives_probabilities for name_ in usable_here):
+        raise UserError(
+            f"--min_probability={min_probability:g}: no decoder that gives probabilities is fitted to "
+            f"{printable(title)}, or only one that learnt from these images; --fit_decoder=TRAIN fits one"
+        )
+
+
 def report_accepted(
     predictions: Mapping[str, Mapping[str, Predictions]], view: str, min_probability: float
 ) -> None:

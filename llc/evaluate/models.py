@@ -80,6 +80,7 @@ def evaluate(
                 plan.find(Subject.of(title, last, processes, opened), images)
             if train is not None:
                 accuracy.fit_decoder(title, last, train, images, processes, options)
+            accuracy.check_probabilities(title, last, images, options.min_probability)
             wants_scores = bool(uses["ood"].dataset)
             predictions = accuracy.predict_stages(title, encoders, images, processes, wants_scores)
             of_last = list(predictions.values())[-1][FLIP if last.flip else ""]

@@ -152,7 +152,9 @@ def accuracies(labels: torch.Tensor, classes: torch.Tensor) -> dict[str, float]:
 
 
 def calibration_error(hits: torch.Tensor, probabilities: torch.Tensor, num_bins: int = 15) -> float:
-    """Expected calibration error: how far accuracy and mean probability lie apart, on average over images.
+    """Expected calibration error: how far accuracy is from mean probability.
+
+    It is the distance between the two in each interval of probability, averaged over the images.
 
     hits bool [N]: whether the first class is right; probabilities [N], 0 to 1: what the decoder gave it.
     Images are divided among num_bins intervals of probability of equal width (Guo et al., "On Calibration of

@@ -198,7 +198,9 @@ class PosteriorDecoder:
             histograms = hamming.posterior_histograms(
                 numbers[part], of_train, counts, ends, num_bits, torch.get_num_threads()
             )
-            scores = histograms @ powers
+            scores = np.zeros(histograms.shape[:2])
+            for distance, power in enumerate(powers):  # BLAS would round equal rows in different ways
+                scores += histograms[:, :, distance] * power
             totals = scores.sum(1, keepdims=True)
             np.put_along_axis(scores, but[part], -1.0, axis=1)
             classes[part] = np.argsort(-scores, axis=1, kind="stable")[:, :k]

@@ -164,7 +164,11 @@ class Engine:
         return state
 
     def load_state_dict(self, state):
-        """Raises UserError if this engine has a moving average or a teacher that the state lacks."""
+        """Raises UserError if only one of the two has a moving average, or if the state lacks a teacher."""
+        if self.ema is None and "ema" in state:
+            raise UserError(
+                "training.ema_decay was above 0 when the checkpoint's stage began; resume with that value"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name, module, key in (

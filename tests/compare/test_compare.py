@@ -251,6 +251,13 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
             "headline = top1: expected one of top1_class, top5_class, top1_mhd",
         ),
         ("methods:\n  one: {set: {codes.nested: '8,9'}}", "codes.nested = 8,9: codes have 7 bits"),
+        ("methods:\n  one: {set: {codes.nested: [8, 9]}}", "codes.nested = 8,9: codes have 7 bits"),
+        (
+            "methods:\n  one: {set: {codes.nested: }}",
+            "methods.one.set: codes.nested = None: expected a value",
+        ),
+        ("methods:\n  one: {set: {codes.nested: {a: 1}}}", "codes.nested = {'a': 1}: expected a value"),
+        ("methods:\n  one: {set: {codes.min_distance: 7}}", "codes.min_distance = 7: no code of 7 bits has"),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
         ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),
         (

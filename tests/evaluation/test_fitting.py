@@ -1,6 +1,7 @@
 """What decoders learnt: its file, the network it belongs to, and the commands and calls that use it."""
 
 import json
+import math
 import re
 import shutil
 import zipfile
@@ -20,6 +21,7 @@ from llc.evaluation.decoders import calibration_error
 from llc.hamming import PosteriorDecoder
 from llc.network import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import trained_network
+from tests.data.helpers import marked
 from tests.original import pictures
 
 NUM_CLASSES = 5
@@ -106,6 +108,7 @@ def test_files_that_are_no_decoder(tmp_path):
         ({"description": np.array(json.dumps(fitted.description() | {"format": 99}))}, "format is 99"),
         ({"description": np.array("[1]")}, "not a decoder"),
         ({"description": np.array("{")}, "not a decoder"),
+        ({"description": np.array(json.dumps(fitted.description() | {"num_images": math.inf}))}, "infinity"),
         ({"description": np.array(json.dumps(fitted.description() | {"source": 3}))}, "not a decoder"),
         ({"posterior.counts": -arrays["posterior.counts"]}, "counts"),
         ({"posterior.codes": arrays["posterior.codes"] + (1 << 20)}, "codes"),
@@ -116,6 +119,11 @@ def test_files_that_are_no_decoder(tmp_path):
     refused("not a decoder")
     np.savez_compressed(path, **arrays)  # a small file could claim to hold much
     refused("compressed")
+    np.savez(path, **arrays)
+    path.write_bytes(marked(path.read_bytes(), 1))
+    refused("not a decoder as llc writes: .*encrypted")
+    path.write_bytes(marked(whole, 32))
+    refused("not a decoder as llc writes: compressed patched data")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("description.npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, "
                          b"'shape': (1000000000000000,), }".ljust(128) + b"\n")  # fmt: skip
@@ -281,6 +289,13 @@ def test_rejected_images_are_counted(finished_run, call_llc, tmp_path):
         f"posterior    probability 0.6 or more: {accepted.sum()} images, top-1 {100 * right:.2f} % on them"
         in text
     )
+
+
+def test_probabilities_of_a_model_without_a_decoder_are_refused(finished_run, tmp_path, call_llc):
+    run = without_decoder(finished_run, tmp_path)
+    done = call_llc("-m", "llc.evaluate", run, "--min_probability=0.6", check=False)
+    assert done.returncode == 2 and "--min_probability=0.6: no decoder that gives" in done.stderr
+    assert "--fit_decoder=TRAIN" in done.stderr and not done.stdout.count("MHD")
 
 
 def test_a_decoder_is_not_fitted_to_what_it_is_measured_on(finished_run, betons, call_llc, tmp_path):

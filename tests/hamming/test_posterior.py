@@ -68,6 +68,18 @@ def test_ties_go_to_the_lowest_class():
     assert probabilities[0, 0] == probabilities[0, 1] and probabilities[0, 3] == 0
 
 
+def test_ties_go_to_the_lowest_class_beyond_the_table():
+    """All classes have the same train codes. BLAS rounds the last of equal rows in another way."""
+    codes = np.packbits(np.random.default_rng(0).integers(0, 2, (17, 9)), axis=1)
+    queries = noisy_codes(9, 5, 20)[0]
+    for num_classes in (47, 203):
+        labels = np.repeat(np.arange(num_classes), 17)
+        decoder = PosteriorDecoder.fit(
+            np.tile(codes, (num_classes, 1)), labels, 9, num_classes, flip_probability=0.17
+        )
+        assert (decoder.classes(queries, num_classes) == np.arange(num_classes)).all()
+
+
 def test_more_classes_than_a_table_has(monkeypatch):
     """All 60 classes of codes of 24 bits, whose table would be 8 GB; in several parts, and of tensors."""
     train, labels, class_codes = noisy_codes(24, 60, 4)

@@ -196,6 +196,16 @@ def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(
     train_llc.main(without)
 
 
+def test_a_moving_average_cannot_be_switched_off_in_the_middle_of_a_stage(command, tmp_path, monkeypatch):
+    words = command(tmp_path / "run", "--training.ema_decay=0.9")
+    with monkeypatch.context() as patch:
+        stop_at(patch, STEPS * 2 + 1)
+        with pytest.raises(SystemExit):
+            train_llc.main(words)
+    with pytest.raises(UserError, match="training.ema_decay was above 0 when the checkpoint's stage began"):
+        train_llc.main([*words, "--training.ema_decay=0", "--resume_anyway=1"])
+
+
 def test_two_sigints_at_once_are_one_ctrl_c(command, tmp_path, monkeypatch):
     """The terminal's, and that of a wrapper which passes it on."""
 
