@@ -40,10 +40,11 @@ class StageModule(nn.Module):
     classifier: (weight [num_classes, features], bias [num_classes]) of a dense layer that fits the backbone
     as it is, or None.
 
-    teacher: with distillation a frozen copy of the network as it is when the stage begins, else None. With
-    `classifier` it predicts by that, not by its codes. Where a class is uncertain, taking the most likely
-    value of each bit by itself often gives a code that belongs to no class; the teacher's predicted class
-    always has a valid code (cf. the hard bootstrapping of Reed et al., arXiv 1412.6596).
+    teacher: with distillation, in a stage that trains, a frozen copy of the network as it is when the stage
+    begins, else None. With `classifier` it predicts by that, not by its codes. Where a class is uncertain,
+    taking the most likely value of each bit by itself often gives a code that belongs to no class; the
+    teacher's predicted class always has a valid code (cf. the hard bootstrapping of Reed et al., arXiv
+    1412.6596).
     """
 
     def __init__(self, network, stage, label_smoothing, classifier=None, prefixes=()):
@@ -56,7 +57,7 @@ class StageModule(nn.Module):
         if network.options["logit_scale"] == "learnable":
             network.log_logit_scale.requires_grad_(stage.uses_class_logits)
         self.teacher = None
-        if stage.distillation:
+        if stage.distillation and stage.epochs != 0:
             teacher = _DenseTeacher(network, classifier) if classifier else copy.deepcopy(network)
             self.teacher = teacher.requires_grad_(False).eval()
 
