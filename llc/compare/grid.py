@@ -125,9 +125,6 @@ def _read_method(path, name, fields, default_headline):
             raise UserError(
                 f"{where}.tune: {key} = {values!r}: expected a list of values, such as [0.03, 0.1]"
             )
-    for key, value in overrides.items():
-        if value is None or isinstance(value, dict):
-            raise UserError(f"{where}.set: {key} = {value!r}: expected a value, such as 0.03, or a list")
     for key in (*overrides, *axes):
         if key in RESERVED:
             raise UserError(

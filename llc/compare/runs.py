@@ -104,8 +104,8 @@ class Comparison:
         """A Run. Raises UserError, with the method's name, if its configuration makes no sense."""
         overrides = {**method.overrides, **point}
         overrides["training.seed"] = seed
-        words = [*self.words, *(f"--{key}={_as_text(value)}" for key, value in overrides.items())]
         try:
+            words = [*self.words, *(f"--{key}={_as_text(key, value)}" for key, value in overrides.items())]
             config, _ = training_config.read(words, description="")
             _check_headline(method, config)
             check_sizes(config, self.num_classes, 1)
@@ -306,6 +306,9 @@ def _log_lines(folder):
         return []
 
 
-def _as_text(value):
-    """A value of a YAML file as on the command line, where a list is separated by commas."""
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+def _as_text(key, value):
+    """A value of a YAML file as on the command line, where commas separate a list. Raises UserError."""
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, (str, int, float)) for item in items):
+        raise UserError(f"{key} = {value!r}: expected a text, a number, true or false, or a list of these")
+    return ",".join(map(str, items))

@@ -172,8 +172,9 @@ def check_probabilities(title: str, encoder: Encoder, images: Images, min_probab
     usable_here = usable(learnt_of(encoder, images))
     if min_probability and not any(DECODERS[name_].gives_probabilities for name_ in usable_here):
         raise UserError(
-            f"--min_probability={min_probability:g}: no decoder that gives probabilities is fitted to "
-            f"{printable(title)}, or only one that learnt from these images; --fit_decoder=TRAIN fits one"
+            f"--min_probability={min_probability:g}: no decoder that gives probabilities is fitted to codes "
+            f"of {encoder.num_bits} bits of {printable(title)}, or only one that learnt from these images; "
+            "--fit_decoder=TRAIN fits one"
         )
 
 

@@ -20,6 +20,7 @@ import llc.compare.__main__ as compare
 from llc.codebook import health, load_codebook
 from llc.compare import farm, tables
 from llc.compare.grid import Grid
+from llc.compare.runs import Comparison
 from llc.data.loaders import ValLoader
 from llc.data.manifest import data_checksums
 from llc.data.shards import open_shards
@@ -254,9 +255,13 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
         ("methods:\n  one: {set: {codes.nested: [8, 9]}}", "codes.nested = 8,9: codes have 7 bits"),
         (
             "methods:\n  one: {set: {codes.nested: }}",
-            "methods.one.set: codes.nested = None: expected a value",
+            "methods.one: codes.nested = None: expected",
         ),
-        ("methods:\n  one: {set: {codes.nested: {a: 1}}}", "codes.nested = {'a': 1}: expected a value"),
+        ("methods:\n  one: {set: {codes.nested: {a: 1}}}", "codes.nested = {'a': 1}: expected"),
+        ("methods:\n  one: {tune: {model.weights: [null]}}", "methods.one: model.weights = None: expected"),
+        ("methods:\n  one: {tune: {model.weights: [{a: 1}]}}", "model.weights = {'a': 1}: expected a text"),
+        ("methods:\n  one: {set: {codes.nested: [4, null]}}", "codes.nested = [4, None]: expected a text"),
+        ("methods:\n  one: {tune: {codes.nested: [4, [[4]]]}}", "codes.nested = [[4]]: expected a text"),
         ("methods:\n  one: {set: {codes.min_distance: 7}}", "codes.min_distance = 7: no code of 7 bits has"),
         ("seeds: [1, 1]\nmethods:\n  one:", "seeds = [1, 1]"),
         ("methods:\n  one: {ceiling: true}\n  two: {ceiling: true}", "ceiling is true for one, two"),
@@ -274,6 +279,16 @@ def test_a_grid_that_makes_no_sense_is_an_error_before_anything_runs(grid, messa
     with pytest.raises(UserError, match=re.escape(message)):
         compare.main(command(grid, tmp_path / "out")[2:])
     assert not (tmp_path / "out").exists()
+
+
+def test_the_lists_of_a_grid_reach_the_trainings(command, tmp_path):
+    grid = "methods: {one: {set: {logging.to: [csv]}, tune: {codes.nested: [[], 4, [3, 5]]}}}"
+    words = compare.without(compare.Options, command(grid, tmp_path)[2:])
+    base, _ = training_config.read(words, description="")
+    (tmp_path / "grid.yaml").write_text(grid)
+    runs = Comparison(base, words, Grid.read(tmp_path / "grid.yaml"), tmp_path / "out").tuning["one"]
+    assert [run.config.codes.nested for run in runs] == [(), (4,), (3, 5)]
+    assert {run.config.logging.to for run in runs} == {("csv",)}
 
 
 def test_ctrl_c_stops_the_trainings_and_the_same_command_continues(command, dry, call_llc, tmp_path):

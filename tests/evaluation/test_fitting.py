@@ -296,6 +296,8 @@ def test_probabilities_of_a_model_without_a_decoder_are_refused(finished_run, tm
     done = call_llc("-m", "llc.evaluate", run, "--min_probability=0.6", check=False)
     assert done.returncode == 2 and "--min_probability=0.6: no decoder that gives" in done.stderr
     assert "--fit_decoder=TRAIN" in done.stderr and not done.stdout.count("MHD")
+    done = call_llc("-m", "llc.evaluate", finished_run, "--min_probability=0.6", "--num_bits=4", check=False)
+    assert done.returncode == 2 and "is fitted to codes of 4 bits" in done.stderr.replace("\n", " ")
 
 
 def test_a_decoder_is_not_fitted_to_what_it_is_measured_on(finished_run, betons, call_llc, tmp_path):
