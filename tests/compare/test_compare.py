@@ -253,10 +253,7 @@ def test_runs_that_fail_are_rows_that_say_so(command, dry, call_llc, tmp_path):
         ),
         ("methods:\n  one: {set: {codes.nested: '8,9'}}", "codes.nested = 8,9: codes have 7 bits"),
         ("methods:\n  one: {set: {codes.nested: [8, 9]}}", "codes.nested = 8,9: codes have 7 bits"),
-        (
-            "methods:\n  one: {set: {codes.nested: }}",
-            "methods.one: codes.nested = None: expected",
-        ),
+        ("methods:\n  one: {set: {codes.nested: }}", "methods.one: codes.nested = None: expected"),
         ("methods:\n  one: {set: {codes.nested: {a: 1}}}", "codes.nested = {'a': 1}: expected"),
         ("methods:\n  one: {tune: {model.weights: [null]}}", "methods.one: model.weights = None: expected"),
         ("methods:\n  one: {tune: {model.weights: [{a: 1}]}}", "model.weights = {'a': 1}: expected a text"),
