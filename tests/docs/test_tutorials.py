@@ -188,7 +188,7 @@ def test_the_paper(workspace, monkeypatch, capsys):
     fewer += ("--codebook.epochs=2", "--codebook.lr_peak_epoch=0", "--instance.epochs=1")
     run("paper", workspace, monkeypatch, small={**SMALL, "train_llc.py": fewer})
     said = capsys.readouterr().out
-    assert "published 75.5 %" in said and "instance stage: 1 epochs" in said
+    assert "published 75.5 %" in said and "instance stage: 1 epoch of" in said
     assert "retrieval.map@1000" in json.loads((workspace / "retrieval.json").read_text())
     assert "ood.other.auroc.exact" in json.loads((workspace / "ood.json").read_text())
     small = (workspace / "runs/small/results.csv").read_text()

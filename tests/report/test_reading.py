@@ -126,6 +126,9 @@ def test_a_run_that_is_dense_or_still_in_its_dense_stage(run):
     log = [json.loads(line) | {"stage": "dense"} for line in (run / "log.jsonl").open()]
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     np.save(run / "codebook.npy", np.eye(6, 10, dtype=np.float32))  # not the class codes of the run
+    assert len(read_run(run).class_codes) == 6  # the instance stage is finished: it had no epochs
+    for name in ("results.csv", "checkpoints/instance.pth"):
+        (run / name).unlink()
     assert "the instance stage" in refused(read_run, run)
 
 

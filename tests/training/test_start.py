@@ -123,7 +123,7 @@ def test_what_cannot_make_a_codebook_is_refused(dense, tmp_path):
     assert "classifier has NaN or infinite values" in refused(broken)
     assert "keys missing" in refused({name: value for name, value in state.items() if "layer1" not in name})
     hidden = Network("resnet18", 6, 5, hidden=8)
-    assert "has a hidden layer (codes.hidden)" in refused(hidden.state_dict())
+    assert "a layer before the projection (codes.hidden, codes.head)" in refused(hidden.state_dict())
     with pytest.raises(UserError, match="name a network that has one as model.weights, or train one first"):
         read("--training.stages=both", "--codebook.epochs=1", "--codebook.lr=1", "--codes.init_codebook=itq")
 
