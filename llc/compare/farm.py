@@ -65,7 +65,8 @@ def plugin_words():
 def divided(slot, jobs):
     """({variable: value}, threads) of the training in slot `slot` of `jobs`: its cores and its GPU."""
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    # The trainer divides the cores by LOCAL_WORLD_SIZE, as if the other trainings were processes of its own.
+    # The trainer keeps to OMP_NUM_THREADS, and the loader divides the cores by LOCAL_WORLD_SIZE, as if the
+    # other trainings were processes of its own.
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "LOCAL_WORLD_SIZE": str(jobs),

@@ -15,7 +15,7 @@ from llc.progress import say
 from llc.recipe import ITQ
 from llc.runs import read_class_names
 from llc.stages import STAGES
-from llc.training.min_distance import enforce
+from llc.training import min_distance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _take_classifier(config, network, classifier, processes):
     codebook = processes.on_main(lambda: itq_codebook(weight, codes.num_bits, seed, codes.prefixes))
     network.codebook.data.copy_(codebook)
     if codes.head == "expected":
-        enforce(network, codes, processes)  # now, because the head holds the class codes
+        min_distance.enforce(network, codes, processes)  # now, because the head holds the class codes
         network.expect(weight, bias, codes.temperature)
     elif not codes.hidden:
         projection = projection_onto(codebook, weight) / float(network.logit_scale)

@@ -102,7 +102,9 @@ class Trainer:
 
     def _run_stage(self, stage):
         config, progress = self.config, self.progress
-        if stage.is_frozen(0) and not stage.dense and not self.state.within_stage:
+        # Where there is no room, a second time would move other codes than those in the head.
+        done = config.codes.head == "expected" and progress.stage == config.stage_from_classifier
+        if stage.is_frozen(0) and not stage.dense and not self.state.within_stage and not done:
             self._enforce_min_distance(self.network)
         num_resolutions = len(set(resolutions(stage, config.resolution)))
         engine = Engine(

@@ -182,28 +182,25 @@ def test_a_run_with_a_teacher_stopped_in_its_instance_stage_ends_as_if_it_had_no
         assert differences(end_of(tmp_path / f"run_{step}"), end_of(tmp_path / "whole")) == []
 
 
-@pytest.mark.parametrize("option", ["--instance.distillation=0.5", "--training.ema_decay=0.5"])
-def test_what_a_checkpoint_lacks_cannot_be_switched_on_in_the_middle_of_a_stage(
-    option, command, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "decay, option, was",
+    [
+        ("0", "--instance.distillation=0.5", "instance.distillation was 0"),
+        ("0", "--training.ema_decay=0.5", "training.ema_decay was 0"),
+        ("0.9", "--training.ema_decay=0", "training.ema_decay was above 0"),
+    ],
+)
+def test_teacher_and_moving_average_cannot_be_switched_in_the_middle_of_a_stage(
+    decay, option, was, command, tmp_path, monkeypatch
 ):
-    without = command(tmp_path / "run", "--training.ema_decay=0")
-    with monkeypatch.context() as patch:
-        stop_at(patch, STEPS * 2 + 1)
-        with pytest.raises(SystemExit):
-            train_llc.main(without)
-    with pytest.raises(UserError, match="was 0 when the checkpoint's stage began"):
-        train_llc.main([*without, option, "--resume_anyway=1"])
-    train_llc.main(without)
-
-
-def test_a_moving_average_cannot_be_switched_off_in_the_middle_of_a_stage(command, tmp_path, monkeypatch):
-    words = command(tmp_path / "run", "--training.ema_decay=0.9")
+    words = command(tmp_path / "run", f"--training.ema_decay={decay}")
     with monkeypatch.context() as patch:
         stop_at(patch, STEPS * 2 + 1)
         with pytest.raises(SystemExit):
             train_llc.main(words)
-    with pytest.raises(UserError, match="training.ema_decay was above 0 when the checkpoint's stage began"):
-        train_llc.main([*words, "--training.ema_decay=0", "--resume_anyway=1"])
+    with pytest.raises(UserError, match=f"{was} when the checkpoint's stage began"):
+        train_llc.main([*words, option, "--resume_anyway=1"])
+    train_llc.main(words)
 
 
 def test_two_sigints_at_once_are_one_ctrl_c(command, tmp_path, monkeypatch):
@@ -378,6 +375,7 @@ def test_codes_of_no_training_are_those_of_the_dense_network_stopped_and_resumed
     headlines = {metric for metric, row in rows.items() if row["headline"] == "1"}
     assert {f"instance/top1_{name}_flip" for name in ("mhd", "ed", "posterior")} < headlines
     dense, codes = llc.load(whole, checkpoint="dense").network, llc.load(whole).network
+    assert torch.equal(codes.projection.weight, 4 * codes.codebook.sign().T)  # not trained
     for name, value in dense.backbone.state_dict().items():
         assert torch.equal(value, codes.backbone.state_dict()[name])
     assert llc.load(whole, checkpoint="model_best").stage == "instance"
@@ -419,7 +417,8 @@ def test_a_dense_run_begins_with_the_dense_network_of_another(command, tmp_path)
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_a_frozen_codebook_is_moved_apart_once(command, tmp_path, monkeypatch):
+@pytest.mark.parametrize("head", ["linear", "expected"])
+def test_a_frozen_codebook_is_moved_apart_once(head, command, tmp_path, monkeypatch):
     """Where there is no room for the distance, a second call may move other codes, also in a resumed run."""
     calls = []
 
@@ -429,7 +428,7 @@ def test_a_frozen_codebook_is_moved_apart_once(command, tmp_path, monkeypatch):
             network.codebook.data.neg_()
 
     monkeypatch.setattr(min_distance, "enforce", moves_all)
-    options = (*DENSE, "--training.stages=dense,instance", "--codes.nested=3")
+    options = (*DENSE, "--training.stages=dense,instance", "--codes.nested=3", f"--codes.head={head}")
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_at(patch, 3 * STEPS)
